@@ -1,0 +1,27 @@
+"""AlexNet's operators, each as Triton kernels, as fast plain PyTorch, and as a plain definition.
+
+Knows torch and triton, and nothing of models, data or training. `kernels.using("native")` or the environment variable
+`FASTALEX_KERNELS` chooses an implementation; see `kernels.dispatch`.
+"""
+
+from kernels import philox
+from kernels.conv_relu import conv2d_relu
+from kernels.dispatch import using
+from kernels.dropout import bias_relu_dropout, dropout
+from kernels.lrn import local_response_norm, same_map_norm
+from kernels.lrn_max_pool import lrn_max_pool2d
+from kernels.max_pool import max_pool2d
+from kernels.sgd import sgd_update_
+
+__all__ = [
+    "bias_relu_dropout",
+    "conv2d_relu",
+    "dropout",
+    "local_response_norm",
+    "lrn_max_pool2d",
+    "max_pool2d",
+    "philox",
+    "same_map_norm",
+    "sgd_update_",
+    "using",
+]

@@ -1,0 +1,174 @@
+"""Checks of the arguments, shared by all implementations of an operator: they run before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(name: str, x: Tensor, rank: int, meaning: str) -> None:
+    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
+    if x.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimensions ({meaning}), not shape {tuple(x.shape)}")
+
+
+def check_int(name: str, value: int, least: int) -> None:
+    """`value` is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def check_number(name: str, value: float) -> None:
+    """`value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}: {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+
+
+def check_normalisation(size: int, alpha: float, beta: float, k: float) -> None:
+    """The denominator (k + alpha / n * sum of squares)^beta is positive for any input, and falls for none."""
+    check_int("size", size, 1)
+    check_number("alpha", alpha)
+    check_number("beta", beta)
+    check_number("k", k)
+    if alpha < 0:
+        raise ValueError(f"alpha must be at least 0, not {alpha}: the denominator could become negative")
+    if beta <= 0:
+        raise ValueError(f"beta must be above 0, not {beta}")
+    if k <= 0:
+        raise ValueError(f"k must be above 0, not {k}: the denominator of an input of zeros would not be positive")
+
+
+def check_groups(channels: int, groups: int) -> None:
+    """The channels divide into equal groups."""
+    check_int("groups", groups, 1)
+    if channels % groups != 0:
+        raise ValueError(f"groups must divide the {channels} channels of x, not {groups}")
+
+
+def check_vector(name: str, vector: Tensor, length: int, x: Tensor, meaning: str) -> None:
+    """`vector` is a floating-point vector of `length` values on x's device."""
+    check_tensor(name, vector, 1, meaning)
+    if vector.shape[0] != length:
+        raise ValueError(f"{name} must have {length} values ({meaning}), not {vector.shape[0]}")
+    check_same_device(name, vector, x)
+
+
+def check_same_device(name: str, other: Tensor, x: Tensor) -> None:
+    if other.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, not {other.device}")
+
+
+def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> None:
+    """The window and its padding fit the input, as `torch.nn.functional.max_pool2d` wants it."""
+    check_int("kernel_size", kernel_size, 1)
+    check_int("stride", stride, 1)
+    check_int("padding", padding, 0)
+    if padding > kernel_size // 2:
+        raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, not {padding}")
+    height, width = x.shape[2:]
+    for name, length in (("height", height), ("width", width)):
+        if pooled_length(length, kernel_size, stride, padding, ceil_mode) < 1:
+            raise ValueError(
+                f"x's {name} must be at least {kernel_size - 2 * padding} for kernel_size {kernel_size} and padding "
+                f"{padding}, not {length}"
+            )
+
+
+def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """How many windows fit along one side. In ceil mode a last window may overhang, but starts inside."""
+    reach = length + 2 * padding - kernel_size
+    if reach < 0 and not ceil_mode:
+        return 0
+    windows = (reach + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (windows - 1) * stride >= length + padding:
+        windows -= 1
+    return windows
+
+
+def check_probability(p: float) -> None:
+    """`p` is in [0, 1)."""
+    check_number("p", p)
+    if not 0 <= p < 1:
+        raise ValueError(f"p must be in [0, 1), not {p}")
+
+
+def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
+    """A seed or row as an int64 tensor of one element on x's device, without waiting for that device.
+
+    A tensor, because a compiled graph or a recorded CUDA graph would freeze a Python int.
+    """
+    if isinstance(value, Tensor):
+        if value.dtype != torch.int64:
+            raise TypeError(f"{name} must be an int or an int64 tensor, not a tensor of {value.dtype}")
+        if value.numel() != 1:
+            raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
+        if value.device != x.device and value.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU or on the device of x, {x.device}, not {value.device}")
+        return value.detach().reshape(()).to(x.device, non_blocking=True)
+    check_int(name, value, 0)
+    if value >= 1 << 63:
+        raise ValueError(f"{name} must be below 2^63, not {value}")
+    return torch.full((), value, dtype=torch.int64, device=x.device)
+
+
+def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Padding as (top, bottom, left, right), from one int, (height, width) or all four."""
+    sides = (padding,) if isinstance(padding, int) else tuple(padding)
+    if len(sides) not in (1, 2, 4):
+        raise ValueError(f"padding must be an int, (h, w) or (top, bottom, left, right), not {padding!r}")
+    for side in sides:
+        check_int("padding", side, 0)
+    if len(sides) == 1:
+        return (sides[0],) * 4
+    if len(sides) == 2:
+        return sides[0], sides[0], sides[1], sides[1]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def check_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: tuple[int, int, int, int], groups: int
+) -> None:
+    """Shapes, dtypes and devices agree, and at least one window fits."""
+    check_tensor("x", x, 4, "N x C x H x W")
+    check_tensor("weight", weight, 4, "K x C/groups x KH x KW")
+    check_int("stride", stride, 1)
+    check_groups(x.shape[1], groups)
+    check_same_device("weight", weight, x)
+    if weight.shape[1] != x.shape[1] // groups:
+        raise ValueError(
+            f"weight must have {x.shape[1] // groups} input channels for x {tuple(x.shape)} in {groups} groups, "
+            f"not shape {tuple(weight.shape)}"
+        )
+    if weight.shape[0] % groups != 0:
+        raise ValueError(f"groups must divide the {weight.shape[0]} filters of weight, not {groups}")
+    # Autocast brings all of them to one dtype itself.
+    mixed_allowed = torch.is_autocast_enabled(x.device.type)
+    if weight.dtype != x.dtype and not mixed_allowed:
+        raise TypeError(f"weight must have the dtype of x, {x.dtype}, not {weight.dtype}")
+    if bias is not None:
+        check_vector("bias", bias, weight.shape[0], x, "one per filter")
+        if bias.dtype != x.dtype and not mixed_allowed:
+            raise TypeError(f"bias must have the dtype of x, {x.dtype}, not {bias.dtype}")
+    top, bottom, left, right = sides
+    for name, length, extent in (
+        ("height", x.shape[2] + top + bottom, weight.shape[2]),
+        ("width", x.shape[3] + left + right, weight.shape[3]),
+    ):
+        if extent < 1 or length < extent:
+            raise ValueError(
+                f"x's padded {name} must be at least the kernel's, {extent}, not {length} (x {tuple(x.shape)}, weight "
+                f"{tuple(weight.shape)}, padding {sides})"
+            )

@@ -1,0 +1,55 @@
+"""Which implementation runs an operator.
+
+- `triton`: the kernels in this package. The default for CUDA tensors.
+- `native`: plain PyTorch, arranged to be fast. The default for all other tensors.
+- `reference`: the plainest PyTorch, the definition that the tests compare with.
+
+The environment variable `FASTALEX_KERNELS` chooses one for the whole process, `using` for a block of code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+IMPLEMENTATIONS = ("triton", "native", "reference")
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"{origin} must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
+    return name
+
+
+# A module global and not a context variable: torch.compile guards on it, and autograd's threads see it.
+_from_environment = os.environ.get("FASTALEX_KERNELS")
+_chosen: str | None = _checked(_from_environment, "FASTALEX_KERNELS") if _from_environment else None
+
+
+@contextmanager
+def using(implementation: str) -> Iterator[None]:
+    """Run the operators called in this block with one implementation, in every thread of the process.
+
+    Args:
+        implementation: "triton", "native" or "reference".
+
+    Raises:
+        ValueError: for any other name.
+    """
+    global _chosen
+    before = _chosen
+    _chosen = _checked(implementation, "implementation")
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def implementation_for(x: Tensor) -> str:
+    """The implementation that an operator called with `x` takes now."""
+    if _chosen is not None:
+        return _chosen
+    return "triton" if x.is_cuda else "native"

@@ -1,0 +1,396 @@
+"""The operators in PyTorch, arranged to be fast on a CPU and to keep little for backward. No compiler is needed.
+
+Normalisation written with whole-tensor operations moves the tensor through memory once per operation. Here each step
+works on a block that stays in the cores' second-level cache, and the windows are summed without copies: the squares lie
+in rows with a margin, so that a window sum is a few additions of one flat array to itself, shifted.
+
+Arguments are as in the public functions of the same names, which check them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels import reference
+from kernels.philox import keep_mask
+
+# 128 KiB of fp32 per core and buffer: a handful of buffers fit a second-level cache, and one is the least that PyTorch
+# shares out among threads.
+_BLOCK_PER_THREAD = 32768
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels lie next to each other; where both layouts fit, the answer is no."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def dense(x: Tensor, *, channels_last: bool) -> Tensor:
+    """`x` without gaps in the layout asked for: itself, where it is so already."""
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def empty_dense(x: Tensor, *, channels_last: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+# ------------------------------------------------------------------------------------------------- normalisation
+
+
+def _blocks(x: Tensor, over: str, groups: int, *, channels_last: bool) -> Tensor:
+    """View of dense `x` as rows x d1 x d2 x inner, the windows running over d1 and d2 only."""
+    batch, channels, height, width = x.shape
+    if channels_last:
+        x = x.permute(0, 2, 3, 1)
+    if over == "map":
+        return x if channels_last else x.reshape(batch * channels, height, width, 1)
+    if channels_last:
+        return x.reshape(batch * height * width * groups, channels // groups, 1, 1)
+    return x.reshape(batch * groups, channels // groups, 1, height * width)
+
+
+def _shifted_sums(flat: Tensor, size: int, step: int) -> Tensor:
+    """The sums `flat[i] + flat[i + step] + ... + flat[i + (size - 1) * step]`, in about log2(size) additions."""
+    total, covered = None, 0
+    power, width = flat, 1
+    while True:
+        if size & width:
+            if total is None:
+                total = power
+            else:
+                length = flat.numel() - (covered + width - 1) * step
+                total = total[:length] + power[covered * step :][:length]
+            covered += width
+        if covered == size:
+            assert total is not None
+            return total
+        power = power[: power.numel() - width * step] + power[width * step :]
+        width *= 2
+
+
+class _Windows:
+    """Window sums over blocks of rows x d1 x d2 x inner, summed in rows with margins."""
+
+    def __init__(self, blocks: Tensor, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+        rows, d1, d2, inner = blocks.shape
+        self.sizes = sizes
+        self.dtype = dtype
+        self.device = blocks.device
+        self.padded = (d1 + sizes[0] - 1, d2 + sizes[1] - 1, inner)
+        self.steps = ((d2 + sizes[1] - 1) * inner, inner)
+        per_row = max(1, d1 * d2 * inner)
+        self.rows = min(max(1, _BLOCK_PER_THREAD * torch.get_num_threads() // per_row), max(rows, 1))
+
+    def room(self, margin: float) -> Tensor:
+        """A buffer of rows with margins, filled with what a margin holds."""
+        return torch.full((self.rows, *self.padded), margin, dtype=self.dtype, device=self.device)
+
+    def inside(self, room: Tensor, like: Tensor, *, mirrored: bool) -> Tensor:
+        """The part of a buffer within the margins. A mirrored window has its longer half on the other side."""
+        first = [(size - 1) // 2 if mirrored else size // 2 for size in self.sizes]
+        rows, d1, d2, _ = like.shape
+        return room[:rows, first[0] : first[0] + d1, first[1] : first[1] + d2]
+
+    def sums(self, room: Tensor, rows: int) -> Tensor:
+        """The flat sums of all windows of the first `rows` rows; what lies past a row's last window means nothing."""
+        flat = room[:rows].view(-1)
+        for size, step in zip(self.sizes, self.steps, strict=True):
+            if size > 1:
+                flat = _shifted_sums(flat, size, step)
+        return flat
+
+    def rows_of(self, flat: Tensor, like: Tensor) -> Tensor:
+        """View of flat sums (or of what was computed from them) as rows x d1 x d2 x inner."""
+        p1, p2, inner = self.padded
+        return flat.as_strided(like.shape, (p1 * p2 * inner, p2 * inner, inner, 1))
+
+
+def _power(scale: Tensor, beta: float) -> Tensor:
+    """`scale ** -beta`; the exponents in use need no logarithm."""
+    if beta == 0.75:
+        root = scale.rsqrt()
+        return root.sqrt().mul_(root)
+    if beta == 0.5:
+        return scale.rsqrt()
+    if beta == 1.0:
+        return scale.reciprocal()
+    return scale.pow(-beta)
+
+
+def _sizes(over: str, size: int) -> tuple[int, int]:
+    return (size, 1) if over == "channels" else (size, size)
+
+
+def _work_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("fastalex::native_norm_forward", mutates_args=())
+def _norm_forward(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    channels_last = is_channels_last(x)
+    x = dense(x, channels_last=channels_last)
+    y = empty_dense(x, channels_last=channels_last)
+    _normalise(x, y, over, size, alpha, beta, k, groups)
+    return y
+
+
+@_norm_forward.register_fake
+def _(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    return empty_dense(x, channels_last=is_channels_last(x))
+
+
+def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> None:
+    """Write the normalised `x` to `y`, both dense and of one layout."""
+    if x.numel() == 0:
+        return
+    channels_last = is_channels_last(x)
+    source = _blocks(x, over, groups, channels_last=channels_last)
+    result = _blocks(y, over, groups, channels_last=channels_last)
+    windows = _Windows(source, _sizes(over, size), _work_dtype(x))
+    count = windows.sizes[0] * windows.sizes[1]
+    share = torch.tensor(k / count, dtype=windows.dtype, device=x.device)
+    room = windows.room(k / count)
+    for start in range(0, source.shape[0], windows.rows):
+        block = source[start : start + windows.rows].to(windows.dtype)
+        # Every element, margins too, carries its share of k, so that the sums are the scale itself.
+        torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
+        power = _power(windows.sums(room, block.shape[0]), beta)
+        _write(result[start : start + windows.rows], torch.mul, block, windows.rows_of(power, block))
+
+
+@torch.library.custom_op("fastalex::native_norm_backward", mutates_args=())
+def _norm_backward(
+    grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int
+) -> Tensor:
+    channels_last = is_channels_last(x)
+    x, grad = dense(x, channels_last=channels_last), dense(grad, channels_last=channels_last)
+    grad_x = empty_dense(x, channels_last=channels_last)
+    _normalise_backward(grad, x, grad_x, over, size, alpha, beta, k, groups)
+    return grad_x
+
+
+@_norm_backward.register_fake
+def _(grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    return empty_dense(x, channels_last=is_channels_last(x))
+
+
+def _normalise_backward(
+    grad: Tensor, x: Tensor, grad_x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int
+) -> None:
+    """grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1))."""
+    if x.numel() == 0:
+        return
+    channels_last = is_channels_last(x)
+    upstream = _blocks(grad, over, groups, channels_last=channels_last)
+    source = _blocks(x, over, groups, channels_last=channels_last)
+    result = _blocks(grad_x, over, groups, channels_last=channels_last)
+    windows = _Windows(source, _sizes(over, size), _work_dtype(x))
+    count = windows.sizes[0] * windows.sizes[1]
+    share = torch.tensor(k / count, dtype=windows.dtype, device=x.device)
+    room, mirror = windows.room(k / count), windows.room(0.0)
+    for start in range(0, source.shape[0], windows.rows):
+        block = source[start : start + windows.rows].to(windows.dtype)
+        torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
+        scale = windows.sums(room, block.shape[0])
+        direct = windows.rows_of(_power(scale, beta), block) * upstream[start : start + windows.rows]
+        spread = torch.div(direct, windows.rows_of(scale, block)).mul_(block)
+        windows.inside(mirror, block, mirrored=True).copy_(spread)
+        sums = windows.rows_of(windows.sums(mirror, block.shape[0]), block)
+        _write(
+            result[start : start + windows.rows], torch.addcmul, direct, block, sums, value=-2 * alpha * beta / count
+        )
+
+
+def _write(place: Tensor, operation, *operands, **options) -> None:
+    """`place = operation(...)`, rounded to place's dtype."""
+    if place.dtype == operands[0].dtype:
+        operation(*operands, out=place, **options)
+    else:
+        place.copy_(operation(*operands, **options))
+
+
+class _WindowNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, over, size, alpha, beta, k, groups):
+        ctx.save_for_backward(x)
+        ctx.options = (over, size, alpha, beta, k, groups)
+        return _norm_forward(x, over, size, alpha, beta, k, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _norm_backward(grad, x, *ctx.options), None, None, None, None, None, None
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
+    return _WindowNorm.apply(x, "channels", size, alpha, beta, k, groups)
+
+
+def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    return _WindowNorm.apply(x, "map", size, alpha, beta, k, 1)
+
+
+# ------------------------------------------------------------------------------------------------------- pooling
+
+
+def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_mode: bool) -> Tensor:
+    return F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+
+
+def lrn_max_pool2d(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    bias: Tensor | None,
+    relu: str | None,
+) -> Tensor:
+    y = x if bias is None else x + bias.to(x.dtype).view(-1, 1, 1)
+    if relu == "before":
+        y = y.relu()
+    y = local_response_norm(y, size, alpha, beta, k, groups=groups)
+    y = F.max_pool2d(y, kernel_size, stride)
+    return y.relu() if relu == "after" else y
+
+
+# --------------------------------------------------------------------------------------------------- convolution
+
+
+def conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    sides: tuple[int, int, int, int],
+    groups: int,
+    *,
+    relu: bool,
+) -> Tensor:
+    top, bottom, left, right = sides
+    if top == bottom and left == right:
+        y = F.conv2d(x, weight, bias, stride, (top, left), 1, groups)
+    else:
+        y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, 1, groups)
+    return y.relu_() if relu else y
+
+
+# ------------------------------------------------------------------------------------------------------- dropout
+
+
+class _Dropout(torch.autograd.Function):
+    """Saves the seed and the row number; backward makes the mask again."""
+
+    @staticmethod
+    def forward(ctx, x, seed, first_row, p, scale):
+        ctx.save_for_backward(seed, first_row)
+        ctx.options = (p, scale)
+        return _masked(x, seed, first_row, p, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _masked(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+def _masked(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
+    return x * (keep_mask(seed, first_row, x.shape[0], x.shape[1], p).to(x.dtype) * scale)
+
+
+def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool) -> Tensor:
+    if not training:
+        return x if inverted else x * (1 - p)
+    if p == 0:
+        return x
+    return _Dropout.apply(x, seed, first_row, p, 1 / (1 - p) if inverted else 1.0)
+
+
+def bias_relu_dropout(
+    x: Tensor, bias: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool
+) -> Tensor:
+    y = (x + bias.to(x.dtype)).relu_()
+    return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
+
+
+# ---------------------------------------------------------------------------------------------------- SGD update
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _without_gaps(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def sgd_update_(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    *,
+    learning_rates: Sequence[float] | Tensor,
+    weight_decays: Sequence[float] | Tensor,
+    momentum: float,
+    copies: Sequence[Tensor] | None,
+) -> None:
+    rates, decays = _host_numbers(learning_rates), _host_numbers(weight_decays)
+    simple = torch.compiler.is_compiling() or rates is None or decays is None
+    for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
+        copy = None if copies is None else copies[index]
+        tensors = [weight, gradient, velocity] + ([] if copy is None else [copy])
+        same_layout = all(_without_gaps(t) and t.stride() == weight.stride() for t in tensors)
+        if simple or not same_layout or weight.dtype not in (torch.float32, torch.float64):
+            reference.sgd_update_(
+                [weight],
+                [gradient],
+                [velocity],
+                learning_rates=learning_rates[index : index + 1],
+                weight_decays=weight_decays[index : index + 1],
+                momentum=momentum,
+                copies=None if copy is None else [copy],
+            )
+            continue
+        assert rates is not None
+        assert decays is not None
+        _update_in_cache(*(_flat(t) for t in tensors), rate=rates[index], decay=decays[index], momentum=momentum)
+
+
+def _host_numbers(values: Sequence[float] | Tensor) -> list[float] | None:
+    """The values as floats, or None where reading them would wait for a device."""
+    if not isinstance(values, Tensor):
+        return list(values)
+    return values.tolist() if values.device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+
+def _update_in_cache(
+    weight: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
+    copy: Tensor | None = None,
+    *,
+    rate: float,
+    decay: float,
+    momentum: float,
+) -> None:
+    """The update of flat tensors, block by block, so that each value passes through memory once."""
+    block = _BLOCK_PER_THREAD * torch.get_num_threads()
+    for start in range(0, weight.numel(), block):
+        w, v = weight[start : start + block], velocity[start : start + block]
+        if rate != 0:
+            v.mul_(momentum)
+            if decay != 0:
+                v.add_(w, alpha=-decay * rate)
+            v.add_(gradient[start : start + block].to(w.dtype), alpha=-rate)
+            w.add_(v)
+        if copy is not None:
+            copy[start : start + block].copy_(w)

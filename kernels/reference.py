@@ -1,0 +1,127 @@
+"""The operators in the plainest PyTorch: the definition that every other implementation is compared with.
+
+Nothing here is fast. Half precision is computed in fp32 and rounded once at the end. Arguments are as in the public
+functions of the same names, which check them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.philox import keep_mask
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
+    wide = _wide(x)
+    towers = wide.unflatten(1, (groups, -1))
+    squares = F.pad(towers * towers, (0, 0, 0, 0, size // 2, (size - 1) // 2))
+    sums = squares.unfold(2, size, 1).sum(-1).flatten(1, 2)
+    return _like(x, wide / (k + alpha / size * sums) ** beta)
+
+
+def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    wide = _wide(x)
+    before, after = size // 2, (size - 1) // 2
+    squares = F.pad(wide * wide, (before, after, before, after))
+    sums = squares.unfold(2, size, 1).unfold(3, size, 1).sum((-2, -1))
+    return _like(x, wide / (k + alpha / size**2 * sums) ** beta)
+
+
+def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_mode: bool) -> Tensor:
+    return _like(x, F.max_pool2d(_wide(x), kernel_size, stride, padding, ceil_mode=ceil_mode))
+
+
+def lrn_max_pool2d(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    bias: Tensor | None,
+    relu: str | None,
+) -> Tensor:
+    y = _wide(x)
+    if bias is not None:
+        y = y + bias.to(y.dtype).view(-1, 1, 1)
+    if relu == "before":
+        y = y.relu()
+    y = local_response_norm(y, size, alpha, beta, k, groups=groups)
+    y = max_pool2d(y, kernel_size, stride, 0, ceil_mode=False)
+    if relu == "after":
+        y = y.relu()
+    return _like(x, y)
+
+
+def conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    sides: tuple[int, int, int, int],
+    groups: int,
+    *,
+    relu: bool,
+) -> Tensor:
+    top, bottom, left, right = sides
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, 1, groups)
+    return y.relu() if relu else y
+
+
+def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool) -> Tensor:
+    wide = _wide(x)
+    if training:
+        wide = wide * keep_mask(seed, first_row, x.shape[0], x.shape[1], p)
+        return (wide / (1 - p) if inverted else wide).to(x.dtype)
+    return (wide if inverted else wide * (1 - p)).to(x.dtype)
+
+
+def bias_relu_dropout(
+    x: Tensor, bias: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool
+) -> Tensor:
+    wide = _wide(x)
+    y = (wide + bias.to(wide.dtype)).relu()
+    return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted).to(x.dtype)
+
+
+@torch.no_grad()
+def sgd_update_(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    *,
+    learning_rates: Sequence[float] | Tensor,
+    weight_decays: Sequence[float] | Tensor,
+    momentum: float,
+    copies: Sequence[Tensor] | None,
+) -> None:
+    for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
+        lr, decay = learning_rates[index], weight_decays[index]
+        w, g, v = _wide(weight), gradient.to(_wide(weight).dtype), _wide(velocity)
+        new_v = momentum * v - decay * lr * w - lr * g
+        new_w = w + new_v
+        if isinstance(lr, Tensor):
+            new_v, new_w = torch.where(lr == 0, v, new_v), torch.where(lr == 0, w, new_w)
+        elif lr == 0:
+            new_v, new_w = v, w
+        velocity.copy_(new_v)
+        weight.copy_(new_w)
+        if copies is not None:
+            copies[index].copy_(new_w)
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """`y` in x's dtype and memory format."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
