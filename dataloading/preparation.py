@@ -1,0 +1,444 @@
+"""From a source to a prepared data set: every image decoded once, checked, brought to size and written to shards.
+
+The source's images are listed first (the plan) and divided into shards of equal count; each shard is then a function of
+its part of the plan alone. Worker processes make the shards, in any order; the bytes are the same for any number of
+them.
+
+All work happens in ``DEST.preparing`` beside DEST, which takes DEST's name when everything is done. A preparation that
+was interrupted, even by ``kill -9``, goes on from its finished shards when the same command is given again.
+"""
+
+import csv
+import ctypes
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloading import shards
+from dataloading.errors import DatasetError
+from dataloading.images import Rejected, Treatment, treat
+from dataloading.progress import ProgressReport
+from dataloading.shards import Dataset, ShardWriter, write_atomically
+from dataloading.sources import Entry, Source, open_source
+from dataloading.statistics import PixelSums
+
+SHARD_IMAGES = 1024
+_PLAN = "plan.json"
+_SUMS = "sums.npz"
+_DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make: number `shard` of `split`, from the plan's lines `entries`."""
+
+    folder: Path
+    split: str
+    shard: int
+    first: int
+    entries: list[Entry]
+    treatment: Treatment
+
+    @property
+    def result(self) -> Path:
+        """The file that says that the shard is finished, and what is in it."""
+        return self.folder / f"{self.split}-{self.shard:06d}.json"
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    size: int = 256,
+    quality: int = 95,
+    workers: int | None = None,
+    progress: bool = True,
+    keep_aspect: bool = False,
+    shard_images: int = SHARD_IMAGES,
+    max_pixels: int = Treatment.max_pixels,
+) -> Dataset:
+    """Prepare `source` into the folder `dest` and open the result.
+
+    Call it under ``if __name__ == "__main__":`` in scripts: the worker processes are started by ``spawn``.
+
+    Args:
+        source: path of class folders, or "digits" for the bundled handwritten digits.
+        dest: folder to make; it must not exist, or be empty.
+        size: length of the shorter side in pixels after resizing.
+        quality: JPEG quality, 1 to 95.
+        workers: processes; None takes one per usable processor, 1 works in this process.
+        progress: report progress on stderr.
+        keep_aspect: store whole images instead of their centre squares.
+        shard_images: source images per shard.
+        max_pixels: images with more pixels are left out.
+
+    Raises:
+        DatasetError: source or destination cannot be used; the message says why.
+    """
+    treatment = Treatment(size, quality, keep_aspect, max_pixels)
+    _check_options(treatment, shard_images, workers)
+    dest = Path(dest)
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DatasetError(f"{dest} exists already; remove it or choose another destination")
+    with _workplace(dest) as folder:
+        opened = open_source(source, folder)
+        total = _write_plan(opened, folder, treatment, shard_images)
+        processes = workers or len(os.sched_getaffinity(0))
+        _make_shards(opened, folder, treatment, shard_images, total, processes, progress)
+        _finish(opened, folder, treatment)
+        if dest.exists():
+            dest.rmdir()
+        folder.rename(dest)
+    return Dataset(dest)
+
+
+def _check_options(treatment: Treatment, shard_images: int, workers: int | None) -> None:
+    for name, value, low, high in (
+        ("size", treatment.size, 16, 4096),
+        ("quality", treatment.quality, 1, 95),
+        ("shard_images", shard_images, 1, 100_000),
+        ("workers", 1 if workers is None else workers, 1, 1024),
+        ("max_pixels", treatment.max_pixels, 1, 2 * 89_478_485),
+    ):
+        if not low <= value <= high:
+            raise DatasetError(f"{name} is {value}; it must be {low} to {high}")
+
+
+@contextmanager
+def _workplace(dest: Path) -> Iterator[Path]:
+    """Make ``DEST.preparing``, and keep every other process out of it for as long as this one lives."""
+    folder = dest.with_name(dest.name + ".preparing")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    except BlockingIOError:
+        raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise DatasetError(
+            f"cannot write {error.filename or folder}: {error.strerror}; when that is remedied, the same command goes "
+            f"on "
+            f"from the finished shards in {folder}"
+        ) from None
+    finally:
+        os.close(lock)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _plan_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}-plan.jsonl"
+
+
+def _write_plan(source: Source, folder: Path, treatment: Treatment, shard_images: int) -> dict[str, int]:
+    """List the source's images, one line of JSON per shard, and return their number per split.
+
+    When there is a plan of an interrupted preparation, it must be this one.
+    """
+    total, digest = {}, hashlib.sha256()
+    for split in source.splits:
+        total[split] = 0
+        part = _plan_path(folder, split).with_suffix(".part")
+        with part.open("wb") as file:
+            for group in _groups(source.entries(split), shard_images):
+                line = json.dumps(group).encode() + b"\n"
+                digest.update(line)
+                file.write(line)
+                total[split] += len(group)
+        part.replace(_plan_path(folder, split))
+    plan = {
+        "entries": digest.hexdigest(),
+        "classes": hashlib.sha256("\n".join(source.classes).encode()).hexdigest(),
+        "shard_images": shard_images,
+        "treatment": dataclasses.asdict(treatment),
+    }
+    path = folder / _PLAN
+    if path.exists() and json.loads(path.read_bytes()) != plan:
+        raise DatasetError(
+            f"{folder} holds an interrupted preparation from another source or with other options; remove it to start "
+            f"anew, "
+            f"or repeat the command that began it"
+        )
+    write_atomically(path, json.dumps(plan).encode())
+    return total
+
+
+def _groups(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
+    while group := list(itertools.islice(entries, size)):
+        yield group
+
+
+def _tasks(source: Source, folder: Path, treatment: Treatment, shard_images: int) -> Iterator[Task]:
+    for split in source.splits:
+        with _plan_path(folder, split).open("rb") as file:
+            for shard, line in enumerate(file):
+                entries = [Entry(*entry) for entry in json.loads(line)]
+                yield Task(folder, split, shard, shard * shard_images, entries, treatment)
+
+
+# --- one shard --------------------------------------------------------------------------------------------------------
+
+
+def make_shard(task: Task, counter: Any = None) -> PixelSums:
+    """Make one shard and the record beside it; return the sums of its images (none unless it is a training shard).
+
+    Runs in a worker process. `counter`, shared by all workers, counts the images done.
+    """
+    sums, rejected = PixelSums(task.treatment.size), []
+    with ShardWriter(task.folder / shards.shard_name(task.split, task.shard), task.shard) as writer:
+        for number, entry in enumerate(task.entries, task.first):
+            try:
+                treated = treat(read_entry(entry, task.treatment.max_bytes), task.treatment)
+            except Rejected as reason:
+                rejected.append([task.split, entry.name, str(reason)])
+            else:
+                key = sample_key(number, entry.name)
+                writer.add(key, treated.jpeg, entry.label, height=treated.height, width=treated.width)
+                if task.split == "train":
+                    sums.add_image(treated.square)
+            if counter is not None:
+                with counter.get_lock():
+                    counter.value += 1
+        file = writer.finish()
+    record = {"shard": file._asdict(), "rows": writer.rows, "rejected": rejected}
+    write_atomically(task.result, json.dumps(record).encode())
+    return sums
+
+
+def read_entry(entry: Entry, limit: int) -> bytes:
+    """Return the bytes of an image of the source; raise `Rejected` where they cannot be read."""
+    try:
+        with open(entry.path, "rb") as file:
+            length = entry.length if entry.length >= 0 else os.fstat(file.fileno()).st_size
+            if length > limit:
+                raise Rejected(f"too large: {length:,} bytes, more than {limit:,}")
+            file.seek(entry.offset)
+            data = file.read(length)
+    except OSError as error:
+        raise Rejected(f"cannot be read: {error.strerror}") from None
+    if len(data) < length:
+        raise Rejected(f"cut off: {len(data):,} of {length:,} bytes are there")
+    return data
+
+
+def sample_key(number: int, name: str) -> str:
+    """Return the key of a sample in its shard: its place in the source, then its name in letters safe in any tar."""
+    stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return f"{number:09d}-{re.sub('[^A-Za-z0-9_-]', '_', stem)[-60:]}"
+
+
+# --- all shards -------------------------------------------------------------------------------------------------------
+
+
+def _make_shards(
+    source: Source,
+    folder: Path,
+    treatment: Treatment,
+    shard_images: int,
+    total: dict[str, int],
+    processes: int,
+    progress: bool,
+) -> None:
+    """Make the shards that are not there yet, and add up the training images as they come in."""
+    sums, added = _load_sums(folder, treatment.size)
+    todo, done = [], 0
+    for task in _tasks(source, folder, treatment, shard_images):
+        finished = task.result.exists() and (task.split != "train" or task.shard in added)
+        if finished:
+            done += len(task.entries)
+        else:
+            todo.append((task.split, task.shard))
+    wanted = set(todo)
+    tasks = (t for t in _tasks(source, folder, treatment, shard_images) if (t.split, t.shard) in wanted)
+    with ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report:
+        for task, made in _results(tasks, min(processes, len(todo)), report):
+            if task.split == "train":
+                sums.add(made)
+                added.add(task.shard)
+                _save_sums(folder, sums, added)
+
+
+def _results(tasks: Iterator[Task], processes: int, report: ProgressReport) -> Iterator[tuple[Task, PixelSums]]:
+    """Make shards in `processes` processes (in this one if that is 1), only ever asking for a few in advance."""
+    if processes <= 1:
+        for task in tasks:
+            yield task, make_shard(task)
+            report.update(report.done + len(task.entries))
+        return
+    before, context = report.done, multiprocessing.get_context("spawn")
+    counter, strangers = context.Value("q", 0), set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (counter, os.getpid()))
+    try:
+        running: dict[Future[PixelSums], Task] = {}
+        while True:
+            for task in itertools.islice(tasks, 2 * processes - len(running)):
+                running[pool.submit(_make_shard_in_worker, task)] = task
+            if not running:
+                break
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            report.update(before + counter.value)
+            for future in finished:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise DatasetError(
+            "a worker process ended before its work was done (killed, or out of memory?); the same command goes on "
+            "from the "
+            "finished shards; --workers sets how many processes there are"
+        ) from None
+    finally:
+        # On errors and Ctrl-C there is no use in waiting for the shards in work: they are begun anew next time.
+        if sys.exc_info()[0] is not None:
+            for process in set(multiprocessing.active_children()) - strangers:
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+_counter: Any = None
+
+
+def _start_worker(counter: Any, parent: int) -> None:
+    """Set up a worker: Ctrl-C is the parent's business, and the parent's death is the worker's, too."""
+    global _counter
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _make_shard_in_worker(task: Task) -> PixelSums:
+    return make_shard(task, _counter)
+
+
+def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
+    """Return the sums of the training shards that are finished, and which those are."""
+    sums, path = PixelSums(size), folder / _SUMS
+    if not path.exists():
+        return sums, set()
+    with np.load(path) as saved:
+        sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
+        return sums, set(saved["shards"].tolist())
+
+
+def _save_sums(folder: Path, sums: PixelSums, added: set[int]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, count=sums.count, pixels=sums.pixels, products=sums.products, shards=np.array(sorted(added)))
+    write_atomically(folder / _SUMS, buffer.getvalue())
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
+    """Write index, statistics, rejected.csv and, last, dataset.json; remove what only the preparation needed."""
+    sums, _ = _load_sums(folder, treatment.size)
+    if not sums.count:
+        raise DatasetError(
+            f"none of the training images of {source.name} could be used; see {_write_rejected(source, folder)[0]}"
+        )
+    splits = {split: _write_index(folder, split) for split in source.splits}
+    _, rejected = _write_rejected(source, folder)
+    mean = io.BytesIO()
+    np.save(mean, sums.mean_image(), allow_pickle=False)
+    write_atomically(folder / shards.MEAN_IMAGE, mean.getvalue())
+    deviations, axes = sums.color_axes()
+    description = {
+        "format": shards.FORMAT,
+        "version": shards.VERSION,
+        "name": source.name,
+        "size": treatment.size,
+        "classes": source.classes,
+        "color_deviations": deviations.tolist(),
+        "color_vectors": axes.tolist(),
+        "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),
+        "splits": splits,
+        "made": {**source.made(), **_options(treatment), "rejected": rejected},
+    }
+    identity = json.dumps([source.classes, description["mean_image_sha256"], splits], sort_keys=True)
+    description["fingerprint"] = hashlib.sha256(identity.encode()).hexdigest()
+    write_atomically(folder / shards.DESCRIPTION, json.dumps(description, indent=1).encode())
+    _clear(folder)
+
+
+def _options(treatment: Treatment) -> dict[str, Any]:
+    from PIL import __version__ as pillow
+
+    options = dataclasses.asdict(treatment)
+    return {
+        **options,
+        "resampling": "box when shrinking, bicubic when enlarging",
+        "exif_orientation": "ignored",
+        "pillow": pillow,
+    }
+
+
+def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    shard = 0
+    while (path := folder / f"{split}-{shard:06d}.json").exists():
+        yield json.loads(path.read_bytes())
+        shard += 1
+
+
+def _write_index(folder: Path, split: str) -> dict[str, Any]:
+    """Lay the shards' records end to end in the split's index; return what `dataset.json` says of the split."""
+    files = [record["shard"] for record in _records(folder, split)]
+    count, start, path = sum(file["samples"] for file in files), 0, folder / shards.index_name(split)
+    index = np.lib.format.open_memmap(path, mode="w+", dtype=shards.INDEX_DTYPE, shape=(count,)) if count else None
+    if index is None:
+        np.save(path, np.empty(0, dtype=shards.INDEX_DTYPE), allow_pickle=False)
+    else:
+        for record in _records(folder, split):
+            rows = np.array([tuple(row) for row in record["rows"]], dtype=shards.INDEX_DTYPE)
+            index[start : start + len(rows)] = rows
+            start += len(rows)
+        index.flush()
+    return {"count": count, "index_sha256": shards.file_sha256(path), "shards": files}
+
+
+def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
+    """Write `rejected.csv`; return its path and how many images it names."""
+    path, count = folder / shards.REJECTED, 0
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["split", "file", "reason"])
+        for split in source.splits:
+            for record in _records(folder, split):
+                table.writerows(record["rejected"])
+                count += len(record["rejected"])
+    return path, count
+
+
+def _clear(folder: Path) -> None:
+    kept = {shards.DESCRIPTION, shards.MEAN_IMAGE, shards.REJECTED}
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in kept and path.suffix != ".tar" and not path.name.endswith("-index.npy"):
+            path.unlink()

@@ -1,0 +1,62 @@
+"""Prepare a data set for training: ``python -m dataloading.prepare SOURCE DEST``."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from dataloading.errors import DatasetError
+from dataloading.preparation import SHARD_IMAGES, prepare
+
+
+def main(
+    source: Annotated[str, tyro.conf.Positional],
+    dest: Annotated[str, tyro.conf.Positional],
+    size: int = 256,
+    quality: int = 95,
+    keep_aspect: bool = False,
+    workers: int | None = None,
+    shard_images: int = SHARD_IMAGES,
+    max_pixels: int = 89_000_000,
+    progress: bool = True,
+) -> None:
+    """Decode every image once, check it, bring it to size, and write shards that training reads.
+
+    Files that do not decode are left out and named, with the reason, in DEST/rejected.csv. An interrupted preparation
+    goes on from its finished shards when the same command is given again.
+
+    Args:
+        source: A folder with train/<class>/*.jpg and val/<class>/*.jpg, or the word "digits".
+        dest: The folder to make.
+        size: Length of the shorter side after resizing, in pixels.
+        quality: JPEG quality, 1 to 95.
+        keep_aspect: Store whole images instead of their centre squares.
+        workers: Processes. Default: one per processor.
+        shard_images: Source images per shard.
+        max_pixels: Leave out images with more pixels.
+        progress: Report progress.
+    """
+    dataset = prepare(
+        source,
+        dest,
+        size=size,
+        quality=quality,
+        keep_aspect=keep_aspect,
+        workers=workers,
+        shard_images=shard_images,
+        max_pixels=max_pixels,
+        progress=progress,
+    )
+    counts = ", ".join(f"{dataset.count(split):,} {split}" for split in dataset.splits)
+    print(f"{dest}: {len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m dataloading.prepare")
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the finished shards", file=sys.stderr)
+        sys.exit(130)
