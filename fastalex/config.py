@@ -1,0 +1,70 @@
+"""What a run is: everything resolved, as it stands in the run folder's ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastalex.checkpoint import Description
+from fastalex.errors import ConfigurationError
+from fastalex.model import Precision
+from fastalex.pipeline import ScheduleName
+from fastalex.recipe import Change, Plateau, Recipe
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run.
+
+    Args:
+        data: the prepared data set's folder.
+        network: which network.
+        recipe: how it is trained, with what the command line overrode.
+        devices: one per stage, as :func:`fastalex.launch.parse_devices` reads them.
+        micro_batches: in how many parts each batch passes through.
+        schedule: in which order they do.
+        precision: ``fp32`` or ``bf16``.
+        seed: of weights, order, augmentation and dropout.
+        output: the run folder.
+    """
+
+    data: str
+    network: Description
+    recipe: Recipe
+    devices: str
+    micro_batches: int
+    schedule: ScheduleName
+    precision: Precision
+    seed: int
+    output: str
+
+    def save(self) -> None:
+        """Write ``config.json`` into the run folder."""
+        path = Path(self.output) / "config.json"
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run: Path) -> RunConfig:
+        """Read ``config.json`` of a run folder, which may have moved.
+
+        Raises:
+            ConfigurationError: no run folder, or a ``config.json`` that this version does not understand.
+        """
+        path = run / "config.json"
+        if not path.is_file():
+            raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
+        try:
+            values = json.loads(path.read_text())
+            values["recipe"] = _recipe(values["recipe"])
+            values["network"] = Description.from_json(json.dumps(values["network"]))
+            return replace(cls(**values), output=str(run))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"{path} is damaged or of another version: {error}") from None
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    changes = tuple(Change(**{**change, "layers": tuple(change["layers"])}) for change in values["changes"])
+    plateau = Plateau(**values["plateau"]) if values["plateau"] else None
+    return Recipe(**{**values, "changes": changes, "plateau": plateau})

@@ -1,0 +1,47 @@
+"""Which prepared data set a command means."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import dataloading
+from fastalex.errors import ConfigurationError
+
+PREPARED = Path("prepared")
+"""Where data sets are prepared that were given as they are, relative to the working directory."""
+
+
+def open_data(data: Path | None) -> dataloading.Dataset:
+    """Open a data set, preparing it first if need be.
+
+    Args:
+        data: a prepared data set; or class folders (``train/<class>/*.jpg``, ``val/<class>/*.jpg``), which are prepared
+            once into ``prepared/``; or None for the bundled handwritten digits.
+
+    Raises:
+        dataloading.DatasetError: no such folder, no images in it, or a damaged data set.
+    """
+    if data is None:
+        return _prepared("digits", PREPARED / "digits")
+    if not data.exists():
+        raise ConfigurationError(f"no such folder: {data}")
+    if dataloading.is_prepared(data):
+        return dataloading.Dataset(data)
+    # The name alone would mix up two folders called "images".
+    digest = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
+    return _prepared(data, PREPARED / f"{data.resolve().name}-{digest}")
+
+
+def _prepared(source: Path | str, destination: Path) -> dataloading.Dataset:
+    if dataloading.is_prepared(destination):
+        return dataloading.Dataset(destination)
+    print(f"preparing {source} into {destination} (once)", flush=True)
+    return dataloading.prepare(source, destination)
+
+
+def default_recipe(dataset: dataloading.Dataset) -> str:
+    """The recipe for a data set where none is asked for, by what it is and how many images it has."""
+    if dataset.name == "digits":
+        return "digits"
+    return "small" if dataset.count("train") < 100_000 else "krizhevsky"

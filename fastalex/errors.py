@@ -1,0 +1,8 @@
+"""The one error that a user's input can cause in this package."""
+
+
+class ConfigurationError(ValueError):
+    """Something asked for cannot be done: one line with the thing, the value found, the value wanted and the remedy.
+
+    Command lines print it after ``error:`` and exit with 2, without a traceback.
+    """

@@ -1,0 +1,340 @@
+"""From ``--devices`` to worker processes, one per stage, on torch's elastic launcher.
+
+One device runs in this process. Several start one worker each; the same command started by ``torchrun`` finds itself a
+worker already and starts nothing. Whatever ends the command ends its workers: a failing worker takes the others with
+it, signals are passed on, and a worker whose parent dies is killed by the kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dataloading import DatasetError
+from fastalex.errors import ConfigurationError
+
+# A peer that dies is noticed at once on gloo; this is how long a peer may be silent, loading data or compiling.
+PEER_TIMEOUT = timedelta(minutes=10)
+_LOST_PEER = ("connection closed by peer", "connection reset", "connection was likely closed", "timed out waiting")
+
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The run stopped on request (Ctrl-C or SIGTERM) and left a checkpoint behind."""
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class WorkerError(Exception):
+    """A worker failed for a reason that is not the user's input; the message says which and how."""
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def default_devices() -> str:
+    """Two GPUs if there are two, one if there is one, else two CPU workers."""
+    gpus = torch.cuda.device_count()
+    return "0,1" if gpus >= 2 else "0" if gpus == 1 else "cpu,cpu"
+
+
+def parse_devices(text: str) -> tuple[torch.device, ...]:
+    """``"0,1"``, ``"cuda:0"``, ``"cpu,cpu"`` as devices, one per stage.
+
+    Raises:
+        ConfigurationError: not a device, a GPU that this machine lacks or that is named twice, or CPU and GPU mixed.
+    """
+    devices = tuple(_parse_device(part.strip()) for part in text.split(","))
+    if len({device.type for device in devices}) > 1:
+        raise ConfigurationError(f"--devices {text} mixes CPU and GPU; name devices of one kind")
+    gpus = [device.index for device in devices if device.type == "cuda"]
+    if len(set(gpus)) < len(gpus):
+        raise ConfigurationError(f"--devices {text} names a GPU twice; name each once (one stage per GPU)")
+    return devices
+
+
+def _parse_device(part: str) -> torch.device:
+    if part == "cpu":
+        return torch.device("cpu")
+    index = part.removeprefix("cuda:")
+    if not index.isdecimal():
+        raise ConfigurationError(f"{part!r} is not a device; write GPU numbers (0,1) or cpu (cpu,cpu)")
+    gpus = torch.cuda.device_count()
+    if int(index) >= gpus:
+        there = f"this machine has GPUs 0 to {gpus - 1}" if gpus else "this machine has no GPU that torch can use"
+        raise ConfigurationError(f"device {index} does not exist: {there}; choose others, or --devices cpu")
+    return torch.device("cuda", int(index))
+
+
+# --- what a worker knows of the others --------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """This worker among its peers.
+
+    ``rank`` is its stage and ``device`` where it computes; ``signal_number`` is set by Ctrl-C and SIGTERM, which do
+    nothing else: all workers agree on it (:meth:`sum`) and stop at the same step.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    signal_number: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker reads images, reports and writes files."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a CPU tensor over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the first worker, on all of them; what it raises there, all raise."""
+        made: list[Any] = [None]
+        if self.is_first:
+            try:
+                made = [make()]
+            except Exception as error:
+                made = [error]
+        if self.size > 1:
+            dist.broadcast_object_list(made, 0)
+        if isinstance(made[0], Exception):
+            raise made[0]
+        return made[0]
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        self.sum(torch.zeros(1))
+
+    def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of all workers, on the first one's CPU; others get an empty dict.
+
+        Sent one by one over gloo, so that nothing is held twice but the tensor under way.
+        """
+        if self.size == 1:
+            return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        shapes: list[Any] = [None] * self.size
+        dist.all_gather_object(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        if not self.is_first:
+            for tensor in tensors.values():
+                dist.send(tensor.detach().cpu().contiguous(), 0)
+            return {}
+        gathered = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        for rank in range(1, self.size):
+            for name, (shape, dtype) in shapes[rank].items():
+                gathered[name] = torch.empty(shape, dtype=dtype)
+                dist.recv(gathered[name], rank)
+        return gathered
+
+
+# --- starting workers -------------------------------------------------------------------------------------------------
+
+Worker = Callable[[World, Any], None]
+
+
+def is_worker() -> bool:
+    """Whether an outer launcher (torchrun) started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def world_size(devices: Sequence[torch.device]) -> int:
+    """How many workers will run: torchrun's count inside torchrun, else one per device.
+
+    Raises:
+        ConfigurationError: torchrun started another number of workers than devices are named.
+    """
+    if is_worker() and int(os.environ["WORLD_SIZE"]) != len(devices):
+        raise ConfigurationError(
+            f"torchrun started {os.environ['WORLD_SIZE']} workers for {len(devices)} devices; name one device a worker"
+        )
+    return len(devices)
+
+
+def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
+    """The devices of all workers that torchrun started: as named, else one GPU each, else CPUs.
+
+    Raises:
+        ConfigurationError: as :func:`parse_devices`, or another number of devices than workers.
+    """
+    workers = int(os.environ["WORLD_SIZE"])
+    if text is None:
+        gpus = torch.cuda.device_count()
+        text = ",".join(map(str, range(workers)) if gpus >= workers else ["cpu"] * workers)
+    devices = parse_devices(text)
+    world_size(devices)
+    return devices
+
+
+def run(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
+    """Call ``worker(world, argument)`` once per device and return when all have.
+
+    Args:
+        worker: a module-level function (several devices import it in new processes).
+        argument: picklable.
+
+    Raises:
+        ConfigurationError, Interrupted: raised by a worker.
+        WorkerError: a worker failed or was killed.
+    """
+    if is_worker():
+        _run_worker(worker, argument, devices)
+    elif len(devices) == 1:
+        _run_here(worker, argument, World(0, 1, devices[0]))
+    else:
+        _run_elastic(worker, argument, devices)
+
+
+def _run_here(worker: Worker, argument: Any, world: World) -> None:
+    previous = _catch_signals(world)
+    try:
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)
+        worker(world, argument)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
+    """The body of one of several workers: rank and rendezvous come from the launcher's environment."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = World(rank, size, devices[rank])
+    _catch_signals(world)
+    if world.device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
+        backend = "gloo"
+    else:
+        torch.cuda.set_device(world.device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PEER_TIMEOUT)
+    try:
+        worker(world, argument)
+        world.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _catch_signals(world: World) -> dict[int, Any]:
+    def note(number: int, frame: FrameType | None) -> None:
+        world.signal_number = number
+
+    return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The launcher logs what it does about a failure over dozens of lines; the one line that matters is said below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="fastalex-") as directory:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=len(devices),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=directory),
+        )
+        failures = Path(directory) / "failures"
+        failures.mkdir()
+        number = 0
+        try:
+            elastic_launch(config, _elastic_worker)(worker, argument, tuple(devices), str(failures), os.getpid())
+        except SignalException as error:
+            number = int(error.sigval)
+        except ChildFailedError as error:
+            _raise_cause(failures, error)
+        _raise_cause(failures, None, number)
+
+
+def _elastic_worker(
+    worker: Worker, argument: Any, devices: tuple[torch.device, ...], failures: str, parent: int
+) -> None:
+    """What the elastic launcher runs in each process; leaves by ``os._exit``, so that nothing waits for anything."""
+    _die_with_parent(parent)
+    code = 1
+    try:
+        _run_worker(worker, argument, devices)
+        code = 0
+    except BaseException as error:
+        rank = int(os.environ["RANK"])
+        report = {
+            "time": time.time(),
+            "rank": rank,
+            "device": str(devices[rank]),
+            "type": type(error).__name__,
+            "is_user_error": isinstance(error, (ConfigurationError, DatasetError)),
+            "message": str(error),
+            "signal": getattr(error, "signal_number", 0),
+            "traceback": traceback.format_exc(),
+        }
+        temporary = Path(failures) / f".{rank}"
+        temporary.write_text(json.dumps(report))
+        temporary.rename(Path(failures) / f"{rank}.json")
+        code = 0 if isinstance(error, Interrupted) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_with_parent(parent: int) -> None:
+    # The kernel's signal is the only thing that ends a worker whose parent was killed outright.
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    if os.getppid() != parent:  # it died before the line above took effect
+        os._exit(1)
+
+
+def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
+    """Raise the root cause of what the workers reported, if anything went wrong."""
+    reports = [json.loads(path.read_text()) for path in failures.glob("*.json")]
+    reports.sort(key=lambda report: report["time"])
+    for report in reports:
+        if report["type"] == "Interrupted":
+            raise Interrupted(report["message"], report["signal"])
+        if report["is_user_error"]:
+            raise ConfigurationError(report["message"])
+    if signal_number:
+        raise Interrupted("interrupted before the first checkpoint", signal_number)
+    if error is None and not reports:
+        return
+    # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.
+    for report in reports:
+        if not any(phrase in report["message"].lower() for phrase in _LOST_PEER):
+            name = f"stage {report['rank']} ({report['device']})"
+            raise WorkerError(f"the worker of {name} failed:\n{report['traceback'].rstrip()}")
+    for rank, failure in sorted((error.failures if error else {}).items()):
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise WorkerError(f"the worker of stage {rank} was killed by {name}; resume from the last checkpoint")
+    raise WorkerError("a worker ended without a word; resume from the last checkpoint")

@@ -1,0 +1,384 @@
+"""The network as PyTorch modules, built from an :class:`~fastalex.architecture.Architecture`.
+
+    >>> model = AlexNet("krizhevsky", num_classes=1000)
+    >>> logits = model(images)                                  # N x 3 x 224 x 224, 0-255 minus the mean
+    >>> named = model.activations(images, ["conv3", "fc7"])     # {"conv3": N x 384 x 13 x 13, "fc7": N x 4096}
+
+Blocks are modules named conv1 ... conv5, fc6 ... fc8 with ``weight`` and ``bias``, so a state dict reads
+``conv1.weight``. All heavy work goes through the operators of :mod:`kernels`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from fastalex.architecture import (
+    Activation,
+    Architecture,
+    Block,
+    ConvBlock,
+    LinearBlock,
+    LocalResponseNorm,
+    MaxPool,
+    SameMapNorm,
+    Step,
+    Variation,
+    block_shapes,
+    build_architecture,
+    four_sided,
+)
+from fastalex.errors import ConfigurationError
+
+Precision = Literal["fp32", "bf16"]
+COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class AlexNet(nn.Module):
+    """The network, whole.
+
+    Args:
+        architecture: a name (``krizhevsky``, ``paper``, ``caffe``, ``owt``) or an :class:`Architecture`.
+        num_classes: outputs of the last layer (ignored where an Architecture is given).
+        seed: draws the initial weights; the same seed gives the same weights on any machine. None draws a seed from
+            torch's default generator.
+        variation: fields of :class:`~fastalex.architecture.Variation`: ``width``, ``lrn``, ``overlapping``,
+            ``activation``, ``dropout``, ``without``, ``conv6``.
+
+    Raises:
+        ConfigurationError: an unknown name or a variation that makes no network.
+    """
+
+    def __init__(
+        self,
+        architecture: str | Architecture = "krizhevsky",
+        num_classes: int = 1000,
+        *,
+        seed: int | None = None,
+        **variation: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(architecture, str):
+            architecture = build_architecture(architecture, num_classes, Variation(**variation))
+        elif variation:
+            raise TypeError("options go with a named architecture; vary the Architecture itself instead")
+        self.architecture = architecture
+        if seed is None:
+            seed = int(torch.randint(2**31, ()))
+        for block, shape in zip(architecture.blocks, block_shapes(architecture), strict=True):
+            module = Convolution if isinstance(block, ConvBlock) else Linear
+            self.add_module(block.name, module(block, shape.inputs, architecture, seed))  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, *, seed: int | Tensor | None = None, first_row: int | Tensor = 0) -> Tensor:
+        """Logits, N x num_classes.
+
+        Args:
+            images: N x 3 x S x S, any floating dtype, 0-255 minus the mean.
+            seed: key of the dropout masks in training; None draws one from torch's default generator.
+            first_row: position of ``images[0]`` in the whole batch, so that micro-batches get the rows' own masks.
+        """
+        if seed is None:
+            seed = int(torch.randint(2**62, ())) if self.training else 0
+        return self.stage(self.architecture.block_names)(images, seed=seed, first_row=first_row)
+
+    def stage(self, names: Sequence[str]) -> Stage:
+        """Consecutive blocks as one module that shares this network's parameters."""
+        return Stage(self, names)
+
+    def activations(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Named activations of one evaluation pass, in the order asked for.
+
+        ``conv2`` is the block's output, after its norms and pooling; ``conv2.conv``, ``conv2.activation``,
+        ``conv2.norm``, ``conv2.same_map_norm`` and ``conv2.pool`` are its steps as far as it has them (``fc6.linear``,
+        ``fc6.activation`` for fully connected blocks). Dropout is off, whatever the module's mode; gradients flow where
+        grad mode allows.
+
+        Raises:
+            ConfigurationError: a name that this network does not have.
+        """
+        wanted = list(names)
+        found: dict[str, Tensor] = {}
+        was_training = self.training
+        self.eval()
+        try:
+            x = prepare_images(images, self.architecture, self.compute_dtype)
+            for block in self.blocks():
+                for step, value in block.steps(x):
+                    found[f"{block.spec.name}.{step}"] = value
+                    x = value
+                found[block.spec.name] = x
+        finally:
+            self.train(was_training)
+        unknown = [name for name in wanted if name not in found]
+        if unknown:
+            raise ConfigurationError(f"no activation named {', '.join(unknown)}; there are {', '.join(found)}")
+        return {name: found[name] for name in wanted}
+
+    def blocks(self) -> Iterator[Convolution | Linear]:
+        """The blocks in order."""
+        for name in self.architecture.block_names:
+            yield self.get_submodule(name)  # type: ignore[misc]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype that activations have."""
+        return next(self.blocks()).compute_dtype
+
+    def set_precision(self, precision: Precision) -> None:
+        """Compute in ``fp32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
+
+        The copies are made here, from the weights as they are, and follow them when the optimizer updates them
+        (:meth:`Stage.compute_copies`).
+        """
+        for block in self.blocks():
+            block.set_precision(precision)
+
+
+class Stage(nn.Module):
+    """Consecutive blocks of a network: what one pipeline stage, or one device alone, runs.
+
+    The first block's stage takes images; a stage that is not the network's last returns a contiguous tensor, which is
+    what a transport between processes needs.
+    """
+
+    def __init__(self, model: AlexNet, names: Sequence[str]) -> None:
+        super().__init__()
+        self.architecture = model.architecture
+        self.is_first = names[0] == model.architecture.block_names[0]
+        self.is_last = names[-1] == model.architecture.block_names[-1]
+        for name in names:
+            self.add_module(name, model.get_submodule(name))
+        self.train(model.training)
+
+    def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        if self.is_first:
+            x = prepare_images(x, self.architecture, self.compute_dtype)
+        elif x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.blocks():
+            x = block(x, seed, first_row)
+        return x if self.is_last else x.contiguous()
+
+    def blocks(self) -> Iterator[Convolution | Linear]:
+        """The stage's blocks in order."""
+        return iter(self.children())  # type: ignore[arg-type]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype that activations have."""
+        return next(self.blocks()).compute_dtype
+
+    def compute_copies(self) -> dict[nn.Parameter, Tensor]:
+        """The low-precision copy of each weight that has one; the optimizer writes them in its update."""
+        return {block.weight: block.weight_copy for block in self.blocks() if block.weight_copy is not None}
+
+
+def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtype) -> Tensor:
+    """Images in the layout, dtype and scale that the first block takes.
+
+    Raises:
+        ConfigurationError: images of another shape than N x 3 x image_size x image_size.
+    """
+    size = architecture.image_size
+    if images.dim() != 4 or images.shape[1:] != (3, size, size):
+        raise ConfigurationError(
+            f"{architecture.name} takes images of shape N x 3 x {size} x {size}; these have shape {tuple(images.shape)}"
+        )
+    if architecture.input_std is not None:
+        images = images / torch.tensor(architecture.input_std, device=images.device).view(1, 3, 1, 1)
+    return images.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+class _WeightedBlock(nn.Module):
+    """A weight, a bias, and how both are initialised and cast."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    weight_copy: Tensor | None
+
+    def __init__(self, spec: Block, weight_shape: tuple[int, ...], architecture: Architecture, seed: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.precision: Precision = "fp32"
+        # A generator of its own per block: the weights do not depend on which stage, or which machine, draws them.
+        generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, _ordinal(spec.name)))
+        if spec.weight_std is None:
+            bound = 1 / math.sqrt(math.prod(weight_shape[1:]))
+            weight = torch.empty(weight_shape).uniform_(-bound, bound, generator=generator)
+            bias = torch.empty(weight_shape[0]).uniform_(-bound, bound, generator=generator)
+        else:
+            weight = torch.empty(weight_shape).normal_(0.0, spec.weight_std, generator=generator)
+            bias = torch.full(weight_shape[:1], spec.bias)
+        if weight.dim() == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.register_buffer("weight_copy", None, persistent=False)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype
+
+    @torch.no_grad()
+    def set_precision(self, precision: Precision) -> None:
+        dtype = COMPUTE_DTYPES[precision]
+        self.weight_copy = None if dtype == self.weight.dtype else self.weight.detach().to(dtype)
+
+    def compute_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the compute dtype, differentiable with respect to the master parameters."""
+        if self.weight_copy is None:
+            return self.weight, self.bias
+        return _InPlaceOf.apply(self.weight, self.weight_copy), self.bias.to(self.weight_copy.dtype)
+
+
+class _InPlaceOf(torch.autograd.Function):
+    """The ready-made low-precision copy stands in for the master weight; its gradient is the master's.
+
+    A cast in the forward pass would read the fp32 weights again for every micro-batch: 244 MB for the whole network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, master: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = master.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
+
+
+class Convolution(_WeightedBlock):
+    """A conv layer with the steps that follow it.
+
+    Neighbouring steps are handed to the fused operators of :mod:`kernels`: convolution + ReLU, and
+    bias + ReLU + LRN + pooling in the orders that the networks of 2012 use.
+    """
+
+    def __init__(self, spec: ConvBlock, in_channels: int, architecture: Architecture, seed: int) -> None:
+        kernel = (spec.kernel_size, spec.kernel_size)
+        super().__init__(spec, (spec.out_channels, in_channels // spec.groups, *kernel), architecture, seed)
+        self.spec = spec
+
+    def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        weight, bias = self.compute_parameters()
+        steps = self.spec.steps
+        relu = self.architecture.activation == "relu"
+        match steps:
+            case (LocalResponseNorm() as norm, MaxPool() as pool, Activation(), *rest) if relu and _fusible(pool):
+                x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "after")
+            case (Activation(), LocalResponseNorm() as norm, MaxPool() as pool, *rest) if relu and _fusible(pool):
+                x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "before")
+            case (Activation(), *rest) if relu:
+                x = self._convolve(x, weight, bias, relu=True)
+            case (*rest,):
+                x = self._convolve(x, weight, bias)
+        for step in rest:
+            x = self._run(step, x)
+        return x
+
+    def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each step's name and value, unfused."""
+        x = self._convolve(x, *self.compute_parameters())
+        yield "conv", x
+        names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
+        for step in self.spec.steps:
+            x = self._run(step, x)
+            yield names[type(step)], x
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+        spec = self.spec
+        return kernels.conv2d_relu(x, weight, bias, spec.stride, four_sided(spec.padding), spec.groups, relu=relu)
+
+    def _run(self, step: Step, x: Tensor) -> Tensor:
+        match step:
+            case Activation():
+                return _activate(x, self.architecture)
+            case LocalResponseNorm(size, alpha, beta, k, towers):
+                return kernels.local_response_norm(x, size, alpha, beta, k, groups=towers)
+            case SameMapNorm(size, alpha, beta, k):
+                return kernels.same_map_norm(x, size, alpha, beta, k)
+            case MaxPool(kernel_size, stride):
+                return kernels.max_pool2d(x, kernel_size, stride, ceil_mode=True)
+
+
+class Linear(_WeightedBlock):
+    """A fully connected layer with its activation and dropout. Takes N x F, or N x C x H x W, which it flattens."""
+
+    def __init__(self, spec: LinearBlock, in_features: int, architecture: Architecture, seed: int) -> None:
+        super().__init__(spec, (spec.out_features, in_features), architecture, seed)
+        self.spec = spec
+
+    def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        weight, bias = self.compute_parameters()
+        x = x.flatten(1)
+        spec, architecture = self.spec, self.architecture
+        # Philox separates neighbouring keys completely, so a layer's own key is the step's plus the layer's number.
+        drop: dict[str, Any] = {
+            "p": architecture.dropout,
+            "seed": seed + _ordinal(spec.name),
+            "first_row": first_row,
+            "training": self.training,
+            "inverted": architecture.inverted_dropout,
+        }
+        if spec.dropout == "before":
+            x = kernels.dropout(x, **drop)
+        if spec.dropout == "after" and spec.activation and architecture.activation == "relu":
+            return kernels.bias_relu_dropout(F.linear(x, weight), bias, **drop)
+        x = F.linear(x, weight, bias)
+        if spec.activation:
+            x = _activate(x, architecture)
+        if spec.dropout == "after":
+            x = kernels.dropout(x, **drop)
+        return x
+
+    def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each step's name and value in evaluation, unfused."""
+        spec, architecture = self.spec, self.architecture
+        scale = 1.0 if architecture.inverted_dropout or spec.dropout == "none" else 1.0 - architecture.dropout
+        weight, bias = self.compute_parameters()
+        x = x.flatten(1)
+        if spec.dropout == "before" and scale != 1.0:
+            x = x * scale
+        x = F.linear(x, weight, bias)
+        yield "linear", x
+        if spec.activation:
+            x = _activate(x, architecture)
+            yield "activation", x
+        if spec.dropout == "after" and scale != 1.0:
+            yield "dropout", x * scale
+
+
+def _ordinal(name: str) -> int:
+    """The number in a block's name: 6 for fc6."""
+    return int("".join(character for character in name if character.isdigit()))
+
+
+def _activate(x: Tensor, architecture: Architecture) -> Tensor:
+    return F.relu(x) if architecture.activation == "relu" else torch.tanh(x)
+
+
+def _fusible(pool: MaxPool) -> bool:
+    # The fused operator's windows lie inside the image. 3/2 windows do so at every size of these networks; the 2/2
+    # ones of the non-overlapping variation hang over.
+    return pool.kernel_size == 3 and pool.stride == 2
+
+
+def _norm_and_pool(x: Tensor, norm: LocalResponseNorm, pool: MaxPool, bias: Tensor, relu: str) -> Tensor:
+    return kernels.lrn_max_pool2d(
+        x,
+        norm.size,
+        norm.alpha,
+        norm.beta,
+        norm.k,
+        groups=norm.towers,
+        kernel_size=pool.kernel_size,
+        stride=pool.stride,
+        bias=bias,
+        relu=relu,
+    )

@@ -1,0 +1,83 @@
+"""The 2012 update rule.
+
+For every parameter w with gradient g, learning rate e, momentum m and weight decay d::
+
+    v <- m v - d e w - e g
+    w <- w + v
+
+The learning rate stands inside the velocity, so after a drop the old, larger steps fade over about 1 / (1 - m) updates;
+PyTorch's SGD multiplies the velocity afterwards and drops at once. Weights decay, biases do not, and biases learn at a
+multiple of the weights' rate. A rate of 0 freezes: neither weight nor velocity moves.
+
+Source: the paper's section 5, and the released source's ``weight update`` with its per-layer rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import kernels
+from fastalex.recipe import Recipe
+
+
+class KrizhevskySGD(Optimizer):
+    """SGD as of 2012 over a module whose parameters are named ``<block>.weight`` and ``<block>.bias``.
+
+    Each parameter is a group of its own, called by its name, because recipes set rates per layer.
+
+    Args:
+        module: whose parameters are trained.
+        recipe: gives momentum, weight decay and the learning rates (:meth:`set_epoch`).
+        copies: a low-precision copy per weight, refreshed within the update.
+    """
+
+    def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        self.recipe = recipe
+        self.copies = dict(copies or {})
+        groups = []
+        for name, parameter in module.named_parameters():
+            decay = recipe.weight_decay if name.endswith(".weight") else 0.0
+            groups.append({"params": [parameter], "name": name, "weight_decay": decay, "lr": 0.0})
+        super().__init__(groups, defaults={"lr": 0.0, "momentum": recipe.momentum, "weight_decay": 0.0})
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, divisions: int = 0) -> None:
+        """Set every learning rate to what the recipe says for an epoch, after ``divisions`` drops on the plateau."""
+        recipe = self.recipe
+        factor = recipe.plateau.factor**divisions if recipe.plateau else 1.0
+        for group in self.param_groups:
+            layer, kind = group["name"].rsplit(".", 1)
+            if kind == "weight":
+                scale = recipe.lr_scale_at(epoch, layer, "weights")
+            else:
+                scale = recipe.lr_scale_at(epoch, layer, "biases") * recipe.bias_lr_multiplier
+            group["lr"] = recipe.lr * scale * factor
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
+        groups = [group for group in self.param_groups if group["params"][0].grad is not None]
+        parameters: list[nn.Parameter] = [group["params"][0] for group in groups]
+        kernels.sgd_update_(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [self.velocity(parameter) for parameter in parameters],
+            learning_rates=[group["lr"] for group in groups],
+            weight_decays=[group["weight_decay"] for group in groups],
+            momentum=self.recipe.momentum,
+            copies=[self.copies.get(parameter) for parameter in parameters] if self.copies else None,
+        )
+
+    def velocity(self, parameter: nn.Parameter) -> Tensor:
+        """The parameter's velocity, zero before its first update."""
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        return state["velocity"]

@@ -1,0 +1,332 @@
+"""The command lines' options, and how they become a run.
+
+What is left out comes from the recipe, or from the run that is resumed; what is given wins over both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+import dataloading
+from fastalex.architecture import ActivationName, Variation
+from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_model
+from fastalex.config import RunConfig
+from fastalex.data import default_recipe, open_data
+from fastalex.errors import ConfigurationError
+from fastalex.evaluation import count_errors
+from fastalex.launch import World, default_devices, parse_devices, world_size
+from fastalex.metrics import Metrics
+from fastalex.model import Precision
+from fastalex.partition import partition
+from fastalex.pipeline import ScheduleName, SingleDevice, check_micro_batches
+from fastalex.progress import name_value_table
+from fastalex.recipe import Recipe, build_recipe
+from fastalex.trainer import train
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network, and how it differs from the named one."""
+
+    arch: Annotated[Literal["krizhevsky", "paper", "caffe", "owt"], arg(aliases=("-a",))] = "krizhevsky"
+    """krizhevsky: the 2012 run behind the paper's numbers; paper: its text; caffe: bvlc_alexnet; owt: torchvision's."""
+    width: float = 1.0
+    """Multiplies the channels of conv layers and the features of hidden layers."""
+    lrn: bool = True
+    """Local response normalisation."""
+    overlapping: bool = True
+    """Overlapping 3x3 pooling with stride 2; otherwise 2x2."""
+    activation: ActivationName | None = None
+    """Nonlinearity; the architecture's own if left out."""
+    dropout: float | None = None
+    """Probability that a feature is dropped; the architecture's own if left out."""
+    without: tuple[str, ...] = ()
+    """Conv layers to remove, such as conv3 conv4."""
+    conv6: bool = False
+    """Add a sixth conv layer over the last pooling."""
+
+    @property
+    def variation(self) -> Variation:
+        """The options as the architecture takes them."""
+        values = asdict(self)
+        del values["arch"]
+        return Variation(**values)
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How it is trained."""
+
+    recipe: Literal["krizhevsky", "paper", "small", "digits"] | None = None
+    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images; digits. Default: by the
+    data."""
+    epochs: int | None = None
+    """Passes over the training images; the recipe's changes of learning rate keep their places in the run."""
+    batch_size: Annotated[int | None, arg(aliases=("-b",))] = None
+    """Images per update."""
+    lr: float | None = None
+    """Learning rate at the start; biases learn at twice that."""
+    momentum: float | None = None
+    """How much of the last update the next one repeats."""
+    wd: Annotated[float | None, arg(aliases=("--weight-decay",))] = None
+    """Weight decay, on weights and not on biases."""
+    seed: int | None = None
+    """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where and how it is computed."""
+
+    devices: str | None = None
+    """One per stage: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu". Default: two GPUs, else one, else cpu,cpu."""
+    micro_batches: int | None = None
+    """In how many parts a batch passes through. Default: as many as stages on CPUs, 4 on GPUs, 1 on one device."""
+    schedule: ScheduleName | None = None
+    """Order of the micro-batches' forward and backward passes (default 1f1b)."""
+    precision: Precision | None = None
+    """fp32 (default), or bf16 computation with fp32 weights."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train the 2012 AlexNet: on the bundled digits, on your own folders of images, or on ImageNet."""
+
+    data: Positional[Path | None] = None
+    """A prepared data set, or class folders (train/CLASS/*.jpg and val/CLASS/*.jpg). Default: the bundled digits."""
+    network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
+    training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
+    machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
+    resume: Path | None = None
+    """Go on with the run in this folder, from its latest checkpoint."""
+    output: Path | None = None
+    """Folder of the new run. Default: a new one in runs/."""
+
+
+def resolve(options: TrainOptions) -> RunConfig:
+    """Check the options against each other and against what is there, and make the run folder.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
+    """
+    config = _resumed(options) if options.resume else _fresh(options)
+    _check(config)
+    if not options.resume:
+        _make_folder(Path(config.output))
+    config.save()
+    return config
+
+
+def _fresh(options: TrainOptions) -> RunConfig:
+    devices = options.machine.devices or default_devices()
+    stages = world_size(parse_devices(devices))
+    dataset = open_data(options.data)
+    recipe = build_recipe(options.training.recipe or default_recipe(dataset))
+    if options.training.epochs is not None:
+        recipe = recipe.with_epochs(options.training.epochs)
+    network = Description(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
+    return RunConfig(
+        data=str(dataset.root),
+        network=network,
+        recipe=_override(recipe, options.training),
+        devices=devices,
+        micro_batches=options.machine.micro_batches or _default_micro_batches(devices, stages),
+        schedule=options.machine.schedule or "1f1b",
+        precision=options.machine.precision or "fp32",
+        seed=options.training.seed or 0,
+        output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
+    )
+
+
+def _resumed(options: TrainOptions) -> RunConfig:
+    assert options.resume is not None
+    config = RunConfig.load(options.resume)
+    checkpoint = latest_checkpoint(options.resume)
+    if load_description(checkpoint / "model.safetensors") != config.network:
+        raise ConfigurationError(f"{checkpoint} is of another architecture than {options.resume / 'config.json'} says")
+    if options.network != NetworkOptions():
+        asked = replace(config.network, architecture=options.network.arch, variation=options.network.variation)
+        if asked != config.network:
+            raise ConfigurationError(
+                f"{options.resume} holds a checkpoint of another architecture: {_network_text(config.network)}, asked "
+                f"for {_network_text(asked)}; leave the network's options out, or start a new run"
+            )
+    for name, given in (("recipe", options.training.recipe), ("seed", options.training.seed)):
+        if given is not None:
+            raise ConfigurationError(f"--{name} cannot change in a resumed run; leave it out, or start a new run")
+    if options.output is not None:
+        raise ConfigurationError("--output cannot be given with --resume: a resumed run stays in its folder")
+    dataset = open_data(options.data) if options.data else open_data(Path(config.data))
+    if tuple(dataset.classes) != config.network.classes:
+        raise ConfigurationError(
+            f"{dataset.root} has {len(dataset.classes)} classes that are not the run's "
+            f"{config.network.num_classes}; give data with the same class names"
+        )
+    recipe = config.recipe
+    if options.training.epochs is not None:
+        recipe = replace(recipe, epochs=options.training.epochs)  # more of the same: past changes stay where they were
+    machine = options.machine
+    devices = machine.devices or config.devices
+    stages = world_size(parse_devices(devices))
+    micro_batches = machine.micro_batches
+    if micro_batches is None:
+        micro_batches = _default_micro_batches(devices, stages) if machine.devices else config.micro_batches
+    return replace(
+        config,
+        data=str(dataset.root),
+        recipe=_override(recipe, options.training),
+        devices=devices,
+        micro_batches=micro_batches,
+        schedule=machine.schedule or config.schedule,
+        precision=machine.precision or config.precision,
+    )
+
+
+def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
+    given: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "momentum": options.momentum,
+        "weight_decay": options.wd,
+    }
+    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check(config: RunConfig) -> None:
+    stages = len(parse_devices(config.devices))
+    partition(config.network.build_architecture(), stages)
+    check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
+    dataset = dataloading.Dataset(Path(config.data))
+    images = dataset.count("train")
+    if images < config.recipe.batch_size:
+        raise ConfigurationError(
+            f"{config.data} has {images} training images, fewer than one batch of {config.recipe.batch_size}; lower "
+            "--batch-size"
+        )
+
+
+def _default_micro_batches(devices: str, stages: int) -> int:
+    if stages == 1:
+        return 1
+    return 4 if parse_devices(devices)[0].type == "cuda" else stages
+
+
+def _network_text(network: Description) -> str:
+    changed = {name: value for name, value in asdict(network.variation).items() if value != getattr(Variation(), name)}
+    return " ".join([network.architecture, *(f"{name}={value}" for name, value in changed.items())])
+
+
+def _new_folder(name: str) -> Path:
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(
+            f"{folder} exists already; choose another --output, or go on with it by --resume {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def resolve_and_train(world: World, options: TrainOptions) -> None:
+    """As one of torchrun's workers: the first one resolves, all train the same run."""
+    train(world, world.from_first(lambda: resolve(options)))
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Error rates of a trained network on validation images."""
+
+    run: Positional[Path]
+    """A run folder, or a .safetensors file with weights."""
+    data: Positional[Path | None] = None
+    """A prepared data set or class folders. Default: the data that the run was trained on."""
+    crops: Literal[1, 10] = 1
+    """1: the centre. 10: the four corners and the centre, each also mirrored, softmax outputs averaged."""
+    weights: Literal["best", "last"] = "best"
+    """Which of the run's weights."""
+    split: str = "val"
+    """Which part of the data set."""
+    device: str | None = None
+    """A GPU number or cpu. Default: the first GPU if there is one."""
+    batch_size: Annotated[int, arg(aliases=("-b",))] = 64
+    """Images at a time."""
+    precision: Precision = "fp32"
+    """fp32 or bf16."""
+
+
+def evaluate_run(options: EvaluateOptions) -> Metrics:
+    """Evaluate a run's weights and print a table.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: no such run or data, or data with other classes.
+    """
+    model, description = load_model(_weights(options))
+    data = options.data
+    if data is None and not options.run.is_file():
+        data = Path(RunConfig.load(options.run).data)
+    if data is None:
+        raise ConfigurationError(f"{options.run} is a file of weights: name the data set to evaluate it on")
+    dataset = open_data(data)
+    if tuple(dataset.classes) != description.classes:
+        raise ConfigurationError(
+            f"{dataset.root} has {len(dataset.classes)} classes that are not the network's {description.num_classes}; "
+            "evaluate on data with the same class names"
+        )
+    if options.split not in dataset.splits:
+        raise ConfigurationError(f"{dataset.root} has no part {options.split!r}; it has {', '.join(dataset.splits)}")
+    device = _one_device(options.device)
+    model.set_precision(options.precision)
+    engine = SingleDevice(model, device, options.batch_size)
+    loader = dataloading.Loader(
+        dataset,
+        options.split,
+        options.batch_size,
+        crop_size=model.architecture.image_size,
+        shuffle=False,
+        augment=None,
+        views=options.crops,
+        device=device.index if device.type == "cuda" else None,
+        drop_last=False,
+    )
+    try:
+        counts = count_errors(engine, loader.epoch(0), views=options.crops)
+    finally:
+        loader.close()
+    assert counts is not None
+    metrics = Metrics.from_counts(counts)
+    rows = {
+        "weights": str(_weights(options)),
+        "data": f"{dataset.name}, {options.split}: {metrics.images} images",
+        "views of each": str(options.crops),
+        "loss": f"{metrics.loss:.4f}",
+        "top-1 error": f"{metrics.top1_error:.2f} %",
+        "top-5 error": f"{metrics.top5_error:.2f} %",
+    }
+    Console(soft_wrap=True).print(name_value_table("evaluation", rows))
+    return metrics
+
+
+def _weights(options: EvaluateOptions) -> Path:
+    if options.run.is_file():
+        return options.run
+    if not options.run.exists():
+        raise ConfigurationError(f"no such run folder or file: {options.run}")
+    path = options.run / f"{options.weights}.safetensors"
+    if not path.exists():
+        raise ConfigurationError(f"{options.run} has no {path.name}: is it a run folder with a finished epoch?")
+    return path
+
+
+def _one_device(text: str | None) -> torch.device:
+    devices = parse_devices(text or ("0" if torch.cuda.device_count() else "cpu"))
+    if len(devices) > 1:
+        raise ConfigurationError(f"--device {text}: evaluation runs on one device; name one")
+    return devices[0]
