@@ -8,6 +8,7 @@ All work happens in ``DEST.preparing`` beside DEST, which takes DEST's name when
 was interrupted, even by ``kill -9``, goes on from its finished shards when the same command is given again.
 """
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -25,7 +26,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ import numpy as np
 
 from dataloading import shards
 from dataloading.errors import DatasetError
+from dataloading.ilsvrc import ILSVRC
 from dataloading.images import Rejected, Treatment, treat
 from dataloading.progress import ProgressReport
 from dataloading.shards import Dataset, ShardWriter, write_atomically
@@ -43,7 +44,7 @@ from dataloading.statistics import PixelSums
 SHARD_IMAGES = 1024
 _PLAN = "plan.json"
 _SUMS = "sums.npz"
-_DIGITS = "digits"
+_SPACE_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def prepare(
     workers: int | None = None,
     progress: bool = True,
     keep_aspect: bool = False,
+    label_order: str = "sorted",
+    validation_every: int | None = None,
+    verify: bool = False,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = Treatment.max_pixels,
 ) -> Dataset:
@@ -80,13 +84,17 @@ def prepare(
     Call it under ``if __name__ == "__main__":`` in scripts: the worker processes are started by ``spawn``.
 
     Args:
-        source: path of class folders, or "digits" for the bundled handwritten digits.
+        source: path of class folders, of a folder with ILSVRC2012's or ILSVRC2010's archives, of WebDataset shards, or
+            "digits" for the bundled handwritten digits.
         dest: folder to make; it must not exist, or be empty.
         size: length of the shorter side in pixels after resizing.
         quality: JPEG quality, 1 to 95.
         workers: processes; None takes one per usable processor, 1 works in this process.
         progress: report progress on stderr.
         keep_aspect: store whole images instead of their centre squares.
+        label_order: of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
+        validation_every: where there is no validation set, hold out every n-th training image of each class.
+        verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: images with more pixels are left out.
 
@@ -99,15 +107,24 @@ def prepare(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DatasetError(f"{dest} exists already; remove it or choose another destination")
     with _workplace(dest) as folder:
-        opened = open_source(source, folder)
-        total = _write_plan(opened, folder, treatment, shard_images)
+        opened = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
+        if verify:
+            _verify(opened, progress)
+        total = _write_plan(opened, folder, treatment, shard_images, progress)
+        _check_space(opened, folder, treatment, total)
         processes = workers or len(os.sched_getaffinity(0))
-        _make_shards(opened, folder, treatment, shard_images, total, processes, progress)
+        _make_shards(opened, folder, treatment, total, processes, progress)
         _finish(opened, folder, treatment)
         if dest.exists():
             dest.rmdir()
         folder.rename(dest)
     return Dataset(dest)
+
+
+def _verify(source: Source, progress: bool) -> None:
+    if not isinstance(source, ILSVRC):
+        raise DatasetError(f"no MD5 sums are published for {source.name}; leave --verify out")
+    source.verify(progress=progress)
 
 
 def _check_options(treatment: Treatment, shard_images: int, workers: int | None) -> None:
@@ -122,7 +139,7 @@ def _check_options(treatment: Treatment, shard_images: int, workers: int | None)
             raise DatasetError(f"{name} is {value}; it must be {low} to {high}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workplace(dest: Path) -> Iterator[Path]:
     """Make ``DEST.preparing``, and keep every other process out of it for as long as this one lives."""
     folder = dest.with_name(dest.name + ".preparing")
@@ -131,8 +148,10 @@ def _workplace(dest: Path) -> Iterator[Path]:
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
+    held = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
         yield folder
     except BlockingIOError:
         raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
@@ -140,11 +159,12 @@ def _workplace(dest: Path) -> Iterator[Path]:
         if error.errno is None:
             raise
         raise DatasetError(
-            f"cannot write {error.filename or folder}: {error.strerror}; when that is remedied, the same command goes "
-            f"on "
-            f"from the finished shards in {folder}"
+            f"{error.filename or folder}: {error.strerror}; when that is remedied, the same command goes on from the "
+            f"finished shards in {folder}"
         ) from None
     finally:
+        if held and not (folder / _PLAN).exists():  # finished under another name, or failed with nothing worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
@@ -155,22 +175,24 @@ def _plan_path(folder: Path, split: str) -> Path:
     return folder / f"{split}-plan.jsonl"
 
 
-def _write_plan(source: Source, folder: Path, treatment: Treatment, shard_images: int) -> dict[str, int]:
+def _write_plan(
+    source: Source, folder: Path, treatment: Treatment, shard_images: int, progress: bool
+) -> dict[str, int]:
     """List the source's images, one line of JSON per shard, and return their number per split.
 
     When there is a plan of an interrupted preparation, it must be this one.
     """
-    total, digest = {}, hashlib.sha256()
-    for split in source.splits:
-        total[split] = 0
-        part = _plan_path(folder, split).with_suffix(".part")
-        with part.open("wb") as file:
-            for group in _groups(source.entries(split), shard_images):
-                line = json.dumps(group).encode() + b"\n"
-                digest.update(line)
-                file.write(line)
-                total[split] += len(group)
-        part.replace(_plan_path(folder, split))
+    total, digest = dict.fromkeys(source.splits, 0), hashlib.sha256()
+    with ProgressReport(f"listing {source.name}", None, shown=progress) as report:
+        for split in source.splits:
+            part = _plan_path(folder, split).with_suffix(".part")
+            with part.open("wb") as file:
+                for first, group in _groups(source.entries(split), shard_images):
+                    digest.update(json.dumps([entry[1:] for entry in group]).encode())
+                    file.write(json.dumps([first, group]).encode() + b"\n")
+                    total[split] += len(group)
+                    report.update(sum(total.values()))
+            part.replace(_plan_path(folder, split))
     plan = {
         "entries": digest.hexdigest(),
         "classes": hashlib.sha256("\n".join(source.classes).encode()).hexdigest(),
@@ -181,24 +203,45 @@ def _write_plan(source: Source, folder: Path, treatment: Treatment, shard_images
     if path.exists() and json.loads(path.read_bytes()) != plan:
         raise DatasetError(
             f"{folder} holds an interrupted preparation from another source or with other options; remove it to start "
-            f"anew, "
-            f"or repeat the command that began it"
+            f"anew, or repeat the command that began it"
         )
     write_atomically(path, json.dumps(plan).encode())
     return total
 
 
-def _groups(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
+def _groups(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry]]]:
+    """Yield `size` entries at a time, with the number of the first."""
+    first = 0
     while group := list(itertools.islice(entries, size)):
-        yield group
+        yield first, group
+        first += len(group)
 
 
-def _tasks(source: Source, folder: Path, treatment: Treatment, shard_images: int) -> Iterator[Task]:
+def _tasks(source: Source, folder: Path, treatment: Treatment) -> Iterator[Task]:
     for split in source.splits:
         with _plan_path(folder, split).open("rb") as file:
             for shard, line in enumerate(file):
-                entries = [Entry(*entry) for entry in json.loads(line)]
-                yield Task(folder, split, shard, shard * shard_images, entries, treatment)
+                first, entries = json.loads(line)
+                yield Task(folder, split, shard, first, [Entry(*entry) for entry in entries], treatment)
+
+
+def _check_space(source: Source, folder: Path, treatment: Treatment, total: dict[str, int]) -> None:
+    """Prepare a few images from all over the source to see how much room all will take; compare with what is free."""
+    count = sum(total.values())
+    step, sizes, seen = max(1, count // _SPACE_SAMPLES), [], 0
+    for task in _tasks(source, folder, treatment):
+        for entry in task.entries[-seen % step :: step]:
+            with contextlib.suppress(Rejected):
+                sizes.append(len(treat(read_entry(entry, treatment.max_bytes), treatment).jpeg))
+        seen += len(task.entries)
+    per_image = sum(sizes) / max(len(sizes), 1) + 4 * 512  # two tar headers and what fills up their blocks
+    there = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    needed, free = int(count * per_image * 1.02) - there, shutil.disk_usage(folder).free
+    if needed > free:
+        raise DatasetError(
+            f"not enough room for {folder}: {count:,} images of about {per_image / 1e3:,.0f} kB "
+            f"need {needed / 1e9:,.2f} GB more, {free / 1e9:,.2f} GB are free; free some, or choose another destination"
+        )
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
@@ -232,17 +275,18 @@ def make_shard(task: Task, counter: Any = None) -> PixelSums:
 
 def read_entry(entry: Entry, limit: int) -> bytes:
     """Return the bytes of an image of the source; raise `Rejected` where they cannot be read."""
+    if entry.problem:
+        raise Rejected(entry.problem)
+    if entry.length > limit:
+        raise Rejected(f"too large: {entry.length:,} bytes, more than {limit:,}")
     try:
         with open(entry.path, "rb") as file:
-            length = entry.length if entry.length >= 0 else os.fstat(file.fileno()).st_size
-            if length > limit:
-                raise Rejected(f"too large: {length:,} bytes, more than {limit:,}")
             file.seek(entry.offset)
-            data = file.read(length)
+            data = file.read(entry.length)
     except OSError as error:
         raise Rejected(f"cannot be read: {error.strerror}") from None
-    if len(data) < length:
-        raise Rejected(f"cut off: {len(data):,} of {length:,} bytes are there")
+    if len(data) < entry.length:
+        raise Rejected(f"cut off: {len(data):,} of {entry.length:,} bytes are there")
     return data
 
 
@@ -259,7 +303,6 @@ def _make_shards(
     source: Source,
     folder: Path,
     treatment: Treatment,
-    shard_images: int,
     total: dict[str, int],
     processes: int,
     progress: bool,
@@ -267,14 +310,14 @@ def _make_shards(
     """Make the shards that are not there yet, and add up the training images as they come in."""
     sums, added = _load_sums(folder, treatment.size)
     todo, done = [], 0
-    for task in _tasks(source, folder, treatment, shard_images):
+    for task in _tasks(source, folder, treatment):
         finished = task.result.exists() and (task.split != "train" or task.shard in added)
         if finished:
             done += len(task.entries)
         else:
             todo.append((task.split, task.shard))
     wanted = set(todo)
-    tasks = (t for t in _tasks(source, folder, treatment, shard_images) if (t.split, t.shard) in wanted)
+    tasks = (t for t in _tasks(source, folder, treatment) if (t.split, t.shard) in wanted)
     with ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report:
         for task, made in _results(tasks, min(processes, len(todo)), report):
             if task.split == "train":
@@ -375,6 +418,7 @@ def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
         "name": source.name,
         "size": treatment.size,
         "classes": source.classes,
+        "words": source.words,
         "color_deviations": deviations.tolist(),
         "color_vectors": axes.tolist(),
         "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),

@@ -1,7 +1,7 @@
 """Prepare a data set for training: ``python -m dataloading.prepare SOURCE DEST``."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,11 +10,14 @@ from dataloading.preparation import SHARD_IMAGES, prepare
 
 
 def main(
-    source: Annotated[str, tyro.conf.Positional],
-    dest: Annotated[str, tyro.conf.Positional],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")],
     size: int = 256,
     quality: int = 95,
     keep_aspect: bool = False,
+    label_order: Literal["sorted", "devkit"] = "sorted",
+    validation_every: int | None = None,
+    verify: bool = False,
     workers: int | None = None,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = 89_000_000,
@@ -26,11 +29,16 @@ def main(
     goes on from its finished shards when the same command is given again.
 
     Args:
-        source: A folder with train/<class>/*.jpg and val/<class>/*.jpg, or the word "digits".
+        source: A folder with train/<class>/*.jpg and val/<class>/*.jpg; a folder with the archives and the development
+            kit of ILSVRC2012 or ILSVRC2010; a folder or tar file of WebDataset shards; or the word "digits".
         dest: The folder to make.
         size: Length of the shorter side after resizing, in pixels.
         quality: JPEG quality, 1 to 95.
         keep_aspect: Store whole images instead of their centre squares.
+        label_order: Numbering of ILSVRC's classes: by sorted WordNet id (torchvision, Caffe), or as in the development
+            kit (Krizhevsky).
+        validation_every: Where there is no validation set: hold out every n-th training image of each class.
+        verify: First compare the archives with their published MD5 sums.
         workers: Processes. Default: one per processor.
         shard_images: Source images per shard.
         max_pixels: Leave out images with more pixels.
@@ -42,6 +50,9 @@ def main(
         size=size,
         quality=quality,
         keep_aspect=keep_aspect,
+        label_order=label_order,
+        validation_every=validation_every,
+        verify=verify,
         workers=workers,
         shard_images=shard_images,
         max_pixels=max_pixels,

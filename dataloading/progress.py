@@ -12,12 +12,22 @@ _PLAIN_LINE_EVERY = 10.0  # seconds
 
 
 class ProgressReport:
-    """Counts images up to `total` and reports count, rate and time left to `stream` (stderr by default)."""
+    """Counts images (or another `unit`) up to `total`, if that is known, and reports count, rate and time left.
+
+    Reports go to `stream`, by default stderr.
+    """
 
     def __init__(
-        self, what: str, total: int, *, done: int = 0, shown: bool = True, stream: TextIO | None = None
+        self,
+        what: str,
+        total: int | None,
+        *,
+        unit: str = "images",
+        done: int = 0,
+        shown: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
-        self.what, self.total, self.done, self.shown = what, total, done, shown
+        self.what, self.total, self.unit, self.done, self.shown = what, total, unit, done, shown
         self._stream = stream or sys.stderr
         self._before, self._began = done, time.monotonic()
         self._next_line = self._began + _PLAIN_LINE_EVERY
@@ -42,7 +52,7 @@ class ProgressReport:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self.shown and kind is None:
+        elif self.shown and kind is None and self.total is not None:
             self._line()
 
     @property
@@ -54,14 +64,14 @@ class ProgressReport:
         """Say that `done` images are finished in all."""
         self.done = done
         if self._bar:
-            self._bar.update(self._task, completed=done, rate=f"{self.rate:,.0f} images/s")
+            self._bar.update(self._task, completed=done, rate=f"{self.rate:,.0f} {self.unit}/s")
         elif self.shown and time.monotonic() >= self._next_line:
             self._next_line += _PLAIN_LINE_EVERY
             self._line()
 
     def _line(self) -> None:
-        left = (self.total - self.done) / self.rate if self.rate else float("inf")
-        text = f"{self.what}: {self.done:,} of {self.total:,} images, {self.rate:,.0f} images/s"
-        if 0 < left < float("inf"):
-            text += f", {left:,.0f} s left"
+        of = "" if self.total is None else f" of {self.total:,}"
+        text = f"{self.what}: {self.done:,}{of} {self.unit}, {self.rate:,.0f} {self.unit}/s"
+        if self.total is not None and self.done < self.total and self.rate > 0:
+            text += f", {(self.total - self.done) / self.rate:,.0f} s left"
         print(text, file=self._stream, flush=True)

@@ -158,6 +158,7 @@ class Dataset:
         root: the folder.
         name: its source's name.
         classes: class names; a label is a position in this list.
+        words: what each class is in words, or None where the source did not say.
         splits: ("train", "val") or more.
         size: length of the stored images' shorter side in pixels.
         mean_image: float32, shape (size, size, 3), RGB, 0-255.
@@ -175,6 +176,7 @@ class Dataset:
         try:
             self.name: str = about["name"]
             self.classes: list[str] = about["classes"]
+            self.words: list[str] | None = about["words"]
             self.splits: tuple[str, ...] = tuple(about["splits"])
             self.size: int = about["size"]
             self.made: dict[str, Any] = about["made"]

@@ -1,0 +1,161 @@
+"""Verify a prepared data set to the last byte: ``python -m dataloading.check DEST``."""
+
+import hashlib
+import io
+import os
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from dataloading.errors import DatasetError
+from dataloading.progress import ProgressReport
+from dataloading.shards import Dataset
+
+_BLOCK = tarfile.BLOCKSIZE
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: in which file, and what."""
+
+    file: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}"
+
+
+def problems(
+    dataset: Dataset, *, decode: bool = True, threads: int | None = None, progress: bool = True
+) -> list[Problem]:
+    """Read every byte of every shard and return what does not fit, in the order of the data set.
+
+    Checked are: SHA-256 of each shard; that its members follow one another as the index says, with their keys, labels
+    and CRC-32; and, with `decode`, that every image decodes to the size in the index.
+    """
+    found: list[Problem] = []
+    everything = [(split, shard) for split in dataset.splits for shard in range(len(dataset.shards(split)))]
+    total, done = sum(dataset.count(split) for split in dataset.splits), 0
+    with (
+        ProgressReport(f"checking {dataset.root}", total, shown=progress) as report,
+        ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
+    ):
+        results = pool.map(lambda which: list(_shard_problems(dataset, which[0], which[1], decode)), everything)
+        for (split, shard), texts in zip(everything, results, strict=True):
+            file = dataset.shards(split)[shard]
+            found += [Problem(dataset.root / file.file, text) for text in texts]
+            done += file.samples
+            report.update(done)
+    return found
+
+
+def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> Iterator[str]:
+    file, index = dataset.shards(split)[shard], dataset.index(split)
+    data = (dataset.root / file.file).read_bytes()
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        yield "its SHA-256 is not the one in dataset.json"
+    first, last = np.searchsorted(index["shard"], [shard, shard + 1])
+    if last - first != file.samples:
+        yield f"the index has {last - first} samples of it, dataset.json {file.samples}"
+    position = 0
+    for sample, row in enumerate(index[first:last].tolist(), first):
+        for text in _sample_problems(data, position, row, decode):
+            yield f"sample {sample}: {text}"
+        _, length, offset, label, *_ = row
+        position = offset + _padded(length) + _BLOCK + _padded(len(str(label)))
+    if any(data[position:]):
+        yield f"there is something behind its last sample, at offset {position}"
+
+
+def _sample_problems(data: bytes, position: int, row: Any, decode: bool) -> Iterator[str]:
+    """Compare the two members that begin at `position` with their record in the index."""
+    _, length, offset, label, crc32, height, width = row
+    jpeg = data[offset : offset + length]
+    behind = offset + _padded(length)
+    image, cls = _member(data, position), _member(data, behind)
+    if image is None or not image.name.endswith(".jpg") or image.size != length or position + _BLOCK != offset:
+        yield f"no JPEG member of {length} bytes at offset {position}"
+    elif cls is None or cls.name != image.name[:-4] + ".cls":
+        yield f"{image.name} is not followed by its label"
+    elif data[behind + _BLOCK :][: cls.size] != str(label).encode():
+        yield f"the label in {cls.name} is not {label} as in the index"
+    if zlib.crc32(jpeg) != crc32:
+        yield f"its CRC-32 is {zlib.crc32(jpeg):08x}, the index says {crc32:08x}"
+    elif decode:
+        try:
+            with Image.open(io.BytesIO(jpeg)) as picture:
+                picture.load()
+        except Exception as error:  # whatever Pillow's decoders meet in foreign bytes
+            yield f"does not decode: {error}"
+        else:
+            if picture.size != (width, height) or picture.format != "JPEG":
+                yield f"is a {picture.format} of {picture.size}, the index says JPEG of {(width, height)}"
+
+
+def _padded(length: int) -> int:
+    return -(-length // _BLOCK) * _BLOCK
+
+
+def _member(data: bytes, position: int) -> tarfile.TarInfo | None:
+    try:
+        return tarfile.TarInfo.frombuf(data[position : position + _BLOCK], "ascii", "replace")
+    except tarfile.HeaderError:
+        return None
+
+
+def _summary(dataset: Dataset) -> Table:
+    table = Table("split", "images", "shards", "size", "images per class", title=f"{dataset.name}: {dataset.root}")
+    for split in dataset.splits:
+        per_class = np.bincount(dataset.labels(split), minlength=len(dataset.classes))
+        shards = dataset.shards(split)
+        size = sum(shard.bytes for shard in shards) / 1e6
+        spread = f"{per_class.min():,} to {per_class.max():,}"
+        table.add_row(split, f"{dataset.count(split):,}", f"{len(shards):,}", f"{size:,.1f} MB", spread)
+    return table
+
+
+def main(
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")],
+    decode: bool = True,
+    threads: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Read a prepared data set from beginning to end, compare every checksum, decode every image, and print a summary.
+
+    Args:
+        dest: The folder that dataloading.prepare made.
+        decode: Decode every image; without, only checksums and archive structure are compared.
+        threads: Default: one per processor.
+        progress: Report progress.
+    """
+    dataset = Dataset(dest)
+    found = problems(dataset, decode=decode, threads=threads, progress=progress)
+    if found:
+        more = f"\n... and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+        print("\n".join(map(str, found[:_SHOWN])) + more, file=sys.stderr)
+        raise DatasetError(f"{dest} is damaged: {len(found):,} problems; copy the data set again or prepare it anew")
+    Console().print(_summary(dataset))
+    print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")
+    print("everything is as it was prepared")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m dataloading.check")
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,115 @@
+"""WebDataset shards as a source: tar files in which the members of a sample share the name before the first dot."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dataloading.archives import Member, members, read
+from dataloading.errors import DatasetError
+from dataloading.sources import IMAGE_SUFFIXES, Entry
+
+_SPLIT_NAMES = {
+    "train": re.compile(r"(?<![a-z])(train|training)(?![a-z])"),
+    "val": re.compile(r"(?<![a-z])(val|valid|validation)(?![a-z])"),
+    "test": re.compile(r"(?<![a-z])test(?![a-z])"),
+}
+_LABEL_LIMIT = 1 << 20  # bytes of a .cls or .json member
+
+
+def shards_in(path: Path) -> list[Path]:
+    """Return the tar files that `path` is, or holds directly or in train/, val/ and test/, sorted by name."""
+    if path.is_file():
+        return [path] if ".tar" in path.name else []
+    folders = [path, *(path / name for name in ("train", "val", "validation", "test"))]
+    return sorted(file for folder in folders for file in folder.glob("*.tar"))
+
+
+class WebDataset:
+    """Samples with an image and an integer label, in ``<key>.cls`` or as "label" in ``<key>.json``.
+
+    The split of a shard is told by its name or its folder's ("train", "val" or "validation", "test"; all are training
+    shards where none says so). Class names come from ``classes.txt`` (one a line) or ``dataset.json`` beside the
+    shards, and are the numbers themselves otherwise.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.root, shards = path, shards_in(path)
+        self.name = path.resolve().name.removesuffix(".tar")
+        named = [(split, shard) for shard in shards for split in [_split_of(shard)] if split is not None]
+        if not named:
+            named = [("train", shard) for shard in shards]
+        self._shards = {split: [shard for name, shard in named if name == split] for split in _SPLIT_NAMES}
+        self.splits = tuple(split for split in _SPLIT_NAMES if self._shards[split])
+        if "train" not in self.splits:
+            raise DatasetError(f"{path} has no training shards; wanted: tar files with train in their names")
+        self._names = _class_names(path if path.is_dir() else path.parent)
+        self.classes: list[str] = self._names or []
+        self.words: list[str] | None = None
+
+    def entries(self, split: str) -> Iterator[Entry]:
+        """Yield the samples of `split`, shard by shard. Without class names, `classes` grows with the labels seen."""
+        for shard in self._shards[split]:
+            for key, group in itertools.groupby(members(shard), key=lambda member: _key(member.name)):
+                parts = {member.name[len(key) + 1 :].lower(): member for member in group}
+                yield self._entry(shard, key, parts)
+
+    def made(self) -> dict[str, Any]:
+        return {"source": "WebDataset shards"}
+
+    def _entry(self, shard: Path, key: str, parts: dict[str, Member]) -> Entry:
+        images = [member for suffix, member in parts.items() if f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES]
+        name = f"{shard.name}/{key}"
+        if len(images) != 1:
+            return Entry(str(shard), 0, 0, 0, name, f"{len(images)} images in one sample; wanted: 1")
+        image = images[0]
+        try:
+            label = _label(shard, parts)
+        except (ValueError, KeyError, TypeError) as error:
+            return Entry(str(shard), image.offset, image.length, 0, name, f"no usable label: {error}")
+        self._count_class(label, name)
+        return Entry(str(shard), image.offset, image.length, label, name, image.problem)
+
+    def _count_class(self, label: int, name: str) -> None:
+        if self._names is None and label >= len(self.classes) and label < 10_000_000:
+            self.classes += [str(number) for number in range(len(self.classes), label + 1)]
+        if not 0 <= label < len(self.classes):
+            wanted = f"0 to {len(self.classes) - 1}" if self._names else "0 or more"
+            raise DatasetError(f"label {label} of {name} is out of range; wanted: {wanted}")
+
+
+def _key(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.split('.', 1)[0]}" if folder else file.split(".", 1)[0]
+
+
+def _split_of(shard: Path) -> str | None:
+    for text in (shard.name.lower(), shard.parent.name.lower()):
+        for split, pattern in _SPLIT_NAMES.items():
+            if pattern.search(text):
+                return split
+    return None
+
+
+def _label(shard: Path, parts: dict[str, Member]) -> int:
+    if "cls" in parts:
+        return int(read(shard, parts["cls"], _LABEL_LIMIT))
+    if "json" in parts:
+        label = json.loads(read(shard, parts["json"], _LABEL_LIMIT))["label"]
+        if type(label) is not int:
+            raise ValueError(f"{label!r} is not a whole number")
+        return label
+    raise ValueError("neither .cls nor .json")
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    try:
+        if (folder / "classes.txt").is_file():
+            return (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+        if (folder / "dataset.json").is_file():
+            return [str(name) for name in json.loads((folder / "dataset.json").read_bytes())["classes"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"cannot read the class names in {folder}: {error}; repair or remove the file") from None
+    return None
