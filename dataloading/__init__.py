@@ -1,6 +1,7 @@
 """Images to batches: prepared data sets and the loader that feeds training.
 
-Importing this package imports neither DALI nor PyTorch; `Loader` and `Batch` bring them when they are first asked for.
+Importing this package imports neither DALI nor PyTorch; `Loader`, `Batch` and `SyntheticDataset` bring them when they
+are first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from dataloading.shards import Dataset, is_prepared
 
 if TYPE_CHECKING:
     from dataloading.loader import Batch, Loader
+    from dataloading.synthetic import SyntheticDataset
 
-__all__ = ["Augmentation", "Batch", "Dataset", "DatasetError", "Loader", "is_prepared", "prepare"]
+__all__ = ["Augmentation", "Batch", "Dataset", "DatasetError", "Loader", "SyntheticDataset", "is_prepared", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from dataloading import loader
 
         return getattr(loader, name)
+    if name == "SyntheticDataset":
+        from dataloading.synthetic import SyntheticDataset
+
+        return SyntheticDataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ What is drawn follows Krizhevsky's program of 2012:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,19 +63,19 @@ class Augmentation:
         return coefficient
 
 
-@dataclass(frozen=True)
-class Draws:
+class Draws(NamedTuple):
     """What happens to each of N images.
 
     `top`, `left` (int64, shape (N,)): the crop's upper left corner in pixels. `flip` (bool, shape (N,)). `shift`
-    (float32, shape (N, 3)): added to every pixel, on the scale 0-255; `divisor`: then everything is divided by it.
+    (float32, shape (N, 3)): added to every pixel, on the scale 0-255; `divisor` (float32, shape (N,)): then everything
+    is divided by it.
     """
 
     top: NDArray[np.int64]
     left: NDArray[np.int64]
     flip: NDArray[np.bool_]
     shift: NDArray[np.float32]
-    divisor: float
+    divisor: NDArray[np.float32]
 
 
 def philox4x32(counter: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
@@ -144,7 +145,7 @@ def draw(
         left=spare_columns // 2,
         flip=np.zeros(count, dtype=np.bool_),
         shift=np.zeros((count, 3), dtype=np.float32),
-        divisor=1.0,
+        divisor=np.ones(count, dtype=np.float32),
     )
     if augmentation is None:
         return draws
@@ -161,5 +162,5 @@ def draw(
         # a sum written out, not a matrix product: its rounding must not depend on how many samples come together
         axes = [scaled[:, i : i + 1] * color_vectors[:, i] for i in range(3)]
         shift = (coefficient * (axes[0] + axes[1] + axes[2])).astype(np.float32)
-        divisor = 1.0 + coefficient
+        divisor = np.full(count, 1 + coefficient, dtype=np.float32)
     return Draws(top, left, flip, shift, divisor)

@@ -8,7 +8,7 @@ Batches, replicas and threads cut this one sequence into pieces and never enter 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,10 @@ def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool = True) -> N
 
 
 class Window(NamedTuple):
-    """One batch's place in an epoch's order: `start` to `stop` of all replicas, `first` to `last` of this one."""
+    """One batch's place in an epoch's order: `start` to `stop` of all replicas, `first` to `last` of this one.
+
+    A place of `count` or more lies in the next epoch (see `Schedule`, "carry").
+    """
 
     start: int
     stop: int
@@ -46,26 +49,93 @@ class Window(NamedTuple):
     last: int
 
 
-def windows(
-    count: int, *, batch_size: int, replica: int = 0, replicas: int = 1, start: int = 0, drop_last: bool = False
-) -> Iterator[Window]:
-    """Cut positions `start` .. count - 1 of an epoch into batches, and each batch into one run per replica.
+class Run(NamedTuple):
+    """Consecutive samples of one epoch's order: int64, shape (N,), the first of which has place `first` in it."""
 
-    A batch of all replicas holds ``batch_size * replicas`` samples; replica r takes the r-th run of it, so that the
-    runs of all replicas, laid end to end, are what one replica with the whole batch would see. The last, partial batch
-    is divided as evenly as it goes (a run may then be empty: every replica sees the same number of batches), or left
-    out with `drop_last`.
+    epoch: int
+    first: int
+    samples: NDArray[np.int64]
+
+
+LastBatch = Literal["deliver", "drop", "carry"]
+
+
+class Schedule:
+    """Cuts the orders of all epochs into batches, and each batch into one run per replica.
+
+    A batch of all replicas holds ``batch_size * replicas`` samples; replica r takes the r-th part of it, so that the
+    parts of all replicas, laid end to end, are what one replica with the whole batch would see. Every replica sees the
+    same number of batches.
+
+    Args:
+        count: samples per epoch.
+        seed: 0 .. 2**64 - 1.
+        shuffle: a new order every epoch; otherwise 0, 1, 2, ...
+        batch_size: samples per batch and replica.
+        replica, replicas: which part of each batch, of how many.
+        last: what happens to the samples at the end of an epoch that do not fill a batch: "deliver" them as a smaller
+            batch, divided as evenly as it goes (a replica's part may be empty), "drop" them, or "carry" them over into
+            the first batch of the next epoch, which lets every batch be full and loses none.
     """
-    whole = batch_size * replicas
-    for begin in range(start, count, whole):
-        end = min(begin + whole, count)
-        if drop_last and end - begin < whole:
-            return
-        size = end - begin
-        yield Window(begin, end, begin + replica * size // replicas, begin + (replica + 1) * size // replicas)
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        batch_size: int,
+        replica: int = 0,
+        replicas: int = 1,
+        last: LastBatch = "deliver",
+    ) -> None:
+        self.count, self.seed, self.shuffle, self.last = count, check_seed(seed), shuffle, last
+        self.replica, self.replicas, self.whole = replica, replicas, batch_size * replicas
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def start(self, epoch: int) -> int:
+        """Return the place at which an epoch's first batch begins when all before it were run with these settings."""
+        return -epoch * self.count % self.whole if self.last == "carry" else 0
+
+    def batches(self, start: int) -> int:
+        """Return how many batches begin in an epoch whose first one begins at `start`."""
+        left = max(self.count - start, 0)
+        return left // self.whole if self.last == "drop" else -(-left // self.whole)
+
+    def windows(self, start: int) -> Iterator[Window]:
+        """Yield the batches of an epoch whose first one begins at `start`."""
+        for number in range(self.batches(start)):
+            begin = start + number * self.whole
+            end = begin + self.whole if self.last == "carry" else min(begin + self.whole, self.count)
+            size = end - begin
+            first, last = (begin + part * size // self.replicas for part in (self.replica, self.replica + 1))
+            yield Window(begin, end, first, last)
+
+    def after(self, epoch: int, window: Window) -> tuple[int, int]:
+        """Return the epoch and place at which the batch after `window` begins."""
+        if self.last == "drop" and window.stop + self.whole > self.count:
+            return epoch + 1, 0
+        return epoch + window.stop // self.count, window.stop % self.count
+
+    def runs(self, epoch: int, window: Window) -> list[Run]:
+        """Return this replica's samples of a batch: one run, or several where it reaches into later epochs."""
+        runs, place = [], window.first
+        while place < window.last:
+            behind, first = divmod(place, self.count)
+            length = min(window.last - place, self.count - first)
+            runs.append(Run(epoch + behind, first, self._order(epoch + behind)[first : first + length]))
+            place += length
+        return runs
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        key = epoch if self.shuffle else 0
+        if key not in self._orders:
+            if len(self._orders) > 1:  # kept are this epoch's and the next one's, which is being prefetched
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[key] = epoch_order(self.count, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        return self._orders[key]
 
 
-def batches(count: int, *, batch_size: int, replicas: int = 1, start: int = 0, drop_last: bool = False) -> int:
-    """Return how many batches `windows` yields."""
-    left, whole = max(count - start, 0), batch_size * replicas
-    return left // whole if drop_last else -(-left // whole)
+def samples_of(runs: list[Run]) -> NDArray[np.int64]:
+    """Return the samples of `runs` in order: int64, shape (N,), not shared with anything."""
+    return np.concatenate([run.samples for run in runs]) if runs else np.empty(0, dtype=np.int64)
