@@ -17,25 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import reference
+from kernels.layout import dense_as, empty_as, is_channels_last
 from kernels.philox import keep_mask
 
-# 128 KiB of fp32 per core and buffer: a handful of buffers fit a second-level cache, and one is the least that PyTorch
-# shares out among threads.
-_BLOCK_PER_THREAD = 32768
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels lie next to each other; where both layouts fit, the answer is no."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def dense(x: Tensor, *, channels_last: bool) -> Tensor:
-    """`x` without gaps in the layout asked for: itself, where it is so already."""
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def empty_dense(x: Tensor, *, channels_last: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+# 256 KiB of fp32 per core and buffer: a handful of buffers fit a second-level cache of 2 MiB, and starting an operation
+# costs little beside its work.
+_BLOCK_PER_THREAD = 65536
 
 
 # ------------------------------------------------------------------------------------------------- normalisation
@@ -109,16 +96,16 @@ class _Windows:
         return flat.as_strided(like.shape, (p1 * p2 * inner, p2 * inner, inner, 1))
 
 
-def _power(scale: Tensor, beta: float) -> Tensor:
-    """`scale ** -beta`; the exponents in use need no logarithm."""
+def _denominator(scale: Tensor, beta: float) -> Tensor:
+    """`scale ** beta`; the exponents in use need no logarithm."""
     if beta == 0.75:
-        root = scale.rsqrt()
+        root = scale.sqrt()
         return root.sqrt().mul_(root)
     if beta == 0.5:
-        return scale.rsqrt()
+        return scale.sqrt()
     if beta == 1.0:
-        return scale.reciprocal()
-    return scale.pow(-beta)
+        return scale
+    return scale.pow(beta)
 
 
 def _sizes(over: str, size: int) -> tuple[int, int]:
@@ -132,15 +119,15 @@ def _work_dtype(x: Tensor) -> torch.dtype:
 @torch.library.custom_op("fastalex::native_norm_forward", mutates_args=())
 def _norm_forward(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
     channels_last = is_channels_last(x)
-    x = dense(x, channels_last=channels_last)
-    y = empty_dense(x, channels_last=channels_last)
+    x = dense_as(x, channels_last)
+    y = empty_as(x)
     _normalise(x, y, over, size, alpha, beta, k, groups)
     return y
 
 
 @_norm_forward.register_fake
 def _(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-    return empty_dense(x, channels_last=is_channels_last(x))
+    return empty_as(x)
 
 
 def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> None:
@@ -158,8 +145,8 @@ def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: f
         block = source[start : start + windows.rows].to(windows.dtype)
         # Every element, margins too, carries its share of k, so that the sums are the scale itself.
         torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
-        power = _power(windows.sums(room, block.shape[0]), beta)
-        _write(result[start : start + windows.rows], torch.mul, block, windows.rows_of(power, block))
+        denominator = _denominator(windows.sums(room, block.shape[0]), beta)
+        _write(result[start : start + windows.rows], torch.div, block, windows.rows_of(denominator, block))
 
 
 @torch.library.custom_op("fastalex::native_norm_backward", mutates_args=())
@@ -167,15 +154,15 @@ def _norm_backward(
     grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> Tensor:
     channels_last = is_channels_last(x)
-    x, grad = dense(x, channels_last=channels_last), dense(grad, channels_last=channels_last)
-    grad_x = empty_dense(x, channels_last=channels_last)
+    x, grad = dense_as(x, channels_last), dense_as(grad, channels_last)
+    grad_x = empty_as(x)
     _normalise_backward(grad, x, grad_x, over, size, alpha, beta, k, groups)
     return grad_x
 
 
 @_norm_backward.register_fake
 def _(grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-    return empty_dense(x, channels_last=is_channels_last(x))
+    return empty_as(x)
 
 
 def _normalise_backward(
@@ -196,9 +183,9 @@ def _normalise_backward(
         block = source[start : start + windows.rows].to(windows.dtype)
         torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
         scale = windows.sums(room, block.shape[0])
-        direct = windows.rows_of(_power(scale, beta), block) * upstream[start : start + windows.rows]
-        spread = torch.div(direct, windows.rows_of(scale, block)).mul_(block)
-        windows.inside(mirror, block, mirrored=True).copy_(spread)
+        direct = upstream[start : start + windows.rows] / windows.rows_of(_denominator(scale, beta), block)
+        spread = windows.inside(mirror, block, mirrored=True)
+        torch.div(direct * block, windows.rows_of(scale, block), out=spread)
         sums = windows.rows_of(windows.sums(mirror, block.shape[0]), block)
         _write(
             result[start : start + windows.rows], torch.addcmul, direct, block, sums, value=-2 * alpha * beta / count
@@ -242,6 +229,144 @@ def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_m
     return F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
+@torch.library.custom_op("fastalex::native_lrn_pool_forward", mutates_args=())
+def _lrn_pool_forward(
+    x: Tensor,
+    bias: Tensor | None,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    relu: str | None,
+) -> Tensor:
+    channels_last = is_channels_last(x)
+    x = dense_as(x, channels_last)
+    y = _empty_pooled(x, kernel_size, stride)
+    scratch = _images(x)
+    for images in range(0, x.shape[0], scratch.shape[0] or 1):
+        block = x[images : images + scratch.shape[0]]
+        normalised = scratch[: block.shape[0]]
+        _normalise(_biased(block, bias, relu), normalised, "channels", size, alpha, beta, k, groups)
+        y[images : images + scratch.shape[0]] = _pool_with_indices(normalised, kernel_size, stride)[0]
+    return y.relu_() if relu == "after" else y
+
+
+@_lrn_pool_forward.register_fake
+def _(
+    x: Tensor,
+    bias: Tensor | None,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    relu: str | None,
+) -> Tensor:
+    return _empty_pooled(x, kernel_size, stride)
+
+
+@torch.library.custom_op("fastalex::native_lrn_pool_backward", mutates_args=())
+def _lrn_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    relu: str | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and, in the precision that the work is done in, of the bias."""
+    channels_last = is_channels_last(x)
+    x, grad = dense_as(x, channels_last), dense_as(grad, channels_last)
+    grad_x = empty_as(x)
+    grad_bias = torch.zeros(x.shape[1], dtype=_work_dtype(x), device=x.device)
+    scratch = _images(x)
+    for images in range(0, x.shape[0], scratch.shape[0] or 1):
+        block = slice(images, min(images + scratch.shape[0], x.shape[0]))
+        biased = _biased(x[block], bias, relu)
+        buffer = scratch[: biased.shape[0]]
+        _normalise(biased, buffer, "channels", size, alpha, beta, k, groups)
+        pooled, indices = _pool_with_indices(buffer, kernel_size, stride)
+        upstream = grad[block].to(pooled.dtype)
+        if relu == "after":
+            upstream = torch.ops.aten.threshold_backward(upstream, pooled, 0)
+        upstream = torch.ops.aten.max_pool2d_with_indices_backward(
+            upstream, buffer, [kernel_size] * 2, [stride] * 2, [0, 0], [1, 1], False, indices
+        )
+        _normalise_backward(upstream, biased, buffer, "channels", size, alpha, beta, k, groups)
+        if relu == "before":
+            torch.ops.aten.threshold_backward(buffer, biased, 0, grad_input=buffer)
+        grad_x[block] = buffer
+        if bias is not None:
+            grad_bias += buffer.sum((0, 2, 3))
+    return grad_x, grad_bias
+
+
+@_lrn_pool_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kernel_size: int,
+    stride: int,
+    relu: str | None,
+) -> tuple[Tensor, Tensor]:
+    grad_bias = torch.empty(x.shape[1], dtype=_work_dtype(x), device=x.device)
+    return empty_as(x), grad_bias
+
+
+def _images(x: Tensor) -> Tensor:
+    """Room for as many images as there are threads, at most the batch, in x's layout."""
+    return empty_as(x, (min(torch.get_num_threads(), x.shape[0]), *x.shape[1:]), _work_dtype(x))
+
+
+def _biased(block: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:
+    wide = block.to(_work_dtype(block))
+    if bias is not None:
+        wide = wide + bias.to(wide.dtype).view(-1, 1, 1)
+    return wide.relu() if relu == "before" else wide
+
+
+def _pool_with_indices(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.max_pool2d_with_indices(x, [kernel_size] * 2, [stride] * 2)
+
+
+def _empty_pooled(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    height, width = ((length - kernel_size) // stride + 1 for length in x.shape[2:])
+    return empty_as(x, (x.shape[0], x.shape[1], height, width))
+
+
+class _LrnMaxPool(torch.autograd.Function):
+    """Keeps the raw input and the bias; backward normalises and pools again."""
+
+    @staticmethod
+    def forward(ctx, x, bias, *options):
+        ctx.save_for_backward(x, bias)
+        ctx.options = options
+        return _lrn_pool_forward(x, bias, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, bias = ctx.saved_tensors
+        grad_x, grad_bias = _lrn_pool_backward(grad, x, bias, *ctx.options)
+        return grad_x, None if bias is None else grad_bias.to(bias.dtype), *([None] * len(ctx.options))
+
+
 def lrn_max_pool2d(
     x: Tensor,
     size: int,
@@ -255,12 +380,7 @@ def lrn_max_pool2d(
     bias: Tensor | None,
     relu: str | None,
 ) -> Tensor:
-    y = x if bias is None else x + bias.to(x.dtype).view(-1, 1, 1)
-    if relu == "before":
-        y = y.relu()
-    y = local_response_norm(y, size, alpha, beta, k, groups=groups)
-    y = F.max_pool2d(y, kernel_size, stride)
-    return y.relu() if relu == "after" else y
+    return _LrnMaxPool.apply(x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
 
 
 # --------------------------------------------------------------------------------------------------- convolution

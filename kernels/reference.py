@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.layout import dense_as, is_channels_last
 from kernels.philox import keep_mask
 
 
@@ -123,5 +124,4 @@ def sgd_update_(
 
 def _like(x: Tensor, y: Tensor) -> Tensor:
     """`y` in x's dtype and memory format."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return dense_as(y.to(x.dtype), is_channels_last(x))

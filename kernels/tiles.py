@@ -1,0 +1,130 @@
+"""What the Triton kernels share: which part of a tensor a program handles, and how it is loaded and stored.
+
+A program handles `ITEMS` items of one image. An item is one pixel and `VECTOR` neighbouring channels of it. Kernels
+hold the channels of an item as a Python tuple of `VECTOR` tensors of shape [ITEMS] ("lanes"), so that sums over
+neighbouring channels are plain additions in registers. In channels_last, the lanes of an item are loaded as one vector
+of 16 bytes.
+
+Offsets within an image are 32 bits wide and images are found by 64-bit offsets, so that a batch may have any size.
+"""
+
+# A tuple that grows changes its type at each step.
+# mypy: disable-error-code="assignment"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate(VECTORS: tl.constexpr, PIXELS: tl.constexpr, ITEMS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """This program's image (a 64-bit number), and each item's vector of channels, its pixel, and whether it exists."""
+    BLOCKS: tl.constexpr = (VECTORS * PIXELS + ITEMS - 1) // ITEMS
+    program = tl.program_id(0)
+    image = (program // BLOCKS).to(tl.int64)
+    item = (program % BLOCKS) * ITEMS + tl.arange(0, ITEMS)
+    if CHANNELS_LAST:
+        vector = item % VECTORS
+        pixel = item // VECTORS
+    else:
+        vector = item // PIXELS
+        pixel = item % PIXELS
+    return image, vector, pixel, item < VECTORS * PIXELS
+
+
+@triton.jit
+def wide(values):
+    """The precision that is computed in: fp64 for fp64, fp32 for the rest."""
+    if values.dtype == tl.float64:
+        return values
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def unpack(tile, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
+    """The lanes of an [ITEMS, VECTOR] tile whose rows are held by one thread each: no data moves."""
+    if VECTOR == 1:
+        return (tl.reshape(tile, [ITEMS]),)
+    elif VECTOR == 2:
+        first, second = tl.split(tile)
+        return (first, second)
+    elif VECTOR == 4:
+        even, odd = tl.split(tl.reshape(tile, [ITEMS, 2, 2]))
+        lane0, lane2 = tl.split(even)
+        lane1, lane3 = tl.split(odd)
+        return (lane0, lane1, lane2, lane3)
+    else:
+        even, odd = tl.split(tl.reshape(tile, [ITEMS, 4, 2]))
+        evens = unpack(even, ITEMS, 4)
+        odds = unpack(odd, ITEMS, 4)
+        return (evens[0], odds[0], evens[1], odds[1], evens[2], odds[2], evens[3], odds[3])
+
+
+@triton.jit
+def pack(lanes, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
+    """The [ITEMS, VECTOR] tile of the lanes."""
+    if VECTOR == 1:
+        return tl.reshape(lanes[0], [ITEMS, 1])
+    elif VECTOR == 2:
+        return tl.join(lanes[0], lanes[1])
+    elif VECTOR == 4:
+        return tl.reshape(tl.join(tl.join(lanes[0], lanes[2]), tl.join(lanes[1], lanes[3])), [ITEMS, 4])
+    else:
+        evens = pack((lanes[0], lanes[2], lanes[4], lanes[6]), ITEMS, 4)
+        odds = pack((lanes[1], lanes[3], lanes[5], lanes[7]), ITEMS, 4)
+        return tl.reshape(tl.join(evens, odds), [ITEMS, 8])
+
+
+@triton.jit
+def load_lanes(
+    image_ptr, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """The lanes of each item, zero where the mask is off, in the tensor's own dtype."""
+    if CHANNELS_LAST:
+        offset = (pixel * CHANNELS + vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        return unpack(tl.load(image_ptr + offset, mask=mask[:, None], other=0), ITEMS, VECTOR)
+    else:
+        lanes = ()
+        for lane in tl.static_range(VECTOR):
+            offset = (vector * VECTOR + lane) * PIXELS + pixel
+            lanes += (tl.load(image_ptr + offset, mask=mask, other=0),)
+        return lanes
+
+
+@triton.jit
+def store_lanes(
+    image_ptr, lanes, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Store the lanes of each item, rounded to the tensor's dtype, where the mask is on."""
+    if CHANNELS_LAST:
+        offset = (pixel * CHANNELS + vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        tl.store(image_ptr + offset, pack(lanes, ITEMS, VECTOR), mask=mask[:, None])
+    else:
+        for lane in tl.static_range(VECTOR):
+            offset = (vector * VECTOR + lane) * PIXELS + pixel
+            tl.store(image_ptr + offset, lanes[lane], mask=mask)
+
+
+@triton.jit
+def load_neighbours(
+    image_ptr, vector, pixel, mask, HALO: tl.constexpr, GROUP_VECTORS: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Wide lanes of each item and of the `HALO` vectors on either side in its group, zero outside of the group.
+
+    Lane `i` of the item itself is at index `HALO * VECTOR + i`.
+    """
+    place = vector % GROUP_VECTORS
+    lanes = ()
+    for neighbour in tl.static_range(-HALO, HALO + 1):
+        inside = mask & (place + neighbour >= 0) & (place + neighbour < GROUP_VECTORS)
+        loaded = load_lanes(
+            image_ptr, vector + neighbour, pixel, inside, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+        )
+        for lane in tl.static_range(VECTOR):
+            lanes += (wide(loaded[lane]),)
+    return lanes
