@@ -33,7 +33,8 @@ def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool = True) -> N
     """
     if not shuffle:
         return np.arange(count, dtype=np.int64)
-    words = np.random.Philox(key=[check_seed(seed), _SHUFFLE], counter=[0, 0, epoch, 0]).random_raw(count)
+    key = np.array([check_seed(seed), _SHUFFLE], dtype=np.uint64)
+    words = np.random.Philox(key=key, counter=np.array([0, 0, epoch, 0], dtype=np.uint64)).random_raw(count)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from dataloading import shards
 from dataloading.errors import DatasetError
-from dataloading.ilsvrc import ILSVRC
+from dataloading.ilsvrc import ILSVRC, edition_in
 from dataloading.images import Rejected, Treatment, treat
 from dataloading.progress import ProgressReport
 from dataloading.shards import Dataset, ShardWriter, write_atomically
@@ -107,9 +107,11 @@ def prepare(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DatasetError(f"{dest} exists already; remove it or choose another destination")
     with _workplace(dest) as folder:
+        if verify and edition_in(Path(source)) is None:
+            raise DatasetError(f"no MD5 sums are published for {source}; leave --verify out")
         opened = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
-        if verify:
-            _verify(opened, progress)
+        if verify and isinstance(opened, ILSVRC):
+            opened.verify(progress=progress)
         total = _write_plan(opened, folder, treatment, shard_images, progress)
         _check_space(opened, folder, treatment, total)
         processes = workers or len(os.sched_getaffinity(0))
@@ -119,12 +121,6 @@ def prepare(
             dest.rmdir()
         folder.rename(dest)
     return Dataset(dest)
-
-
-def _verify(source: Source, progress: bool) -> None:
-    if not isinstance(source, ILSVRC):
-        raise DatasetError(f"no MD5 sums are published for {source.name}; leave --verify out")
-    source.verify(progress=progress)
 
 
 def _check_options(treatment: Treatment, shard_images: int, workers: int | None) -> None:

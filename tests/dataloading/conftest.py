@@ -1,0 +1,47 @@
+"""Data sets that several tests read; nobody may change them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from small_sources import class_folders, jpeg, tar_of
+
+from dataloading import Dataset, prepare
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders: 3 classes with 8 training and 4 validation photographs each."""
+    return class_folders(tmp_path_factory.mktemp("source") / "photographs")
+
+
+@pytest.fixture(scope="session")
+def small(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The class folders, prepared at 32 pixels in shards of 10."""
+    dest = tmp_path_factory.mktemp("prepared") / "small"
+    return prepare(folders, dest, size=32, shard_images=10, workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Photographs prepared at the real size: 256 pixels."""
+    root = tmp_path_factory.mktemp("full")
+    class_folders(root / "photographs", classes=2, train=12, val=4, width=400, height=300)
+    return prepare(root / "photographs", root / "prepared", workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """1005 training samples in 5 classes: a number that few batch sizes divide. The source is a WebDataset shard."""
+    root = tmp_path_factory.mktemp("awkward")
+    (root / "shards").mkdir()
+    images = [jpeg(i, 24, 24) for i in range(15)]
+    for split, count in (("train", 1005), ("val", 15)):
+        members = []
+        for i in range(count):
+            members += [(f"{i:05d}.jpg", images[i % 15]), (f"{i:05d}.cls", str(i % 5).encode())]
+        (root / "shards" / f"{split}-0000.tar").write_bytes(tar_of(members))
+    return prepare(root / "shards", root / "prepared", size=24, shard_images=300, workers=1, progress=False)
