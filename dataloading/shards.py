@@ -264,14 +264,15 @@ class Dataset:
         path, wanted = self.root / index_name(split), self._description["splits"][split]
         try:
             found = file_sha256(path)
-            index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"cannot read the index {path}: {error}; {_REPAIR}") from None
+        except OSError as error:
+            raise DatasetError(f"cannot read the index {path}: {error.strerror}; {_REPAIR}") from None
         if found != wanted["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
                 f"{wanted['index_sha256'][:12]}...; {_REPAIR}"
             )
+        # Read only now: NumPy's parser of headers makes something of many damaged ones, and raises anything at others.
+        index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
         if index.dtype != INDEX_DTYPE or index.shape != (wanted["count"],):
             raise DatasetError(
                 f"{path} has {index.shape} records of {index.dtype}, not ({wanted['count']},) of {INDEX_DTYPE}"
@@ -288,11 +289,11 @@ class Dataset:
         path = self.root / MEAN_IMAGE
         try:
             data = path.read_bytes()
-            mean = np.load(io.BytesIO(data), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"cannot read the mean image {path}: {error}; {_REPAIR}") from None
+        except OSError as error:
+            raise DatasetError(f"cannot read the mean image {path}: {error.strerror}; {_REPAIR}") from None
         if hashlib.sha256(data).hexdigest() != self._description.get("mean_image_sha256"):
             raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {_REPAIR}")
+        mean: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
         return mean
 
     def _check_shards(self, split: str) -> None:

@@ -38,7 +38,7 @@ class WebDataset:
     def __init__(self, path: Path) -> None:
         self.root, shards = path, shards_in(path)
         self.name = path.resolve().name.removesuffix(".tar")
-        named = [(split, shard) for shard in shards for split in [_split_of(shard)] if split is not None]
+        named = [(split, shard) for shard in shards for split in [_split_of(shard, path)] if split is not None]
         if not named:
             named = [("train", shard) for shard in shards]
         self._shards = {split: [shard for name, shard in named if name == split] for split in _SPLIT_NAMES}
@@ -85,8 +85,8 @@ def _key(name: str) -> str:
     return f"{folder}/{file.split('.', 1)[0]}" if folder else file.split(".", 1)[0]
 
 
-def _split_of(shard: Path) -> str | None:
-    for text in (shard.name.lower(), shard.parent.name.lower()):
+def _split_of(shard: Path, root: Path) -> str | None:
+    for text in (shard.name.lower(), "" if shard.parent == root or shard == root else shard.parent.name.lower()):
         for split, pattern in _SPLIT_NAMES.items():
             if pattern.search(text):
                 return split

@@ -1,0 +1,53 @@
+"""Ways to damage a copy of a prepared data set."""
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dataloading.shards import file_sha256
+
+
+def copied(root: Path, dest: Path) -> Path:
+    return Path(shutil.copytree(root, dest))
+
+
+def flip_bit(path: Path, place: float, bit: int) -> None:
+    """Flip one bit at `place`, 0 to 1, of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def rewritten(root: Path, change: Callable[[dict], object]) -> None:
+    """Change dataset.json."""
+    about = json.loads((root / "dataset.json").read_bytes())
+    change(about)
+    (root / "dataset.json").write_text(json.dumps(about))
+
+
+def overwritten(root: Path, split: str, sample: int, data: bytes, *, at: int = 100) -> None:
+    """Write `data` over the bytes of a sample, from its `at`-th byte on."""
+    row = np.load(root / f"{split}-index.npy")[sample]
+    with (root / f"{split}-{row['shard']:06d}.tar").open("r+b") as file:
+        file.seek(int(row["offset"]) + at)
+        file.write(data)
+
+
+def undecodable(root: Path, split: str, sample: int) -> None:
+    """Blank the second half of a sample, with checksums to fit, as if it had been prepared so."""
+    index = np.load(root / f"{split}-index.npy")
+    shard, length, offset = (int(index[sample][name]) for name in ("shard", "length", "offset"))
+    overwritten(root, split, sample, bytes(length - length // 2), at=length // 2)
+    path = root / f"{split}-{shard:06d}.tar"
+    index["crc32"][sample] = zlib.crc32(path.read_bytes()[offset : offset + length])
+    np.save(root / f"{split}-index.npy", index)
+
+    def change(about: dict) -> None:
+        about["splits"][split]["index_sha256"] = file_sha256(root / f"{split}-index.npy")
+        about["splits"][split]["shards"][shard]["sha256"] = file_sha256(path)
+
+    rewritten(root, change)

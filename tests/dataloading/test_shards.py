@@ -1,0 +1,234 @@
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from damage import copied, flip_bit, overwritten, rewritten, undecodable
+from hypothesis import given
+from hypothesis import strategies as st
+from nvidia.dali import Pipeline, fn, types
+from PIL import Image
+from small_sources import command
+
+from dataloading import Dataset, DatasetError, is_prepared
+from dataloading.shards import INDEX_DTYPE, file_sha256
+
+
+def test_importing_brings_neither_dali_nor_pytorch():
+    script = (
+        "import dataloading, sys; print([m for m in ('torch', 'nvidia.dali', 'scipy', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_exported_name_is_there():
+    import dataloading
+
+    assert all(getattr(dataloading, name) for name in dataloading.__all__)
+    with pytest.raises(AttributeError, match=r"no attribute 'Lodaer'"):
+        _ = dataloading.Lodaer
+
+
+# --- other readers ----------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_plain_tar_files_with_pairs_of_members(small):
+    place = 0
+    for shard in small.shards("train"):
+        with tarfile.open(small.root / shard.file) as archive:
+            members = archive.getmembers()
+            for image, label in zip(members[::2], members[1::2], strict=True):
+                assert image.name == label.name.removesuffix(".cls") + ".jpg"
+                assert image.name.count(".") == 1
+                assert (image.mtime, image.uid, image.mode) == (0, 0, 0o644)
+                assert archive.extractfile(image).read() == small.read("train", place)
+                assert int(archive.extractfile(label).read()) == small.labels("train")[place]
+                place += 1
+    assert place == small.count("train")
+
+
+def test_dalis_own_webdataset_reader_reads_the_shards(small):
+    pipeline = Pipeline(batch_size=small.count("train"), num_threads=1, device_id=None)
+    with pipeline:
+        paths = [str(small.root / shard.file) for shard in small.shards("train")]
+        encoded, label = fn.readers.webdataset(
+            paths=paths, ext=["jpg", "cls"], missing_component_behavior="error", name="reader"
+        )
+        pipeline.set_outputs(encoded, fn.decoders.image(encoded, output_type=types.DALIImageType.RGB), label)
+    pipeline.build()
+    assert pipeline.reader_meta("reader")["epoch_size"] == small.count("train")
+    encoded, images, labels = pipeline.run()
+    for i in range(small.count("train")):
+        assert encoded.at(i).tobytes() == small.read("train", i)
+        assert np.array_equal(images.at(i), np.asarray(Image.open(io.BytesIO(small.read("train", i)))))
+        assert int(labels.at(i).tobytes()) == small.labels("train")[i]
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_says_what_it_is(small):
+    assert is_prepared(small.root)
+    assert not is_prepared(small.root.parent)
+    assert "3 classes, 24 train, 12 val" in repr(small)
+    assert small.splits == ("train", "val")
+    assert small.index("train").dtype == INDEX_DTYPE
+    assert len(small.fingerprint) == 64
+    assert (small.color_deviations.shape, small.color_vectors.shape) == ((3,), (3, 3))
+
+
+def test_a_data_set_travels_to_other_processes(small):
+    assert bytes(pickle.loads(pickle.dumps(small)).read("val", 3)) == bytes(small.read("val", 3))
+
+
+def test_the_fingerprint_is_that_of_the_content(small, tmp_path):
+    assert Dataset(copied(small.root, tmp_path / "other name")).fingerprint == small.fingerprint
+
+
+def test_what_is_no_prepared_data_set_is_named(tmp_path, folders):
+    with pytest.raises(
+        DatasetError, match=r"no such folder: .*nowhere; prepare it with: python -m dataloading.prepare"
+    ):
+        Dataset(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"is not a prepared data set: it has no dataset.json; prepare it with"):
+        Dataset(folders)
+
+
+def test_a_split_that_is_not_there_is_named(small):
+    with pytest.raises(DatasetError, match=r"has no split 'test'; it has train, val"):
+        small.count("test")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "val-000001.tar", "train-index.npy", "mean-image.npy"])
+def test_a_missing_or_shortened_file_is_named_on_opening(small, tmp_path, name):
+    path = copied(small.root, tmp_path / "copy") / name
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DatasetError, match=name):
+        Dataset(path.parent)
+    path.unlink()
+    with pytest.raises(DatasetError, match=name):
+        Dataset(path.parent)
+
+
+@given(
+    place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), name=st.sampled_from(["train-index", "mean-image"])
+)
+def test_no_bit_of_index_or_mean_image_flips_unnoticed(small, tmp_path_factory, place, bit, name):
+    root = copied(small.root, tmp_path_factory.mktemp("flip") / "copy")
+    flip_bit(root / f"{name}.npy", place, bit)
+    with pytest.raises(DatasetError, match=rf"{name}.npy"):
+        Dataset(root)
+
+
+def test_the_index_of_another_data_set_is_refused(small, full_size, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    (root / "train-index.npy").write_bytes((full_size.root / "train-index.npy").read_bytes())
+    with pytest.raises(DatasetError, match=r"train-index.npy does not belong to these shards: its SHA-256 is"):
+        Dataset(root)
+
+
+def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    first, second = root / "train-000000.tar", root / "train-000001.tar"
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b.ljust(len(a), b"\0")[: len(a)])
+    second.write_bytes(a.ljust(len(b), b"\0")[: len(b)])
+    with pytest.raises(DatasetError, match=r"sample 0 of train .* is damaged: its CRC-32 is"):
+        Dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(version=99), "has format version 99; this program reads 1"),
+        (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
+        (lambda about: about.pop("classes"), "dataset.json is damaged: no usable entry 'classes'"),
+        (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),
+        (lambda about: about["splits"]["train"]["shards"].pop(), "the shards of train hold 20 samples, its index 24"),
+        (lambda about: about["splits"]["train"].update(count=23), "has .*24.* records"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(small, tmp_path, change, message):
+    root = copied(small.root, tmp_path / "copy")
+    rewritten(root, change)
+    with pytest.raises(DatasetError, match=message):
+        Dataset(root)
+
+
+def test_a_description_that_is_no_json_is_refused(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    (root / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"dataset.json is damaged"):
+        Dataset(root)
+
+
+def test_an_index_with_labels_out_of_range_is_refused(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    index = np.load(root / "train-index.npy")
+    index["label"][5] = -1
+    np.save(root / "train-index.npy", index)
+    rewritten(root, lambda about: about["splits"]["train"].update(index_sha256=file_sha256(root / "train-index.npy")))
+    with pytest.raises(DatasetError, match=r"labels from -1 to 2; with 3 classes they must be 0 to 2"):
+        Dataset(root)
+
+
+def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    overwritten(root, "train", 13, b"?")
+    dataset = Dataset(root)
+    assert dataset.read("train", 12) == small.read("train", 12)
+    with pytest.raises(
+        DatasetError, match=r"sample 13 of train \(000000013-0005.jpg in .*train-000001.tar, offset \d+\) is"
+    ):
+        dataset.read("train", 13)
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+def test_the_check_finds_nothing_in_a_good_data_set(small):
+    done = command("dataloading.check", small.root)
+    assert done.returncode == 0, done.stderr
+    assert "everything is as it was prepared" in done.stdout
+    assert small.fingerprint in done.stdout
+
+
+def test_the_check_finds_any_flipped_bit(small, tmp_path):
+    from dataloading.check import problems
+
+    for step in range(12):
+        root = copied(small.root, tmp_path / f"copy{step}")
+        path = root / f"train-00000{step % 3}.tar"
+        flip_bit(path, 0.08 + 0.9 * step / 12, step % 8)
+        found = []
+        try:
+            found = problems(Dataset(root), progress=False)
+        except DatasetError as error:
+            found = [str(error)]
+        assert any(path.name in str(problem) for problem in found), step
+
+
+def test_the_check_names_the_sample_and_ends_with_2(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    overwritten(root, "val", 11, b"?" * 20)
+    done = command("dataloading.check", root)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert any("val-000001.tar: sample 11: its CRC-32 is" in line for line in lines)
+    assert lines[-1].startswith(f"error: {root} is damaged: 2 problems; copy the data set again")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_check_decodes_every_image(small, tmp_path):
+    from dataloading.check import problems
+
+    root = copied(small.root, tmp_path / "copy")
+    undecodable(root, "train", 3)
+    found = [str(problem) for problem in problems(Dataset(root), progress=False)]
+    assert len(found) == 1
+    assert "sample 3: does not decode" in found[0]
+    assert problems(Dataset(root), decode=False, progress=False) == []
