@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import triton
 from torch import Tensor
 
 IMPLEMENTATIONS = ("triton", "native", "reference")
@@ -23,6 +24,9 @@ def _checked(name: str, origin: str) -> str:
         raise ValueError(f"{origin} must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
     return name
 
+
+# With TRITON_INTERPRET=1, kernels run on CPU tensors too, slowly.
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 # A module global and not a context variable: torch.compile guards on it, and autograd's threads see it.
 _from_environment = os.environ.get("FASTALEX_KERNELS")
@@ -49,7 +53,16 @@ def using(implementation: str) -> Iterator[None]:
 
 
 def implementation_for(x: Tensor) -> str:
-    """The implementation that an operator called with `x` takes now."""
-    if _chosen is not None:
-        return _chosen
-    return "triton" if x.is_cuda else "native"
+    """The implementation that an operator called with `x` takes now.
+
+    Raises:
+        RuntimeError: if Triton was asked for and cannot run on x's device.
+    """
+    if _chosen is None:
+        return "triton" if x.is_cuda else "native"
+    if _chosen == "triton" and not (x.is_cuda or _INTERPRETED):
+        raise RuntimeError(
+            f"the Triton kernels were chosen, but x is on {x.device}: move it to a GPU, or choose native, or set "
+            "TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter"
+        )
+    return _chosen

@@ -1,16 +1,233 @@
 """Normalisation by the responses of neighbours: across channels, and across the map of one channel.
 
-    y[c] = x[c] / (k + alpha / n * sum of x[j]^2 over j = c - n // 2 ... c + (n - 1) // 2)^beta
+    s[c] = k + alpha / n * sum of x[j]^2 over j = c - n // 2 ... c + (n - 1) // 2
+    y[c] = x[c] * s[c]^-beta
+    t[c] = grad_y[c] * x[c] * s[c]^(-beta - 1)
+    grad_x[c] = grad_y[c] * s[c]^-beta - 2 alpha beta / n * x[c] * sum of t[j] over j = c - (n - 1) // 2 ... c + n // 2
 
 Source: Krizhevsky, Sutskever and Hinton (2012), section 3.3, with alpha divided by the window's size as in the released
 source of that network, in Caffe and in PyTorch; the paper's own formula does not divide.
+
+A thread holds 16 bytes of neighbouring channels and the vectors on either side, which it also loads whole: they come
+from the first-level cache, and no load is narrower than 16 bytes. Windows are summed anew for each channel: a running
+sum would cancel, and would carry one NaN to all channels behind it. Backward computes `s` again and keeps `x` alone.
 """
+
+# A tuple that grows changes its type at each step.
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from kernels import arguments, dispatch, native, reference
+from kernels import arguments, dispatch, launch, native, reference
+from kernels.layout import dense, empty_as, is_channels_last
+from kernels.tiles import load_neighbours, locate, store_lanes
+
+
+@triton.jit
+def window_sum(lanes, FIRST: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of `SIZE` lanes from lane `FIRST` on."""
+    total = lanes[FIRST]
+    for step in tl.static_range(1, SIZE):
+        total += lanes[FIRST + step]
+    return total
+
+
+@triton.jit
+def inverse_power(scale, BETA: tl.constexpr):
+    """`scale^-BETA`; the exponents in use need no logarithm."""
+    if BETA == 0.75:
+        root = tl.rsqrt(scale)
+        return root * tl.sqrt(root)
+    elif BETA == 0.5:
+        return tl.rsqrt(scale)
+    elif BETA == 1.0:
+        return 1.0 / scale
+    else:
+        return tl.exp2(tl.log2(scale) * -BETA)
+
+
+@triton.jit
+def scale_lanes(
+    x_lanes, FIRST: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, K: tl.constexpr
+):
+    """`s` for `COUNT` channels, the first of which has its window start at lane `FIRST`."""
+    squares = ()
+    for lane in tl.static_range(COUNT + SIZE - 1):
+        squares += (x_lanes[FIRST + lane] * x_lanes[FIRST + lane],)
+    scales = ()
+    for lane in tl.static_range(COUNT):
+        scales += (window_sum(squares, lane, SIZE) * (ALPHA / SIZE) + K,)
+    return scales
+
+
+@triton.jit
+def normalise_lanes(
+    x_lanes, HALO: tl.constexpr, VECTOR: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
+    K: tl.constexpr,
+):  # fmt: skip
+    """y of one vector of channels, from x of it and of `HALO` vectors on either side."""
+    scales = scale_lanes(x_lanes, HALO * VECTOR - SIZE // 2, VECTOR, SIZE, ALPHA, K)
+    y_lanes = ()
+    for lane in tl.static_range(VECTOR):
+        y_lanes += (x_lanes[HALO * VECTOR + lane] * inverse_power(scales[lane], BETA),)
+    return y_lanes
+
+
+@triton.jit
+def normalise_lanes_backward(
+    grad_lanes, x_lanes, GRAD_HALO: tl.constexpr, HALO: tl.constexpr, VECTOR: tl.constexpr, SIZE: tl.constexpr,
+    ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """grad_x of one vector of channels, from grad_y with `GRAD_HALO` and x with `HALO` vectors on either side."""
+    BEFORE: tl.constexpr = (SIZE - 1) // 2
+    scales = scale_lanes(x_lanes, HALO * VECTOR - (SIZE - 1), VECTOR + SIZE - 1, SIZE, ALPHA, K)
+    direct = ()
+    spread = ()
+    for lane in tl.static_range(VECTOR + SIZE - 1):
+        scaled = grad_lanes[GRAD_HALO * VECTOR - BEFORE + lane] * inverse_power(scales[lane], BETA)
+        direct += (scaled,)
+        spread += (scaled * x_lanes[HALO * VECTOR - BEFORE + lane] / scales[lane],)
+    grad_x_lanes = ()
+    for lane in tl.static_range(VECTOR):
+        indirect = x_lanes[HALO * VECTOR + lane] * window_sum(spread, lane, SIZE)
+        grad_x_lanes += (direct[BEFORE + lane] - (2.0 * ALPHA * BETA / SIZE) * indirect,)
+    return grad_x_lanes
+
+
+@triton.jit
+def lrn_fwd_kernel(
+    x_ptr, y_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
+    HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """y from x, both N x CHANNELS x PIXELS in one layout; `HALO` vectors on either side cover the window."""
+    image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
+    start = image * (CHANNELS * PIXELS)
+    x_lanes = load_neighbours(
+        x_ptr + start, vector, pixel, mask, HALO, GROUP_CHANNELS // VECTOR, PIXELS, CHANNELS, ITEMS, VECTOR,
+        CHANNELS_LAST,
+    )  # fmt: skip
+    y_lanes = normalise_lanes(x_lanes, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+    store_lanes(y_ptr + start, y_lanes, vector, pixel, mask, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
+
+
+@triton.jit
+def lrn_bwd_kernel(
+    grad_ptr, x_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, HALO: tl.constexpr, GRAD_HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    GRAD_CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """grad_x, in x's layout, from grad_y, in its own layout, and x."""
+    image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
+    start = image * (CHANNELS * PIXELS)
+    GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
+    x_lanes = load_neighbours(
+        x_ptr + start, vector, pixel, mask, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
+    grad_lanes = load_neighbours(
+        grad_ptr + start, vector, pixel, mask, GRAD_HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR,
+        GRAD_CHANNELS_LAST,
+    )  # fmt: skip
+    grad_x_lanes = normalise_lanes_backward(grad_lanes, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+    store_lanes(grad_x_ptr + start, grad_x_lanes, vector, pixel, mask, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
+
+
+def halo(reach: int, vector: int) -> int:
+    """Vectors on either side of an item that hold its `reach` nearest channels."""
+    return -(-reach // vector)
+
+
+@torch.library.custom_op("fastalex::lrn_forward", mutates_args=())
+def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    x = dense(x)
+    y = empty_as(x)
+    if x.numel() == 0:
+        return y
+    launch.check_image(x)
+    batch, channels, height, width = x.shape
+    vector = launch.vector_width(channels // groups, x.element_size())
+    with launch.on(x):
+        lrn_fwd_kernel[(batch * launch.blocks(channels // vector * height * width),)](
+            x,
+            y,
+            SIZE=size,
+            ALPHA=alpha,
+            BETA=beta,
+            K=k,
+            PIXELS=height * width,
+            CHANNELS=channels,
+            GROUP_CHANNELS=channels // groups,
+            ITEMS=launch.ITEMS,
+            VECTOR=vector,
+            HALO=halo(size // 2, vector),
+            CHANNELS_LAST=is_channels_last(x),
+            **launch.OPTIONS,
+        )
+    return y
+
+
+@_forward.register_fake
+def _(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    return empty_as(x)
+
+
+@torch.library.custom_op("fastalex::lrn_backward", mutates_args=())
+def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    x, grad = dense(x), dense(grad)
+    grad_x = empty_as(x)
+    if x.numel() == 0:
+        return grad_x
+    batch, channels, height, width = x.shape
+    vector = launch.vector_width(channels // groups, x.element_size())
+    with launch.on(x):
+        lrn_bwd_kernel[(batch * launch.blocks(channels // vector * height * width),)](
+            grad,
+            x,
+            grad_x,
+            SIZE=size,
+            ALPHA=alpha,
+            BETA=beta,
+            K=k,
+            PIXELS=height * width,
+            CHANNELS=channels,
+            GROUP_CHANNELS=channels // groups,
+            ITEMS=launch.ITEMS,
+            VECTOR=vector,
+            HALO=halo(size - 1, vector),
+            GRAD_HALO=halo(size // 2, vector),
+            CHANNELS_LAST=is_channels_last(x),
+            GRAD_CHANNELS_LAST=is_channels_last(grad),
+            **launch.OPTIONS,
+        )
+    return grad_x
+
+
+@_backward.register_fake
+def _(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    return empty_as(x)
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    """Keeps x."""
+
+    @staticmethod
+    def forward(ctx, x, *options):
+        ctx.save_for_backward(x)
+        ctx.options = options
+        return _forward(x, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _backward(grad, x, *ctx.options), *([None] * len(ctx.options))
 
 
 def local_response_norm(
@@ -41,9 +258,11 @@ def local_response_norm(
     arguments.check_tensor("x", x, 4, "N x C x H x W")
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
-    if dispatch.implementation_for(x) == "reference":
-        return reference.local_response_norm(x, size, alpha, beta, k, groups=groups)
-    return native.local_response_norm(x, size, alpha, beta, k, groups=groups)
+    chosen = dispatch.implementation_for(x)
+    if chosen == "triton":
+        return _LocalResponseNorm.apply(x, size, float(alpha), float(beta), float(k), groups)
+    plain = reference if chosen == "reference" else native
+    return plain.local_response_norm(x, size, alpha, beta, k, groups=groups)
 
 
 def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -65,6 +284,8 @@ def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is computed.
+
+    The one layer that has this is small, so there is no Triton kernel: `native` runs in its place.
 
     Source: the response normalisation layer (same map) of cuda-convnet, which the 2012 network has in its second layer.
     """
