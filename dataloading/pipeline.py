@@ -101,9 +101,7 @@ def _centre(mean_image: NDArray[np.float32], crop_size: int) -> NDArray[np.float
 
 def _normalise(images: Any, mean: NDArray[np.float32], colors: list[Any], dtype: DataType, device: int | None) -> Any:
     """Subtract the mean image, then apply `colors` (minus the shift, and the divisor) where there are any."""
-    images = fn.cast(images, dtype=types.DALIDataType.FLOAT) - types.Constant(
-        mean, device="cpu" if device is None else "gpu"
-    )
+    images = images - types.Constant(mean, device="cpu" if device is None else "gpu")  # uint8 - float32 is float32
     if not colors:
         return fn.cast(images, dtype=_DALI_TYPES[dtype])
     shift, divisor = colors
