@@ -6,14 +6,198 @@
 `kept` comes from Philox counters (see `kernels.philox.keep_mask`), so nothing is kept for backward, and the mask is the
 same on every device and for every way to cut a batch.
 
+Behind a bias and a ReLU, backward keeps the result, which the next layer keeps as its input anyway: it says where the
+ReLU was on.
+
 Source: section 4.2 of Krizhevsky, Sutskever and Hinton (2012), which is the form that is not inverted.
 """
 
 from __future__ import annotations
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from kernels import arguments, dispatch, native, reference
+from kernels import arguments, dispatch, launch, native, reference
+from kernels.philox import drop_threshold
+from kernels.tiles import wide
+
+
+@triton.jit
+def mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+                ITEMS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    """SCALE where kept and 0 where dropped, for `VECTOR` features of one row from feature `block * VECTOR` on."""
+    number = tl.load(first_row_ptr) + row.to(tl.int64)
+    QUADS: tl.constexpr = VECTOR // 4
+    quad = block[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
+    none = quad * 0
+    word0, word1, word2, word3 = tl.philox(
+        tl.load(seed_ptr), quad, none + (number & 0xFFFFFFFF).to(tl.uint32), none + (number >> 32).to(tl.uint32), none
+    )
+    words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [ITEMS, VECTOR])
+    return tl.where(words >= tl.full([], THRESHOLD, tl.uint32), SCALE, 0.0)
+
+
+@triton.jit
+def dropout_fwd_kernel(
+    x_ptr, bias_ptr, seed_ptr, first_row_ptr, y_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
+    SCALE: tl.constexpr, BIAS_AND_RELU: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """y = x * factor, or relu(x + bias) * factor, for N x FEATURES; a threshold of 0 draws no random numbers."""
+    VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
+    BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
+    program = tl.program_id(0)
+    row = program // BLOCKS
+    block = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
+    feature = block[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    mask = feature < FEATURES
+    start = row.to(tl.int64) * FEATURES
+    value = wide(tl.load(x_ptr + start + feature, mask=mask, other=0.0))
+    if BIAS_AND_RELU:
+        value += tl.load(bias_ptr + feature, mask=mask, other=0.0).to(value.dtype)
+        # Written so that a NaN stays one.
+        value = tl.where(value <= 0.0, 0.0, value)
+    if THRESHOLD > 0:
+        value *= mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR).to(value.dtype)
+    else:
+        value *= SCALE
+    tl.store(y_ptr + start + feature, value, mask=mask)
+
+
+@triton.jit
+def relu_dropout_bwd_kernel(
+    grad_ptr, y_ptr, seed_ptr, first_row_ptr, grad_x_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
+    SCALE: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """grad_x = grad_y * factor where y says that the ReLU was on, for N x FEATURES."""
+    VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
+    BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
+    program = tl.program_id(0)
+    row = program // BLOCKS
+    block = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
+    feature = block[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    mask = feature < FEATURES
+    start = row.to(tl.int64) * FEATURES
+    grad = wide(tl.load(grad_ptr + start + feature, mask=mask, other=0.0))
+    y = wide(tl.load(y_ptr + start + feature, mask=mask, other=0.0))
+    if THRESHOLD > 0:
+        grad *= mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR).to(grad.dtype)
+    else:
+        grad *= SCALE
+    tl.store(grad_x_ptr + start + feature, tl.where(y <= 0.0, 0.0, grad), mask=mask)
+
+
+def _grid(x: Tensor, vector: int) -> tuple[int]:
+    return (x.shape[0] * launch.blocks(triton.cdiv(x.shape[1], vector)),)
+
+
+def _vector(x: Tensor) -> int:
+    # A Philox block makes four words, so an item has four features at least.
+    return max(4, 16 // x.element_size())
+
+
+@torch.library.custom_op("fastalex::dropout_forward", mutates_args=())
+def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if x.numel() == 0:
+        return y
+    vector = _vector(x)
+    with launch.on(x):
+        dropout_fwd_kernel[_grid(x, vector)](
+            x,
+            x if bias is None else bias.contiguous(),
+            seed,
+            first_row,
+            y,
+            FEATURES=x.shape[1],
+            THRESHOLD=threshold,
+            SCALE=scale,
+            BIAS_AND_RELU=bias is not None,
+            ITEMS=launch.ITEMS,
+            VECTOR=vector,
+            **launch.OPTIONS,
+        )
+    return y
+
+
+@_forward.register_fake
+def _(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("fastalex::relu_dropout_backward", mutates_args=())
+def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    grad, y = grad.contiguous(), y.contiguous()
+    grad_x = torch.empty_like(y)
+    if y.numel() == 0:
+        return grad_x
+    vector = _vector(y)
+    with launch.on(y):
+        relu_dropout_bwd_kernel[_grid(y, vector)](
+            grad,
+            y,
+            seed,
+            first_row,
+            grad_x,
+            FEATURES=y.shape[1],
+            THRESHOLD=threshold,
+            SCALE=scale,
+            ITEMS=launch.ITEMS,
+            VECTOR=vector,
+            **launch.OPTIONS,
+        )
+    return grad_x
+
+
+@_relu_backward.register_fake
+def _(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+class _Dropout(torch.autograd.Function):
+    """Keeps the seed and the row number."""
+
+    @staticmethod
+    def forward(ctx, x, seed, first_row, threshold, scale):
+        ctx.save_for_backward(seed, first_row)
+        ctx.options = (threshold, scale)
+        return _forward(x, None, seed, first_row, threshold, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _forward(grad, None, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+class _BiasReluDropout(torch.autograd.Function):
+    """Keeps the result, the seed and the row number."""
+
+    @staticmethod
+    def forward(ctx, x, bias, seed, first_row, threshold, scale):
+        y = _forward(x, bias, seed, first_row, threshold, scale)
+        ctx.save_for_backward(y, seed, first_row)
+        ctx.options = (threshold, scale)
+        ctx.bias_dtype = bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_x = _relu_backward(grad, *ctx.saved_tensors, *ctx.options)
+        grad_bias = None
+        if ctx.needs_input_grad[1]:
+            work = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            grad_bias = grad_x.sum(0, dtype=work).to(ctx.bias_dtype)
+        return grad_x, grad_bias, None, None, None, None
+
+
+def _threshold_and_scale(p: float, training: bool, inverted: bool) -> tuple[int, float]:
+    if training:
+        return drop_threshold(p), 1 / (1 - p) if inverted else 1.0
+    return 0, 1.0 if inverted else 1 - p
 
 
 def dropout(
@@ -46,8 +230,14 @@ def dropout(
     arguments.check_probability(p)
     seed = arguments.counter_tensor("seed", seed, x)
     first_row = arguments.counter_tensor("first_row", first_row, x)
-    chosen = reference if dispatch.implementation_for(x) == "reference" else native
-    return chosen.dropout(x, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
+    chosen = dispatch.implementation_for(x)
+    threshold, scale = _threshold_and_scale(p, training, inverted)
+    if chosen == "triton":
+        if threshold == 0 and scale == 1:
+            return x
+        return _Dropout.apply(x, seed, first_row, threshold, scale)
+    plain = reference if chosen == "reference" else native
+    return plain.dropout(x, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
 
 
 def bias_relu_dropout(
@@ -78,5 +268,8 @@ def bias_relu_dropout(
     arguments.check_probability(p)
     seed = arguments.counter_tensor("seed", seed, x)
     first_row = arguments.counter_tensor("first_row", first_row, x)
-    chosen = reference if dispatch.implementation_for(x) == "reference" else native
-    return chosen.bias_relu_dropout(x, bias, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
+    chosen = dispatch.implementation_for(x)
+    if chosen == "triton":
+        return _BiasReluDropout.apply(x, bias, seed, first_row, *_threshold_and_scale(p, training, inverted))
+    plain = reference if chosen == "reference" else native
+    return plain.bias_relu_dropout(x, bias, p, seed=seed, first_row=first_row, training=training, inverted=inverted)

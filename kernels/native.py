@@ -448,7 +448,8 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,))
 
 
-def _without_gaps(x: Tensor) -> bool:
+def without_gaps(x: Tensor) -> bool:
+    """Whether x's elements fill one stretch of memory, in either layout."""
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -468,7 +469,7 @@ def sgd_update_(
     for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
         copy = None if copies is None else copies[index]
         tensors = [weight, gradient, velocity] + ([] if copy is None else [copy])
-        same_layout = all(_without_gaps(t) and t.stride() == weight.stride() for t in tensors)
+        same_layout = all(without_gaps(t) and t.stride() == weight.stride() for t in tensors)
         if simple or not same_layout or weight.dtype not in (torch.float32, torch.float64):
             reference.sgd_update_(
                 [weight],

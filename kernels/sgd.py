@@ -3,19 +3,204 @@
     v = momentum * v - weight_decay * learning_rate * w - learning_rate * g
     w = w + v
 
+One launch updates all tensors of one dtype: a table on the device says which part of which tensor a program handles.
+
 Source: section 5 of Krizhevsky, Sutskever and Hinton (2012); that a learning rate of 0 stops the velocity too is how
 its source freezes a layer.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from kernels import arguments, dispatch, native, reference
+from kernels import arguments, dispatch, launch, native, reference
+from kernels.tiles import wide
+
+_BLOCK = 4096
+_ALIGNMENT = 16
+
+
+@triton.jit
+def sgd_kernel(
+    part_ptr, address_ptr, length_ptr, rate_ptr, decay_ptr, MOMENTUM: tl.constexpr, WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr, HAS_COPIES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Update one block of one tensor.
+
+    Row `program` of `part` is (tensor, block within it). Row `tensor` of `address` holds where its weight, gradient,
+    velocity and copy begin; `length`, `rate` and `decay` hold one value per tensor.
+    """
+    program = tl.program_id(0)
+    tensor = tl.load(part_ptr + 2 * program)
+    first = tl.load(part_ptr + 2 * program + 1) * BLOCK
+    length = tl.load(length_ptr + tensor)
+    rate = tl.load(rate_ptr + tensor)
+    decay = tl.load(decay_ptr + tensor)
+    weight_ptr = tl.load(address_ptr + 4 * tensor).to(tl.pointer_type(WEIGHT))
+    gradient_ptr = tl.load(address_ptr + 4 * tensor + 1).to(tl.pointer_type(GRADIENT))
+    velocity_ptr = tl.load(address_ptr + 4 * tensor + 2).to(tl.pointer_type(WEIGHT))
+    copy_ptr = tl.load(address_ptr + 4 * tensor + 3).to(tl.pointer_type(tl.bfloat16))
+    if ALIGNED:
+        weight_ptr = tl.multiple_of(weight_ptr, 16)
+        gradient_ptr = tl.multiple_of(gradient_ptr, 16)
+        velocity_ptr = tl.multiple_of(velocity_ptr, 16)
+        copy_ptr = tl.multiple_of(copy_ptr, 16)
+    # Only a tensor's last block has an end inside; the others need no mask, which would stop wide loads.
+    if first + BLOCK <= length:
+        offset = first + tl.arange(0, BLOCK)
+        update_block(
+            weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, None, rate, decay,
+            MOMENTUM, HAS_COPIES,
+        )  # fmt: skip
+    else:
+        offset = first + tl.arange(0, BLOCK)
+        update_block(
+            weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, offset < length,
+            rate, decay, MOMENTUM, HAS_COPIES,
+        )  # fmt: skip
+
+
+@triton.jit
+def update_block(
+    weight_ptrs, gradient_ptrs, velocity_ptrs, copy_ptrs, mask, rate, decay, MOMENTUM: tl.constexpr,
+    HAS_COPIES: tl.constexpr,
+):  # fmt: skip
+    weight = wide(tl.load(weight_ptrs, mask=mask))
+    if rate != 0.0:
+        gradient = tl.load(gradient_ptrs, mask=mask).to(weight.dtype)
+        velocity = tl.load(velocity_ptrs, mask=mask).to(weight.dtype)
+        velocity = MOMENTUM * velocity - (decay * rate).to(weight.dtype) * weight - rate.to(weight.dtype) * gradient
+        weight += velocity
+        tl.store(velocity_ptrs, velocity, mask=mask)
+        tl.store(weight_ptrs, weight, mask=mask)
+    if HAS_COPIES:
+        tl.store(copy_ptrs, weight, mask=mask)
+
+
+_TRITON_TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(
+    addresses: tuple[tuple[int, ...], ...], lengths: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tables on the device: parts, addresses and lengths. Kept, as tensors stay where they are between steps."""
+    parts = [(tensor, block) for tensor, length in enumerate(lengths) for block in range(triton.cdiv(length, _BLOCK))]
+    tables = [torch.tensor(table, dtype=torch.int64) for table in (parts, addresses, lengths)]
+    part, address, length = (table.to(device, non_blocking=True) for table in tables)
+    return part, address, length
+
+
+@torch.library.custom_op("fastalex::sgd_update", mutates_args=("weights", "velocities", "copies"))
+def _update(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    rates: Tensor,
+    decays: Tensor,
+    momentum: float,
+) -> None:
+    """Update tensors of one dtype, with gradients of one dtype, each dense and laid out as its weight."""
+    addresses = tuple(
+        (w.data_ptr(), g.data_ptr(), v.data_ptr(), copies[index].data_ptr() if copies else 0)
+        for index, (w, g, v) in enumerate(zip(weights, gradients, velocities, strict=True))
+    )
+    part, address, length = _tables(addresses, tuple(w.numel() for w in weights), weights[0].device)
+    if part.shape[0] == 0:
+        return
+    with launch.on(weights[0]):
+        sgd_kernel[(part.shape[0],)](
+            part,
+            address,
+            length,
+            rates,
+            decays,
+            MOMENTUM=momentum,
+            WEIGHT=_TRITON_TYPES[weights[0].dtype],
+            GRADIENT=_TRITON_TYPES[gradients[0].dtype],
+            HAS_COPIES=bool(copies),
+            BLOCK=_BLOCK,
+            ALIGNED=all(start % _ALIGNMENT == 0 for row in addresses for start in row),
+            **launch.OPTIONS,
+        )
+
+
+@_update.register_fake
+def _(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    rates: Tensor,
+    decays: Tensor,
+    momentum: float,
+) -> None:
+    return None
+
+
+def _on_device(values: Sequence[float] | Tensor, weight: Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.to(weight.device, torch.float64, non_blocking=True)
+    return torch.tensor(list(values), dtype=torch.float64).to(weight.device, non_blocking=True)
+
+
+@torch.no_grad()
+def _update_in_triton(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    *,
+    learning_rates: Sequence[float] | Tensor,
+    weight_decays: Sequence[float] | Tensor,
+    momentum: float,
+    copies: Sequence[Tensor] | None,
+) -> None:
+    rates, decays = _on_device(learning_rates, weights[0]), _on_device(weight_decays, weights[0])
+    groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
+    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        groups.setdefault((weight.dtype, gradient.dtype), []).append(index)
+    for members in groups.values():
+        whole = len(members) == len(weights)
+        _update(
+            [weights[index] for index in members],
+            [_laid_out_as(gradients[index], weights[index]) for index in members],
+            [velocities[index] for index in members],
+            [] if copies is None else [copies[index] for index in members],
+            rates if whole else rates[members],
+            decays if whole else decays[members],
+            momentum,
+        )
+
+
+def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
+    return (
+        gradient
+        if gradient.stride() == weight.stride()
+        else torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
+    )
+
+
+def _is_simple(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether each weight is dense, and what is written beside it is laid out alike, all on one device."""
+    return all(
+        native.without_gaps(weight)
+        and weight.device == weights[0].device
+        and all(tensors[index].stride() == weight.stride() for tensors in others)
+        for index, weight in enumerate(weights)
+    )
 
 
 def sgd_update_(
@@ -48,8 +233,13 @@ def sgd_update_(
     _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies)
     if not weights:
         return
-    chosen = reference if dispatch.implementation_for(weights[0]) == "reference" else native
-    chosen.sgd_update_(
+    chosen = dispatch.implementation_for(weights[0])
+    written = [velocities] if copies is None else [velocities, copies]
+    if chosen == "triton" and _is_simple(weights, written):
+        update = _update_in_triton
+    else:
+        update = reference.sgd_update_ if chosen == "reference" else native.sgd_update_
+    update(
         weights,
         gradients,
         velocities,
