@@ -105,8 +105,10 @@ def save_checkpoint(
     metadata = {"fastalex": description.to_json()}
     save_file(weights, temporary / "model.safetensors", metadata=metadata)
     save_file(velocities, temporary / "trainer.safetensors", metadata={"progress": json.dumps(asdict(progress))})
-    for path in (*temporary.iterdir(), temporary):
+    for path in temporary.iterdir():
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
         _sync(path)
+    _sync(temporary)
     temporary.rename(final)
     _sync(checkpoints)
     for link in ("last", "best") if is_best else ("last",):

@@ -281,12 +281,14 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
 def _elastic_worker(
     worker: Worker, argument: Any, devices: tuple[torch.device, ...], failures: str, parent: int
 ) -> None:
-    """What the elastic launcher runs in each process; leaves by ``os._exit``, so that nothing waits for anything."""
+    """What the elastic launcher runs in each process.
+
+    Success returns, because the launcher waits for the return value. Everything else is written down and left by
+    ``os._exit``: an orderly exit would wait for threads that wait for the other workers.
+    """
     _die_with_parent(parent)
-    code = 1
     try:
         _run_worker(worker, argument, devices)
-        code = 0
     except BaseException as error:
         rank = int(os.environ["RANK"])
         report = {
@@ -302,10 +304,17 @@ def _elastic_worker(
         temporary = Path(failures) / f".{rank}"
         temporary.write_text(json.dumps(report))
         temporary.rename(Path(failures) / f"{rank}.json")
-        code = 0 if isinstance(error, Interrupted) else 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if _lost_a_peer(str(error)):
+            # Let the launcher find the peer first: its exit code is the cause. It then ends this worker by SIGTERM.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(5)
+        os._exit(1)
+
+
+def _lost_a_peer(message: str) -> bool:
+    return any(phrase in message.lower() for phrase in _LOST_PEER)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -330,7 +339,7 @@ def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
         return
     # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.
     for report in reports:
-        if not any(phrase in report["message"].lower() for phrase in _LOST_PEER):
+        if not _lost_a_peer(report["message"]):
             name = f"stage {report['rank']} ({report['device']})"
             raise WorkerError(f"the worker of {name} failed:\n{report['traceback'].rstrip()}")
     for rank, failure in sorted((error.failures if error else {}).items()):

@@ -175,8 +175,8 @@ class Stage(nn.Module):
         return next(self.blocks()).compute_dtype
 
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
-        """The low-precision copy of each weight that has one; the optimizer writes them in its update."""
-        return {block.weight: block.weight_copy for block in self.blocks() if block.weight_copy is not None}
+        """The low-precision copy of every parameter, which the optimizer rewrites in its update; none in fp32."""
+        return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
 
 
 def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtype) -> Tensor:
@@ -196,16 +196,16 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
 
 
 class _WeightedBlock(nn.Module):
-    """A weight, a bias, and how both are initialised and cast."""
+    """A weight, a bias, and how both are initialised and computed with."""
 
     weight: nn.Parameter
     bias: nn.Parameter
     weight_copy: Tensor | None
+    bias_copy: Tensor | None
 
     def __init__(self, spec: Block, weight_shape: tuple[int, ...], architecture: Architecture, seed: int) -> None:
         super().__init__()
         self.architecture = architecture
-        self.precision: Precision = "fp32"
         # A generator of its own per block: the weights do not depend on which stage, or which machine, draws them.
         generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, _ordinal(spec.name)))
         if spec.weight_std is None:
@@ -220,6 +220,7 @@ class _WeightedBlock(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(bias)
         self.register_buffer("weight_copy", None, persistent=False)
+        self.register_buffer("bias_copy", None, persistent=False)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -228,13 +229,21 @@ class _WeightedBlock(nn.Module):
     @torch.no_grad()
     def set_precision(self, precision: Precision) -> None:
         dtype = COMPUTE_DTYPES[precision]
-        self.weight_copy = None if dtype == self.weight.dtype else self.weight.detach().to(dtype)
+        same = dtype == self.weight.dtype
+        self.weight_copy = None if same else self.weight.detach().to(dtype)
+        self.bias_copy = None if same else self.bias.detach().to(dtype)
+
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """The low-precision copies by parameter; empty in fp32."""
+        if self.weight_copy is None or self.bias_copy is None:
+            return {}
+        return {self.weight: self.weight_copy, self.bias: self.bias_copy}
 
     def compute_parameters(self) -> tuple[Tensor, Tensor]:
         """Weight and bias in the compute dtype, differentiable with respect to the master parameters."""
         if self.weight_copy is None:
             return self.weight, self.bias
-        return _InPlaceOf.apply(self.weight, self.weight_copy), self.bias.to(self.weight_copy.dtype)
+        return _InPlaceOf.apply(self.weight, self.weight_copy), _InPlaceOf.apply(self.bias, self.bias_copy)
 
 
 class _InPlaceOf(torch.autograd.Function):

@@ -33,7 +33,7 @@ class KrizhevskySGD(Optimizer):
     Args:
         module: whose parameters are trained.
         recipe: gives momentum, weight decay and the learning rates (:meth:`set_epoch`).
-        copies: a low-precision copy per weight, refreshed within the update.
+        copies: a low-precision copy of every parameter, refreshed within the update; or nothing.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
@@ -72,7 +72,7 @@ class KrizhevskySGD(Optimizer):
             learning_rates=[group["lr"] for group in groups],
             weight_decays=[group["weight_decay"] for group in groups],
             momentum=self.recipe.momentum,
-            copies=[self.copies.get(parameter) for parameter in parameters] if self.copies else None,
+            copies=[self.copies[parameter] for parameter in parameters] if self.copies else None,
         )
 
     def velocity(self, parameter: nn.Parameter) -> Tensor:

@@ -246,6 +246,8 @@ class Reporter(SilentReporter):
 def name_value_table(title: str, rows: dict[str, str]) -> Table:
     """Names and values in two columns."""
     result = Table(title=title, title_justify="left", show_header=False)
+    result.add_column()
+    result.add_column(overflow="fold")  # a path that is cut short helps nobody
     for name, value in rows.items():
         result.add_row(name, value)
     return result

@@ -1,0 +1,71 @@
+"""A small data set of real JPEG files, prepared once per test run, and a quick network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dataloading
+from fastalex.architecture import Variation
+from fastalex.checkpoint import Description
+from fastalex.config import RunConfig
+from fastalex.recipe import Change, Recipe
+
+CLASSES = ("blue", "green", "red")
+
+
+def write_images(folder: Path, *, train: int, val: int, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Class folders of noisy JPEG images, each class with a colour of its own."""
+    generator = np.random.default_rng(1)
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            target = folder / split / name
+            target.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (48, 60, 3), dtype=np.uint8)
+                pixels[..., 2 - label % 3] += 110
+                Image.fromarray(pixels).save(target / f"{number:03}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 training and 7 validation images in 3 classes; 7 is no multiple of any batch size used here."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, train=10, val=3)
+    for index in range(2):  # 32 and 7: the class sizes differ, too
+        source = folder / "train" / "red" / f"{index:03}.jpg"
+        (folder / "train" / "red" / f"more{index}.jpg").write_bytes(source.read_bytes())
+        (folder / "val" / "red" / f"{index:03}.jpg").unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, prepared."""
+    folder = tmp_path_factory.mktemp("prepared") / "colors"
+    dataloading.prepare(class_folders, folder, progress=False, workers=1)
+    return folder
+
+
+@pytest.fixture
+def config(prepared: Path, tmp_path: Path) -> RunConfig:
+    """Two epochs of four steps of a narrow network with dropout, flips, colour noise and a drop of the rate."""
+    output = tmp_path / "run"
+    output.mkdir()
+    network = Description("krizhevsky", len(CLASSES), Variation(width=1 / 16, lrn=False), CLASSES)
+    recipe = Recipe("test", epochs=2, batch_size=8, lr=0.002, changes=(Change(1, 0.1, color_noise=0.0),))
+    config = RunConfig(
+        data=str(prepared),
+        network=network,
+        recipe=recipe,
+        devices="cpu",
+        micro_batches=2,
+        schedule="1f1b",
+        precision="fp32",
+        seed=3,
+        output=str(output),
+    )
+    config.save()
+    return config

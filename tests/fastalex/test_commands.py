@@ -1,0 +1,262 @@
+"""The commands as a user types them: new processes, real files, exit codes and messages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex.checkpoint import latest_checkpoint, load_progress
+from fastalex.progress import read_metrics
+from tests.fastalex.conftest import write_images
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small"]
+SECONDS_TO_END = 30
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def start(folder: Path, *arguments: str | Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def command(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, output and error output."""
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, err
+
+
+def refused(folder: Path, *arguments: str | Path) -> str:
+    """The one line that a refused command prints."""
+    code, _, err = command(folder, *arguments)
+    assert code == 2, err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A working directory with a finished run over two workers in it, and what it printed."""
+    folder = tmp_path_factory.mktemp("work")
+    code, out, err = command(
+        folder, "fastalex.train", class_folders, *SMALL, "--devices", "cpu,cpu", "--epochs", "2", "--output", "run"
+    )
+    assert code == 0, err
+    return folder, out
+
+
+def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_folders):
+    folder, out = finished
+    assert f"preparing {class_folders} into prepared/{class_folders.name}-" in out
+    assert "conv1 to conv2 on cpu" in out
+    assert "waiting for data" in out
+    assert "trained and evaluated: top-1 error" in out
+    lines = read_metrics(folder / "run")
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
+    recorded = json.loads((folder / "run" / "config.json").read_text())
+    assert recorded["network"]["classes"] == ["blue", "green", "red"]
+
+
+def test_plain_lines_and_no_control_codes_where_nobody_looks(finished):
+    _, out = finished
+    assert "\x1b" not in out
+    assert "epoch 1/2  step 4/4  loss" in out
+    assert "epoch 2/2  validation: loss" in out
+
+
+@pytest.mark.parametrize("crops", ["1", "10"])
+def test_evaluation_of_a_run(finished, crops):
+    folder, _ = finished
+    code, out, err = command(
+        folder, "fastalex.evaluate", "run", "--crops", crops, "--device", "cpu", "--weights", "last"
+    )
+    assert code == 0, err
+    assert "top-1 error" in out
+    if crops == "1":
+        last = read_metrics(folder / "run")[-1]
+        assert f"{last['top1_error']:.2f} %" in out
+        assert f"{last['loss']:.4f}" in out
+
+
+def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_path):
+    folder, _ = finished
+    code, _, err = command(
+        folder, "fastalex.evaluate", "run/best.safetensors", class_folders, "--split", "train", "--device", "cpu"
+    )
+    assert code == 0, err
+    other = write_images(tmp_path / "other", train=1, val=1, classes=("cat", "dog"))
+    message = refused(folder, "fastalex.evaluate", "run", other, "--device", "cpu")
+    assert "has 2 classes that are not the network's 3" in message
+    message = refused(folder, "fastalex.evaluate", "run/best.safetensors", "--device", "cpu")
+    assert "name the data set" in message
+
+
+def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
+    folder, _ = finished
+    before = latest_checkpoint(folder / "run").name
+    code, out, err = command(folder, "fastalex.train", "--resume", "run", "--epochs", "3", "--devices", "cpu")
+    assert code == 0, err
+    assert "at step 8, in epoch 3" in out
+    assert (before, latest_checkpoint(folder / "run").name) == ("0002-00000008", "0003-00000012")
+
+
+def test_what_a_resumed_run_refuses(finished, tmp_path):
+    folder, _ = finished
+    for arguments, expected in (
+        (("-a", "caffe"), "holds a checkpoint of another architecture"),
+        (("--seed", "5"), "--seed cannot change in a resumed run"),
+        (("--output", "elsewhere"), "--output cannot be given with --resume"),
+    ):
+        message = refused(folder, "fastalex.train", "--resume", "run", *arguments)
+        assert expected in message
+    other = write_images(tmp_path / "other", train=4, val=1, classes=("cat", "dog"))
+    assert "classes that are not the run's" in refused(folder, "fastalex.train", other, "--resume", "run")
+
+
+def test_an_existing_folder_is_not_overwritten(finished, prepared):
+    folder, _ = finished
+    message = refused(folder, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
+    assert message == "error: run exists already; choose another --output, or go on with it by --resume run"
+
+
+def damaged(prepared: Path, folder: Path) -> Path:
+    """A prepared data set with a shard cut short."""
+    for path in prepared.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    shard = next(folder.glob("train-*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-2048])
+    return folder
+
+
+def test_data_that_cannot_be_trained_on(tmp_path, prepared):
+    for name in ("empty", "unequal", "damaged", "unfinished"):
+        (tmp_path / name).mkdir()
+    write_images(tmp_path / "unequal", train=1, val=1, classes=("cat", "dog"))
+    (tmp_path / "unequal" / "val" / "dog").rename(tmp_path / "unequal" / "val" / "bird")
+    damaged(prepared, tmp_path / "damaged")
+    for path in prepared.glob("*.tar"):
+        (tmp_path / "unfinished" / path.name).write_bytes(path.read_bytes())
+    for name, expected in {
+        "nowhere": "no such folder: nowhere",
+        "empty": "empty",
+        "unequal": "bird",
+        "damaged": "damaged",
+        "unfinished": "unfinished",
+    }.items():
+        assert expected in refused(tmp_path, "fastalex.train", name, "--devices", "cpu"), name
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--devices", "7"), "device 7 does not exist"),
+        (("--devices", ",".join(["cpu"] * 9)), "9 devices for 8 blocks"),
+        (("--devices", "cpu,cpu", "-b", "9"), "2 micro-batches do not divide a batch of 9"),
+        (("--devices", "cpu", "-b", "64"), "has 32 training images, fewer than one batch of 64"),
+        (("--devices", "cpu", "--without", "conv9"), "no conv layer 'conv9'"),
+        (("--devices", "cpu", "--epochs", "0"), "epochs is 0"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
+    assert expected in refused(tmp_path, "fastalex.train", prepared, *arguments)
+
+
+def test_help_names_every_option_in_groups(tmp_path):
+    code, out, _ = command(tmp_path, "fastalex.train", "--help")
+    assert code == 0
+    options = (
+        "--arch --width --lrn --recipe --epochs --batch-size --lr --momentum --wd --seed --devices --micro-batches"
+    )
+    for option in (*options.split(), "--schedule", "--precision", "--resume", "--output", "-a", "-b"):
+        assert option in out, option
+    for group in ("network", "training", "machine"):
+        assert group in out
+
+
+def wait_for_steps(run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < steps:
+        assert time.monotonic() < deadline, "no steps were made"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Ids of a process's children and theirs."""
+    direct = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*direct, *(grandchild for child in direct for grandchild in children(child))]
+
+
+def assert_all_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_END
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
+    process = start(tmp_path, *arguments)
+    wait_for_steps(tmp_path / "run", 3)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert "Traceback" not in err
+    assert "go on with: python -m fastalex.train --resume run" in err
+    assert_all_end(workers)
+    progress = load_progress(latest_checkpoint(tmp_path / "run"))
+    assert progress.step >= 3
+    epochs = str(progress.epoch + 1)
+    code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
+    assert code == 0, err
+    assert f"at step {progress.step}" in out
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
+
+
+def test_a_killed_worker_ends_the_command_with_its_name(tmp_path, prepared):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", "cpu,cpu", "--output", "run"]
+    process = start(tmp_path, *arguments)
+    wait_for_steps(tmp_path / "run", 6)
+    workers = children(process.pid)
+    victim = max(pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 1
+    assert err.startswith("error: the worker of stage 1 was killed by SIGKILL")
+    assert_all_end(workers)
+    assert load_progress(latest_checkpoint(tmp_path / "run")).step >= 4  # the last epoch's end
+
+
+def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
+    training = ["-m", "fastalex.train", prepared, *SMALL, "--epochs", "1", "--output", "run"]
+    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu")
+    assert code == 0, err
+    assert out.count("trained and evaluated") == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
+    code, _, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu,cpu")
+    assert code != 0
+    assert err.count("error: torchrun started 2 workers for 3 devices") == 1
+
+
+def test_the_loader_feeds_the_architecture_its_own_size(tmp_path, prepared):
+    arguments = [*SMALL, "-a", "caffe", "--epochs", "1", "--devices", "cpu", "--output", "run"]
+    code, _, err = command(tmp_path, "fastalex.train", prepared, *arguments)
+    assert code == 0, err
+    assert torch.isfinite(torch.tensor(read_metrics(tmp_path / "run")[-1]["loss"]))

@@ -1,0 +1,124 @@
+"""Devices, and worker processes that end with the command however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex import launch
+from fastalex.errors import ConfigurationError
+from tests.fastalex.workers import fail_on_last, wait_for_the_end
+
+ROOT = Path(__file__).parents[2]
+CPUS = [torch.device("cpu")] * 2
+SECONDS_TO_END = 30
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'' is not a device"),
+        ("cpu,gpu", "'gpu' is not a device; write GPU numbers"),
+        ("-1", "'-1' is not a device"),
+        ("97", "device 97 does not exist"),
+        ("cuda:97", "device 97 does not exist"),
+    ],
+)
+def test_devices_that_are_none(text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        launch.parse_devices(text)
+
+
+def test_devices_are_one_per_stage(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert launch.parse_devices("0, 3") == (torch.device("cuda:0"), torch.device("cuda:3"))
+    assert launch.parse_devices("cuda:1") == (torch.device("cuda:1"),)
+    assert launch.parse_devices("cpu,cpu") == (torch.device("cpu"),) * 2
+    with pytest.raises(ConfigurationError, match="names a GPU twice"):
+        launch.parse_devices("1,1")
+    with pytest.raises(ConfigurationError, match="mixes CPU and GPU"):
+        launch.parse_devices("cpu,1")
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, "cpu,cpu"), (1, "0"), (2, "0,1"), (8, "0,1")])
+def test_default_devices(monkeypatch, gpus, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.default_devices() == expected
+
+
+def test_a_workers_bad_input_is_the_commands_bad_input():
+    with pytest.raises(ConfigurationError, match=r"^the thing is 3; 4 is wanted$"):
+        launch.run(fail_on_last, "configuration", CPUS)
+
+
+def test_the_cause_of_a_failure_is_named_and_not_its_victim():
+    with pytest.raises(launch.WorkerError, match=r"(?s)the worker of stage 1 .*RuntimeError: a tensor went missing"):
+        launch.run(fail_on_last, "bug", CPUS)
+
+
+def test_a_killed_worker_ends_the_others():
+    start = time.monotonic()
+    with pytest.raises(launch.WorkerError, match="the worker of stage 1 was killed by SIGKILL"):
+        launch.run(fail_on_last, "kill", CPUS)
+    assert time.monotonic() - start < SECONDS_TO_END
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_parent(tmp_path: Path, number):
+    code = (
+        "import sys, torch; from fastalex import launch; from tests.fastalex.workers import wait_for_the_end\n"
+        "try: launch.run(wait_for_the_end, sys.argv[1], [torch.device('cpu')] * 2)\n"
+        "except launch.Interrupted as error: sys.exit(100 + error.signal_number)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    try:
+        pids = wait_for_pids(tmp_path)
+        parent.send_signal(number)
+        code_seen = parent.wait(SECONDS_TO_END)
+        assert code_seen == (-signal.SIGKILL if number == signal.SIGKILL else 100 + number)
+        deadline = time.monotonic() + SECONDS_TO_END
+        while any(is_alive(pid) for pid in pids):
+            assert time.monotonic() < deadline, "a worker lives on"
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+
+
+def wait_for_pids(folder: Path, seconds: float = 60) -> list[int]:
+    """The workers' process ids, once all have written theirs."""
+    deadline = time.monotonic() + seconds
+    while len(files := [path for path in folder.glob("*.pid") if path.read_text()]) < 2:
+        assert time.monotonic() < deadline, "the workers did not start"
+        time.sleep(0.05)
+    return [int(path.read_text()) for path in files]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_signal_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+    launch.run(lambda world, _: seen.append((world.rank, world.size, os.getpid())), None, CPUS[:1])
+    assert seen == [(0, 1, os.getpid())]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interruption_on_one_device(tmp_path: Path):
+    def stop_itself(world: launch.World, folder: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for_the_end(world, folder)
+
+    with pytest.raises(launch.Interrupted) as caught:
+        launch.run(stop_itself, str(tmp_path), CPUS[:1])
+    assert caught.value.signal_number == signal.SIGTERM

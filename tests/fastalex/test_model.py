@@ -1,0 +1,193 @@
+"""The network as a whole against plain PyTorch, and what initialisation, dropout and precision must be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from fastalex import AlexNet
+from fastalex.architecture import ARCHITECTURES
+from fastalex.errors import ConfigurationError
+from fastalex.model import Stage
+
+SPREAD_IMAGES = 16
+
+
+def images(count: int, size: int = 224, scale: float = 60.0) -> torch.Tensor:
+    """Smooth random images about zero, as photographs minus their mean are: grey levels, mostly of low frequency."""
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.randn(count, 3, 9, 9, generator=generator)
+    fine = torch.randn(count, 3, size, size, generator=generator)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+    return scale * (smooth + 0.3 * fine)
+
+
+def plain_krizhevsky(model: AlexNet, x: torch.Tensor) -> torch.Tensor:
+    """Configuration 145 written out with PyTorch's own functions, one line per line of its layer definition."""
+    p = {name: parameter.double() for name, parameter in model.named_parameters()}
+
+    def per_tower_norm(x):
+        return torch.cat([F.local_response_norm(half, 5, alpha=1e-4, beta=0.75, k=2.0) for half in x.chunk(2, 1)], 1)
+
+    def same_map_norm(x):
+        sums = F.conv2d((x * x).flatten(0, 1)[:, None], torch.ones(1, 1, 5, 5, dtype=x.dtype), padding=2).view_as(x)
+        return x / (1.0 + 0.001 / 25 * sums) ** 0.75
+
+    x = F.pad(x.double(), (0, 3, 0, 3))
+    x = F.conv2d(x, p["conv1.weight"], p["conv1.bias"], stride=4)
+    x = F.relu(F.max_pool2d(per_tower_norm(x), 3, 2))
+    x = F.relu(F.conv2d(x, p["conv2.weight"], p["conv2.bias"], padding=2, groups=2))
+    x = F.max_pool2d(same_map_norm(per_tower_norm(x)), 3, 2)
+    x = F.relu(F.conv2d(x, p["conv3.weight"], p["conv3.bias"], padding=1))
+    x = F.relu(F.conv2d(x, p["conv4.weight"], p["conv4.bias"], padding=1, groups=2))
+    x = F.conv2d(x, p["conv5.weight"], p["conv5.bias"], padding=1, groups=2)
+    x = F.relu(F.max_pool2d(x, 3, 2)).flatten(1)
+    x = 0.5 * F.relu(F.linear(x, p["fc6.weight"], p["fc6.bias"]))
+    x = 0.5 * F.relu(F.linear(x, p["fc7.weight"], p["fc7.bias"]))
+    return F.linear(x, p["fc8.weight"], p["fc8.bias"])
+
+
+@torch.no_grad()
+def randomise(model: AlexNet) -> None:
+    """Weights of a size that keeps the signal up through all layers, so that norms, biases and ReLUs all matter."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5)
+
+
+def test_krizhevsky_is_configuration_145():
+    model = AlexNet("krizhevsky", 5, seed=0, width=0.25).eval()
+    randomise(model)
+    with torch.no_grad():
+        x = images(3)
+        expected = plain_krizhevsky(model, x)
+        torch.testing.assert_close(model(x).double(), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "variation",
+    [{}, {"overlapping": False}, {"lrn": False, "activation": "tanh"}, {"conv6": True}],
+)
+def test_every_network_runs_forward_and_backward(name, variation):
+    model = AlexNet(name, 6, seed=0, width=0.0625, **variation)
+    x = images(2, model.architecture.image_size)
+    logits = model(x, seed=1)
+    assert logits.shape == (2, 6)
+    logits.square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+
+
+@pytest.mark.parametrize("kind", ["reference", "native"])
+def test_implementations_agree(kind):
+    model = AlexNet("paper", 4, seed=0, width=0.125).eval()
+    x = images(2)
+    with torch.no_grad():
+        expected = model(x)
+        with kernels.using(kind):
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_state_dict_of_owt_has_torchvisions_shapes():
+    shapes = [tuple(tensor.shape) for tensor in AlexNet("owt", seed=0).state_dict().values()]
+    convs = [(64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3)]
+    linears = [(4096, 9216), (4096, 4096), (1000, 4096)]
+    assert shapes == [shape for weight in convs + linears for shape in (weight, weight[:1])]
+
+
+# Standard deviation of the logits across images before training. On 32 photographs it was 0.048 for the source's
+# configuration and 0.0038 for the paper's text. These images have no objects, so the figures here are only of the same
+# order; a wrong initialisation (inputs scaled to unit variance, sigma 0.01 everywhere) would be hundreds of times off.
+@pytest.mark.parametrize(("name", "published"), [("krizhevsky", 0.048), ("paper", 0.0038)])
+def test_signal_at_initialisation(name, published):
+    model = AlexNet(name, 1000, seed=0).eval()
+    with torch.no_grad():
+        spread = model(images(SPREAD_IMAGES)).std(dim=0).mean().item()
+    assert published / 4 < spread < published * 4
+
+
+def test_initial_weights_and_biases():
+    model = AlexNet("krizhevsky", 1000, seed=0)
+    deviations = {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03, "fc6": 0.01, "fc8": 0.01}
+    for name, deviation in deviations.items():
+        weight = model.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02), name
+    biases = {name: model.get_submodule(name).bias.unique().tolist() for name in model.architecture.block_names}
+    ones = ("conv2", "conv4", "conv5", "fc6", "fc7")
+    assert biases == {name: [1.0 if name in ones else 0.0] for name in biases}
+
+
+def test_weights_follow_from_the_seed_alone():
+    torch.manual_seed(1)
+    first = AlexNet("krizhevsky", 4, seed=8, width=0.0625)
+    torch.manual_seed(2)
+    second = AlexNet("krizhevsky", 4, seed=8, width=0.0625)
+    other = AlexNet("krizhevsky", 4, seed=9, width=0.0625)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.conv3.weight, other.conv3.weight)
+
+
+@pytest.mark.parametrize("name", ["krizhevsky", "caffe", "owt"])
+def test_dropout_follows_row_and_seed_not_the_micro_batch(name):
+    model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False)
+    x = images(6, model.architecture.image_size)
+    with torch.no_grad():
+        whole = model(x, seed=11)
+        parts = torch.cat([model(x[row : row + 2], seed=11, first_row=row) for row in (0, 2, 4)])
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(model(x, seed=12), whole)
+        assert not torch.allclose(model(x[:1], seed=11, first_row=1), whole[:1])
+
+
+def test_dropout_of_2012_halves_in_evaluation_and_inverted_dropout_does_not():
+    for name, factor in (("krizhevsky", 0.5), ("caffe", 1.0)):
+        model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False).eval()
+        x = images(2, model.architecture.image_size)
+        with torch.no_grad():
+            found = model.activations(x, ["fc6.activation", "fc7.linear"])
+            expected = F.linear(factor * found["fc6.activation"], model.fc7.weight, model.fc7.bias)
+            torch.testing.assert_close(found["fc7.linear"], expected)
+            torch.testing.assert_close(model.activations(x, ["fc8"])["fc8"], model(x), rtol=1e-4, atol=1e-6)
+
+
+def test_stages_in_turn_are_the_network():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.0625)
+    x = images(4)
+    first: Stage = model.stage(["conv1", "conv2"])
+    second: Stage = model.stage(["conv3", "conv4", "conv5", "fc6", "fc7", "fc8"])
+    boundary = first(x, seed=3)
+    assert boundary.is_contiguous()
+    assert torch.equal(second(boundary, seed=3), model(x, seed=3))
+
+
+def test_activations_are_named_and_leave_the_mode_alone():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.0625).train()
+    found = model.activations(images(2), ["fc7", "conv3", "conv1.conv", "conv2.same_map_norm"])
+    assert list(found) == ["fc7", "conv3", "conv1.conv", "conv2.same_map_norm"]
+    assert [tuple(tensor.shape[1:]) for tensor in found.values()] == [(256,), (24, 13, 13), (8, 55, 55), (16, 27, 27)]
+    assert model.training
+    with pytest.raises(ConfigurationError, match=r"no activation named conv9; there are conv1\.conv"):
+        model.activations(images(1), ["conv9"])
+
+
+def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.125)
+    randomise(model)
+    x = images(4)
+    exact = torch.autograd.grad(model(x, seed=1).square().mean(), list(model.parameters()))
+    model.set_precision("bf16")
+    logits = model(x, seed=1)
+    assert logits.dtype == torch.bfloat16
+    rounded = torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), exact, rounded, strict=True):
+        assert b.dtype == torch.float32
+        cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+        assert cosine > 0.98, name
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+def test_wrong_image_shape_is_named():
+    with pytest.raises(ConfigurationError, match=r"takes images of shape N x 3 x 224 x 224; these have .*\(2, 3, 227"):
+        AlexNet("krizhevsky", 4, width=0.0625)(torch.zeros(2, 3, 227, 227))

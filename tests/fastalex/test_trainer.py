@@ -1,0 +1,190 @@
+"""Whole runs in this process, or over worker processes: the same curve everywhere, and again after every resume."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastalex import launch
+from fastalex.checkpoint import latest_checkpoint
+from fastalex.config import RunConfig
+from fastalex.errors import ConfigurationError
+from fastalex.launch import Interrupted, World
+from fastalex.progress import read_metrics
+from fastalex.trainer import Trainer, train
+
+CPU = torch.device("cpu")
+
+
+def run_here(config: RunConfig) -> list[dict]:
+    """Train in this process and return the lines of ``metrics.jsonl``."""
+    train(World(0, 1, CPU), config)
+    return read_metrics(Path(config.output))
+
+
+def moved(config: RunConfig, name: str, **changes) -> RunConfig:
+    """The same run in another folder."""
+    output = Path(config.output).with_name(name)
+    output.mkdir()
+    config = replace(config, output=str(output), **changes)
+    config.save()
+    return config
+
+
+def curve(lines: list[dict]) -> list[tuple]:
+    """What must not depend on time."""
+    return [(line["kind"], line["step"], line["loss"], line["top1_error"], line["top5_error"]) for line in lines]
+
+
+def state(run: str | Path) -> dict[str, torch.Tensor]:
+    """Everything that the latest checkpoint holds."""
+    checkpoint = latest_checkpoint(Path(run))
+    velocities = load_file(checkpoint / "trainer.safetensors")
+    return load_file(checkpoint / "model.safetensors") | {f"v.{name}": v for name, v in velocities.items()}
+
+
+def assert_same_state(first: str | Path, second: str | Path) -> None:
+    a, b = state(first), state(second)
+    assert set(a) == set(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_writes_what_it_promises(config):
+    lines = run_here(config)
+    assert [line["kind"] for line in lines] == (["train"] * 4 + ["val"]) * 2
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 5
+    for line in lines:
+        assert {"loss", "top1_error", "top5_error", "images_per_second"} <= set(line)
+        assert 0 <= line["top5_error"] <= line["top1_error"] <= 100
+        assert line["images_per_second"] > 0
+    assert [line["images"] for line in lines if line["kind"] == "val"] == [7, 7]
+    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
+        [2e-3] * 4 + [2e-4] * 4
+    )
+    run = Path(config.output)
+    for name in ("config.json", "last.safetensors", "best.safetensors", "curve.png"):
+        assert (run / name).stat().st_size > 0
+    assert RunConfig.load(run) == config
+
+
+def test_tensorboard_events_hold_the_same_figures(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = run_here(config)
+    events = EventAccumulator(config.output)
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    expected = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
+    assert [step for step, _ in losses] == [step for step, _ in expected]
+    assert [value for _, value in losses] == pytest.approx([value for _, value in expected])
+
+
+def test_micro_batches_leave_the_curve_alone(config):
+    one = curve(run_here(moved(config, "one", micro_batches=1)))
+    four = curve(run_here(moved(config, "four", micro_batches=4)))
+    for (kind, step, *figures), (other_kind, other_step, *others) in zip(one, four, strict=True):
+        assert (kind, step) == (other_kind, other_step)
+        assert figures == pytest.approx(others, rel=1e-4)
+
+
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    two = moved(config, "two", devices="cpu,cpu")
+    launch.run(train, two, [CPU, CPU])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run_here(moved(config, "one"))
+    finally:
+        torch.set_num_threads(threads)
+    assert curve(read_metrics(Path(two.output))) == curve(one)
+    assert_same_state(two.output, Path(two.output).with_name("one"))
+
+
+class _StopAfter(Trainer):
+    """Is told to stop when it has made so many steps."""
+
+    steps: int
+
+    def _step(self, batch):
+        counts = super()._step(batch)
+        if self.progress.step == self.steps:
+            self.world.signal_number = 2
+        return counts
+
+
+def stop_after(config: RunConfig, steps: int) -> None:
+    trainer = _StopAfter(World(0, 1, CPU), config)
+    trainer.steps = steps
+    try:
+        with pytest.raises(Interrupted, match=f"stopped at step {steps} .* --resume"):
+            trainer.run()
+    finally:
+        trainer.close()
+
+
+@pytest.mark.parametrize("stops", [[1, 3], [4], [5, 6, 7], [8]])
+def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, stops):
+    straight = moved(config, "straight")
+    expected = curve(run_here(straight))
+    for steps in stops:
+        stop_after(config, steps)
+    lines = run_here(config)
+    assert curve(lines) == expected
+    assert_same_state(config.output, straight.output)
+
+
+def test_another_seed_is_another_run(config):
+    expected = curve(run_here(moved(config, "first")))
+    assert curve(run_here(moved(config, "second", seed=4))) != expected
+
+
+def test_a_resumed_run_tells_no_step_twice(config):
+    stop_after(config, 3)
+    metrics = Path(config.output) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"kind": "train", "step": 4, "loss": 1}\n{"kind": "tra')  # killed here
+    lines = run_here(config)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+
+
+def test_a_run_of_more_epochs_goes_on(config):
+    run_here(config)
+    longer = replace(config, recipe=replace(config.recipe, epochs=3))
+    assert [line["step"] for line in run_here(longer)][-2:] == [12, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
+    wild = moved(config, "wild", recipe=replace(config.recipe, lr=1e6, epochs=5))
+    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step \d+ with --lr 1e\+06; lower --lr"):
+        run_here(wild)
+    assert not (Path(wild.output) / "last.safetensors").exists() or all(
+        torch.isfinite(tensor).all() for tensor in load_file(Path(wild.output) / "last.safetensors").values()
+    )
+
+
+def test_bf16_follows_fp32(config):
+    exact = [line["loss"] for line in run_here(moved(config, "fp32"))]
+    rounded = [line["loss"] for line in run_here(moved(config, "bf16", precision="bf16"))]
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact
+
+
+def test_the_best_weights_are_those_of_the_lowest_error(config, monkeypatch):
+    # Errors by decree: the second epoch is worse.
+    from fastalex.metrics import Metrics
+    from fastalex.progress import Rate
+
+    errors = iter([30.0, 60.0])
+    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, next(errors), 0.0, 8), Rate(8, 1.0, 0.0)))
+    stop_after_first = replace(config, recipe=replace(config.recipe, epochs=1))
+    run_here(stop_after_first)
+    best = load_file(Path(config.output) / "best.safetensors")
+    run_here(config)
+    after = load_file(Path(config.output) / "best.safetensors")
+    last = load_file(Path(config.output) / "last.safetensors")
+    assert all(torch.equal(best[name], after[name]) for name in best)
+    assert any(not torch.equal(best[name], last[name]) for name in best)

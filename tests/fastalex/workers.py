@@ -1,0 +1,82 @@
+"""What the launch tests run in worker processes; here because a spawned process imports it by name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.launch import Interrupted, World
+from fastalex.model import AlexNet
+from fastalex.partition import partition
+from fastalex.pipeline import Pipeline
+
+BATCH = 8
+CLASSES = 4
+
+
+def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same images and labels in every process."""
+    generator = torch.Generator().manual_seed(seed)
+    return 50 * torch.randn(BATCH, 3, 224, 224, generator=generator), torch.arange(BATCH) % CLASSES
+
+
+def network(precision: str = "fp32") -> AlexNet:
+    """A narrow network whose signal is large enough to learn from noise."""
+    model = AlexNet("krizhevsky", CLASSES, seed=4, width=1 / 16, lrn=False)
+    with torch.no_grad():
+        for block in model.blocks():
+            block.weight.mul_(3)
+    model.set_precision(precision)  # type: ignore[arg-type]
+    return model
+
+
+def pipeline_gradients(world: World, argument: dict) -> None:
+    """Gradients, losses and logits of a few steps; the first worker saves them."""
+    model = network(argument["precision"])
+    stages = partition(model.architecture, world.size)
+    engine = Pipeline(model, stages, world.rank, world.device, BATCH, argument["micro_batches"], argument["schedule"])
+    saved: dict[str, torch.Tensor] = {}
+    for step in range(argument["steps"]):
+        images, labels = batch(step)
+        engine.stage.zero_grad()
+        counts = engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
+        gradients = world.gather({name: p.grad for name, p in engine.stage.named_parameters()})
+        logits = engine.logits(images if engine.is_first else None)
+        shared = torch.zeros(4 + BATCH * CLASSES, dtype=torch.float64)
+        if counts is not None and logits is not None:
+            shared = torch.cat([counts, logits.double().flatten()])
+        shared = world.sum(shared)
+        saved |= {f"{step}.{name}": gradient for name, gradient in gradients.items()}
+        saved[f"{step}.counts"], saved[f"{step}.logits"] = shared[:4], shared[4:].view(BATCH, CLASSES)
+    if world.is_first:
+        torch.save(saved, argument["path"])
+
+
+def note_pids(world: World, folder: str) -> None:
+    """Leave this process's id where the test finds it."""
+    (Path(folder) / f"{world.rank}.pid").write_text(str(os.getpid()))
+
+
+def fail_on_last(world: World, argument: str) -> None:
+    """The last worker fails; the others wait for it."""
+    if world.rank == world.size - 1:
+        if argument == "configuration":
+            raise ConfigurationError("the thing is 3; 4 is wanted")
+        if argument == "bug":
+            raise RuntimeError("a tensor went missing")
+        if argument == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+    world.barrier()
+
+
+def wait_for_the_end(world: World, folder: str) -> None:
+    """Work until told to stop."""
+    note_pids(world, folder)
+    stopped = torch.zeros(1)
+    while not stopped.item():
+        time.sleep(0.05)
+        stopped = world.sum(torch.tensor([float(world.signal_number)]))
+    raise Interrupted("stopped", world.signal_number or signal.SIGINT)
