@@ -191,7 +191,7 @@ def _write_plan(
             part.replace(_plan_path(folder, split))
     plan = {
         "entries": digest.hexdigest(),
-        "classes": hashlib.sha256("\n".join(source.classes).encode()).hexdigest(),
+        "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
         "shard_images": shard_images,
         "treatment": dataclasses.asdict(treatment),
     }

@@ -69,7 +69,7 @@ class DaliStream:
         self._planned: Iterator[tuple[int, Window]] = iter(())
         self._tickets: deque[_Ticket] = deque()
         self._pipeline = build(
-            self._feed,
+            self.feed,
             batch_size=batch_size,
             crop_size=crop_size,
             image_size=dataset.size,
@@ -137,7 +137,7 @@ class DaliStream:
 
     # --- what the graph is fed ----------------------------------------------------------------------------------------
 
-    def _feed(self) -> Feed:
+    def feed(self) -> Feed:
         """Give the graph its next batch. Errors travel with the ticket: they come out in turn, and unwrapped."""
         epoch, window = next(self._planned)
         runs = self._schedule.runs(epoch, window)

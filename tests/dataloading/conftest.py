@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from small_sources import class_folders, jpeg, tar_of
 
 from dataloading import Dataset, prepare
+from tests.dataloading.small_sources import class_folders, jpeg, tar_of
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

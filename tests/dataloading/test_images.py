@@ -4,9 +4,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import encoded, jpeg, photograph, png_header
 
 from dataloading.images import Rejected, Treatment, decode, gunzip, resize_shorter_side, treat
+from tests.dataloading.small_sources import encoded, jpeg, photograph, png_header
 
 SMALL = Treatment(size=32)
 

@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_sources import (
+
+from dataloading import Dataset, DatasetError, is_prepared, prepare
+from dataloading.check import problems
+from dataloading.images import Treatment, treat
+from tests.dataloading.small_sources import (
     class_folders,
     command,
     contents,
@@ -25,10 +29,8 @@ from small_sources import (
     png_header,
     processes_of,
     started,
+    tar_of,
 )
-
-from dataloading import Dataset, DatasetError, is_prepared, prepare
-from dataloading.images import Treatment, treat
 
 
 def quietly(source: Path | str, dest: Path, **options: object) -> Dataset:
@@ -139,6 +141,32 @@ def test_a_prepared_data_set_can_be_the_source_of_another(small, tmp_path):
     again = quietly(small.root, tmp_path / "out", size=16)
     assert again.classes == small.classes
     assert np.array_equal(again.labels("train"), small.labels("train"))
+
+
+def test_any_name_that_a_file_can_have_is_fine(tmp_path):
+    odd = ["ünï 猫.jpg", "new\nline, comma.jpg", "a.b.c.jpg", b"\xff\xfe latin.jpg".decode(errors="surrogateescape")]
+    for split in ("train", "val"):
+        folder = tmp_path / "in" / split / odd[3]
+        folder.mkdir(parents=True)
+        for number, name in enumerate(odd):
+            (folder / name).write_bytes(jpeg(number))
+        (folder / f"bad {odd[3]}").write_bytes(b"")
+    dataset = quietly(tmp_path / "in", tmp_path / "out", workers=2)
+    assert (dataset.count("train"), dataset.made["rejected"]) == (4, 2)
+    assert dataset.classes == [odd[3]]
+    assert b"bad \xff\xfe latin.jpg" in (tmp_path / "out/rejected.csv").read_bytes()
+    assert problems(dataset, progress=False) == []
+
+
+def test_22000_classes(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/classes.txt").write_text("".join(f"class {label}\n" for label in range(22_000)))
+    for split in ("train", "val"):
+        parts = [("0.jpg", jpeg(0)), ("0.cls", b"0"), ("1.jpg", jpeg(1)), ("1.cls", b"21999")]
+        (tmp_path / f"in/{split}.tar").write_bytes(tar_of(parts))
+    dataset = quietly(tmp_path / "in", tmp_path / "out")
+    assert len(dataset.classes) == 22_000
+    assert dataset.labels("val").tolist() == [0, 21_999]
 
 
 def test_whole_images_can_be_kept(folders, tmp_path):

@@ -3,18 +3,19 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
-from damage import copied, flip_bit, overwritten, rewritten, undecodable
 from hypothesis import given
 from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
-from small_sources import command
 
 from dataloading import Dataset, DatasetError, is_prepared
-from dataloading.shards import INDEX_DTYPE, file_sha256
+from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
+from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
+from tests.dataloading.small_sources import command
 
 
 def test_importing_brings_neither_dali_nor_pytorch():
@@ -66,6 +67,36 @@ def test_dalis_own_webdataset_reader_reads_the_shards(small):
         assert encoded.at(i).tobytes() == small.read("train", i)
         assert np.array_equal(images.at(i), np.asarray(Image.open(io.BytesIO(small.read("train", i)))))
         assert int(labels.at(i).tobytes()) == small.labels("train")[i]
+
+
+@given(sizes=st.lists(st.integers(0, 3000), max_size=12), labels=st.randoms(use_true_random=False))
+def test_a_shard_holds_what_was_put_in(tmp_path_factory, sizes, labels):
+    path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
+    put = [(f"{i:09d}-x", labels.randbytes(size), labels.randrange(22_000)) for i, size in enumerate(sizes)]
+    with ShardWriter(path, 0) as writer:
+        for key, data, label in put:
+            writer.add(key, data, label, height=1, width=1)
+        file = writer.finish()
+    whole = path.read_bytes()
+    assert (file.bytes, file.sha256, file.samples) == (len(whole), file_sha256(path), len(put))
+    assert len(whole) % tarfile.RECORDSIZE == 0
+    with tarfile.open(path) as archive:
+        read = [(info.name, archive.extractfile(info).read()) for info in archive]
+    assert read == [pair for key, data, label in put for pair in ((f"{key}.jpg", data), (f"{key}.cls", b"%d" % label))]
+    for (_, data, label), (shard, length, offset, found, crc32, _, _) in zip(put, writer.rows, strict=True):
+        assert (shard, found, crc32) == (0, label, zlib.crc32(data))
+        assert whole[offset : offset + length] == data
+
+
+def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path):
+    def interrupted() -> None:
+        with ShardWriter(tmp_path / "train-000000.tar", 0) as writer:
+            writer.add("key", b"data", 0, height=1, width=1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,16 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
-from small_sources import (
+
+from dataloading import DatasetError
+from dataloading.archives import members
+from dataloading.preparation import read_entry
+from dataloading.sources import Entry, Source, open_source
+from tests.dataloading.small_sources import (
     SYNSETS,
     TEST_TRUTH,
     VAL_TRUTH,
@@ -17,10 +23,6 @@ from small_sources import (
     tar_of,
     truth_of,
 )
-
-from dataloading import DatasetError
-from dataloading.preparation import read_entry
-from dataloading.sources import Entry, Source, open_source
 
 
 def opened(source: Path | str, **options: object) -> Source:
@@ -272,6 +274,16 @@ def test_links_and_paths_in_archives_are_names_only(tmp_path):
     tench = [entry for entry in listed(tmp_path, "train") if entry.name.startswith("n01440764/")]
     assert tench[0].problem == "a link to /etc/passwd, not a file"
     assert [data(entry) for entry in tench[1:]] == [jpeg(1), jpeg(2)]
+
+
+def test_listing_an_archive_takes_no_memory(tmp_path):
+    blocks = tar_of([("n01440764_0.JPEG", b"x" * 100)])[:1024]
+    (tmp_path / "large.tar").write_bytes(blocks * 20_000 + bytes(1024))
+    tracemalloc.start()
+    assert sum(1 for _ in members(tmp_path / "large.tar")) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 # --- WebDataset -------------------------------------------------------------------------------------------------------
