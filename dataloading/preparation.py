@@ -10,23 +10,15 @@ was interrupted, even by ``kill -9``, goes on from its finished shards when the 
 
 import contextlib
 import csv
-import ctypes
 import dataclasses
 import fcntl
 import hashlib
 import io
-import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +28,15 @@ from dataloading import shards
 from dataloading.errors import DatasetError
 from dataloading.ilsvrc import ILSVRC, edition_in
 from dataloading.images import Rejected, Treatment, treat
+from dataloading.plan import PLAN, Task, check_space, read_entry, tasks, write_plan
 from dataloading.progress import ProgressReport
 from dataloading.shards import Dataset, ShardWriter, write_atomically
-from dataloading.sources import Entry, Source, open_source
+from dataloading.sources import Source, open_source
 from dataloading.statistics import PixelSums
+from dataloading.workers import Counter, results
 
 SHARD_IMAGES = 1024
-_PLAN = "plan.json"
 _SUMS = "sums.npz"
-_SPACE_SAMPLES = 32
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard to make: number `shard` of `split`, from the plan's lines `entries`."""
-
-    folder: Path
-    split: str
-    shard: int
-    first: int
-    entries: list[Entry]
-    treatment: Treatment
-
-    @property
-    def result(self) -> Path:
-        """The file that says that the shard is finished, and what is in it."""
-        return self.folder / f"{self.split}-{self.shard:06d}.json"
 
 
 def prepare(
@@ -112,8 +87,8 @@ def prepare(
         opened = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
         if verify and isinstance(opened, ILSVRC):
             opened.verify(progress=progress)
-        total = _write_plan(opened, folder, treatment, shard_images, progress)
-        _check_space(opened, folder, treatment, total)
+        total = write_plan(opened, folder, treatment, shard_images, progress)
+        check_space(opened, folder, treatment, total)
         processes = workers or len(os.sched_getaffinity(0))
         _make_shards(opened, folder, treatment, total, processes, progress)
         _finish(opened, folder, treatment)
@@ -159,94 +134,18 @@ def _workplace(dest: Path) -> Iterator[Path]:
             f"finished shards in {folder}"
         ) from None
     finally:
-        if held and not (folder / _PLAN).exists():  # finished under another name, or failed with nothing worth keeping
+        if held and not (folder / PLAN).exists():  # finished under another name, or failed with nothing worth keeping
             shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def _plan_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}-plan.jsonl"
-
-
-def _write_plan(
-    source: Source, folder: Path, treatment: Treatment, shard_images: int, progress: bool
-) -> dict[str, int]:
-    """List the source's images, one line of JSON per shard, and return their number per split.
-
-    When there is a plan of an interrupted preparation, it must be this one.
-    """
-    total, digest = dict.fromkeys(source.splits, 0), hashlib.sha256()
-    with ProgressReport(f"listing {source.name}", None, shown=progress) as report:
-        for split in source.splits:
-            part = _plan_path(folder, split).with_suffix(".part")
-            with part.open("wb") as file:
-                for first, group in _groups(source.entries(split), shard_images):
-                    digest.update(json.dumps([entry[1:] for entry in group]).encode())
-                    file.write(json.dumps([first, group]).encode() + b"\n")
-                    total[split] += len(group)
-                    report.update(sum(total.values()))
-            part.replace(_plan_path(folder, split))
-    plan = {
-        "entries": digest.hexdigest(),
-        "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
-        "shard_images": shard_images,
-        "treatment": dataclasses.asdict(treatment),
-    }
-    path = folder / _PLAN
-    if path.exists() and json.loads(path.read_bytes()) != plan:
-        raise DatasetError(
-            f"{folder} holds an interrupted preparation from another source or with other options; remove it to start "
-            f"anew, or repeat the command that began it"
-        )
-    write_atomically(path, json.dumps(plan).encode())
-    return total
-
-
-def _groups(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry]]]:
-    """Yield `size` entries at a time, with the number of the first."""
-    first = 0
-    while group := list(itertools.islice(entries, size)):
-        yield first, group
-        first += len(group)
-
-
-def _tasks(source: Source, folder: Path, treatment: Treatment) -> Iterator[Task]:
-    for split in source.splits:
-        with _plan_path(folder, split).open("rb") as file:
-            for shard, line in enumerate(file):
-                first, entries = json.loads(line)
-                yield Task(folder, split, shard, first, [Entry(*entry) for entry in entries], treatment)
-
-
-def _check_space(source: Source, folder: Path, treatment: Treatment, total: dict[str, int]) -> None:
-    """Prepare a few images from all over the source to see how much room all will take; compare with what is free."""
-    count = sum(total.values())
-    step, sizes, seen = max(1, count // _SPACE_SAMPLES), [], 0
-    for task in _tasks(source, folder, treatment):
-        for entry in task.entries[-seen % step :: step]:
-            with contextlib.suppress(Rejected):
-                sizes.append(len(treat(read_entry(entry, treatment.max_bytes), treatment).jpeg))
-        seen += len(task.entries)
-    per_image = sum(sizes) / max(len(sizes), 1) + 4 * 512  # two tar headers and what fills up their blocks
-    there = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    needed, free = int(count * per_image * 1.02) - there, shutil.disk_usage(folder).free
-    if needed > free:
-        raise DatasetError(
-            f"not enough room for {folder}: {count:,} images of about {per_image / 1e3:,.0f} kB "
-            f"need {needed / 1e9:,.2f} GB more, {free / 1e9:,.2f} GB are free; free some, or choose another destination"
-        )
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
 
 
-def make_shard(task: Task, counter: Any = None) -> PixelSums:
-    """Make one shard and the record beside it; return the sums of its images (none unless it is a training shard).
+def make_shard(task: Task, count: Counter) -> PixelSums:
+    """Make one shard and the record beside it, and call `count` after each image.
 
-    Runs in a worker process. `counter`, shared by all workers, counts the images done.
+    Returns the sums of the shard's images (of none unless it is a training shard).
     """
     sums, rejected = PixelSums(task.treatment.size), []
     with ShardWriter(task.folder / shards.shard_name(task.split, task.shard), task.shard) as writer:
@@ -260,30 +159,11 @@ def make_shard(task: Task, counter: Any = None) -> PixelSums:
                 writer.add(key, treated.jpeg, entry.label, height=treated.height, width=treated.width)
                 if task.split == "train":
                     sums.add_image(treated.square)
-            if counter is not None:
-                with counter.get_lock():
-                    counter.value += 1
+            count()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "rejected": rejected}
     write_atomically(task.result, json.dumps(record).encode())
     return sums
-
-
-def read_entry(entry: Entry, limit: int) -> bytes:
-    """Return the bytes of an image of the source; raise `Rejected` where they cannot be read."""
-    if entry.problem:
-        raise Rejected(entry.problem)
-    if entry.length > limit:
-        raise Rejected(f"too large: {entry.length:,} bytes, more than {limit:,}")
-    try:
-        with open(entry.path, "rb") as file:
-            file.seek(entry.offset)
-            data = file.read(entry.length)
-    except OSError as error:
-        raise Rejected(f"cannot be read: {error.strerror}") from None
-    if len(data) < entry.length:
-        raise Rejected(f"cut off: {len(data):,} of {entry.length:,} bytes are there")
-    return data
 
 
 def sample_key(number: int, name: str) -> str:
@@ -306,74 +186,20 @@ def _make_shards(
     """Make the shards that are not there yet, and add up the training images as they come in."""
     sums, added = _load_sums(folder, treatment.size)
     todo, done = [], 0
-    for task in _tasks(source, folder, treatment):
+    for task in tasks(source, folder, treatment):
         finished = task.result.exists() and (task.split != "train" or task.shard in added)
         if finished:
             done += len(task.entries)
         else:
             todo.append((task.split, task.shard))
     wanted = set(todo)
-    tasks = (t for t in _tasks(source, folder, treatment) if (t.split, t.shard) in wanted)
+    unfinished = (t for t in tasks(source, folder, treatment) if (t.split, t.shard) in wanted)
     with ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report:
-        for task, made in _results(tasks, min(processes, len(todo)), report):
+        for task, made in results(make_shard, unfinished, min(processes, len(todo)), report):
             if task.split == "train":
                 sums.add(made)
                 added.add(task.shard)
                 _save_sums(folder, sums, added)
-
-
-def _results(tasks: Iterator[Task], processes: int, report: ProgressReport) -> Iterator[tuple[Task, PixelSums]]:
-    """Make shards in `processes` processes (in this one if that is 1), only ever asking for a few in advance."""
-    if processes <= 1:
-        for task in tasks:
-            yield task, make_shard(task)
-            report.update(report.done + len(task.entries))
-        return
-    before, context = report.done, multiprocessing.get_context("spawn")
-    counter, strangers = context.Value("q", 0), set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (counter, os.getpid()))
-    try:
-        running: dict[Future[PixelSums], Task] = {}
-        while True:
-            for task in itertools.islice(tasks, 2 * processes - len(running)):
-                running[pool.submit(_make_shard_in_worker, task)] = task
-            if not running:
-                break
-            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            report.update(before + counter.value)
-            for future in finished:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool:
-        raise DatasetError(
-            "a worker process ended before its work was done (killed, or out of memory?); the same command goes on "
-            "from the "
-            "finished shards; --workers sets how many processes there are"
-        ) from None
-    finally:
-        # On errors and Ctrl-C there is no use in waiting for the shards in work: they are begun anew next time.
-        if sys.exc_info()[0] is not None:
-            for process in set(multiprocessing.active_children()) - strangers:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-_counter: Any = None
-
-
-def _start_worker(counter: Any, parent: int) -> None:
-    """Set up a worker: Ctrl-C is the parent's business, and the parent's death is the worker's, too."""
-    global _counter
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _make_shard_in_worker(task: Task) -> PixelSums:
-    return make_shard(task, _counter)
 
 
 def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:

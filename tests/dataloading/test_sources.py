@@ -8,7 +8,7 @@ import pytest
 
 from dataloading import DatasetError
 from dataloading.archives import members
-from dataloading.preparation import read_entry
+from dataloading.plan import read_entry
 from dataloading.sources import Entry, Source, open_source
 from tests.dataloading.small_sources import (
     SYNSETS,

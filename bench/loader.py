@@ -1,0 +1,345 @@
+"""How many images a second come out of prepared shards, and out of the obvious alternatives.
+
+    python bench/loader.py                         # photographs made up on the spot: nothing to download
+    python bench/loader.py --data prepared/mine    # a data set of one's own (without rows on originals)
+
+Every reader does the same work: decode, crop 224 at random, flip at random, subtract the mean image, add colour noise,
+and deliver float32 batches (float16 on a GPU). Rows:
+
+- ``prepare``: originals to prepared shards, by processes
+- ``shards, DALI``: `dataloading.Loader`, by threads; on a GPU also by the share that its JPEG hardware decodes
+- ``shards, source only``: what Python and NumPy do for each image before DALI gets it: order, draws, reading, CRC-32
+- ``shards, Pillow`` and ``shards, simplejpeg`` (where installed): torch's DataLoader on the same prepared files, by
+workers
+- ``originals, Pillow``: torch's DataLoader that also resizes originals, by workers
+"""
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+
+from dataloading import Augmentation, Dataset, Loader, prepare
+from dataloading.augment import draw
+from dataloading.images import centre_square, resize_shorter_side
+
+CROP = 224
+WARM_UP = 5  # batches
+
+
+@dataclass
+class Row:
+    """One measurement: images per second overall, and milliseconds between batches as the consumer sees them."""
+
+    reader: str
+    setting: str
+    images_per_second: float
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    cpu_us_per_image: float | None = None
+
+
+@dataclass
+class Options:
+    """Compare ways of reading training images.
+
+    Args:
+        data: A prepared data set. Default: photographs that this program makes up and prepares.
+        images: How many photographs to make up.
+        batch_size: Images per batch.
+        seconds: How long each row is measured.
+        workers: Threads or processes to try.
+        output: Folder for the record and the picture.
+    """
+
+    data: Path | None = None
+    images: int = 2000
+    batch_size: int = 128
+    seconds: float = 8.0
+    workers: tuple[int, ...] = (1, 2)
+    output: Path = Path("bench/results")
+
+
+# --- material ---------------------------------------------------------------------------------------------------------
+
+
+def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Return noise with the spectrum, contrast and correlated colours of photographs: uint8, height x width x 3."""
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = np.inf
+
+    def layer() -> NDArray[np.float64]:
+        phases = np.exp(2j * np.pi * random.random(frequency.shape))
+        pixels = np.fft.irfft2(phases / frequency**1.35, s=(height, width))
+        return pixels / pixels.std()
+
+    shared = layer()
+    return np.clip(np.stack([118 + 58 * (0.93 * shared + 0.37 * layer()) for _ in range(3)], -1), 0, 255).astype(
+        np.uint8
+    )
+
+
+def make_up_photographs(root: Path, count: int) -> Path:
+    """Write `count` photographs of ImageNet's usual size, 500 x 375, into class folders."""
+    for i in range(count):
+        path = root / ("val" if i % 20 == 19 else "train") / f"class{i // 20 % 5}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        width, height = (375, 500) if i % 4 == 3 else (500, 375)
+        Image.fromarray(made_up_photograph(i, width, height)).save(path, quality=92)
+    return root
+
+
+# --- the alternatives -------------------------------------------------------------------------------------------------
+
+
+class TorchImages(torch.utils.data.Dataset[torch.Tensor]):
+    """The training images for torch's DataLoader: `decode` turns `files` into pixels, the rest is NumPy."""
+
+    def __init__(
+        self, dataset: Dataset, read: Callable[[int], Any], decode: Callable[[Any], NDArray[np.uint8]]
+    ) -> None:
+        border = (dataset.size - CROP) // 2
+        self.dataset, self.read, self.decode = dataset, read, decode
+        self.mean = dataset.mean_image[border : border + CROP, border : border + CROP].copy()
+
+    def __len__(self) -> int:
+        return self.dataset.count("train")
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        pixels = self.decode(self.read(i))
+        sample = np.array([i])
+        found = draw(
+            Augmentation(),
+            seed=0,
+            epoch=0,
+            samples=sample,
+            positions=sample,
+            heights=np.array([pixels.shape[0]]),
+            widths=np.array([pixels.shape[1]]),
+            crop_size=CROP,
+            color_deviations=self.dataset.color_deviations,
+            color_vectors=self.dataset.color_vectors,
+        )
+        crop = pixels[found.top[0] :, found.left[0] :][:CROP, :CROP]
+        image = (crop[:, ::-1] if found.flip[0] else crop) - self.mean
+        image += found.shift[0]
+        image /= found.divisor[0]
+        return torch.from_numpy(image)
+
+
+def pillow(data: Any) -> NDArray[np.uint8]:
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def pillow_original(path: Path, size: int = 256) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(centre_square(resize_shorter_side(image.convert("RGB"), size), size))
+
+
+def torch_batches(images: TorchImages, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
+    order = np.random.default_rng(0).permutation(len(images)).tolist() * 1000
+    loader = torch.utils.data.DataLoader(
+        images, batch_size, sampler=order, num_workers=workers, drop_last=True, prefetch_factor=2
+    )
+    for batch in loader:
+        yield batch.permute(0, 3, 1, 2)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def measured(reader: str, setting: str, batches: Iterator[Any], size: int, seconds: float) -> Row:
+    """Take batches for `seconds`, after a few that do not count."""
+    for _ in range(WARM_UP):
+        next(batches)
+    times, began = [time.perf_counter()], cpu_seconds()
+    while times[-1] - times[0] < seconds:
+        next(batches)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+    used = cpu_seconds() - began
+    gaps = np.diff(times) * 1000
+    done = len(gaps) * size
+    row = Row(reader, setting, done / (times[-1] - times[0]), *np.percentile(gaps, [50, 99]).tolist())
+    if "DALI" in reader or "source" in reader:  # children are counted only when they end
+        row.cpu_us_per_image = used / done * 1e6
+    print(f"{reader:22} {setting:28} {row.images_per_second:10,.0f} images/s", flush=True)
+    return row
+
+
+def endless(loader: Loader) -> Iterator[Any]:
+    epoch = 0
+    while True:
+        yield from loader.epoch(epoch)
+        epoch += 1
+
+
+def dali_rows(dataset: Dataset, options: Options) -> Iterator[Row]:
+    base = {"shuffle": True, "augment": Augmentation(), "drop_last": True}
+    for threads in options.workers:
+        loader = Loader(dataset, "train", options.batch_size, threads=threads, **base)
+        yield measured("shards, DALI", _count(threads, "thread"), endless(loader), options.batch_size, options.seconds)
+        loader.close()
+    if torch.cuda.is_available():
+        for share in (0.0, 0.65, 1.0):
+            loader = Loader(
+                dataset,
+                "train",
+                options.batch_size,
+                threads=max(options.workers),
+                device=0,
+                dtype="float16",
+                hardware_decoder_load=share,
+                **base,
+            )
+            setting = f"GPU, hardware share {share:g}"
+            yield measured("shards, DALI", setting, endless(loader), options.batch_size, options.seconds)
+            loader.close()
+
+
+def source_row(dataset: Dataset, options: Options) -> Row:
+    from dataloading.stream import DaliStream
+
+    loader = Loader(dataset, "train", options.batch_size, shuffle=True, augment=Augmentation(), drop_last=True)
+    next(loader.epoch(0))
+    stream = loader._stream
+    assert isinstance(stream, DaliStream)
+    feeds = iter(stream.feed, None)
+    return measured("shards, source only", "1 thread", feeds, options.batch_size, options.seconds / 2)
+
+
+def torch_rows(dataset: Dataset, originals: Path | None, options: Options) -> Iterator[Row]:
+    readers = {"shards, Pillow": TorchImages(dataset, partial(dataset.read, "train"), pillow)}
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        print("simplejpeg is not installed: its rows are left out")
+    else:
+        readers["shards, simplejpeg"] = TorchImages(dataset, partial(dataset.read, "train"), decode_jpeg)
+    if originals is not None:
+        files = sorted((originals / "train").rglob("*.jpg"))
+        readers["originals, Pillow"] = TorchImages(dataset, files.__getitem__, pillow_original)
+    for name, images in readers.items():
+        for workers in options.workers:
+            batches = torch_batches(images, options.batch_size, workers)
+            yield measured(name, _count(workers, "worker"), batches, options.batch_size, options.seconds)
+            del batches
+
+
+def prepare_rows(originals: Path, folder: Path, options: Options) -> Iterator[Row]:
+    for workers in options.workers:
+        began = time.perf_counter()
+        dataset = prepare(originals, folder / f"prepared{workers}", workers=workers, shard_images=250, progress=False)
+        rate = sum(dataset.count(split) for split in dataset.splits) / (time.perf_counter() - began)
+        row = Row("prepare", _count(workers, "process", "processes"), rate)
+        print(f"{row.reader:22} {row.setting:28} {rate:10,.0f} images/s", flush=True)
+        yield row
+
+
+def _count(number: int, word: str, words: str = "") -> str:
+    return f"{number} {word if number == 1 else words or word + 's'}"
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.machine()
+
+
+def facts(dataset: Dataset, options: Options) -> dict[str, Any]:
+    import nvidia.dali
+    import PIL
+
+    return {
+        "device": device_name(),
+        "processors": len(os.sched_getaffinity(0)),
+        "images": "made up, 500 x 375" if options.data is None else dataset.name,
+        "samples": dataset.count("train"),
+        "mean_file_bytes": int(dataset.index("train")["length"].mean()),
+        "batch_size": options.batch_size,
+        "seconds_per_row": options.seconds,
+        "crop_size": CROP,
+        "torch": torch.__version__,
+        "dali": nvidia.dali.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_picture(rows: list[Row], title: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in rows if "source only" not in row.reader][::-1]
+    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(shown) + 1.2), layout="constrained")
+    colors = [
+        "tab:green" if "DALI" in row.reader else "tab:orange" if row.reader == "prepare" else "tab:gray"
+        for row in shown
+    ]
+    bars = axes.barh(
+        [f"{row.reader}, {row.setting}" for row in shown], [row.images_per_second for row in shown], color=colors
+    )
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.set_xlabel("images per second")
+    axes.margins(x=0.12)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def main(options: Options) -> None:
+    """Measure all rows, print them, and write JSON and PNG."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, originals = Path(scratch), None
+        rows: list[Row] = []
+        if options.data is None:
+            print(f"making up {options.images:,} photographs")
+            originals = make_up_photographs(folder / "originals", options.images)
+            rows += prepare_rows(originals, folder, options)
+            dataset = Dataset(folder / f"prepared{options.workers[-1]}")
+        else:
+            dataset = Dataset(options.data)
+        rows += torch_rows(dataset, originals, options)  # they fork, so they come before DALI starts its threads
+        rows += dali_rows(dataset, options)
+        rows.append(source_row(dataset, options))
+        about = facts(dataset, options)
+    target = options.output / "".join(c if c.isalnum() else "-" for c in about["device"].lower()).strip("-")
+    target.mkdir(parents=True, exist_ok=True)
+    record = {**about, "rows": [asdict(row) for row in rows]}
+    (target / "loader.json").write_text(json.dumps(record, indent=1) + "\n")
+    save_picture(rows, f"{about['device']}, {about['processors']} processors", target / "loader.png")
+    print(f"written: {target}/loader.json and loader.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
