@@ -185,17 +185,18 @@ def _make_shards(
 ) -> None:
     """Make the shards that are not there yet, and add up the training images as they come in."""
     sums, added = _load_sums(folder, treatment.size)
-    todo, done = [], 0
+    todo, done = set(), 0
     for task in tasks(source, folder, treatment):
-        finished = task.result.exists() and (task.split != "train" or task.shard in added)
-        if finished:
+        if task.result.exists() and (task.split != "train" or task.shard in added):
             done += len(task.entries)
         else:
-            todo.append((task.split, task.shard))
-    wanted = set(todo)
-    unfinished = (t for t in tasks(source, folder, treatment) if (t.split, t.shard) in wanted)
-    with ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report:
-        for task, made in results(make_shard, unfinished, min(processes, len(todo)), report):
+            todo.add((task.split, task.shard))
+    unfinished = (task for task in tasks(source, folder, treatment) if (task.split, task.shard) in todo)
+    with (
+        ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report,
+        contextlib.closing(results(make_shard, unfinished, min(processes, len(todo)), report)) as finished,
+    ):
+        for task, made in finished:
             if task.split == "train":
                 sums.add(made)
                 added.add(task.shard)

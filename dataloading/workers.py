@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -21,12 +21,11 @@ Counter = Callable[[], None]
 
 def results(
     work: Callable[[Task, Counter], Result], tasks: Iterator[Task], processes: int, report: ProgressReport
-) -> Iterator[tuple[Task, Result]]:
-    """Yield tasks with the result of `work`, done in `processes` processes, as they come; only a few are asked for
-    ahead.
+) -> Generator[tuple[Task, Result], None, None]:
+    """Do the tasks in `processes` processes (in this one if that is 1) and yield each with its result as they come.
 
-    `work` is a function of a module, with the task and something to call for each image that is done. One process is
-    this one.
+    Only a few tasks are taken ahead. `work` is a function of some module; it gets the task, and something to call after
+    each image. Close the generator when leaving it early: that ends the processes.
     """
     if processes <= 1:
         for task in tasks:
@@ -49,8 +48,8 @@ def results(
     except BrokenProcessPool:
         raise DatasetError(
             "a worker process ended before its work was done (killed, or out of memory?); the same command goes on "
-            "from the "
-            "finished shards; --workers sets how many processes there are"
+            "from "
+            "the finished shards; --workers sets how many processes there are"
         ) from None
     finally:
         # On errors and Ctrl-C there is no use in waiting for the shards in work: they are begun anew next time.
