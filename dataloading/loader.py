@@ -201,7 +201,9 @@ class Loader:
 
     def _check(self) -> None:
         size, noise = self.dataset.size, self.augment.color_noise if self.augment else 0
-        one_to_replicas = 0 <= self.replica < self.replicas
+        device, devices = self.device, torch.cuda.device_count()
+        known_device = device is None or 0 <= device < devices
+        known_replica = 0 <= self.replica < self.replicas
         for right, message in (
             (self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be 1 or more"),
             (self.threads >= 1, f"threads is {self.threads}; it must be 1 or more"),
@@ -213,7 +215,8 @@ class Loader:
                 self.dtype != "uint8" or not noise,
                 "uint8 images carry no colour noise; pass Augmentation(color_noise=0)",
             ),
-            (one_to_replicas, f"replica is {self.replica} of {self.replicas}; it must be 0 to {self.replicas - 1}"),
+            (known_device, f"device is {device}; this machine has {devices} CUDA devices, and None stands for the CPU"),
+            (known_replica, f"replica is {self.replica} of {self.replicas}; it must be 0 to {self.replicas - 1}"),
             (0 <= self.hardware_decoder_load <= 1, f"hardware_decoder_load is {self.hardware_decoder_load}; 0 to 1"),
             (self.on_bad_sample in ("stop", "skip"), f"on_bad_sample is {self.on_bad_sample!r}; stop or skip"),
             (self.dataset.count(self.split) > 0, f"{self.split} of {self.dataset.root} has no samples"),

@@ -87,7 +87,7 @@ def _decoder(device: int | None, image_size: int, hardware_load: float) -> dict[
 
 def _ten_views(images: Any, crop_size: int, image_size: int) -> Any:
     """Corners and centre of the centre square, then the same mirrored: 10 x H x W x C for each image."""
-    images = fn.crop(images, crop=(image_size, image_size))
+    images = fn.crop(images, crop=(image_size, image_size), rounding="truncate")
     room = max(image_size - crop_size, 1)
     places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), ((image_size - crop_size) // 2 / room,) * 2]
     crops = [fn.crop(images, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y) for x, y in places]

@@ -452,6 +452,7 @@ def test_synthetic_data_look_like_a_data_set():
         ({"replica": 2, "replicas": 2}, "replica is 2 of 2; it must be 0 to 1"),
         ({"hardware_decoder_load": 1.5}, "hardware_decoder_load is 1.5"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample is 'ignore'"),
+        ({"device": 99}, r"device is 99; this machine has \d+ CUDA devices"),
         ({"split": "test"}, "has no split 'test'"),
         ({"seed": -1}, "seed is -1"),
     ],
