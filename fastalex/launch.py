@@ -253,7 +253,8 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The launcher logs what it does about a failure over dozens of lines; the one line that matters is said below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="fastalex-") as directory:
         config = LaunchConfig(
             min_nodes=1,

@@ -128,12 +128,14 @@ class Pipeline:
         self.stage = model.stage(stages[rank]).to(device)
         self._counts: list[Tensor] = []
         self._first_rows = torch.arange(0, batch_size, batch_size // micro_batches, device=device)
-        # The loss's gradient is scaled here, never by the schedule: its own scaling divides what earlier steps
-        # accumulated.
+        # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
+        # those of earlier steps as well, and even when it only evaluates.
         self._train = SCHEDULES[schedule](
             self._pipeline_stage(stages, rank, training=True), micro_batches, loss_fn=self._loss, scale_grads=False
         )
-        self._evaluate = ScheduleGPipe(self._pipeline_stage(stages, rank, training=False), micro_batches)
+        self._evaluate = ScheduleGPipe(
+            self._pipeline_stage(stages, rank, training=False), micro_batches, scale_grads=False
+        )
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`."""

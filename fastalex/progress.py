@@ -162,7 +162,8 @@ class Reporter(SilentReporter):
     def start(self, config: RunConfig, dataset: Dataset, progress: Progress) -> None:
         recipe, devices = config.recipe, parse_devices(config.devices)
         parts = partition(config.network.build_architecture(), len(devices))
-        stages = [f"{part[0]} to {part[-1]} on {device}" for device, part in zip(devices, parts, strict=True)]
+        names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
+        stages = [f"{name} on {device}" for name, device in zip(names, devices, strict=True)]
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",

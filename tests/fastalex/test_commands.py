@@ -62,7 +62,7 @@ def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_folders):
     folder, out = finished
     assert f"preparing {class_folders} into prepared/{class_folders.name}-" in out
-    assert "conv1 to conv2 on cpu" in out
+    assert "conv1 on cpu, conv2 to fc8 on cpu" in out
     assert "waiting for data" in out
     assert "trained and evaluated: top-1 error" in out
     lines = read_metrics(folder / "run")
@@ -148,8 +148,9 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepared):
     write_images(tmp_path / "unequal", train=1, val=1, classes=("cat", "dog"))
     (tmp_path / "unequal" / "val" / "dog").rename(tmp_path / "unequal" / "val" / "bird")
     damaged(prepared, tmp_path / "damaged")
-    for path in prepared.glob("*.tar"):
+    for path in prepared.iterdir():
         (tmp_path / "unfinished" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "unfinished" / "dataset.json").write_text('{"format": ')
     for name, expected in {
         "nowhere": "no such folder: nowhere",
         "empty": "empty",

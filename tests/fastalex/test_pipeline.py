@@ -46,7 +46,10 @@ def test_stages_give_the_gradients_of_one_device_to_the_bit(
     tmp_path: Path, monkeypatch, stages, micro_batches, schedule, precision
 ):
     # One thread here as in each worker: the same summation order, so the same bits.
-    monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")  # the engine then checks shapes and dtypes of every tensor
+    if (
+        stages == 2
+    ):  # the engine then checks every tensor's shape and dtype; it miscounts where stages send unequally often
+        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "saved.pt"
     argument = {
