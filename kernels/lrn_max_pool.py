@@ -170,8 +170,8 @@ def lrn_pool_bwd_kernel(
                 )
                 for lane in tl.static_range(VECTOR):
                     here = inside & (places[lane].to(tl.int32) == a * KERNEL + b)
-                    index = neighbour * VECTOR + lane
-                    next_totals += (totals[index] + tl.where(here, grad_lanes[index], 0.0),)
+                    gathered = tl.where(here, grad_lanes[neighbour * VECTOR + lane], 0.0)
+                    next_totals += (totals[neighbour * VECTOR + lane] + gathered,)
             totals = next_totals
     lanes = normalise_lanes_backward(totals, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
     grad_x_lanes = ()

@@ -1,0 +1,376 @@
+"""What the benchmarks share: measuring, judging, and writing down.
+
+A case is one operator at one shape. Each provider computes it; a provider whose result or gradients differ from the
+definition in fp64 gets no time. Bandwidth is counted from the fewest bytes that the operator must move, and compared
+with a device-to-device copy measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import rich.console
+import rich.table
+import torch
+import triton
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DIRECTIONS = ("forward", "backward", "both")
+# Errors allowed, relative to the largest value: of fp64 and fp32 arithmetic, and of one or two roundings of the rest.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+Operator = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one shape.
+
+    Attributes:
+        op: the operator's name.
+        shape: of `x`, the first input.
+        dtype: of the inputs.
+        definition: the operator in plain PyTorch, which judges the providers.
+        providers: name -> (operator, memory layout of x).
+        bytes_moved: direction -> the fewest bytes that it must read and write.
+        others: inputs after `x`, each a shape.
+        scale: standard deviation of the inputs.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    definition: Operator
+    providers: dict[str, tuple[Operator, str]]
+    bytes_moved: dict[str, int]
+    others: tuple[tuple[int, ...], ...] = ()
+    scale: float = 1.0
+
+
+@dataclass
+class Benchmark:
+    """Rows of one benchmark, and where they go."""
+
+    name: str
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        parser = argparse.ArgumentParser(description=self.title)
+        parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
+        parser.add_argument(
+            "--output", type=Path, default=ROOT / "bench" / "results", help="folder of the records (bench/results)"
+        )
+        arguments = parser.parse_args()
+        self.quick: bool = arguments.quick
+        self.output: Path = arguments.output
+        self.budget_s = 0.3 if self.quick else 2.0
+        self.console = rich.console.Console()
+        if not self.console.is_terminal:
+            self.console.width = 160
+        self.settings |= {
+            "quick": self.quick,
+            "seconds_per_timing": self.budget_s,
+            "threads": torch.get_num_threads(),
+            "copy_gb_per_s": round(self._copy_bandwidth(), 2),
+        }
+
+    def batches(self) -> list[int]:
+        """Images per batch: AlexNet's on a GPU; what a CPU does in a fraction of a second elsewhere."""
+        if CUDA:
+            return [128] if self.quick else [128, 1024]
+        return [8] if self.quick else [64]
+
+    def dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
+
+    def run(self, case: Case) -> None:
+        """Judge and time each provider of a case, in each direction."""
+        for name, (operator, layout) in case.providers.items():
+            inputs, grad = _inputs(case, layout)
+            error = _error(operator, case, inputs, grad)
+            saved, peak = _memory(operator, inputs)
+            for direction in DIRECTIONS:
+                row: dict[str, Any] = {
+                    "op": case.op,
+                    "provider": name,
+                    "direction": direction,
+                    "shape": list(case.shape),
+                    "dtype": str(case.dtype).removeprefix("torch."),
+                    "layout": layout,
+                }
+                if error is None:
+                    times = self._time(*_work(operator, inputs, grad, direction))
+                    row |= self._speed(times, case.bytes_moved[direction])
+                else:
+                    row |= self._speed(None, 0) | {"wrong": error}
+                self.rows.append(row | {"saved_bytes": saved, "peak_bytes": peak})
+            self.console.print(f"  {case.op} {case.shape} {name}" + (f": wrong, {error}" if error else ""), style="dim")
+
+    def run_in_place(
+        self, op: str, shape: tuple[int, ...], dtype: torch.dtype, provider: str, work: Callable[[], Any], moved: int,
+        error: str | None,
+    ) -> None:  # fmt: skip
+        """Time work that has one direction and keeps nothing, such as an optimizer's update."""
+        times = None if error else self._time(lambda: None, lambda _: work())
+        row = {"op": op, "provider": provider, "direction": "forward", "shape": list(shape)}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "flat", **self._speed(times, moved)}
+        self.rows.append(row | {"saved_bytes": 0, "peak_bytes": None} | ({"wrong": error} if error else {}))
+
+    def finish(self) -> None:
+        """Print the table; write the record and the picture."""
+        self.console.print(self._table())
+        folder = self.output / _slug(_device_name())
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "device": _device_name(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "triton": triton.__version__,
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version() if CUDA else None,
+            },
+            "commit": _commit(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "settings": self.settings,
+            "rows": self.rows,
+        }
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        self._draw(folder / f"{self.name}.png")
+        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        self.console.print(f"wrote {shown} and its picture")
+
+    def _speed(self, times_ms: Sequence[float] | None, moved: int) -> dict[str, Any]:
+        if times_ms is None:
+            return dict.fromkeys(("ms_p20", "ms_p50", "ms_p80", "gb_per_s", "fraction_of_limit"))
+        p20, p50, p80 = times_ms
+        bandwidth = moved / p50 / 1e6
+        return {
+            "ms_p20": round(p20, 4),
+            "ms_p50": round(p50, 4),
+            "ms_p80": round(p80, 4),
+            "gb_per_s": round(bandwidth, 2),
+            "fraction_of_limit": round(bandwidth / self.settings["copy_gb_per_s"], 4),
+        }
+
+    def _time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> list[float]:
+        """p20, p50 and p80 of the milliseconds that `work(prepare())` takes after its preparation."""
+        for _ in range(2):
+            work(prepare())
+        # Larger than any second-level cache, so that no run finds its inputs there.
+        flush = torch.empty(256 * 2**20, dtype=torch.uint8, device=DEVICE) if CUDA else None
+        times: list[float] = []
+        end = time.perf_counter() + self.budget_s
+        while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
+            prepared = prepare()
+            if flush is not None:
+                flush.zero_()
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                work(prepared)
+                stop.record()
+                stop.synchronize()
+                times.append(start.elapsed_time(stop))
+            else:
+                begin = time.perf_counter()
+                work(prepared)
+                times.append((time.perf_counter() - begin) * 1e3)
+        deciles = statistics.quantiles(times, n=10)
+        return [deciles[1], statistics.median(times), deciles[7]]
+
+    def _copy_bandwidth(self) -> float:
+        """GB/s of a copy within the device, read and written bytes together."""
+        source = torch.zeros(512 * 2**20 if CUDA else 128 * 2**20, dtype=torch.uint8, device=DEVICE)
+        target = torch.empty_like(source)
+        _, median, _ = self._time(lambda: None, lambda _: target.copy_(source))
+        return 2 * source.nbytes / median / 1e6
+
+    def _table(self) -> rich.table.Table:
+        table = rich.table.Table(title=f"{self.title}: {_device_name()}, copy {self.settings['copy_gb_per_s']} GB/s")
+        for column in (
+            "operator",
+            "shape",
+            "provider",
+            "direction",
+            "dtype",
+            "ms (p20 p50 p80)",
+            "GB/s",
+            "of copy",
+            "kept",
+        ):
+            table.add_column(column, justify="left" if column in ("operator", "provider", "direction") else "right")
+        for row in self.rows:
+            if row["ms_p50"] is None:
+                speed = ["wrong result", "-", "-"]
+            else:
+                speed = [
+                    f"{row['ms_p20']:.2f} {row['ms_p50']:.2f} {row['ms_p80']:.2f}",
+                    f"{row['gb_per_s']:.1f}",
+                    f"{row['fraction_of_limit']:.0%}",
+                ]
+            shape = "x".join(map(str, row["shape"]))
+            kept = f"{row['saved_bytes'] / 2**20:.1f} MiB"
+            table.add_row(row["op"], row["provider"], row["direction"], shape, row["dtype"], *speed, kept)
+        return table
+
+    def _draw(self, path: Path) -> None:
+        """One panel per operator and shape; a bar per provider and direction."""
+        panels: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            if row["ms_p50"] is not None:
+                panels.setdefault(f"{row['op']} {'x'.join(map(str, row['shape']))} {row['dtype']}", []).append(row)
+        if not panels:
+            return
+        figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.6 + 2.6 * len(panels)), squeeze=False)
+        for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
+            providers = list(dict.fromkeys(row["provider"] for row in rows))
+            directions = list(dict.fromkeys(row["direction"] for row in rows))
+            height = 0.8 / len(directions)
+            for offset, direction in enumerate(directions):
+                chosen = [row for row in rows if row["direction"] == direction]
+                places = [providers.index(row["provider"]) + offset * height for row in chosen]
+                times = [row["ms_p50"] for row in chosen]
+                bars = axis.barh(places, times, height * 0.9, label=direction)
+                axis.bar_label(bars, [f"{value:.3g}" for value in times], padding=2, fontsize=7)
+            axis.set_yticks([index + 0.4 - height / 2 for index in range(len(providers))], providers, fontsize=8)
+            axis.invert_yaxis()
+            axis.set_title(title, fontsize=9)
+            axis.margins(x=0.12)
+        axes[0, 0].legend(fontsize=8)
+        axes[-1, 0].set_xlabel("milliseconds, median")
+        figure.suptitle(f"{self.title}, {_device_name()}", fontsize=10)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def _main_dtype() -> torch.dtype:
+    return torch.bfloat16 if CUDA else torch.float32
+
+
+def _inputs(case: Case, layout: str) -> tuple[list[Tensor], Tensor]:
+    """Random inputs and a random gradient of the result, the same for each provider."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        (torch.randn(shape, generator=generator) * case.scale).to(DEVICE, case.dtype)
+        for shape in (case.shape, *case.others)
+    ]
+    if layout == "channels_last":
+        inputs[0] = inputs[0].to(memory_format=torch.channels_last)
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    with torch.no_grad():
+        like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
+    grad = torch.randn((case.shape[0], *like.shape[1:]), generator=generator).to(DEVICE, case.dtype)
+    return inputs, grad.to(memory_format=torch.channels_last) if layout == "channels_last" else grad
+
+
+def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -> str | None:
+    """What is wrong with a provider's result or gradients on the first images, or None."""
+    few = 4
+    ours = [t.detach()[:few] if i == 0 else t.detach() for i, t in enumerate(inputs)]
+    theirs = [tensor.double().requires_grad_() for tensor in ours]
+    wanted = case.definition(*theirs)
+    wanted.backward(grad[:few].double())
+    # The whole batch, as a provider may be compiled for its shape; gradients of other inputs only for the first images.
+    fresh = [tensor.detach().requires_grad_() for tensor in inputs]
+    found = operator(*fresh)
+    upstream = grad.clone()
+    upstream[few:] = 0
+    found.backward(upstream)
+    pairs = [("result", found.detach()[:few], wanted.detach())]
+    for index, (mine, reference) in enumerate(zip(fresh, theirs, strict=True)):
+        assert mine.grad is not None
+        assert reference.grad is not None
+        pairs.append((f"gradient {index}", mine.grad[:few] if index == 0 else mine.grad, reference.grad))
+    for what, value, reference_value in pairs:
+        distance = (value.double() - reference_value).abs().max() / reference_value.abs().max().clamp(min=1e-12)
+        if not distance <= TOLERANCES[case.dtype]:
+            return f"{what} is off by {float(distance):.1e}"
+    return None
+
+
+def _memory(operator: Operator, inputs: list[Tensor]) -> tuple[int, int | None]:
+    """Bytes kept between forward and backward, and the most bytes allocated beyond the inputs (on a GPU)."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    before = torch.cuda.memory_allocated() if CUDA else 0
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = operator(*inputs)
+    torch.autograd.grad(y, inputs, torch.ones_like(y))
+    return sum(kept.values()), torch.cuda.max_memory_allocated() - before if CUDA else None
+
+
+def _work(
+    operator: Operator, inputs: list[Tensor], grad: Tensor, direction: str
+) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """What to prepare untimed, and what to time."""
+    if direction == "forward":
+        return lambda: None, lambda _: operator(*inputs)
+    if direction == "backward":
+        return lambda: operator(*inputs), lambda y: torch.autograd.grad(y, inputs, grad)
+    return lambda: None, lambda _: torch.autograd.grad(operator(*inputs), inputs, grad)
+
+
+def compiled(operator: Operator) -> Operator:
+    """`torch.compile` of an operator, for one shape."""
+    return torch.compile(operator, dynamic=False)
+
+
+def image_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _device_name() -> str:
+    if CUDA:
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def _commit() -> str | None:
+    """The commit that was measured; with "+changes" where tracked code differs from it."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "kernels", "bench/*.py"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + ("+changes" if status.strip() else "")

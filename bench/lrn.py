@@ -1,0 +1,65 @@
+"""Time local response normalisation and the normalisation within a map: python bench/lrn.py"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from harness import Benchmark, Case, compiled, image_bytes
+from torch import Tensor
+
+import kernels
+from kernels import reference
+
+
+def pytorchs(x: Tensor) -> Tensor:
+    return F.local_response_norm(x, 5, 1e-4, 0.75, 2.0)
+
+
+def pytorchs_map(x: Tensor) -> Tensor:
+    return x / (1 + 1e-3 * F.avg_pool2d(x * x, 5, 1, 2)) ** 0.75
+
+
+def main() -> None:
+    bench = Benchmark("lrn", "Local response normalisation")
+    for batch in bench.batches():
+        for dtype in bench.dtypes():
+            for channels, side in ((96, 55), (256, 27)):
+                shape = (batch, channels, side, side)
+                size = image_bytes(shape, dtype)
+                bench.run(
+                    Case(
+                        "local_response_norm",
+                        shape,
+                        dtype,
+                        lambda x: reference.local_response_norm(x, 5, 1e-4, 0.75, 2.0, groups=1),
+                        {
+                            "ours": (kernels.local_response_norm, "channels_last"),
+                            "torch eager channels_last": (pytorchs, "channels_last"),
+                            "torch eager NCHW": (pytorchs, "nchw"),
+                            "torch.compile": (compiled(pytorchs), "channels_last"),
+                        },
+                        {"forward": 2 * size, "backward": 3 * size, "both": 5 * size},
+                        scale=10.0,
+                    )
+                )
+            shape = (batch, 256, 27, 27)
+            size = image_bytes(shape, dtype)
+            bench.run(
+                Case(
+                    "same_map_norm",
+                    shape,
+                    dtype,
+                    lambda x: reference.same_map_norm(x, 5, 1e-3, 0.75, 1.0),
+                    {
+                        "ours": (kernels.same_map_norm, "channels_last"),
+                        "torch eager channels_last": (pytorchs_map, "channels_last"),
+                        "torch eager NCHW": (pytorchs_map, "nchw"),
+                        "torch.compile": (compiled(pytorchs_map), "channels_last"),
+                    },
+                    {"forward": 2 * size, "backward": 3 * size, "both": 5 * size},
+                )
+            )
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Time the 2012 update of all of AlexNet's parameters: python bench/sgd.py
+
+PyTorch's optimizer multiplies by the learning rate outside of the velocity. With a constant learning rate that gives
+the same weights, so it can be judged; it does not do what the 2012 rule does when the learning rate changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from harness import CUDA, DEVICE, Benchmark
+from torch import Tensor
+
+import kernels
+from kernels import reference
+
+# The 2012 network's weights and biases.
+SHAPES = [
+    (96, 3, 11, 11), (96,), (256, 48, 5, 5), (256,), (384, 256, 3, 3), (384,), (384, 192, 3, 3), (384,),
+    (256, 192, 3, 3), (256,), (4096, 9216), (4096,), (4096, 4096), (4096,), (1000, 4096), (1000,),
+]  # fmt: skip
+RATES = [0.01, 0.02] * (len(SHAPES) // 2)
+DECAYS = [0.0005, 0.0] * (len(SHAPES) // 2)
+STEPS = 3
+
+
+def tensors(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+
+
+class Optimizer:
+    """PyTorch's SGD with the same groups."""
+
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor], **options) -> None:
+        parameters = [torch.nn.Parameter(weight) for weight in weights]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        groups = [
+            {"params": parameters[start::2], "lr": RATES[start], "weight_decay": DECAYS[start]} for start in (0, 1)
+        ]
+        self.sgd = torch.optim.SGD(groups, lr=0.01, momentum=0.9, **options)
+
+    def __call__(self) -> None:
+        self.sgd.step()
+
+
+def update(
+    function: Callable[..., None], weights: list[Tensor], gradients: list[Tensor], copies: bool
+) -> Callable[[], None]:
+    velocities = [torch.zeros_like(weight) for weight in weights]
+    halves = [weight.bfloat16() for weight in weights] if copies else None
+
+    def step() -> None:
+        function(
+            weights,
+            gradients,
+            velocities,
+            learning_rates=RATES,
+            weight_decays=DECAYS,
+            momentum=0.9,
+            copies=halves,
+        )
+
+    return step
+
+
+def providers() -> dict[str, Callable[[list[Tensor], list[Tensor]], Callable[[], None]]]:
+    return {
+        "ours": lambda w, g: update(kernels.sgd_update_, w, g, False),
+        "ours, with bf16 copies": lambda w, g: update(kernels.sgd_update_, w, g, True),
+        "plain definition": lambda w, g: update(reference.sgd_update_, w, g, False),
+        "torch.optim.SGD for-loop": lambda w, g: Optimizer(w, g, foreach=False),
+        "torch.optim.SGD foreach": lambda w, g: Optimizer(w, g, foreach=True),
+        "torch.optim.SGD fused": lambda w, g: Optimizer(w, g, fused=True),
+        "torch.compile": lambda w, g: torch.compile(update(reference.sgd_update_, w, g, False)),
+    }
+
+
+def error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> str | None:
+    """What is wrong with the weights after a few updates of small tensors, or None."""
+    shapes = [(13, 7), (5,)] * (len(SHAPES) // 2)
+    weights, gradients = tensors(0, shapes), tensors(1, shapes)
+    wanted = [weight.double() for weight in weights]
+    definition = update(reference.sgd_update_, wanted, [gradient.double() for gradient in gradients], False)
+    step = make(weights, gradients)
+    for _ in range(STEPS):
+        step()
+        definition()
+    off = max(float((w.double() - x).abs().max()) for w, x in zip(weights, wanted, strict=True))
+    return None if off < 1e-5 else f"weights are off by {off:.1e}"
+
+
+def main() -> None:
+    bench = Benchmark("sgd", "The update of AlexNet's 61 million parameters")
+    shapes = [(shape[0] // 8, *shape[1:]) for shape in SHAPES] if bench.quick and not CUDA else SHAPES
+    for name, make in providers().items():
+        wrong = error(make)
+        weights, gradients = tensors(0, shapes), tensors(1, shapes)
+        count = sum(weight.numel() for weight in weights)
+        # Weight, gradient and velocity are read, weight and velocity written, and a copy in half the bytes.
+        moved = count * (5 * 4 + (2 if "copies" in name else 0))
+        bench.run_in_place("sgd_update_", (count,), torch.float32, name, make(weights, gradients), moved, wrong)
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What the operators' tests share: which implementations and dtypes there are, inputs, and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import hypothesis
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+
+import kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# Largest error allowed, relative to the largest value of the reference in fp64.
+TOLERANCES = {
+    # Some twenty rounded operations of 1.1e-16 each, with room for sums over a window.
+    torch.float64: 1e-13,
+    # The same for 6e-8; GPUs take square roots and powers to within 2 units in the last place.
+    torch.float32: 3e-6,
+    # Computed in fp32; one rounding of the result to 11 bits, 4.9e-4. A bias gradient sums rounded values.
+    torch.float16: 2e-3,
+    # The same with 8 bits, 3.9e-3. Triton's interpreter cuts bits off where a GPU rounds, so this runs on GPUs only.
+    torch.bfloat16: 1.6e-2,
+}
+
+DTYPES = [torch.float64, torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+LAYOUTS = ["nchw", "channels_last", "sliced"]
+IMPLEMENTATIONS = ["native", "triton"]
+
+dtypes = st.sampled_from(DTYPES)
+layouts = st.sampled_from(LAYOUTS)
+gradient_layouts = st.sampled_from([*LAYOUTS, "expanded"])
+seeds = st.integers(0, 2**31)
+
+
+def examples(count: int) -> Callable:
+    """The same few examples each time: an interpreted kernel takes a tenth of a second."""
+    return hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
+
+
+def random_tensor(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.float64, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * scale).to(DEVICE, dtype)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another layout."""
+    if layout == "channels_last":
+        return x.to(memory_format=torch.channels_last)
+    if layout == "sliced":
+        wider = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+        wider[..., 1::2] = x
+        return wider[..., 1::2]
+    if layout == "expanded":
+        return x[:1, :, :1, :1].expand_as(x) if x.dim() == 4 and x.numel() else x[:1].expand_as(x)
+    return x.contiguous()
+
+
+def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str) -> None:
+    """`found` equals the fp64 reference to within the rounding of `dtype`, NaN and infinities in their places."""
+    assert found.shape == wanted.shape, what
+    if wanted.numel() == 0:
+        return
+    finite = wanted.isfinite()
+    assert torch.equal(found.isfinite(), finite), f"{what}: NaN or infinity elsewhere than in the reference"
+    torch.testing.assert_close(found[~finite].double(), wanted[~finite], equal_nan=True)
+    if finite.any():
+        scale = wanted[finite].abs().max().clamp(min=1e-6)
+        error = (found.double() - wanted)[finite].abs().max() / scale
+        assert error <= TOLERANCES[dtype], f"{what}: error {error:.2e} exceeds {TOLERANCES[dtype]:.2e} for {dtype}"
+
+
+def check_against_reference(
+    operator: Callable[..., Tensor],
+    implementation: str,
+    tensors: Sequence[Tensor],
+    gradient_layout: str,
+    seed: int = 0,
+) -> Tensor:
+    """Compare result and gradients of all `tensors` with the reference in fp64; the result is returned."""
+    dtype = tensors[0].dtype
+    ours = [tensor.detach().requires_grad_() for tensor in tensors]
+    theirs = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    with kernels.using(implementation):
+        y = operator(*ours)
+    with kernels.using("reference"):
+        wanted = operator(*theirs)
+    check_close(y.detach(), wanted.detach(), dtype, "result")
+    assert y.dtype == dtype
+    grad = laid_out(random_tensor(y.shape, seed + 1, dtype), gradient_layout)
+    y.backward(grad)
+    wanted.backward(grad.double())
+    for index, (mine, theirs_) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine.grad is not None
+        assert theirs_.grad is not None
+        # A gradient has its tensor's dtype, which may be the coarser one.
+        coarser = max(dtype, mine.dtype, key=TOLERANCES.__getitem__)
+        check_close(mine.grad, theirs_.grad, coarser, f"gradient of tensor {index}")
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        if ours[0].dim() == 4 and y.numel() and ours[0].is_contiguous(memory_format=memory_format):
+            assert y.is_contiguous(memory_format=memory_format)
+    return y
+
+
+def saved_bytes(operator: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps between forward and backward, each storage counted once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = operator()
+    assert result.requires_grad
+    return sum(kept.values())

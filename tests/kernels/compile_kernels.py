@@ -1,0 +1,163 @@
+"""Compile every kernel as its host function launches it at AlexNet's shapes, for GPUs that need not be here.
+
+    python tests/kernels/compile_kernels.py bfloat16:80 bfloat16:90 bfloat16:100 float32:90
+
+prints one JSON object a line: kernel, case, architecture, registers, bytes of stack and of shared memory, and how many
+loads and stores of each width the PTX has. It runs in a process of its own, because a process that imports Triton with
+its interpreter cannot compile.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import kernels
+from kernels import launch
+
+_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+_LAUNCHES: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
+
+
+def _record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    _LAUNCHES.append((self, args, options))
+
+
+def _normalise_and_pool(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    for name, channels, side, relu in (("conv1", 96, 55, "after"), ("conv2", 256, 27, "before")):
+        x = torch.zeros(1, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+        bias = torch.zeros(channels, dtype=torch.float32, requires_grad=True)
+        yield f"lrn {name}", lambda x=x: _both(kernels.local_response_norm(x, groups=2))
+        yield f"max_pool {name}", lambda x=x: _both(kernels.max_pool2d(x))
+        yield (
+            f"lrn_max_pool {name}",
+            lambda x=x, b=bias, r=relu: _both(kernels.lrn_max_pool2d(x, groups=2, bias=b, relu=r)),
+        )
+
+
+def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    x = torch.zeros(2, 4096, dtype=dtype, requires_grad=True)
+    bias = torch.zeros(4096, dtype=torch.float32, requires_grad=True)
+    yield "dropout", lambda: _both(kernels.dropout(x, seed=1))
+    yield "bias_relu_dropout", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1))
+    yield "bias_relu_dropout evaluation", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1, training=False))
+
+
+def _update(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    weights = [torch.zeros(64, 64) for _ in range(3)]
+    for copies in (None, [weight.bfloat16() for weight in weights[2:]]):
+        yield (
+            f"sgd {'with' if copies else 'without'} copies",
+            lambda copies=copies: kernels.sgd_update_(
+                weights[:1],
+                [weights[1].to(dtype)],
+                weights[2:],
+                learning_rates=[0.01],
+                weight_decays=[0.0005],
+                copies=copies,
+            ),
+        )
+
+
+def _both(y: torch.Tensor) -> None:
+    y.backward(torch.zeros_like(y))
+
+
+def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) -> ASTSource:
+    """What Triton would compile for this launch, with the alignment that it would find on a GPU."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | {
+        k: v for k, v in options.items() if k in kernel.arg_names
+    }
+    constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+    signature, alignment = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        # PyTorch's allocator begins each tensor at a multiple of 512 bytes.
+        signature[name] = _TYPES[values[name].dtype]
+        alignment[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constexprs=constants, attrs=alignment)
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
+
+
+def _widths(ptx: str, instruction: str) -> dict[str, int]:
+    """How many global loads or stores of how many bytes."""
+    counts: collections.Counter[str] = collections.Counter()
+    for modifiers in re.findall(rf"{instruction}\.global(\S*)", ptx):
+        vector = re.search(r"\.v(\d)", modifiers)
+        bits = int(re.search(r"\.[bsuf](\d+)$", modifiers)[1])  # type: ignore[index]
+        counts[str(bits // 8 * (int(vector[1]) if vector else 1))] += 1
+    return dict(counts)
+
+
+def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource, dict[str, Any]]]:
+    """Every launch that the operators make with this dtype, each once."""
+    done = set()
+    for cases in (_normalise_and_pool, _fully_connected, _update):
+        for case, call in cases(dtype):
+            _LAUNCHES.clear()
+            with kernels.using("triton"):
+                call()
+            for kernel, args, options in _LAUNCHES:
+                source = _source(kernel, args, options)
+                if source.hash() not in done:
+                    done.add(source.hash())
+                    yield case, kernel, source, {name: options[name] for name in launch.OPTIONS}
+
+
+def main(wanted: list[str]) -> None:
+    # Kernels are recorded and not run, so CPU tensors do.
+    JITFunction.run = _record
+    kernels.dispatch._INTERPRETED = True
+    architectures: dict[str, list[int]] = {}
+    for item in wanted:
+        dtype, architecture = item.split(":")
+        architectures.setdefault(dtype, []).append(int(architecture))
+    for dtype in architectures:
+        for case, kernel, source, settings in _launches(getattr(torch, dtype)):
+            for architecture in architectures[dtype]:
+                compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=settings)
+                record = {
+                    "kernel": kernel.__name__,
+                    "case": case,
+                    "dtype": dtype,
+                    "architecture": architecture,
+                    "shared": compiled.metadata.shared,
+                    "loads": _widths(compiled.asm["ptx"], "ld"),
+                    "stores": _widths(compiled.asm["ptx"], "st"),
+                    **_resources(compiled.asm["cubin"]),
+                }
+                print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

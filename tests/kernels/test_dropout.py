@@ -1,0 +1,219 @@
+"""Dropout: the definition, the mask's statistics, and that it depends on nothing but its counters."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from comparing import (
+    DEVICE,
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtypes,
+    examples,
+    laid_out,
+    random_tensor,
+    saved_bytes,
+    seeds,
+)
+from hypothesis import given
+
+import kernels
+from kernels.philox import keep_mask
+
+shapes = st.tuples(st.integers(0, 4), st.sampled_from([1, 3, 4, 8, 13, 32, 600]))
+counters = st.tuples(st.integers(0, 2**63 - 1), st.sampled_from([0, 5, 2**32 - 2, 2**40]))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@examples(20)
+@given(
+    shapes,
+    st.sampled_from([0.0, 0.1, 0.5, 0.999]),
+    counters,
+    st.booleans(),
+    st.booleans(),
+    dtypes,
+    st.sampled_from(["nchw", "sliced"]),
+    st.sampled_from(["nchw", "sliced", "expanded"]),
+)
+def test_both_operators_are_the_definition(
+    implementation, shape, p, counter, training, inverted, dtype, layout, gradient_layout
+):
+    seed, first_row = counter
+    options = {"seed": seed, "first_row": first_row, "training": training, "inverted": inverted}
+    x = laid_out(random_tensor(shape, seed, dtype), layout)
+    bias = random_tensor(shape[1:], seed + 1, torch.float32)
+    check_against_reference(lambda x: kernels.dropout(x, p, **options), implementation, [x], gradient_layout, seed)
+    check_against_reference(
+        lambda x, b: kernels.bias_relu_dropout(x, b, p, **options), implementation, [x, bias], gradient_layout, seed
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_mask_has_philox_bits(implementation: str, dtype: torch.dtype) -> None:
+    seed, first_row, p = 2**62 + 12345, 2**32 - 3, 0.37
+    mask = keep_mask(torch.tensor(seed), torch.tensor(first_row), 6, 50, p)
+    with kernels.using(implementation):
+        y = kernels.dropout(torch.ones(6, 50, dtype=dtype, device=DEVICE), p, seed=seed, first_row=first_row)
+    assert torch.equal(y.cpu() != 0, mask)
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@examples(8)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), seeds)
+def test_micro_batches_draw_the_masks_of_the_whole(implementation, sizes, seed):
+    x = random_tensor((sum(sizes), 40), seed, torch.float32)
+    with kernels.using(implementation):
+        whole = kernels.dropout(x, seed=seed, first_row=100)
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        parts = [
+            kernels.dropout(x[start : start + size], seed=seed, first_row=torch.tensor(100 + start))
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_rate_and_independence(p: float) -> None:
+    rows, features = 200, 1000
+    masks = [keep_mask(torch.tensor(seed), torch.tensor(0), rows, features, p).double() for seed in (1, 2)]
+    spread = math.sqrt(p * (1 - p))
+    for mask in masks:
+        count = rows * features
+        assert abs(mask.mean() - (1 - p)) < 4 * spread / math.sqrt(count)
+        assert (mask.mean(0) - (1 - p)).abs().max() < 5 * spread / math.sqrt(rows)
+        assert (mask.mean(1) - (1 - p)).abs().max() < 5 * spread / math.sqrt(features)
+    centred = [(mask - (1 - p)) / spread for mask in masks]
+    neighbours = [
+        (centred[0] * centred[1]).mean(),
+        (centred[0][1:] * centred[0][:-1]).mean(),
+        (centred[0][:, 1:] * centred[0][:, :-1]).mean(),
+        (centred[0][:, 4:] * centred[0][:, :-4]).mean(),
+    ]
+    assert max(abs(correlation) for correlation in neighbours) < 5 / math.sqrt(rows * features)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_seed_may_be_an_int_or_a_tensor(implementation: str) -> None:
+    x = random_tensor((3, 20), 0, torch.float32)
+    with kernels.using(implementation):
+        expected = kernels.dropout(x, seed=77, first_row=3)
+        for seed in (torch.tensor(77), torch.tensor([77]), torch.tensor([[77]], device=DEVICE)):
+            assert torch.equal(kernels.dropout(x, seed=seed, first_row=torch.tensor([3])), expected)
+        assert not torch.equal(kernels.dropout(x, seed=78, first_row=3), expected)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nan_and_infinity(implementation: str) -> None:
+    x = random_tensor((4, 40), 0, torch.float32)
+    x[0, ::3], x[1, ::3], x[2, ::3] = float("nan"), float("inf"), float("-inf")
+    bias = random_tensor((40,), 1, torch.float32)
+    for operator in (lambda x: kernels.dropout(x, seed=1), lambda x: kernels.bias_relu_dropout(x, bias, seed=1)):
+        with kernels.using(implementation):
+            y = operator(x)
+        with kernels.using("reference"):
+            check_close(y, operator(x.double()), torch.float32, "result")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients(implementation: str) -> None:
+    x, bias = random_tensor((3, 7), 0).requires_grad_(), random_tensor((7,), 1).requires_grad_()
+    with kernels.using(implementation):
+        assert torch.autograd.gradcheck(lambda x: kernels.dropout(x, 0.4, seed=5), x)
+        assert torch.autograd.gradcheck(lambda x, b: kernels.bias_relu_dropout(x, b, 0.4, seed=5), (x, bias))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_mask_is_kept(implementation: str) -> None:
+    x = random_tensor((8, 64), 0, torch.float32).requires_grad_()
+    with kernels.using(implementation):
+        # Two int64 counters.
+        assert saved_bytes(lambda: kernels.dropout(x, seed=1)) == 16
+        # And the result, which the next layer keeps as well.
+        assert saved_bytes(lambda: kernels.bias_relu_dropout(x, x[0].detach(), seed=1)) == 16 + x.nbytes
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiles_into_one_graph_that_takes_any_seed(implementation: str) -> None:
+    x = random_tensor((3, 20), 0, torch.float32).requires_grad_()
+    bias = random_tensor((20,), 1, torch.float32).requires_grad_()
+
+    def function(x: torch.Tensor, bias: torch.Tensor, seed: int) -> torch.Tensor:
+        return kernels.dropout(kernels.bias_relu_dropout(x, bias, 0.3, seed=seed), seed=seed, first_row=2) + 1
+
+    with kernels.using(implementation):
+        compiled = torch.compile(function, fullgraph=True)
+        for seed in (1, 2**62 + 1):
+            y, wanted = compiled(x, bias, seed), function(x, bias, seed)
+            torch.testing.assert_close(y, wanted)
+            found = torch.autograd.grad(y.sum(), (x, bias))
+            torch.testing.assert_close(found, torch.autograd.grad(wanted.sum(), (x, bias)))
+
+
+def test_registered_operators_keep_pytorchs_rules() -> None:
+    x, bias = random_tensor((3, 20), 0, torch.float32), random_tensor((20,), 1, torch.float32)
+    seed, row = torch.tensor(5, device=DEVICE), torch.tensor(0, device=DEVICE)
+    torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, None, seed, row, 2**31, 2.0))
+    torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, bias, seed, row, 2**31, 2.0))
+    torch.library.opcheck(torch.ops.fastalex.relu_dropout_backward, (x, x, seed, row, 2**31, 2.0))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
+def test_replays_of_a_cuda_graph_differ() -> None:
+    x = torch.ones(64, 64, device="cuda")
+    seed = torch.tensor([1], device="cuda")
+    kernels.dropout(x, seed=seed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = kernels.dropout(x, seed=seed)
+    graph.replay()
+    first = y.clone()
+    seed.fill_(2)
+    graph.replay()
+    assert not torch.equal(first, y)
+    assert torch.equal(y, kernels.dropout(x, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"p": 1.0}, ValueError, r"p must be in \[0, 1\), not 1.0"),
+        ({"p": -0.1}, ValueError, r"p must be in \[0, 1\), not -0.1"),
+        ({"p": "half"}, TypeError, "p must be a number, not str: 'half'"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
+        ({"seed": 1 << 63}, ValueError, r"seed must be below 2\^63, not 9223372036854775808"),
+        ({"seed": 1.0}, TypeError, "seed must be an int, not float: 1.0"),
+        ({"seed": torch.ones(1)}, TypeError, r"seed must be an int or an int64 tensor, not a tensor of torch\.float32"),
+        ({"seed": torch.ones(2, dtype=torch.int64)}, ValueError, r"seed must have one element, not shape \(2,\)"),
+        (
+            {"seed": torch.ones(1, dtype=torch.int64, device="meta")},
+            ValueError,
+            "seed must be on the CPU or on",
+        ),
+        ({"first_row": -2}, ValueError, "first_row must be at least 0, not -2"),
+    ],
+)
+def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
+    x = torch.ones(2, 4, device=DEVICE)
+    options = {"seed": 1} | options
+    with pytest.raises(error, match=message):
+        kernels.dropout(x, **options)
+    with pytest.raises(error, match=message):
+        kernels.bias_relu_dropout(x, x[0], **options)
+
+
+def test_bad_inputs_are_named() -> None:
+    with pytest.raises(ValueError, match=r"x must have 2 dimensions \(N x F\), not shape \(2, 4, 1\)"):
+        kernels.dropout(torch.ones(2, 4, 1), seed=1)
+    with pytest.raises(TypeError, match=r"x must be float32, .* not torch\.int64"):
+        kernels.dropout(torch.ones(2, 4, dtype=torch.int64), seed=1)
+    with pytest.raises(ValueError, match=r"bias must have 4 values \(one per feature of x\), not 3"):
+        kernels.bias_relu_dropout(torch.ones(2, 4), torch.ones(3), seed=1)
+    with pytest.raises(ValueError, match="bias must be on the device of x, cpu, not meta"):
+        kernels.bias_relu_dropout(torch.ones(2, 4), torch.ones(4, device="meta"), seed=1)

@@ -1,0 +1,174 @@
+"""Local response normalisation, and the normalisation within a map, against the definition."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from comparing import (
+    DEVICE,
+    DTYPES,
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtypes,
+    examples,
+    gradient_layouts,
+    laid_out,
+    layouts,
+    random_tensor,
+    saved_bytes,
+    seeds,
+)
+from hypothesis import given
+
+import kernels
+
+shapes = st.tuples(st.integers(0, 2), st.integers(1, 10), st.integers(1, 4), st.integers(1, 4))
+constants = st.tuples(
+    st.sampled_from([0.0, 1e-4, 0.5]), st.sampled_from([0.75, 0.5, 1.0, 0.6]), st.sampled_from([1, 2.0])
+)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@examples(14)
+@given(shapes, st.sampled_from([1, 2, 3]), st.integers(1, 12), constants, dtypes, layouts, gradient_layouts, seeds)
+def test_lrn_is_the_definition(implementation, shape, groups, size, constants, dtype, layout, gradient_layout, seed):
+    batch, channels, height, width = shape
+    alpha, beta, k = constants
+    x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
+    check_against_reference(
+        lambda x: kernels.local_response_norm(x, size, alpha, beta, k, groups=groups),
+        implementation,
+        [x],
+        gradient_layout,
+        seed,
+    )
+
+
+@examples(14)
+@given(shapes, st.integers(1, 7), constants, dtypes, layouts, gradient_layouts, seeds)
+def test_same_map_norm_is_the_definition(shape, size, constants, dtype, layout, gradient_layout, seed):
+    x = laid_out(random_tensor(shape, seed, dtype), layout)
+    check_against_reference(lambda x: kernels.same_map_norm(x, size, *constants), "native", [x], gradient_layout, seed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 20])
+def test_the_definition_is_pytorchs(size: int) -> None:
+    x = random_tensor((2, 9, 3, 4), 0)
+    with kernels.using("reference"):
+        y = kernels.local_response_norm(x, size, 0.3, 0.6, 1.5)
+    torch.testing.assert_close(y, F.local_response_norm(x, size, 0.3, 0.6, 1.5))
+
+
+def test_the_same_map_definition_is_a_mean_over_the_window() -> None:
+    x = random_tensor((2, 3, 7, 6), 0)
+    with kernels.using("reference"):
+        y = kernels.same_map_norm(x, 5, 0.3, 0.75, 1.5)
+    mean = F.avg_pool2d(x * x, 5, 1, 2, count_include_pad=True)
+    torch.testing.assert_close(y, x / (1.5 + 0.3 * mean) ** 0.75)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_nan_and_infinity_stay_in_their_windows(implementation: str, dtype: torch.dtype, layout: str) -> None:
+    x = random_tensor((1, 16, 2, 2), 0, dtype)
+    x[0, 4, 0, 0] = float("nan")
+    x[0, 9, 0, 1] = float("inf")
+    x[0, 3, 1, 1] = float("-inf")
+    x = laid_out(x, layout)
+    with kernels.using(implementation):
+        y = kernels.local_response_norm(x)
+    with kernels.using("reference"):
+        wanted = kernels.local_response_norm(x.double())
+    assert wanted.isnan().sum() == 5 + 1 + 1
+    check_close(y, wanted, dtype, "result")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("size", "groups", "beta"), [(5, 1, 0.75), (4, 2, 0.6)])
+def test_gradients(implementation: str, size: int, groups: int, beta: float) -> None:
+    x = random_tensor((1, 6, 1, 2), 0).requires_grad_()
+    with kernels.using(implementation):
+        assert torch.autograd.gradcheck(
+            lambda x: kernels.local_response_norm(x, size, 0.3, beta, 1.5, groups=groups), x
+        )
+
+
+def test_gradients_of_the_same_map_norm() -> None:
+    x = random_tensor((1, 2, 3, 4), 0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kernels.same_map_norm(x, 4, 0.3, 0.6, 1.5), x)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_only_the_input_is_kept(implementation: str) -> None:
+    x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
+    with kernels.using(implementation):
+        assert saved_bytes(lambda: kernels.local_response_norm(x)) == x.nbytes
+        assert saved_bytes(lambda: kernels.same_map_norm(x)) == x.nbytes
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiles_into_one_graph(implementation: str) -> None:
+    x = laid_out(random_tensor((1, 8, 3, 3), 0, torch.float32), "channels_last").requires_grad_()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return kernels.same_map_norm(kernels.local_response_norm(x * 2, groups=2)) + 1
+
+    with kernels.using(implementation):
+        wanted = function(x)
+        y = torch.compile(function, fullgraph=True)(x)
+        (expected,) = torch.autograd.grad(wanted.sum(), x)
+        (found,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
+    x = laid_out(random_tensor((2, 8, 3, 2), 0, torch.float32), layout)
+    options = (5, 0.3, 0.75, 2.0, 2)
+    torch.library.opcheck(torch.ops.fastalex.lrn_forward, (x, *options))
+    torch.library.opcheck(torch.ops.fastalex.lrn_backward, (x, x, *options))
+    native = ("channels", 5, 0.3, 0.75, 2.0, 2)
+    torch.library.opcheck(torch.ops.fastalex.native_norm_forward, (x, *native))
+    torch.library.opcheck(torch.ops.fastalex.native_norm_backward, (x, x, *native))
+
+
+@pytest.mark.parametrize("function", [kernels.local_response_norm, kernels.same_map_norm])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"size": 0}, ValueError, "size must be at least 1, not 0"),
+        ({"size": 5.0}, TypeError, "size must be an int, not float: 5.0"),
+        ({"alpha": -0.1}, ValueError, "alpha must be at least 0, not -0.1"),
+        ({"alpha": float("nan")}, ValueError, "alpha must be finite, not nan"),
+        ({"beta": 0.0}, ValueError, "beta must be above 0, not 0.0"),
+        ({"beta": "1"}, TypeError, "beta must be a number, not str: '1'"),
+        ({"k": 0.0}, ValueError, "k must be above 0, not 0.0"),
+        ({"k": -2.0}, ValueError, "k must be above 0, not -2.0"),
+    ],
+)
+def test_bad_options_are_named(function, options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        function(torch.ones(1, 4, 2, 2, device=DEVICE), **options)
+
+
+@pytest.mark.parametrize("function", [kernels.local_response_norm, kernels.same_map_norm, kernels.max_pool2d])
+def test_bad_inputs_are_named(function) -> None:
+    with pytest.raises(TypeError, match=r"x must be float32, float16, bfloat16 or float64, not torch\.int32"):
+        function(torch.ones(1, 4, 4, 4, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"x must have 4 dimensions \(N x C x H x W\), not shape \(4, 4\)"):
+        function(torch.ones(4, 4))
+    with pytest.raises(TypeError, match="x must be a tensor, not list"):
+        function([1.0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"), [(3, "groups must divide the 4 channels of x, not 3"), (0, "at least 1")]
+)
+def test_bad_groups_are_named(groups: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.local_response_norm(torch.ones(1, 4, 2, 2), groups=groups)

@@ -1,0 +1,159 @@
+"""Bias, ReLU, normalisation and pooling in one operator, against their composition."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from comparing import (
+    DEVICE,
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtypes,
+    examples,
+    gradient_layouts,
+    laid_out,
+    layouts,
+    random_tensor,
+    saved_bytes,
+    seeds,
+)
+from hypothesis import given
+
+import kernels
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@examples(9)
+@given(
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4]), st.integers(3, 6), st.integers(3, 5)),
+    st.sampled_from([1, 2]),
+    st.integers(1, 6),
+    st.sampled_from([(3, 2), (2, 2), (2, 3), (1, 1)]),
+    st.sampled_from([None, "before", "after"]),
+    st.booleans(),
+    dtypes,
+    layouts,
+    gradient_layouts,
+    seeds,
+)
+def test_fused_is_the_composition(
+    implementation, shape, groups, size, pool, relu, with_bias, dtype, layout, gradient_layout, seed
+):
+    batch, channels, height, width = shape
+    x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
+    tensors = [x, random_tensor((channels * groups,), seed + 2, torch.float32)] if with_bias else [x]
+
+    def operator(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(
+            x, size, 0.3, groups=groups, kernel_size=pool[0], stride=pool[1], bias=bias, relu=relu
+        )
+
+    check_against_reference(operator, implementation, tensors, gradient_layout, seed)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_batch_gives_an_empty_result(implementation: str) -> None:
+    x = torch.ones(0, 4, 5, 5, device=DEVICE, requires_grad=True)
+    with kernels.using(implementation):
+        y = kernels.lrn_max_pool2d(x, relu="before")
+    y.sum().backward()
+    assert y.shape == (0, 4, 2, 2)
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("relu", [None, "before", "after"])
+def test_nan_and_infinity(implementation: str, relu: str | None) -> None:
+    x = random_tensor((1, 8, 5, 5), 0, torch.float32)
+    x[0, 1, 2, 2] = float("nan")
+    x[0, 6, 0, 0] = float("inf")
+    x[0, 4, 4, 4] = float("-inf")
+    bias = random_tensor((8,), 1, torch.float32)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    with kernels.using(implementation):
+        y = kernels.lrn_max_pool2d(ours, bias=bias, relu=relu)
+    with kernels.using("reference"):
+        wanted = kernels.lrn_max_pool2d(theirs, bias=bias, relu=relu)
+    check_close(y, wanted, torch.float32, "result")
+    # One window's gradient, of a window and of channels that hold only numbers.
+    y[0, 0, 0, 1].backward()
+    wanted[0, 0, 0, 1].backward()
+    keep = theirs.grad.isfinite()
+    torch.testing.assert_close(ours.grad[keep].double(), theirs.grad[keep], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("relu", [None, "before", "after"])
+def test_gradients(implementation: str, relu: str | None) -> None:
+    x, bias = random_tensor((1, 3, 3, 3), 0).requires_grad_(), random_tensor((3,), 1).requires_grad_()
+    with kernels.using(implementation):
+        assert torch.autograd.gradcheck(
+            lambda x, bias: kernels.lrn_max_pool2d(x, 3, 0.3, kernel_size=2, stride=1, bias=bias, relu=relu),
+            (x, bias),
+            fast_mode=True,
+        )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_block_keeps_its_raw_input_alone(implementation: str) -> None:
+    x = laid_out(random_tensor((2, 16, 9, 9), 0, torch.float32), "channels_last").requires_grad_()
+    bias = random_tensor((16,), 1, torch.float32).requires_grad_()
+    with kernels.using(implementation):
+        kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
+    assert kept == x.nbytes + bias.nbytes
+    assert kept <= 1.3 * x.nbytes
+
+    def pytorchs() -> torch.Tensor:
+        y = torch.nn.functional.local_response_norm((x + bias.view(-1, 1, 1)).relu(), 5)
+        return torch.nn.functional.max_pool2d(y, 3, 2)
+
+    assert saved_bytes(pytorchs) > 4 * x.nbytes
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiles_into_one_graph(implementation: str) -> None:
+    x = laid_out(random_tensor((1, 4, 5, 5), 0, torch.float32), "channels_last").requires_grad_()
+    bias = random_tensor((4,), 1, torch.float32).requires_grad_()
+
+    def function(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x * 2, bias=bias, relu="after", groups=2) + 1
+
+    with kernels.using(implementation):
+        y = torch.compile(function, fullgraph=True)(x, bias)
+        wanted = function(x, bias)
+        expected = torch.autograd.grad(wanted.sum(), (x, bias))
+        found = torch.autograd.grad(y.sum(), (x, bias))
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["lrn_pool", "native_lrn_pool"])
+def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
+    x = laid_out(random_tensor((1, 4, 3, 4), 0, torch.float32), "channels_last")
+    bias = random_tensor((4,), 1, torch.float32)
+    options = (bias, 3, 0.3, 0.75, 2.0, 2, 2, 2, "before")
+    forward = getattr(torch.ops.fastalex, f"{name}_forward")
+    torch.library.opcheck(forward, (x, *options))
+    grad = forward(x, *options)
+    torch.library.opcheck(getattr(torch.ops.fastalex, f"{name}_backward"), (grad, x, *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"relu": "inside"}, ValueError, 'relu must be None, "before" or "after", not \'inside\''),
+        ({"bias": torch.ones(3)}, ValueError, r"bias must have 4 values \(one per channel of x\), not 3"),
+        ({"bias": torch.ones(4, 1)}, ValueError, "bias must have 1 dimensions"),
+        ({"bias": torch.ones(4, dtype=torch.int64)}, TypeError, "bias must be float32, float16, bfloat16 or float64"),
+        ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x, cpu, not meta"),
+        ({"size": 0}, ValueError, "size must be at least 1, not 0"),
+        ({"k": 0}, ValueError, "k must be above 0, not 0"),
+        ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),
+        ({"kernel_size": 6}, ValueError, "x's height must be at least 6"),
+    ],
+)
+def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.lrn_max_pool2d(torch.ones(1, 4, 5, 5), **options)

@@ -1,0 +1,143 @@
+"""Max-pooling against PyTorch's, bit for bit: no arithmetic is involved but sums of a few gradients."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from comparing import (
+    DEVICE,
+    DTYPES,
+    IMPLEMENTATIONS,
+    dtypes,
+    examples,
+    gradient_layouts,
+    laid_out,
+    layouts,
+    random_tensor,
+    saved_bytes,
+    seeds,
+)
+from hypothesis import assume, given
+
+import kernels
+from kernels.arguments import pooled_length
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@examples(14)
+@given(
+    st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8]), st.integers(1, 7), st.integers(1, 7)),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.booleans(),
+    dtypes,
+    layouts,
+    gradient_layouts,
+    seeds,
+)
+def test_pooling_is_pytorchs(
+    implementation, shape, kernel_size, stride, padding, ceil_mode, dtype, layout, gradient_layout, seed
+):
+    assume(padding <= kernel_size // 2)
+    assume(all(pooled_length(side, kernel_size, stride, padding, ceil_mode) > 0 for side in shape[2:]))
+    # Whole numbers, so that maxima are tied and sums of gradients are exact.
+    x = laid_out(random_tensor(shape, seed).round().to(dtype), layout)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with kernels.using(implementation):
+        y = kernels.max_pool2d(ours, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    if shape[0] == 0:
+        # PyTorch refuses an empty batch in some layouts.
+        assert y.shape[:2] == shape[:2]
+        return
+    wanted = F.max_pool2d(theirs, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    assert torch.equal(y, wanted)
+    grad = laid_out(random_tensor(y.shape, seed + 1).round().to(dtype), gradient_layout)
+    y.backward(grad)
+    wanted.backward(grad)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_nan_wins_and_infinities_are_numbers(implementation: str, dtype: torch.dtype, layout: str) -> None:
+    x = random_tensor((1, 4, 7, 7), 0, dtype)
+    x[0, 0, 1, 1] = x[0, 0, 2, 2] = x[0, 1, 6, 6] = float("nan")
+    x[0, 2, 3, 3] = float("inf")
+    x[0, 3] = float("-inf")
+    x = laid_out(x, layout)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with kernels.using(implementation):
+        y = kernels.max_pool2d(ours, 3, 2, 1)
+    wanted = F.max_pool2d(theirs, 3, 2, 1)
+    torch.testing.assert_close(y, wanted, rtol=0, atol=0, equal_nan=True)
+    grad = random_tensor(y.shape, 1).round().to(dtype)
+    y.backward(grad)
+    wanted.backward(grad)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 17])
+def test_gradients(kernel_size: int) -> None:
+    side = kernel_size + 1
+    x = random_tensor((1, 1, side, side), 0)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with kernels.using("triton"):
+        y = kernels.max_pool2d(ours, kernel_size, 1)
+        y.backward(torch.ones_like(y))
+        if kernel_size == 2:
+            assert torch.autograd.gradcheck(lambda x: kernels.max_pool2d(x, 2, 1), ours)
+    F.max_pool2d(theirs, kernel_size, 1).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_one_byte_per_output_is_kept() -> None:
+    x = random_tensor((2, 8, 9, 9), 0, torch.float32).requires_grad_()
+    with kernels.using("triton"):
+        assert saved_bytes(lambda: kernels.max_pool2d(x)) == 2 * 8 * 4 * 4
+        # 17 x 17 places do not fit a byte, so x is kept in place of them.
+        wide = random_tensor((1, 1, 18, 18), 0, torch.float32).requires_grad_()
+        assert saved_bytes(lambda: kernels.max_pool2d(wide, 17, 1)) == wide.nbytes
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiles_into_one_graph(implementation: str) -> None:
+    x = laid_out(random_tensor((1, 4, 7, 7), 0, torch.float32), "channels_last").requires_grad_()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return kernels.max_pool2d(x * 2) + 1
+
+    with kernels.using(implementation):
+        y = torch.compile(function, fullgraph=True)(x)
+        wanted = function(x)
+        (expected,) = torch.autograd.grad(wanted.sum(), x)
+        (found,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, wanted)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
+    x = laid_out(random_tensor((2, 8, 5, 5), 0, torch.float32), layout)
+    torch.library.opcheck(torch.ops.fastalex.max_pool_forward, (x, 3, 2, 1, True))
+    y, places = torch.ops.fastalex.max_pool_forward(x, 3, 2, 0, False)
+    torch.library.opcheck(torch.ops.fastalex.max_pool_backward, (y, places, 3, 2, 0, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, not 0"),
+        ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, not tuple"),
+        ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
+        ({"padding": -1}, ValueError, "padding must be at least 0, not -1"),
+        ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, not 2"),
+        ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, not 5"),
+    ],
+)
+def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.max_pool2d(torch.ones(1, 2, 5, 5, device=DEVICE), **options)
