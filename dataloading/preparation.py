@@ -56,8 +56,6 @@ def prepare(
 ) -> Dataset:
     """Prepare `source` into the folder `dest` and open the result.
 
-    Call it under ``if __name__ == "__main__":`` in scripts: the worker processes are started by ``spawn``.
-
     Args:
         source: path of class folders, of a folder with ILSVRC2012's or ILSVRC2010's archives, of WebDataset shards, or
             "digits" for the bundled handwritten digits.

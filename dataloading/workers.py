@@ -1,5 +1,6 @@
 """Worker processes that never outlive the command they work for."""
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -37,8 +38,9 @@ def results(
     try:
         running: dict[Future[Result], Task] = {}
         while True:
-            for task in itertools.islice(tasks, 2 * processes - len(running)):
-                running[pool.submit(_in_worker, work, task)] = task
+            with _main_module_hidden():  # submitting a task is what starts a process
+                for task in itertools.islice(tasks, 2 * processes - len(running)):
+                    running[pool.submit(_in_worker, work, task)] = task
             if not running:
                 break
             finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -57,6 +59,23 @@ def results(
             for process in set(multiprocessing.active_children()) - strangers:
                 process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep spawned processes from importing the program that was started, as they do where they can find it.
+
+    They need nothing of it, it may be large (a trainer), and without its ``if __name__ == "__main__":`` it would run.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: value for name, value in vars(main).items() if name in ("__spec__", "__file__")}
+    try:
+        for name in hidden:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 _counter: Any = None  # of a worker: the number of images done by all of them

@@ -72,6 +72,20 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folders, small, tmp_pa
     assert contents(tmp_path / "two") == contents(small.root)
 
 
+def test_workers_do_not_import_the_program_that_was_started(folders, tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys\n"
+        "print('started')\n"
+        "import dataloading\n"
+        "dataloading.prepare(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=2, progress=False)\n"
+        "print(__file__, __spec__)\n"
+    )
+    done = _python(script, folders, tmp_path / "out")
+    assert done.stdout == f"started\n{script} None\n", done.stderr
+    assert is_prepared(tmp_path / "out")
+
+
 def test_other_options_give_another_fingerprint(folders, small, tmp_path):
     assert quietly(folders, tmp_path / "a", shard_images=10).fingerprint == small.fingerprint
     assert quietly(folders, tmp_path / "b", shard_images=10, quality=50).fingerprint != small.fingerprint
