@@ -422,8 +422,19 @@ class _Dropout(torch.autograd.Function):
         return _masked(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
+@torch.library.custom_op("fastalex::keep_mask", mutates_args=())
+def _mask(seed: Tensor, first_row: Tensor, rows: int, features: int, p: float) -> Tensor:
+    # An operator of its own: torch.compile takes minutes over ten rounds in which each word is used twice.
+    return keep_mask(seed, first_row, rows, features, p).contiguous()
+
+
+@_mask.register_fake
+def _(seed: Tensor, first_row: Tensor, rows: int, features: int, p: float) -> Tensor:
+    return torch.empty((rows, features), dtype=torch.bool, device=seed.device)
+
+
 def _masked(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
-    return x * (keep_mask(seed, first_row, x.shape[0], x.shape[1], p).to(x.dtype) * scale)
+    return x * (_mask(seed, first_row, x.shape[0], x.shape[1], p).to(x.dtype) * scale)
 
 
 def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool) -> Tensor:
