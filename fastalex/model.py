@@ -85,7 +85,10 @@ class AlexNet(nn.Module):
         """
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
-        return self.stage(self.architecture.block_names)(images, seed=seed, first_row=first_row)
+        x = prepare_images(images, self.architecture, self.compute_dtype)
+        for block in self.blocks():
+            x = block(x, seed, first_row)
+        return x
 
     def stage(self, names: Sequence[str]) -> Stage:
         """Consecutive blocks as one module that shares this network's parameters."""

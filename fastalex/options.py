@@ -31,6 +31,11 @@ from fastalex.recipe import Recipe, build_recipe
 from fastalex.trainer import train
 
 
+def _optional(metavar: str, *aliases: str) -> Any:
+    """An option that may be left out; its text says what then holds."""
+    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """Which network, and how it differs from the named one."""
@@ -43,11 +48,11 @@ class NetworkOptions:
     """Local response normalisation."""
     overlapping: bool = True
     """Overlapping 3x3 pooling with stride 2; otherwise 2x2."""
-    activation: ActivationName | None = None
+    activation: Annotated[ActivationName | None, _optional("{relu,tanh}")] = None
     """Nonlinearity; the architecture's own if left out."""
-    dropout: float | None = None
+    dropout: Annotated[float | None, _optional("P")] = None
     """Probability that a feature is dropped; the architecture's own if left out."""
-    without: tuple[str, ...] = ()
+    without: Annotated[tuple[str, ...], _optional("LAYER [LAYER ...]")] = ()
     """Conv layers to remove, such as conv3 conv4."""
     conv6: bool = False
     """Add a sixth conv layer over the last pooling."""
@@ -64,20 +69,21 @@ class NetworkOptions:
 class RecipeOptions:
     """How it is trained."""
 
-    recipe: Literal["krizhevsky", "paper", "small", "digits"] | None = None
-    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images; digits. Default: by the
-    data."""
-    epochs: int | None = None
-    """Passes over the training images; the recipe's changes of learning rate keep their places in the run."""
-    batch_size: Annotated[int | None, arg(aliases=("-b",))] = None
-    """Images per update."""
-    lr: float | None = None
-    """Learning rate at the start; biases learn at twice that."""
-    momentum: float | None = None
-    """How much of the last update the next one repeats."""
-    wd: Annotated[float | None, arg(aliases=("--weight-decay",))] = None
-    """Weight decay, on weights and not on biases."""
-    seed: int | None = None
+    recipe: Annotated[
+        Literal["krizhevsky", "paper", "small", "digits"] | None, _optional("{krizhevsky,paper,small,digits}")
+    ] = None
+    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images. Default: by the data."""
+    epochs: Annotated[int | None, _optional("N")] = None
+    """Passes over the training images; changes of the learning rate keep their places. Default: the recipe's."""
+    batch_size: Annotated[int | None, _optional("N", "-b")] = None
+    """Images per update. Default: the recipe's."""
+    lr: Annotated[float | None, _optional("LR")] = None
+    """Learning rate at the start; biases learn at twice that. Default: the recipe's."""
+    momentum: Annotated[float | None, _optional("M")] = None
+    """How much of the last update the next one repeats. Default: 0.9."""
+    wd: Annotated[float | None, _optional("WD", "--weight-decay")] = None
+    """Weight decay, on weights and not on biases. Default: 0.0005."""
+    seed: Annotated[int | None, _optional("N")] = None
     """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
 
 
@@ -85,13 +91,13 @@ class RecipeOptions:
 class MachineOptions:
     """Where and how it is computed."""
 
-    devices: str | None = None
+    devices: Annotated[str | None, _optional("DEVICES")] = None
     """One per stage: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu". Default: two GPUs, else one, else cpu,cpu."""
-    micro_batches: int | None = None
+    micro_batches: Annotated[int | None, _optional("N")] = None
     """In how many parts a batch passes through. Default: as many as stages on CPUs, 4 on GPUs, 1 on one device."""
-    schedule: ScheduleName | None = None
+    schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe}")] = None
     """Order of the micro-batches' forward and backward passes (default 1f1b)."""
-    precision: Precision | None = None
+    precision: Annotated[Precision | None, _optional("{fp32,bf16}")] = None
     """fp32 (default), or bf16 computation with fp32 weights."""
 
 
@@ -99,14 +105,14 @@ class MachineOptions:
 class TrainOptions:
     """Train the 2012 AlexNet: on the bundled digits, on your own folders of images, or on ImageNet."""
 
-    data: Positional[Path | None] = None
+    data: Annotated[Positional[Path | None], _optional("[DATA]")] = None
     """A prepared data set, or class folders (train/CLASS/*.jpg and val/CLASS/*.jpg). Default: the bundled digits."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
     machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
-    resume: Path | None = None
+    resume: Annotated[Path | None, _optional("RUN")] = None
     """Go on with the run in this folder, from its latest checkpoint."""
-    output: Path | None = None
+    output: Annotated[Path | None, _optional("DIR")] = None
     """Folder of the new run. Default: a new one in runs/."""
 
 
@@ -244,9 +250,9 @@ def resolve_and_train(world: World, options: TrainOptions) -> None:
 class EvaluateOptions:
     """Error rates of a trained network on validation images."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run folder, or a .safetensors file with weights."""
-    data: Positional[Path | None] = None
+    data: Annotated[Positional[Path | None], _optional("[DATA]")] = None
     """A prepared data set or class folders. Default: the data that the run was trained on."""
     crops: Literal[1, 10] = 1
     """1: the centre. 10: the four corners and the centre, each also mirrored, softmax outputs averaged."""
@@ -254,7 +260,7 @@ class EvaluateOptions:
     """Which of the run's weights."""
     split: str = "val"
     """Which part of the data set."""
-    device: str | None = None
+    device: Annotated[str | None, _optional("DEVICE")] = None
     """A GPU number or cpu. Default: the first GPU if there is one."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
     """Images at a time."""

@@ -151,14 +151,14 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The rest of the current epoch; the images that do not fill a batch are left for another epoch's order."""
         progress = self.progress
+        last_start = self.dataset.count("train") - self.batch_size
         batches = iter(self.training_data.epoch(progress.epoch, start_sample=progress.samples))
-        pending = torch.zeros(
-            4, dtype=torch.float64, device=self.world.device
-        )  # what the other workers do not know yet
-        window = torch.zeros(4, dtype=torch.float64)  # what is not logged yet
+        # Counts that the other workers do not know yet, and those that are not logged yet.
+        pending = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        window = torch.zeros(4, dtype=torch.float64)
         with self.reporter.epoch(progress, self.recipe, self.steps_per_epoch):
             watch = Stopwatch()
-            while (done := progress.samples // self.batch_size) < self.steps_per_epoch:
+            while progress.samples <= last_start:
                 asked = time.perf_counter()
                 batch = next(batches)
                 watch.waiting += time.perf_counter() - asked
@@ -166,10 +166,10 @@ class Trainer:
                 if counts is not None:
                     pending += counts
                 watch.images += self.batch_size
-                last = done + 1 == self.steps_per_epoch
-                if last or (done + 1) % self.exchange_every == 0:
+                is_last = progress.samples > last_start
+                if is_last or progress.step % self.exchange_every == 0:
                     window += self._exchange(pending)
-                    if last or watch.images >= self.log_every * self.batch_size:
+                    if is_last or self.told_to_stop or watch.images >= self.log_every * self.batch_size:
                         rate = watch.lap()
                         progress.seconds += rate.seconds
                         learning_rate = self.optimizer.param_groups[0]["lr"]

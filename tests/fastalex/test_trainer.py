@@ -138,6 +138,13 @@ def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, stops)
     assert_same_state(config.output, straight.output)
 
 
+def test_a_resumed_run_may_change_its_batch_size_within_an_epoch(config):
+    stop_after(config, 1)  # 8 of 32 images
+    larger = replace(config, recipe=replace(config.recipe, batch_size=14, epochs=1))
+    lines = run_here(larger)
+    assert [line["images"] for line in lines if line["kind"] == "train"] == [8, 14]
+
+
 def test_another_seed_is_another_run(config):
     expected = curve(run_here(moved(config, "first")))
     assert curve(run_here(moved(config, "second", seed=4))) != expected

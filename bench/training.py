@@ -1,0 +1,65 @@
+"""The whole training command on the bundled digits, as `make train` runs it: speed, share of waiting, errors, time.
+
+    python bench/training.py [--devices cpu,cpu] [--epochs N]
+
+Runs `python -m fastalex.train` in an empty folder, preparation included, and reads what it wrote.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+
+from fastalex.config import RunConfig
+from fastalex.progress import read_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train on the bundled digits and write down how fast it went.")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
+    arguments, options = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "fastalex.train", *options, "--output", "run"]
+        subprocess.run(command, cwd=folder, check=True)
+        seconds = time.perf_counter() - start
+        run = Path(folder) / "run"
+        row = measured(run) | {"command_seconds": round(seconds, 1)}
+        settings = {"options": options, "cores": harness.cores()}
+        path = harness.write_record("training", settings, [row], arguments.output)
+        (path.with_name("training.png")).write_bytes((run / "curve.png").read_bytes())
+
+
+def measured(run: Path) -> dict[str, object]:
+    """One row from a finished run: training steps only, validation and start-up left out."""
+    config = RunConfig.load(run)
+    lines = read_metrics(run)
+    training = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "val"]
+    images = sum(line["images"] for line in training)
+    seconds = sum(line["images"] / line["images_per_second"] for line in training)
+    waiting = sum(line["images"] / line["images_per_second"] * line["waiting_percent"] / 100 for line in training)
+    return {
+        "op": "training",
+        "provider": "fastalex",
+        "architecture": config.network.architecture,
+        "recipe": config.recipe.name,
+        "devices": config.devices,
+        "batch_size": config.recipe.batch_size,
+        "micro_batches": config.micro_batches,
+        "precision": config.precision,
+        "images": images,
+        "training_seconds": round(seconds, 1),
+        "images_per_second": round(images / seconds, 2),
+        "waiting_percent": round(100 * waiting / seconds, 2),
+        "top1_error": validation[-1]["top1_error"],
+        "best_top1_error": min(line["top1_error"] for line in validation),
+    }
+
+
+if __name__ == "__main__":
+    main()
