@@ -8,6 +8,7 @@ graph itself lives on.
 
 import io
 import logging
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,8 +69,16 @@ class DaliStream:
         self._plan_number = 0
         self._planned: Iterator[tuple[int, Window]] = iter(())
         self._tickets: deque[_Ticket] = deque()
+        feed = weakref.WeakMethod(self.feed)
+
+        def source() -> Feed:
+            """Without a cycle between stream and graph, the graph's threads end with the stream."""
+            alive = feed()
+            assert alive is not None
+            return alive()
+
         self._pipeline = build(
-            self.feed,
+            source,
             batch_size=batch_size,
             crop_size=crop_size,
             image_size=dataset.size,
@@ -110,17 +119,7 @@ class DaliStream:
 
     def _plan(self, epoch: int, start: int) -> None:
         self._plan_number += 1
-        self._planned = self._from(epoch, start)
-
-    def _from(self, epoch: int, start: int) -> Iterator[tuple[int, Window]]:
-        """Yield this replica's batches from `start` of `epoch` on, without end and without empty ones."""
-        while True:
-            following = epoch + 1, max(start - self._schedule.count, 0)
-            for window in self._schedule.windows(start):
-                if window.first < window.last:
-                    yield epoch, window
-                following = self._schedule.after(epoch, window)
-            epoch, start = following
+        self._planned = _upcoming(self._schedule, epoch, start)
 
     def _run(self) -> tuple[_Ticket, Any]:
         """Take the next batch out of the graph, with its ticket."""
@@ -243,3 +242,14 @@ class DaliStream:
         """Hand DALI's memory over to PyTorch as it is: N x H x W x C becomes channels_last by a change of strides."""
         images = torch.from_dlpack(output.as_tensor())
         return images.permute(0, 3, 1, 2) if self._views == 1 else images.permute(0, 1, 4, 2, 3)
+
+
+def _upcoming(schedule: Schedule, epoch: int, start: int) -> Iterator[tuple[int, Window]]:
+    """Yield this replica's batches from `start` of `epoch` on, without end and without empty ones."""
+    while True:
+        following = epoch + 1, max(start - schedule.count, 0)
+        for window in schedule.windows(start):
+            if window.first < window.last:
+                yield epoch, window
+            following = schedule.after(epoch, window)
+        epoch, start = following

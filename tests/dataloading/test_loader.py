@@ -1,6 +1,6 @@
 import io
+import os
 import resource
-import threading
 
 import numpy as np
 import pytest
@@ -343,13 +343,19 @@ def test_the_next_epoch_is_prefetched(small):
     assert validating._stream._plan_number == 1
 
 
+def thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
 def test_a_closed_loader_gives_its_threads_back_and_can_be_used_again(small):
-    before = threading.active_count()
-    source = loader(small)
+    source = loader(small, threads=4)
     first = next(source.epoch(0))
+    running = thread_count()
     source.close()
-    assert threading.active_count() <= before
+    assert thread_count() <= running - 4
     assert same(next(source.epoch(0)), first)
+    del source
+    assert thread_count() <= running - 4, "a loader that is dropped keeps its threads"
 
 
 # --- damaged samples --------------------------------------------------------------------------------------------------
