@@ -1,5 +1,13 @@
 """The AlexNet of 2012, trained as it was run then."""
 
+import kernels
+
+if not hasattr(kernels, "lrn_max_pool2d"):  # before anything that would fail for a reason harder to understand
+    raise ImportError(
+        f"the package 'kernels' found at {kernels.__path__[0]} is another project's (Hugging Face publishes one of "
+        "that name), not fastalex's; install fastalex in an environment of its own"
+    )
+
 from fastalex.architecture import ARCHITECTURES, Architecture, Variation, build_architecture
 from fastalex.checkpoint import load_model
 from fastalex.errors import ConfigurationError

@@ -282,9 +282,9 @@ class Convolution(_WeightedBlock):
         steps = self.spec.steps
         relu = self.architecture.activation == "relu"
         match steps:
-            case (LocalResponseNorm() as norm, MaxPool() as pool, Activation(), *rest) if relu and _fusible(pool):
+            case (LocalResponseNorm() as norm, MaxPool() as pool, Activation(), *rest) if relu and self._fits(pool, x):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "after")
-            case (Activation(), LocalResponseNorm() as norm, MaxPool() as pool, *rest) if relu and _fusible(pool):
+            case (Activation(), LocalResponseNorm() as norm, MaxPool() as pool, *rest) if relu and self._fits(pool, x):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "before")
             case (Activation(), *rest) if relu:
                 x = self._convolve(x, weight, bias, relu=True)
@@ -306,6 +306,16 @@ class Convolution(_WeightedBlock):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
         return kernels.conv2d_relu(x, weight, bias, spec.stride, four_sided(spec.padding), spec.groups, relu=relu)
+
+    def _fits(self, pool: MaxPool, x: Tensor) -> bool:
+        """Whether pooling windows end with the convolution's output, as the fused operator's must."""
+        spec = self.spec
+        top, bottom, left, right = four_sided(spec.padding)
+        for size, padding in ((x.shape[2], top + bottom), (x.shape[3], left + right)):
+            convolved = (size + padding - spec.kernel_size) // spec.stride + 1
+            if (convolved - pool.kernel_size) % pool.stride:
+                return False
+        return True
 
     def _run(self, step: Step, x: Tensor) -> Tensor:
         match step:
@@ -373,12 +383,6 @@ def _ordinal(name: str) -> int:
 
 def _activate(x: Tensor, architecture: Architecture) -> Tensor:
     return F.relu(x) if architecture.activation == "relu" else torch.tanh(x)
-
-
-def _fusible(pool: MaxPool) -> bool:
-    # The fused operator's windows lie inside the image. 3/2 windows do so at every size of these networks; the 2/2
-    # ones of the non-overlapping variation hang over.
-    return pool.kernel_size == 3 and pool.stride == 2
 
 
 def _norm_and_pool(x: Tensor, norm: LocalResponseNorm, pool: MaxPool, bias: Tensor, relu: str) -> Tensor:
