@@ -26,9 +26,24 @@ from kernels.tiles import wide
 
 
 @triton.jit
-def mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-                ITEMS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    """SCALE where kept and 0 where dropped, for `VECTOR` features of one row from feature `block * VECTOR` on."""
+def masked(values, seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+           ITEMS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    """values * SCALE where kept and values * 0 where dropped, in features `block * VECTOR` and on of one row.
+
+    A threshold of 0 draws no random numbers.
+    """
+    if THRESHOLD == 0:
+        return values * SCALE
+    else:
+        keep = keep_tile(seed_ptr, first_row_ptr, row, block, THRESHOLD, ITEMS, VECTOR)
+        # Not 0, because PyTorch's product with a mask keeps a NaN, too.
+        return tl.where(keep, values * SCALE, values * 0.0)
+
+
+@triton.jit
+def keep_tile(seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, ITEMS: tl.constexpr,
+              VECTOR: tl.constexpr):  # fmt: skip
+    """The mask, True where kept, as `kernels.philox.keep_mask` defines it."""
     number = tl.load(first_row_ptr) + row.to(tl.int64)
     QUADS: tl.constexpr = VECTOR // 4
     quad = block[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
@@ -37,7 +52,7 @@ def mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, SC
         tl.load(seed_ptr), quad, none + (number & 0xFFFFFFFF).to(tl.uint32), none + (number >> 32).to(tl.uint32), none
     )
     words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [ITEMS, VECTOR])
-    return tl.where(words >= tl.full([], THRESHOLD, tl.uint32), SCALE, 0.0)
+    return words >= tl.full([], THRESHOLD, tl.uint32)
 
 
 @triton.jit
@@ -45,7 +60,7 @@ def dropout_fwd_kernel(
     x_ptr, bias_ptr, seed_ptr, first_row_ptr, y_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
     SCALE: tl.constexpr, BIAS_AND_RELU: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """y = x * factor, or relu(x + bias) * factor, for N x FEATURES; a threshold of 0 draws no random numbers."""
+    """y = x, or relu(x + bias), scaled where kept and 0 where dropped, for N x FEATURES."""
     VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
     BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
     program = tl.program_id(0)
@@ -59,10 +74,7 @@ def dropout_fwd_kernel(
         value += tl.load(bias_ptr + feature, mask=mask, other=0.0).to(value.dtype)
         # Written so that a NaN stays one.
         value = tl.where(value <= 0.0, 0.0, value)
-    if THRESHOLD > 0:
-        value *= mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR).to(value.dtype)
-    else:
-        value *= SCALE
+    value = masked(value, seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR)
     tl.store(y_ptr + start + feature, value, mask=mask)
 
 
@@ -71,7 +83,7 @@ def relu_dropout_bwd_kernel(
     grad_ptr, y_ptr, seed_ptr, first_row_ptr, grad_x_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
     SCALE: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """grad_x = grad_y * factor where y says that the ReLU was on, for N x FEATURES."""
+    """grad_x from grad_y, scaled where kept, and 0 where dropped or y says that the ReLU was off; N x FEATURES."""
     VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
     BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
     program = tl.program_id(0)
@@ -82,10 +94,7 @@ def relu_dropout_bwd_kernel(
     start = row.to(tl.int64) * FEATURES
     grad = wide(tl.load(grad_ptr + start + feature, mask=mask, other=0.0))
     y = wide(tl.load(y_ptr + start + feature, mask=mask, other=0.0))
-    if THRESHOLD > 0:
-        grad *= mask_factor(seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR).to(grad.dtype)
-    else:
-        grad *= SCALE
+    grad = masked(grad, seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR)
     tl.store(grad_x_ptr + start + feature, tl.where(y <= 0.0, 0.0, grad), mask=mask)
 
 

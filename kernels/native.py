@@ -23,6 +23,8 @@ from kernels.philox import keep_mask
 # 256 KiB of fp32 per core and buffer: a handful of buffers fit a second-level cache of 2 MiB, and starting an operation
 # costs little beside its work.
 _BLOCK_PER_THREAD = 65536
+# A GPU has no use for small blocks, as each operation of each block is a launch. This many bound the memory taken.
+_BLOCK_ON_GPU = 2**24
 
 
 # ------------------------------------------------------------------------------------------------- normalisation
@@ -70,7 +72,8 @@ class _Windows:
         self.padded = (d1 + sizes[0] - 1, d2 + sizes[1] - 1, inner)
         self.steps = ((d2 + sizes[1] - 1) * inner, inner)
         per_row = max(1, d1 * d2 * inner)
-        self.rows = min(max(1, _BLOCK_PER_THREAD * torch.get_num_threads() // per_row), max(rows, 1))
+        elements = _BLOCK_ON_GPU if blocks.is_cuda else _BLOCK_PER_THREAD * torch.get_num_threads()
+        self.rows = min(max(1, elements // per_row), max(rows, 1))
 
     def room(self, margin: float) -> Tensor:
         """A buffer of rows with margins, filled with what a margin holds."""
@@ -139,7 +142,7 @@ def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: f
     result = _blocks(y, over, groups, channels_last=channels_last)
     windows = _Windows(source, _sizes(over, size), _work_dtype(x))
     count = windows.sizes[0] * windows.sizes[1]
-    share = torch.tensor(k / count, dtype=windows.dtype, device=x.device)
+    share = torch.full((), k / count, dtype=windows.dtype, device=x.device)
     room = windows.room(k / count)
     for start in range(0, source.shape[0], windows.rows):
         block = source[start : start + windows.rows].to(windows.dtype)
@@ -177,7 +180,7 @@ def _normalise_backward(
     result = _blocks(grad_x, over, groups, channels_last=channels_last)
     windows = _Windows(source, _sizes(over, size), _work_dtype(x))
     count = windows.sizes[0] * windows.sizes[1]
-    share = torch.tensor(k / count, dtype=windows.dtype, device=x.device)
+    share = torch.full((), k / count, dtype=windows.dtype, device=x.device)
     room, mirror = windows.room(k / count), windows.room(0.0)
     for start in range(0, source.shape[0], windows.rows):
         block = source[start : start + windows.rows].to(windows.dtype)
@@ -330,8 +333,9 @@ def _(
 
 
 def _images(x: Tensor) -> Tensor:
-    """Room for as many images as there are threads, at most the batch, in x's layout."""
-    return empty_as(x, (min(torch.get_num_threads(), x.shape[0]), *x.shape[1:]), _work_dtype(x))
+    """Room for as many images as there are threads, or for all on a GPU, in x's layout."""
+    images = x.shape[0] if x.is_cuda else min(torch.get_num_threads(), x.shape[0])
+    return empty_as(x, (images, *x.shape[1:]), _work_dtype(x))
 
 
 def _biased(block: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:

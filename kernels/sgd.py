@@ -93,15 +93,20 @@ _TRITON_TYPES = {
 }
 
 
+@functools.lru_cache(maxsize=16)
+def _parts(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which block of which tensor each program updates, and the tensors' lengths: the same for every step."""
+    blocks = torch.tensor([triton.cdiv(length, _BLOCK) for length in lengths], dtype=torch.int64)
+    tensors = torch.arange(len(lengths)).repeat_interleave(blocks)
+    first = torch.cumsum(blocks, 0) - blocks
+    parts = torch.stack((tensors, torch.arange(tensors.numel()) - first[tensors]), dim=1)
+    return parts.to(device), torch.tensor(lengths, dtype=torch.int64).to(device)
+
+
 @functools.lru_cache(maxsize=64)
-def _tables(
-    addresses: tuple[tuple[int, ...], ...], lengths: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The tables on the device: parts, addresses and lengths. Kept, as tensors stay where they are between steps."""
-    parts = [(tensor, block) for tensor, length in enumerate(lengths) for block in range(triton.cdiv(length, _BLOCK))]
-    tables = [torch.tensor(table, dtype=torch.int64) for table in (parts, addresses, lengths)]
-    part, address, length = (table.to(device, non_blocking=True) for table in tables)
-    return part, address, length
+def _addresses(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """The tensors' addresses. Allocators hand out the same ones step after step, so this is kept as well."""
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
 @torch.library.custom_op("fastalex::sgd_update", mutates_args=("weights", "velocities", "copies"))
@@ -119,13 +124,13 @@ def _update(
         (w.data_ptr(), g.data_ptr(), v.data_ptr(), copies[index].data_ptr() if copies else 0)
         for index, (w, g, v) in enumerate(zip(weights, gradients, velocities, strict=True))
     )
-    part, address, length = _tables(addresses, tuple(w.numel() for w in weights), weights[0].device)
+    part, length = _parts(tuple(w.numel() for w in weights), weights[0].device)
     if part.shape[0] == 0:
         return
     with launch.on(weights[0]):
         sgd_kernel[(part.shape[0],)](
             part,
-            address,
+            _addresses(addresses, weights[0].device),
             length,
             rates,
             decays,
