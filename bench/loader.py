@@ -98,7 +98,7 @@ def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
 
     def layer() -> NDArray[np.float64]:
         phases = np.exp(2j * np.pi * random.random(frequency.shape))
-        pixels = np.fft.irfft2(phases / frequency**1.35, s=(height, width))
+        pixels = np.fft.irfft2(phases / frequency**1.5, s=(height, width))
         return pixels / pixels.std()
 
     shared = layer()
