@@ -16,6 +16,7 @@ step, and are hard links where the file system has them, so nothing is written t
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection
@@ -48,9 +49,9 @@ class Progress:
     errors: list[float] = field(default_factory=list)
 
     @property
-    def best(self) -> float:
-        """The lowest validation error so far; infinity before the first."""
-        return min(self.errors, default=float("inf"))
+    def is_best(self) -> bool:
+        """Whether an epoch has just ended with a lower validation error than all before it."""
+        return self.samples == 0 and bool(self.errors) and self.errors[-1] < min(self.errors[:-1], default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,22 @@ def save_checkpoint(
     velocities: dict[str, Tensor],
     progress: Progress,
     description: Description,
-    *,
-    is_best: bool,
 ) -> Path:
-    """Write a checkpoint and point ``last`` (and ``best``) at it. Returns its folder."""
+    """Write a checkpoint, point ``last`` at it, and ``best`` if it is, and remove older ones.
+
+    Args:
+        run: the run folder.
+        weights, velocities: all of the network's, contiguous, on the CPU, by parameter name.
+
+    Returns:
+        The checkpoint's folder.
+    """
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     name = f"{progress.epoch:04d}-{progress.step:08d}"
     final = checkpoints / name
     if final.exists():  # stopped twice at the same place: it holds the same
+        publish(run, final)
         return final
     temporary = checkpoints / f".{name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -111,12 +119,20 @@ def save_checkpoint(
     _sync(temporary)
     temporary.rename(final)
     _sync(checkpoints)
-    for link in ("last", "best") if is_best else ("last",):
-        _link(final / "model.safetensors", run / f"{link}.safetensors")
-    for other in checkpoints.iterdir():
-        if other != final:
-            shutil.rmtree(other)
+    publish(run, final)
     return final
+
+
+def publish(run: Path, checkpoint: Path) -> None:
+    """Point ``last``, and ``best`` if it is, at a checkpoint, and remove all others.
+
+    A resumed run does this again first, because it may have been interrupted between writing and pointing.
+    """
+    for name in ("last", "best") if load_progress(checkpoint).is_best else ("last",):
+        _link(checkpoint / "model.safetensors", run / f"{name}.safetensors")
+    for other in (run / "checkpoints").iterdir():
+        if other != checkpoint:
+            shutil.rmtree(other)
 
 
 def latest_checkpoint(run: Path) -> Path:
@@ -134,7 +150,11 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def load_progress(checkpoint: Path) -> Progress:
-    """The progress that a checkpoint was written at."""
+    """The progress that a checkpoint was written at.
+
+    Raises:
+        ConfigurationError: the checkpoint is damaged.
+    """
     path = checkpoint / "trainer.safetensors"
     with _open(path) as file:
         return Progress(**json.loads(_metadata(file, path, "progress")))
@@ -182,7 +202,11 @@ def load_parameters(module: torch.nn.Module, path: Path) -> None:
 
 
 def load_model(path: Path) -> tuple[AlexNet, Description]:
-    """The trained network in a ``.safetensors`` file, on the CPU, in evaluation mode."""
+    """The trained network in a ``.safetensors`` file, on the CPU, in fp32 and evaluation mode, and what it is.
+
+    Raises:
+        ConfigurationError: no such file, a damaged one, or one that fastalex did not write.
+    """
     description = load_description(path)
     model = description.build(seed=0)
     load_parameters(model, path)
@@ -215,6 +239,15 @@ def _link(source: Path, target: Path) -> None:
         _sync(temporary)
     os.replace(temporary, target)
     _sync(target.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file such that the old or the new one is there, and whole, at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
-from fastalex.launch import Interrupted, WorkerError
+from fastalex.launch import Interrupted, WorkerError, is_worker
 
 
 def main(command: Callable[[], None]) -> NoReturn:
@@ -18,18 +18,21 @@ def main(command: Callable[[], None]) -> NoReturn:
         command()
         code = 0
     except (ConfigurationError, DatasetError) as error:
-        code = _say(f"error: {error}", 2)
+        code = _say(f"error: {error}", 2, everywhere=getattr(error, "everywhere", False))
     except WorkerError as error:
         code = _say(f"error: {error}", 1)
     except Interrupted as error:
-        code = _say(str(error), 128 + error.signal_number)
+        code = _say(str(error), 128 + error.signal_number, everywhere=True)
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     sys.stdout.flush()
+    if code and is_worker():
+        os._exit(code)  # an orderly exit would wait for operations with the other workers
     sys.exit(code)
 
 
-def _say(message: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # several workers of an outer launcher meet the same error
+def _say(message: str, code: int, *, everywhere: bool = False) -> int:
+    """Print the message, once if all workers of an outer launcher say the same."""
+    if not everywhere or os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
     return code

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastalex.checkpoint import Description
+from fastalex.checkpoint import Description, write_atomically
 from fastalex.errors import ConfigurationError
 from fastalex.model import Precision
 from fastalex.pipeline import ScheduleName
@@ -42,8 +42,7 @@ class RunConfig:
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""
-        path = Path(self.output) / "config.json"
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(Path(self.output) / "config.json", json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:

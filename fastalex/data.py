@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dataloading
 from fastalex.errors import ConfigurationError
+from fastalex.launch import is_worker
 
 PREPARED = Path("prepared")
 """Where data sets are prepared that were given as they are, relative to the working directory."""
@@ -36,6 +37,10 @@ def open_data(data: Path | None) -> dataloading.Dataset:
 def _prepared(source: Path | str, destination: Path) -> dataloading.Dataset:
     if dataloading.is_prepared(destination):
         return dataloading.Dataset(destination)
+    if is_worker():  # the others would wait for it, and give up
+        raise ConfigurationError(
+            f"{source} is not prepared; do that before torchrun: python -m dataloading.prepare {source} {destination}"
+        )
     print(f"preparing {source} into {destination} (once)", flush=True)
     return dataloading.prepare(source, destination)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -50,14 +51,14 @@ def _scores(engine: SingleDevice | Pipeline, batch: Batch, views: int) -> Tensor
     """Logits of one view, or the logarithm of the mean softmax over several; None where the last stage is not."""
     if views == 1:
         return engine.logits(fill_up(batch.images, engine.batch_size))
-    probabilities: Tensor | None = None
+    scores = []
     for view in range(views):
         images = None if batch.images is None else batch.images[:, view]
         logits = engine.logits(fill_up(images, engine.batch_size))
         if logits is not None:
-            softmax = logits.float().softmax(1)
-            probabilities = softmax if probabilities is None else probabilities + softmax
-    return None if probabilities is None else (probabilities / views).log()
+            scores.append(logits.float().log_softmax(1))
+    # In logarithms throughout: the mean of probabilities that round to zero would have none.
+    return torch.stack(scores).logsumexp(0) - math.log(views) if scores else None
 
 
 def fill_up(images: Tensor | None, rows: int) -> Tensor | None:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -125,6 +126,7 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(made, 0)
         if isinstance(made[0], Exception):
+            made[0].everywhere = True  # type: ignore[attr-defined]
             raise made[0]
         return made[0]
 
@@ -163,31 +165,25 @@ def is_worker() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def world_size(devices: Sequence[torch.device]) -> int:
-    """How many workers will run: torchrun's count inside torchrun, else one per device.
-
-    Raises:
-        ConfigurationError: torchrun started another number of workers than devices are named.
-    """
-    if is_worker() and int(os.environ["WORLD_SIZE"]) != len(devices):
-        raise ConfigurationError(
-            f"torchrun started {os.environ['WORLD_SIZE']} workers for {len(devices)} devices; name one device a worker"
-        )
-    return len(devices)
-
-
 def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
-    """The devices of all workers that torchrun started: as named, else one GPU each, else CPUs.
+    """The devices of all workers that torchrun started: as named, else one GPU each, else (without GPUs) CPUs.
 
     Raises:
-        ConfigurationError: as :func:`parse_devices`, or another number of devices than workers.
+        ConfigurationError: as :func:`parse_devices`, another number of devices than workers, or several machines.
     """
-    workers = int(os.environ["WORLD_SIZE"])
+    workers, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if here != workers:
+        raise ConfigurationError(
+            f"torchrun started {workers} workers, {here} of them on this machine; stages on several machines are not "
+            "supported: start all of them on one"
+        )
     if text is None:
-        gpus = torch.cuda.device_count()
-        text = ",".join(map(str, range(workers)) if gpus >= workers else ["cpu"] * workers)
+        text = ",".join(map(str, range(workers)) if torch.cuda.device_count() else ["cpu"] * workers)
     devices = parse_devices(text)
-    world_size(devices)
+    if len(devices) != workers:
+        raise ConfigurationError(
+            f"torchrun started {workers} workers for {len(devices)} devices; name one device a worker"
+        )
     return devices
 
 
@@ -203,6 +199,7 @@ def run(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
         WorkerError: a worker failed or was killed.
     """
     if is_worker():
+        _die_with_parent(os.getppid())
         _run_worker(worker, argument, devices)
     elif len(devices) == 1:
         _run_here(worker, argument, World(0, 1, devices[0]))
@@ -211,7 +208,7 @@ def run(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
 
 
 def _run_here(worker: Worker, argument: Any, world: World) -> None:
-    previous = _catch_signals(world)
+    previous = _catch_signals(world, insist=True)
     try:
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
@@ -225,23 +222,25 @@ def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) 
     """The body of one of several workers: rank and rendezvous come from the launcher's environment."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world = World(rank, size, devices[rank])
-    _catch_signals(world)
     if world.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
-        backend = "gloo"
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+        dist.init_process_group("gloo", timeout=PEER_TIMEOUT)
     else:
         torch.cuda.set_device(world.device)
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PEER_TIMEOUT)
-    try:
-        worker(world, argument)
-        world.barrier()
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PEER_TIMEOUT, device_id=world.device)
+    _catch_signals(world)  # not earlier: until all have met, a signal had better end the process
+    worker(world, argument)
+    world.barrier()
+    # Only after success: with operations under way this would wait for peers that may be gone.
+    dist.destroy_process_group()
 
 
-def _catch_signals(world: World) -> dict[int, Any]:
+def _catch_signals(world: World, *, insist: bool = False) -> dict[int, Any]:
+    """Let signals set a flag. With ``insist`` a second Ctrl-C does what it always does."""
+
     def note(number: int, frame: FrameType | None) -> None:
+        if insist and world.signal_number:
+            raise KeyboardInterrupt
         world.signal_number = number
 
     return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -255,6 +254,8 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
     # The launcher logs what it does about a failure over dozens of lines; the one line that matters is said below.
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # How long workers may take to write their last checkpoint. Those that wait for a dead peer end themselves sooner.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
     with tempfile.TemporaryDirectory(prefix="fastalex-") as directory:
         config = LaunchConfig(
             min_nodes=1,
@@ -288,10 +289,14 @@ def _elastic_worker(
     ``os._exit``: an orderly exit would wait for threads that wait for the other workers.
     """
     _die_with_parent(parent)
+    rank = int(os.environ["RANK"])
+    folder = Path(failures)
+    (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    threading.Thread(target=_watch_peers, args=(folder, rank, len(devices)), daemon=True).start()
     try:
         _run_worker(worker, argument, devices)
+        (folder / f"{rank}.done").touch()
     except BaseException as error:
-        rank = int(os.environ["RANK"])
         report = {
             "time": time.time(),
             "rank": rank,
@@ -302,9 +307,11 @@ def _elastic_worker(
             "signal": getattr(error, "signal_number", 0),
             "traceback": traceback.format_exc(),
         }
-        temporary = Path(failures) / f".{rank}"
+        temporary = folder / f".{rank}"
         temporary.write_text(json.dumps(report))
-        temporary.rename(Path(failures) / f"{rank}.json")
+        temporary.rename(folder / f"{rank}.json")
+        if isinstance(error, Interrupted):
+            (folder / f"{rank}.done").touch()
         sys.stdout.flush()
         sys.stderr.flush()
         if _lost_a_peer(str(error)):
@@ -312,6 +319,30 @@ def _elastic_worker(
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5)
         os._exit(1)
+
+
+def _watch_peers(folder: Path, rank: int, size: int) -> None:
+    """End this process soon after a peer has ended without success.
+
+    A worker that waits for a peer inside a transport runs no Python code, not even a signal handler, until the wait
+    times out; this thread still runs. The grace leaves time to say what went wrong, if that is known here.
+    """
+    while True:
+        time.sleep(1)
+        for peer in range(size):
+            path = folder / f"{peer}.pid"
+            if peer != rank and path.exists() and not (folder / f"{peer}.done").exists() and not _lives(path):
+                time.sleep(5)
+                os._exit(1)
+
+
+def _lives(path: Path) -> bool:
+    """Whether the process whose id is in the file runs; one that only waits to be collected does not."""
+    try:
+        state = Path(f"/proc/{path.read_text() or 'self'}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def _lost_a_peer(message: str) -> bool:
@@ -335,7 +366,7 @@ def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
         if report["is_user_error"]:
             raise ConfigurationError(report["message"])
     if signal_number:
-        raise Interrupted("interrupted before the first checkpoint", signal_number)
+        raise Interrupted("interrupted; the run goes on from its last checkpoint, if it has one", signal_number)
     if error is None and not reports:
         return
     # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.

@@ -11,6 +11,7 @@ Blocks are modules named conv1 ... conv5, fc6 ... fc8 with ``weight`` and ``bias
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -130,17 +131,20 @@ class AlexNet(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype that activations have."""
+        """The dtype that activations have, from the first block's to the last one's input."""
         return next(self.blocks()).compute_dtype
 
     def set_precision(self, precision: Precision) -> None:
         """Compute in ``fp32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
 
         The copies are made here, from the weights as they are, and follow them when the optimizer updates them
-        (:meth:`Stage.compute_copies`).
+        (:meth:`Stage.compute_copies`) and when a state dict is loaded. The last block computes in fp32 in any case:
+        rounded to eight bits, logits tie so often that error rates would change by tenths of a percent.
         """
-        for block in self.blocks():
+        *blocks, last = self.blocks()
+        for block in blocks:
             block.set_precision(precision)
+        last.set_precision("fp32")
 
 
 class Stage(nn.Module):
@@ -153,6 +157,7 @@ class Stage(nn.Module):
     def __init__(self, model: AlexNet, names: Sequence[str]) -> None:
         super().__init__()
         self.architecture = model.architecture
+        self.compute_dtype = model.compute_dtype
         self.is_first = names[0] == model.architecture.block_names[0]
         self.is_last = names[-1] == model.architecture.block_names[-1]
         for name in names:
@@ -160,6 +165,7 @@ class Stage(nn.Module):
         self.train(model.training)
 
     def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        """The stage's output for images or for the previous stage's output; see :meth:`AlexNet.forward`."""
         if self.is_first:
             x = prepare_images(x, self.architecture, self.compute_dtype)
         elif x.dim() == 4:
@@ -172,13 +178,8 @@ class Stage(nn.Module):
         """The stage's blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The dtype that activations have."""
-        return next(self.blocks()).compute_dtype
-
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
-        """The low-precision copy of every parameter, which the optimizer rewrites in its update; none in fp32."""
+        """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
 
 
@@ -210,7 +211,8 @@ class _WeightedBlock(nn.Module):
         super().__init__()
         self.architecture = architecture
         # A generator of its own per block: the weights do not depend on which stage, or which machine, draws them.
-        generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, _ordinal(spec.name)))
+        kind = int(isinstance(spec, LinearBlock))  # conv6 and fc6 draw apart
+        generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, kind, _ordinal(spec.name)))
         if spec.weight_std is None:
             bound = 1 / math.sqrt(math.prod(weight_shape[1:]))
             weight = torch.empty(weight_shape).uniform_(-bound, bound, generator=generator)
@@ -224,13 +226,16 @@ class _WeightedBlock(nn.Module):
         self.bias = nn.Parameter(bias)
         self.register_buffer("weight_copy", None, persistent=False)
         self.register_buffer("bias_copy", None, persistent=False)
+        self.register_load_state_dict_post_hook(_refresh_copies)
 
     @property
     def compute_dtype(self) -> torch.dtype:
+        """The dtype that this block computes in."""
         return self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype
 
     @torch.no_grad()
     def set_precision(self, precision: Precision) -> None:
+        """Make the copies that ``precision`` needs, or drop them."""
         dtype = COMPUTE_DTYPES[precision]
         same = dtype == self.weight.dtype
         self.weight_copy = None if same else self.weight.detach().to(dtype)
@@ -247,6 +252,13 @@ class _WeightedBlock(nn.Module):
         if self.weight_copy is None:
             return self.weight, self.bias
         return _InPlaceOf.apply(self.weight, self.weight_copy), _InPlaceOf.apply(self.bias, self.bias_copy)
+
+
+@torch.no_grad()
+def _refresh_copies(block: nn.Module, _: Any) -> None:
+    assert isinstance(block, _WeightedBlock)
+    for parameter, copy in block.copies().items():
+        copy.copy_(parameter)
 
 
 class _InPlaceOf(torch.autograd.Function):
@@ -299,9 +311,12 @@ class Convolution(_WeightedBlock):
         x = self._convolve(x, *self.compute_parameters())
         yield "conv", x
         names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
+        seen: Counter[str] = Counter()
         for step in self.spec.steps:
             x = self._run(step, x)
-            yield names[type(step)], x
+            name = names[type(step)]
+            seen[name] += 1
+            yield name if seen[name] == 1 else f"{name}{seen[name]}", x
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
@@ -338,7 +353,7 @@ class Linear(_WeightedBlock):
 
     def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
         weight, bias = self.compute_parameters()
-        x = x.flatten(1)
+        x = x.flatten(1).to(weight.dtype)
         spec, architecture = self.spec, self.architecture
         # Philox separates neighbouring keys completely, so a layer's own key is the step's plus the layer's number.
         drop: dict[str, Any] = {
@@ -364,7 +379,7 @@ class Linear(_WeightedBlock):
         spec, architecture = self.spec, self.architecture
         scale = 1.0 if architecture.inverted_dropout or spec.dropout == "none" else 1.0 - architecture.dropout
         weight, bias = self.compute_parameters()
-        x = x.flatten(1)
+        x = x.flatten(1).to(weight.dtype)
         if spec.dropout == "before" and scale != 1.0:
             x = x * scale
         x = F.linear(x, weight, bias)

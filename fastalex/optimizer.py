@@ -33,7 +33,7 @@ class KrizhevskySGD(Optimizer):
     Args:
         module: whose parameters are trained.
         recipe: gives momentum, weight decay and the learning rates (:meth:`set_epoch`).
-        copies: a low-precision copy of every parameter, refreshed within the update; or nothing.
+        copies: low-precision copies by parameter, refreshed within the update.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
@@ -64,7 +64,15 @@ class KrizhevskySGD(Optimizer):
         if closure is not None:
             raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
         groups = [group for group in self.param_groups if group["params"][0].grad is not None]
+        with_copy = [group for group in groups if group["params"][0] in self.copies]
+        without_copy = [group for group in groups if group["params"][0] not in self.copies]
+        for part in (with_copy, without_copy):
+            if part:
+                self._update(part)
+
+    def _update(self, groups: list[dict[str, Any]]) -> None:
         parameters: list[nn.Parameter] = [group["params"][0] for group in groups]
+        copies = [self.copies[parameter] for parameter in parameters if parameter in self.copies]
         kernels.sgd_update_(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
@@ -72,7 +80,7 @@ class KrizhevskySGD(Optimizer):
             learning_rates=[group["lr"] for group in groups],
             weight_decays=[group["weight_decay"] for group in groups],
             momentum=self.recipe.momentum,
-            copies=[self.copies[parameter] for parameter in parameters] if self.copies else None,
+            copies=copies or None,
         )
 
     def velocity(self, parameter: nn.Parameter) -> Tensor:

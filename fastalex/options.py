@@ -5,6 +5,7 @@ What is left out comes from the recipe, or from the run that is resumed; what is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from fastalex.config import RunConfig
 from fastalex.data import default_recipe, open_data
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation import count_errors
-from fastalex.launch import World, default_devices, parse_devices, world_size
+from fastalex.launch import World, default_devices, parse_devices
 from fastalex.metrics import Metrics
 from fastalex.model import Precision
 from fastalex.partition import partition
@@ -72,13 +73,14 @@ class RecipeOptions:
     recipe: Annotated[
         Literal["krizhevsky", "paper", "small", "digits"] | None, _optional("{krizhevsky,paper,small,digits}")
     ] = None
-    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images. Default: by the data."""
+    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images; digits: for the bundled
+    digits. Default: by the data."""
     epochs: Annotated[int | None, _optional("N")] = None
-    """Passes over the training images; changes of the learning rate keep their places. Default: the recipe's."""
+    """Passes over the training images; changes of the learning rate move in proportion. Default: the recipe's."""
     batch_size: Annotated[int | None, _optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
     lr: Annotated[float | None, _optional("LR")] = None
-    """Learning rate at the start; biases learn at twice that. Default: the recipe's."""
+    """Learning rate of the weights at the start. Default: the recipe's."""
     momentum: Annotated[float | None, _optional("M")] = None
     """How much of the last update the next one repeats. Default: 0.9."""
     wd: Annotated[float | None, _optional("WD", "--weight-decay")] = None
@@ -115,6 +117,11 @@ class TrainOptions:
     output: Annotated[Path | None, _optional("DIR")] = None
     """Folder of the new run. Default: a new one in runs/."""
 
+    def on(self, devices: Sequence[torch.device]) -> TrainOptions:
+        """The same options with these devices."""
+        names = ",".join(str(device) for device in devices)
+        return replace(self, machine=replace(self.machine, devices=names))
+
 
 def resolve(options: TrainOptions) -> RunConfig:
     """Check the options against each other and against what is there, and make the run folder.
@@ -123,7 +130,7 @@ def resolve(options: TrainOptions) -> RunConfig:
         ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
     """
     config = _resumed(options) if options.resume else _fresh(options)
-    _check(config)
+    check(config)
     if not options.resume:
         _make_folder(Path(config.output))
     config.save()
@@ -132,18 +139,19 @@ def resolve(options: TrainOptions) -> RunConfig:
 
 def _fresh(options: TrainOptions) -> RunConfig:
     devices = options.machine.devices or default_devices()
-    stages = world_size(parse_devices(devices))
+    stages = len(parse_devices(devices))
     dataset = open_data(options.data)
     recipe = build_recipe(options.training.recipe or default_recipe(dataset))
     if options.training.epochs is not None:
         recipe = recipe.with_epochs(options.training.epochs)
+    micro_batches = options.machine.micro_batches
     network = Description(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
     return RunConfig(
         data=str(dataset.root),
         network=network,
         recipe=_override(recipe, options.training),
         devices=devices,
-        micro_batches=options.machine.micro_batches or _default_micro_batches(devices, stages),
+        micro_batches=_default_micro_batches(devices, stages) if micro_batches is None else micro_batches,
         schedule=options.machine.schedule or "1f1b",
         precision=options.machine.precision or "fp32",
         seed=options.training.seed or 0,
@@ -180,7 +188,7 @@ def _resumed(options: TrainOptions) -> RunConfig:
         recipe = replace(recipe, epochs=options.training.epochs)  # more of the same: past changes stay where they were
     machine = options.machine
     devices = machine.devices or config.devices
-    stages = world_size(parse_devices(devices))
+    stages = len(parse_devices(devices))
     micro_batches = machine.micro_batches
     if micro_batches is None:
         micro_batches = _default_micro_batches(devices, stages) if machine.devices else config.micro_batches
@@ -205,7 +213,14 @@ def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
-def _check(config: RunConfig) -> None:
+def check(config: RunConfig) -> None:
+    """Refuse a run that could not make one step.
+
+    Raises:
+        ConfigurationError: devices, micro-batches, batch size or seed do not fit.
+    """
+    if not 0 <= config.seed < 2**63:
+        raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
     stages = len(parse_devices(config.devices))
     partition(config.network.build_architecture(), stages)
     check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
@@ -290,6 +305,7 @@ def evaluate_run(options: EvaluateOptions) -> Metrics:
         raise ConfigurationError(f"{dataset.root} has no part {options.split!r}; it has {', '.join(dataset.splits)}")
     device = _one_device(options.device)
     model.set_precision(options.precision)
+    torch.backends.cudnn.allow_tf32 = False  # as in training
     engine = SingleDevice(model, device, options.batch_size)
     loader = dataloading.Loader(
         dataset,

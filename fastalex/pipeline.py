@@ -90,7 +90,14 @@ class SingleDevice:
 
     @torch.inference_mode()
     def logits(self, images: Tensor | None) -> Tensor | None:
-        """Logits of one batch in evaluation mode (dropout off) where the last stage is, else None."""
+        """Logits of one batch in evaluation mode (dropout off) where the last stage is, else None.
+
+        Args:
+            images: batch x 3 x S x S; None where this worker does not hold the first stage.
+
+        Returns:
+            batch x classes, fp32.
+        """
         assert images is not None
         self.stage.eval()
         rows = self.batch_size // self.micro_batches
@@ -147,6 +154,7 @@ class Pipeline:
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
         return torch.stack(self._counts).sum(0) if self.is_last else None
 
+    @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations
     def logits(self, images: Tensor | None) -> Tensor | None:
         """As :meth:`SingleDevice.logits`."""
         self.stage.eval()
@@ -167,7 +175,7 @@ class Pipeline:
         rows = self.batch_size // self.micro_batches
         dtype = self.stage.compute_dtype
         inputs = _boundary(architecture, stages, rank, rows, dtype, training and not self.is_first)
-        outputs = _boundary(architecture, stages, rank + 1, rows, dtype, training)
+        outputs = _boundary(architecture, stages, rank + 1, rows, torch.float32 if self.is_last else dtype, training)
         return PipelineStage(self.stage, rank, len(stages), self.device, input_args=(inputs,), output_args=(outputs,))
 
 

@@ -80,11 +80,10 @@ class MetricsLog:
             "top5_error": round(metrics.top5_error, 4),
             "images": metrics.images,
             "images_per_second": round(rate.images_per_second, 2),
-            "waiting_percent": round(rate.waiting_percent, 2),
             **more,
         }
         self._file.write(json.dumps(line) + "\n")
-        for name in ("loss", "top1_error", "top5_error", "images_per_second", "waiting_percent", *more):
+        for name in ("loss", "top1_error", "top5_error", "images_per_second", *more):
             self._events.add_scalar(f"{kind}/{name}", line[name], step)
 
     def close(self) -> None:
@@ -195,7 +194,8 @@ class Reporter(SilentReporter):
             yield
 
     def trained(self, progress: Progress, metrics: Metrics, rate: Rate, learning_rate: float) -> None:
-        self.log.write("train", progress.epoch, progress.step, metrics, rate, learning_rate=learning_rate)
+        more = {"waiting_percent": round(rate.waiting_percent, 2), "learning_rate": learning_rate}
+        self.log.write("train", progress.epoch, progress.step, metrics, rate, **more)
         self.total += rate
         self._epoch_rate += rate
         done = self._done(progress)
@@ -224,7 +224,7 @@ class Reporter(SilentReporter):
         rows = {
             "epochs": str(progress.epoch),
             "last top-1 error": f"{errors[-1]:.2f} %",
-            "best top-1 error": f"{progress.best:.2f} % (epoch {errors.index(progress.best) + 1})",
+            "best top-1 error": f"{min(errors):.2f} % (epoch {errors.index(min(errors)) + 1})",
             "time": f"{duration(progress.seconds)} training, {duration(total.seconds)} of it since the start or resume",
             "speed": f"{total.images_per_second:.1f} images/s in training",
             "waiting for data": f"{duration(total.waiting)} ({total.waiting_percent:.1f} %)",

@@ -104,10 +104,15 @@ class Recipe:
         return scale
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """The same recipe stretched or shrunk to ``epochs``, its changes at the same fractions of the run."""
-        factor = epochs / self.epochs
-        changes = tuple(replace(change, epoch=round(change.epoch * factor)) for change in self.changes)
-        return replace(self, epochs=epochs, changes=changes)
+        """The same recipe stretched or shrunk to ``epochs``, its changes at the same fractions of the run.
+
+        A change neither moves to the first epoch nor out of the run; in a run of one epoch nothing changes.
+        """
+
+        def moved(change: Change) -> Change:
+            return replace(change, epoch=max(1, min(round(change.epoch * epochs / self.epochs), epochs - 1)))
+
+        return replace(self, epochs=epochs, changes=tuple(moved(change) for change in self.changes))
 
 
 def plateau_divisions(errors: Sequence[float], plateau: Plateau) -> int:

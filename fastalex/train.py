@@ -13,7 +13,8 @@ def main() -> None:
     """Parse, then train here, in new workers, or as one of torchrun's."""
     options = tyro.cli(TrainOptions, prog="python -m fastalex.train", description=TrainOptions.__doc__)
     if launch.is_worker():
-        launch.run(resolve_and_train, options, launch.devices_under_torchrun(options.machine.devices))
+        devices = launch.devices_under_torchrun(options.machine.devices)
+        launch.run(resolve_and_train, options.on(devices), devices)
     else:
         config = resolve(options)
         launch.run(train, config, launch.parse_devices(config.devices))

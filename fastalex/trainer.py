@@ -26,6 +26,7 @@ from fastalex.checkpoint import (
     load_parameters,
     load_progress,
     load_tensors,
+    publish,
     save_checkpoint,
 )
 from fastalex.config import RunConfig
@@ -83,7 +84,10 @@ class Trainer:
         self.resumed_from = latest_checkpoint(self.folder) if (self.folder / "checkpoints").is_dir() else None
         if self.resumed_from:
             load_parameters(model, self.resumed_from / "model.safetensors")
+            if world.is_first:
+                publish(self.folder, self.resumed_from)
         model.set_precision(config.precision)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's default would round convolutions to TF32
         if world.size == 1:
             return SingleDevice(model, world.device, self.recipe.batch_size, config.micro_batches)
         stages = partition(model.architecture, world.size)
@@ -141,7 +145,7 @@ class Trainer:
             progress.errors.append(metrics.top1_error)
             self.reporter.validated(progress, self.recipe, metrics, rate)
             progress.epoch, progress.samples = progress.epoch + 1, 0
-            self._save(is_best=metrics.top1_error <= progress.best)
+            self._save()
         self.reporter.end(progress, self.dataset)
 
     def _set_learning_rates(self) -> None:
@@ -193,12 +197,15 @@ class Trainer:
         pending.zero_()
         self.world.sum(shared)
         self.told_to_stop = bool(shared[4])
-        if not math.isfinite(shared[0]):
-            raise ConfigurationError(
-                f"the loss is {shared[0].item()} at step {self.progress.step} with --lr {self.recipe.lr:g}; lower --lr "
-                f"and start anew, or resume {self.folder} from its last checkpoint with a lower --lr"
-            )
+        self._check_finite(shared[0].item())
         return shared[:4]
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ConfigurationError(
+                f"the loss is {loss} at step {self.progress.step} with --lr {self.recipe.lr:g}; lower --lr and start "
+                f"anew, or resume {self.folder} from its last checkpoint with a lower --lr"
+            )
 
     def _validate(self) -> tuple[Metrics, Rate]:
         watch = Stopwatch()
@@ -213,13 +220,14 @@ class Trainer:
             self._stop_if_told()
         assert counts is not None
         metrics = Metrics.from_counts(self.world.sum(counts))
+        self._check_finite(metrics.loss)  # before weights that are beyond repair replace the last checkpoint
         watch.images = metrics.images
         return metrics, watch.lap()
 
     def _stop_if_told(self) -> None:
         if not self.told_to_stop:
             return
-        self._save(is_best=False)
+        self._save()
         number = self.world.signal_number or signal.SIGINT
         raise Interrupted(
             f"stopped at step {self.progress.step} of epoch {self.progress.epoch + 1}; go on with: "
@@ -227,9 +235,10 @@ class Trainer:
             number,
         )
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
         parameters = dict(self.engine.stage.named_parameters())
         weights = self.world.gather({name: parameter.data for name, parameter in parameters.items()})
         velocities = self.world.gather({name: self.optimizer.velocity(p) for name, p in parameters.items()})
         if self.world.is_first:
-            save_checkpoint(self.folder, weights, velocities, self.progress, self.config.network, is_best=is_best)
+            save_checkpoint(self.folder, weights, velocities, self.progress, self.config.network)
+        self.world.barrier()  # nobody says that it is saved before it is

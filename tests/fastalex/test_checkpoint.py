@@ -18,10 +18,12 @@ from fastalex.checkpoint import (
     load_description,
     load_parameters,
     load_progress,
+    publish,
     save_checkpoint,
 )
 
 ROOT = Path(__file__).parents[2]
+BEST = (60.0, 50.0)
 NETWORK = Description("krizhevsky", 3, Variation(width=1 / 16, without=("conv4",)), ("a", "b", "c"))
 
 
@@ -31,18 +33,19 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def save(run: Path, step: int, *, is_best: bool = False, seed: int = 0) -> AlexNet:
+def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed: int = 0) -> AlexNet:
+    """Save at the end of an epoch; with the default errors it is not the best."""
     model = NETWORK.build(seed=seed)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     velocities = {name: torch.full_like(w, step) for name, w in weights.items()}
-    save_checkpoint(run, weights, velocities, Progress(1, 0, step, 2.5, [50.0]), NETWORK, is_best=is_best)
+    save_checkpoint(run, weights, velocities, Progress(1, 0, step, 2.5, list(errors)), NETWORK)
     return model
 
 
 def test_a_checkpoint_comes_back_whole(run: Path):
-    model = save(run, 7, is_best=True)
+    model = save(run, 7, errors=BEST)
     checkpoint = latest_checkpoint(run)
-    assert load_progress(checkpoint) == Progress(1, 0, 7, 2.5, [50.0])
+    assert load_progress(checkpoint) == Progress(1, 0, 7, 2.5, list(BEST))
     for path in (run / "last.safetensors", run / "best.safetensors", checkpoint / "model.safetensors"):
         loaded, description = load_model(path)
         assert description == NETWORK
@@ -50,7 +53,7 @@ def test_a_checkpoint_comes_back_whole(run: Path):
 
 
 def test_the_latest_replaces_the_one_before_and_best_stays(run: Path):
-    best = save(run, 99, is_best=True, seed=1)
+    best = save(run, 99, errors=BEST, seed=1)
     last = save(run, 100, seed=2)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000100"]
     assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, best.conv1.weight)
@@ -62,7 +65,7 @@ def test_a_file_system_without_hard_links(run: Path, monkeypatch):
         raise OSError("not here")
 
     monkeypatch.setattr(os, "link", no_links)
-    model = save(run, 1, is_best=True)
+    model = save(run, 1, errors=BEST)
     assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, model.conv1.weight)
 
 
@@ -71,7 +74,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 import fastalex.checkpoint as checkpoint
-from tests.fastalex.test_checkpoint import save
+from tests.fastalex.test_checkpoint import BEST, save
 
 left = int(sys.argv[2])
 
@@ -85,11 +88,11 @@ def counted(function):
         return result
     return call
 
-save(Path(sys.argv[1]), 1, is_best=True, seed=1)
+save(Path(sys.argv[1]), 1, errors=BEST, seed=1)
 checkpoint.save_file = counted(checkpoint.save_file)
 os.fsync, os.link, os.replace = counted(os.fsync), counted(os.link), counted(os.replace)
 Path.rename = counted(Path.rename)
-save(Path(sys.argv[1]), 2, is_best=True, seed=2)
+save(Path(sys.argv[1]), 2, errors=(*BEST, 1.0), seed=2)
 print(left)
 """
 
@@ -118,7 +121,9 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path):
         seed = {1: 1, 2: 2}[step]
         expected = NETWORK.build(seed=seed).conv1.weight
         assert torch.equal(load_model(latest_checkpoint(run) / "model.safetensors")[0].conv1.weight, expected), moment
-        load_model(run / "last.safetensors")
+        publish(run, latest_checkpoint(run))  # as a resumed run does
+        for name in ("last", "best"):
+            assert torch.equal(load_model(run / f"{name}.safetensors")[0].conv1.weight, expected), (moment, name)
         save(run, 3)  # and the leftovers are in nobody's way
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000003"]
     assert steps == {1, 2}
@@ -129,6 +134,14 @@ def fresh(folder: Path, name: str) -> Path:
     run.mkdir()
     (run / "config.json").write_text("{}")
     return run
+
+
+def test_best_is_strictly_lower_than_all_before_at_the_end_of_an_epoch():
+    assert Progress(1, 0, 5, 1.0, [50.0]).is_best
+    assert Progress(2, 0, 5, 1.0, [50.0, 49.0]).is_best
+    assert not Progress(2, 0, 5, 1.0, [50.0, 50.0]).is_best
+    assert not Progress(2, 64, 5, 1.0, [50.0, 49.0]).is_best
+    assert not Progress().is_best
 
 
 def test_no_run_and_no_checkpoint(run: Path):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -171,6 +174,8 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepared):
         (("--devices", "cpu", "-b", "64"), "has 32 training images, fewer than one batch of 64"),
         (("--devices", "cpu", "--without", "conv9"), "no conv layer 'conv9'"),
         (("--devices", "cpu", "--epochs", "0"), "epochs is 0"),
+        (("--devices", "cpu", "--micro-batches", "0"), "--micro-batches is 0"),
+        (("--devices", "cpu", "--seed", "-1"), "--seed is -1"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
@@ -181,12 +186,33 @@ def test_help_names_every_option_in_groups(tmp_path):
     code, out, _ = command(tmp_path, "fastalex.train", "--help")
     assert code == 0
     options = (
-        "--arch --width --lrn --recipe --epochs --batch-size --lr --momentum --wd --seed --devices --micro-batches"
+        "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
+        "--batch-size --lr --momentum --wd --weight-decay --seed --devices --micro-batches --schedule --precision "
+        "--resume --output"
     )
-    for option in (*options.split(), "--schedule", "--precision", "--resume", "--output", "-a", "-b"):
-        assert option in out, option
+    assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
     for group in ("network", "training", "machine"):
         assert group in out
+
+
+def test_a_bar_on_a_terminal(tmp_path, prepared):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "1", "--devices", "cpu", "--output", "run"]
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**environment(), "TERM": "xterm"}, stdout=theirs)
+    os.close(theirs)
+    seen = b""
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            try:
+                seen += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+    assert process.wait(60) == 0
+    text = seen.decode()
+    assert "\x1b[" in text
+    assert "━" in text
+    assert "4/4" in text
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
@@ -251,6 +277,10 @@ def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
     assert code == 0, err
     assert out.count("trained and evaluated") == 1
     assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
+    resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]  # and without naming devices
+    code, _, err = command(tmp_path, *torchrun, "localhost:0", *resume)
+    assert code == 0, err
+    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 8
     code, _, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu,cpu")
     assert code != 0
     assert err.count("error: torchrun started 2 workers for 3 devices") == 1

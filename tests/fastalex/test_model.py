@@ -129,6 +129,13 @@ def test_weights_follow_from_the_seed_alone():
     assert not torch.equal(first.conv3.weight, other.conv3.weight)
 
 
+def test_no_two_blocks_draw_from_one_stream():
+    model = AlexNet("krizhevsky", 4, seed=8, width=0.0625, conv6=True)
+    for name in ("fc6", "conv5", "conv1"):
+        own, other = model.conv6.weight.flatten()[:500], model.get_submodule(name).weight.flatten()[:500]
+        assert torch.corrcoef(torch.stack([own, other]))[0, 1].abs() < 0.3, name
+
+
 @pytest.mark.parametrize("name", ["krizhevsky", "caffe", "owt"])
 def test_dropout_follows_row_and_seed_not_the_micro_batch(name):
     model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False)
@@ -179,13 +186,28 @@ def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
     exact = torch.autograd.grad(model(x, seed=1).square().mean(), list(model.parameters()))
     model.set_precision("bf16")
     logits = model(x, seed=1)
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32  # rounded logits would tie
+    assert model.activations(x, ["fc7"])["fc7"].dtype == torch.bfloat16
     rounded = torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))
     for (name, _), a, b in zip(model.named_parameters(), exact, rounded, strict=True):
         assert b.dtype == torch.float32
         cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
         assert cosine > 0.98, name
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+def test_bf16_copies_follow_a_loaded_state():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.0625)
+    model.set_precision("bf16")
+    model.load_state_dict(AlexNet("krizhevsky", 4, seed=1, width=0.0625).state_dict())
+    assert torch.equal(model.conv3.weight_copy, model.conv3.weight.bfloat16())
+
+
+def test_a_block_with_two_poolings_names_both():
+    found = AlexNet("krizhevsky", 4, seed=0, width=0.0625, without=("conv2",)).activations(
+        images(1), ["conv1.pool", "conv1.pool2", "conv1"]
+    )
+    assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]
 
 
 def test_wrong_image_shape_is_named():

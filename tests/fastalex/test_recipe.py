@@ -39,6 +39,16 @@ def test_other_lengths_keep_the_shape():
     assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158]
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7])
+def test_short_runs_start_as_the_recipe_does(name, epochs):
+    recipe, short = build_recipe(name), build_recipe(name).with_epochs(epochs)
+    for layer in LAYERS:
+        assert short.lr_scale_at(0, layer, "weights") == recipe.lr_scale_at(0, layer, "weights")
+    if epochs > 1:  # and every change happens, however late
+        assert short.lr_scale_at(epochs - 1, "conv2", "weights") == recipe.lr_scale_at(10**6, "conv2", "weights")
+
+
 def test_plateau_divides_three_times_and_no_more():
     plateau = Plateau(patience=2, times=3)
     assert plateau_divisions([50, 40, 30], plateau) == 0

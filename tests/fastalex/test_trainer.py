@@ -12,7 +12,9 @@ from fastalex.checkpoint import latest_checkpoint
 from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
-from fastalex.progress import read_metrics
+from fastalex.metrics import Metrics
+from fastalex.progress import Rate, read_metrics
+from fastalex.recipe import Plateau
 from fastalex.trainer import Trainer, train
 
 CPU = torch.device("cpu")
@@ -173,6 +175,34 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
     )
 
 
+def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
+    run_here(replace(config, recipe=replace(config.recipe, epochs=1)))
+    good = state(config.output)
+    step = Trainer._step
+
+    def ruin(self, batch):
+        counts = step(self, batch)
+        if self.progress.step == 8:  # the last update of the epoch: no training loss will ever show it
+            with torch.no_grad():
+                self.engine.stage.fc8.weight.fill_(float("inf"))
+        return counts
+
+    monkeypatch.setattr(Trainer, "_step", ruin)
+    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step 8"):
+        run_here(config)
+    assert all(torch.equal(tensor, good[name]) for name, tensor in state(config.output).items())
+
+
+def test_a_plateau_lowers_the_rate_and_survives_resuming(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, 50.0, 0.0, 7), Rate(7, 1.0, 0.0)))
+    plateau = Plateau(factor=0.1, patience=1, times=2)
+    stalled = replace(config, recipe=replace(config.recipe, epochs=4, changes=(), plateau=plateau))
+    run_here(replace(stalled, recipe=replace(stalled.recipe, epochs=3)))
+    lines = run_here(stalled)
+    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"][::4]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-5])
+
+
 def test_bf16_follows_fp32(config):
     exact = [line["loss"] for line in run_here(moved(config, "fp32"))]
     rounded = [line["loss"] for line in run_here(moved(config, "bf16", precision="bf16"))]
@@ -182,9 +212,6 @@ def test_bf16_follows_fp32(config):
 
 def test_the_best_weights_are_those_of_the_lowest_error(config, monkeypatch):
     # Errors by decree: the second epoch is worse.
-    from fastalex.metrics import Metrics
-    from fastalex.progress import Rate
-
     errors = iter([30.0, 60.0])
     monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, next(errors), 0.0, 8), Rate(8, 1.0, 0.0)))
     stop_after_first = replace(config, recipe=replace(config.recipe, epochs=1))

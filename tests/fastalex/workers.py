@@ -46,6 +46,7 @@ def pipeline_gradients(world: World, argument: dict) -> None:
         gradients = world.gather({name: p.grad for name, p in engine.stage.named_parameters()})
         logits = engine.logits(images if engine.is_first else None)
         shared = torch.zeros(4 + BATCH * CLASSES, dtype=torch.float64)
+        assert logits is None or not logits.requires_grad
         if counts is not None and logits is not None:
             shared = torch.cat([counts, logits.double().flatten()])
         shared = world.sum(shared)
