@@ -275,6 +275,7 @@ def settings(dataset: Dataset, options: Options) -> dict[str, Any]:
     return {
         "quick": options.quick,
         "processors": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 1),  # what else ran shows in it
         "images": "made up, 500 x 375" if options.data is None else dataset.name,
         "samples": dataset.count("train"),
         "mean_file_bytes": int(dataset.index("train")["length"].mean()),
