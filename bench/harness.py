@@ -33,6 +33,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DIRECTIONS = ("forward", "backward", "both")
@@ -81,9 +82,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
-        parser.add_argument(
-            "--output", type=Path, default=ROOT / "bench" / "results", help="folder of the records (bench/results)"
-        )
+        parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
         arguments = parser.parse_args()
         self.quick: bool = arguments.quick
         self.output: Path = arguments.output
@@ -144,27 +143,8 @@ class Benchmark:
     def finish(self) -> None:
         """Print the table; write the record and the picture."""
         self.console.print(self._table())
-        folder = self.output / _slug(_device_name())
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "device": _device_name(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "triton": triton.__version__,
-                "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version() if CUDA else None,
-            },
-            "commit": _commit(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "settings": self.settings,
-            "rows": self.rows,
-        }
-        path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        self._draw(folder / f"{self.name}.png")
-        shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-        self.console.print(f"wrote {shown} and its picture")
+        path = write_record(self.name, self.settings, self.rows, self.output)
+        self._draw(path.with_suffix(".png"))
 
     def _speed(self, times_ms: Sequence[float] | None, moved: int) -> dict[str, Any]:
         if times_ms is None:
@@ -212,7 +192,7 @@ class Benchmark:
         return 2 * source.nbytes / median / 1e6
 
     def _table(self) -> rich.table.Table:
-        table = rich.table.Table(title=f"{self.title}: {_device_name()}, copy {self.settings['copy_gb_per_s']} GB/s")
+        table = rich.table.Table(title=f"{self.title}: {device_name()}, copy {self.settings['copy_gb_per_s']} GB/s")
         for column in ("operator", "provider", "direction"):
             table.add_column(column)
         for column in ("shape", "dtype", "ms p20, p50, p80", "GB/s", "of copy", "kept"):
@@ -256,7 +236,7 @@ class Benchmark:
             axis.margins(x=0.12)
         axes[0, 0].legend(fontsize=8)
         axes[-1, 0].set_xlabel("milliseconds, median")
-        figure.suptitle(f"{self.title}, {_device_name()}", fontsize=10)
+        figure.suptitle(f"{self.title}, {device_name()}", fontsize=10)
         figure.tight_layout()
         figure.savefig(path, dpi=110)
         plt.close(figure)
@@ -344,7 +324,47 @@ def image_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _device_name() -> str:
+def write_record(
+    name: str,
+    settings: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    output: Path = RESULTS,
+    *,
+    device: str | None = None,
+    versions: dict[str, str | None] | None = None,
+) -> Path:
+    """Write ``<output>/<device>/<name>.json``: device, versions, commit, date, settings, rows. Returns its path.
+
+    Args:
+        device: what was measured on, where it is not what `device_name` says now.
+        versions: of packages besides Python, torch and Triton.
+    """
+    device = device or device_name()
+    record = {
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if CUDA else None,
+            **(versions or {}),
+        },
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+        "rows": list(rows),
+    }
+    folder = output / _slug(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    return path
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's with the number of threads that torch uses."""
     if CUDA:
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -362,8 +382,9 @@ def _commit() -> str | None:
     """The commit that was measured; with "+changes" where tracked code differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        rooms = ["kernels", "dataloading", "fastalex", "bench/*.py"]
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "kernels", "bench/*.py"],
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", *rooms],
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
     except (OSError, subprocess.CalledProcessError):

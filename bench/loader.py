@@ -14,10 +14,7 @@ workers
 - ``originals, Pillow``: torch's DataLoader that also resizes originals, by workers
 """
 
-import datetime
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -84,7 +81,7 @@ class Options:
     rounds: int = 4
     workers: tuple[int, ...] = (1, 2)
     quick: bool = False
-    output: Path = harness.ROOT / "bench" / "results"
+    output: Path = harness.RESULTS
 
 
 # --- material ---------------------------------------------------------------------------------------------------------
@@ -286,12 +283,11 @@ def settings(dataset: Dataset, options: Options) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     import nvidia.dali
     import PIL
 
-    dali, pillow_version = nvidia.dali.__version__, PIL.__version__
-    return {"python": platform.python_version(), "torch": torch.__version__, "dali": dali, "pillow": pillow_version}
+    return {"dali": nvidia.dali.__version__, "pillow": PIL.__version__}
 
 
 def save_picture(rows: list[Row], title: str, path: Path) -> None:
@@ -318,7 +314,7 @@ def save_picture(rows: list[Row], title: str, path: Path) -> None:
 
 def main(options: Options) -> None:
     """Measure all rows, print them, and write JSON and PNG."""
-    device = harness._device_name()  # with the number of threads that torch takes by itself
+    device = harness.device_name()  # with the number of threads that torch takes by itself
     torch.set_num_threads(1)
     if options.quick:
         options.images, options.seconds, options.rounds = min(options.images, 300), 1.0, 1
@@ -336,19 +332,15 @@ def main(options: Options) -> None:
         for reader in readers:  # their workers are forked, so they start before DALI's threads do
             next(reader.batches)
         rows += fastest(readers + list(dali_readers(dataset, options)), options)
-        record = {
-            "device": device,
-            "versions": versions(),
-            "commit": harness._commit(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "settings": settings(dataset, options),
-            "rows": [asdict(row) for row in rows],
-        }
-    target = options.output / harness._slug(device)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "loader.json").write_text(json.dumps(record, indent=1) + "\n")
-    save_picture(rows, device, target / "loader.png")
-    print(f"wrote {target}/loader.json and its picture")
+        path = harness.write_record(
+            "loader",
+            settings(dataset, options),
+            [asdict(row) for row in rows],
+            options.output,
+            device=device,
+            versions=versions(),
+        )
+    save_picture(rows, device, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

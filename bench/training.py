@@ -6,6 +6,7 @@ Runs `python -m fastalex.train` in an empty folder, preparation included, and re
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         run = Path(folder) / "run"
         row = measured(run) | {"command_seconds": round(seconds, 1)}
-        settings = {"options": options, "cores": harness.cores()}
+        settings = {"options": options, "cores": len(os.sched_getaffinity(0))}
         path = harness.write_record("training", settings, [row], arguments.output)
         (path.with_name("training.png")).write_bytes((run / "curve.png").read_bytes())
 
