@@ -223,7 +223,7 @@ def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world = World(rank, size, devices[rank])
     if world.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+        torch.set_num_threads(_threads(size))
         dist.init_process_group("gloo", timeout=PEER_TIMEOUT)
     else:
         torch.cuda.set_device(world.device)
@@ -233,6 +233,15 @@ def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) 
     world.barrier()
     # Only after success: with operations under way this would wait for peers that may be gone.
     dist.destroy_process_group()
+
+
+def _threads(workers: int) -> int:
+    """Threads of each CPU worker: OMP_NUM_THREADS if set, else twice its share of the cores.
+
+    Stages wait for each other at the pipeline's ends, and a stage that waits leaves its cores to the others.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, min(cores, 2 * cores // workers))
 
 
 def _catch_signals(world: World, *, insist: bool = False) -> dict[int, Any]:
@@ -256,6 +265,8 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # How long workers may take to write their last checkpoint. Those that wait for a dead peer end themselves sooner.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+    # Threads that wait for work sleep; by default they spin, on cores that another worker could use.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory(prefix="fastalex-") as directory:
         config = LaunchConfig(
             min_nodes=1,

@@ -19,7 +19,7 @@ import dataloading
 from fastalex.architecture import ActivationName, Variation
 from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_model
 from fastalex.config import RunConfig
-from fastalex.data import default_recipe, open_data
+from fastalex.data import default_recipe, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation import count_errors
 from fastalex.launch import World, default_devices, parse_devices
@@ -108,7 +108,8 @@ class TrainOptions:
     """Train the 2012 AlexNet: on the bundled digits, on your own folders of images, or on ImageNet."""
 
     data: Annotated[Positional[Path | None], _optional("[DATA]")] = None
-    """A prepared data set, or class folders (train/CLASS/*.jpg and val/CLASS/*.jpg). Default: the bundled digits."""
+    """A prepared data set, class folders (train/CLASS/*.jpg and val/CLASS/*.jpg), or the word synthetic (random images
+    from memory, to time the rest). Default: the bundled digits."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
     machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
@@ -224,8 +225,7 @@ def check(config: RunConfig) -> None:
     stages = len(parse_devices(config.devices))
     partition(config.network.build_architecture(), stages)
     check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
-    dataset = dataloading.Dataset(Path(config.data))
-    images = dataset.count("train")
+    images = open_prepared(config.data).count("train")
     if images < config.recipe.batch_size:
         raise ConfigurationError(
             f"{config.data} has {images} training images, fewer than one batch of {config.recipe.batch_size}; lower "

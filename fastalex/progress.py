@@ -19,9 +19,9 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from dataloading import Dataset
 from fastalex.checkpoint import Progress
 from fastalex.config import RunConfig
+from fastalex.data import AnyDataset
 from fastalex.launch import parse_devices
 from fastalex.metrics import Metrics
 from fastalex.partition import partition
@@ -122,7 +122,7 @@ class Stopwatch:
 class SilentReporter:
     """Says nothing: what every worker but the first has."""
 
-    def start(self, config: RunConfig, dataset: Dataset, progress: Progress) -> None:
+    def start(self, config: RunConfig, dataset: AnyDataset, progress: Progress) -> None:
         """The run begins, or goes on."""
 
     @contextmanager
@@ -136,7 +136,7 @@ class SilentReporter:
     def validated(self, progress: Progress, recipe: Recipe, metrics: Metrics, rate: Rate) -> None:
         """An epoch was validated."""
 
-    def end(self, progress: Progress, dataset: Dataset) -> None:
+    def end(self, progress: Progress, dataset: AnyDataset) -> None:
         """The last epoch is done."""
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Reporter(SilentReporter):
         self.total = Rate(0, 0.0, 0.0)
         self._bar: ProgressBar | None = None
 
-    def start(self, config: RunConfig, dataset: Dataset, progress: Progress) -> None:
+    def start(self, config: RunConfig, dataset: AnyDataset, progress: Progress) -> None:
         recipe, devices = config.recipe, parse_devices(config.devices)
         parts = partition(config.network.build_architecture(), len(devices))
         names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
@@ -219,7 +219,7 @@ class Reporter(SilentReporter):
             f"{rate.images_per_second:.1f} images/s"
         )
 
-    def end(self, progress: Progress, dataset: Dataset) -> None:
+    def end(self, progress: Progress, dataset: AnyDataset) -> None:
         errors, total = progress.errors, self.total
         rows = {
             "epochs": str(progress.epoch),

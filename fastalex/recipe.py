@@ -176,7 +176,7 @@ def small() -> Recipe:
 
 def digits() -> Recipe:
     """A few minutes on the bundled digits. No flips: a mirrored 2 is no 2."""
-    return Recipe(name="digits", epochs=6, batch_size=32, lr=0.002, flip=False, changes=(Change(5, 1e-1),))
+    return Recipe(name="digits", epochs=5, batch_size=32, lr=0.002, flip=False, changes=(Change(4, 1e-1),))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (krizhevsky, paper, small, digits)}

@@ -30,6 +30,7 @@ from fastalex.checkpoint import (
     save_checkpoint,
 )
 from fastalex.config import RunConfig
+from fastalex.data import open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation import count_errors
 from fastalex.launch import Interrupted, World
@@ -63,7 +64,7 @@ class Trainer:
         self.config = config
         self.recipe = config.recipe
         self.folder = Path(config.output)
-        self.dataset = dataloading.Dataset(Path(config.data))
+        self.dataset = open_prepared(config.data)
         self.engine = self._build_engine()
         self.progress = Progress()
         self.optimizer = self._build_optimizer()

@@ -286,6 +286,17 @@ def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
     assert err.count("error: torchrun started 2 workers for 3 devices") == 1
 
 
+def test_synthetic_images_need_no_files(tmp_path):
+    arguments = ["synthetic", "--width", "0.0625", "--no-lrn", "-b", "6400", "--epochs", "1", "--devices", "cpu"]
+    process = start(tmp_path, "fastalex.train", *arguments, "--micro-batches", "200", "--output", "run")
+    wait_for_steps(tmp_path / "run", 1)
+    process.terminate()
+    process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert read_metrics(tmp_path / "run")[0]["images"] == 6400
+    assert not (tmp_path / "prepared").exists()
+
+
 def test_the_loader_feeds_the_architecture_its_own_size(tmp_path, prepared):
     arguments = [*SMALL, "-a", "caffe", "--epochs", "1", "--devices", "cpu", "--output", "run"]
     code, _, err = command(tmp_path, "fastalex.train", prepared, *arguments)
