@@ -1,6 +1,7 @@
 """The whole training command on the bundled digits, as `make train` runs it: speed, share of waiting, errors, time.
 
     python bench/training.py [--devices cpu,cpu] [--epochs N]
+    python bench/training.py --run runs/20261123-...            # records a run that is there already
 
 Runs `python -m fastalex.train` in an empty folder, preparation included, and reads what it wrote.
 """
@@ -22,17 +23,25 @@ from fastalex.progress import read_metrics
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train on the bundled digits and write down how fast it went.")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
+    parser.add_argument("--run", type=Path, help="record this finished run instead of training")
     arguments, options = parser.parse_known_args()
+    if arguments.run:
+        record(arguments.run, arguments.output, measured(arguments.run), options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         command = [sys.executable, "-m", "fastalex.train", *options, "--output", "run"]
         subprocess.run(command, cwd=folder, check=True)
         seconds = time.perf_counter() - start
         run = Path(folder) / "run"
-        row = measured(run) | {"command_seconds": round(seconds, 1)}
-        settings = {"options": options, "cores": len(os.sched_getaffinity(0))}
-        path = harness.write_record("training", settings, [row], arguments.output)
-        (path.with_name("training.png")).write_bytes((run / "curve.png").read_bytes())
+        record(run, arguments.output, measured(run) | {"command_seconds": round(seconds, 1)}, options)
+
+
+def record(run: Path, output: Path, row: dict[str, object], options: list[str]) -> None:
+    """Write the record, and the run's curve beside it."""
+    settings = {"options": options, "cores": len(os.sched_getaffinity(0))}
+    path = harness.write_record("training", settings, [row], output)
+    path.with_suffix(".png").write_bytes((run / "curve.png").read_bytes())
 
 
 def measured(run: Path) -> dict[str, object]:

@@ -167,10 +167,10 @@ def small() -> Recipe:
     """For sets of hundreds to tens of thousands of images: small batches, a lower rate, two drops near the end."""
     return Recipe(
         name="small",
-        epochs=30,
+        epochs=20,
         batch_size=32,
         lr=0.002,
-        changes=(Change(20, 1e-1), Change(27, 1e-2, color_noise=0.0)),
+        changes=(Change(14, 1e-1), Change(18, 1e-2, color_noise=0.0)),
     )
 
 
