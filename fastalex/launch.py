@@ -261,8 +261,10 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The launcher logs what it does about a failure over dozens of lines; the one line that matters is said below.
-    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Its loggers have levels of their own, so silencing their parent would not do.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # How long workers may take to write their last checkpoint. Those that wait for a dead peer end themselves sooner.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
     # Threads that wait for work sleep; by default they spin, on cores that another worker could use.
