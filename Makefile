@@ -14,7 +14,7 @@ install: $(VENV)/.installed  ## create .venv and install the pinned versions
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; choose another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[cuda13,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat torch==2.13.0 -e '.[cuda13,dev]'
 	@touch $@
 
 train: install  ## train the 2012 network on the bundled digits and evaluate it

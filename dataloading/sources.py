@@ -191,8 +191,7 @@ def open_source(
     if validation_every is None:
         raise DatasetError(
             f"{source} has training images but no validation set; add val/ with the same classes, or hold out every "
-            f"tenth "
-            f"image with --validation-every 10"
+            f"tenth image: python -m dataloading.prepare {source} DEST --validation-every 10"
         )
     if validation_every < 2:
         raise DatasetError(f"validation_every is {validation_every}; it must be 2 or more")

@@ -71,6 +71,13 @@ class Description:
         """The network, with initial weights."""
         return AlexNet(self.build_architecture(), seed=seed)
 
+    def summary(self) -> str:
+        """The architecture's name and what was varied: ``krizhevsky width=0.5 without=conv3``."""
+        plain = Variation()
+        varied = {name: value for name, value in asdict(self.variation).items() if value != getattr(plain, name)}
+        texts = (f"{name}={'+'.join(value) if isinstance(value, tuple) else value}" for name, value in varied.items())
+        return " ".join([self.architecture, *texts])
+
     def to_json(self) -> str:
         """As text for a file's header."""
         return json.dumps(asdict(self))
@@ -214,6 +221,8 @@ def load_model(path: Path) -> tuple[AlexNet, Description]:
 
 
 def _open(path: Path) -> Any:
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file of weights, such as {path / 'best.safetensors'}")
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:

@@ -35,9 +35,17 @@ def open_data(data: Path | None) -> AnyDataset:
         raise ConfigurationError(f"no such folder: {data}")
     if dataloading.is_prepared(data):
         return dataloading.Dataset(data)
-    # The name alone would mix up two folders called "images".
-    digest = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
-    return _prepared(data, PREPARED / f"{data.resolve().name}-{digest}")
+    return _prepared(data, PREPARED / f"{data.resolve().name}-{_identity(data)}")
+
+
+def _identity(source: Path) -> str:
+    """Eight digits that tell apart folders of one name, and a folder from what it was before its files changed."""
+    digest = hashlib.sha256(str(source.resolve()).encode())
+    paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    for path in paths:
+        about = path.stat()
+        digest.update(f"\n{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}".encode())
+    return digest.hexdigest()[:8]
 
 
 def open_prepared(root: str) -> AnyDataset:
@@ -53,7 +61,10 @@ def _prepared(source: Path | str, destination: Path) -> dataloading.Dataset:
             f"{source} is not prepared; do that before torchrun: python -m dataloading.prepare {source} {destination}"
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
-    return dataloading.prepare(source, destination)
+    dataset = dataloading.prepare(source, destination)
+    if rejected := dataset.made["rejected"]:
+        print(f"{rejected} files were left out; {destination / 'rejected.csv'} says which and why", flush=True)
+    return dataset
 
 
 def default_recipe(dataset: AnyDataset) -> str:

@@ -84,7 +84,7 @@ def _parse_device(part: str) -> torch.device:
     gpus = torch.cuda.device_count()
     if int(index) >= gpus:
         there = f"this machine has GPUs 0 to {gpus - 1}" if gpus else "this machine has no GPU that torch can use"
-        raise ConfigurationError(f"device {index} does not exist: {there}; choose others, or --devices cpu")
+        raise ConfigurationError(f"device {index} does not exist: {there}; name another one, or cpu")
     return torch.device("cuda", int(index))
 
 

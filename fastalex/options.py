@@ -16,10 +16,10 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import dataloading
-from fastalex.architecture import ActivationName, Variation
-from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_model
+from fastalex.architecture import ActivationName, Variation, build_architecture
+from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_model, load_progress
 from fastalex.config import RunConfig
-from fastalex.data import default_recipe, open_data, open_prepared
+from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation import count_errors
 from fastalex.launch import World, default_devices, parse_devices
@@ -44,7 +44,8 @@ class NetworkOptions:
     arch: Annotated[Literal["krizhevsky", "paper", "caffe", "owt"], arg(aliases=("-a",))] = "krizhevsky"
     """krizhevsky: the 2012 run behind the paper's numbers; paper: its text; caffe: bvlc_alexnet; owt: torchvision's."""
     width: float = 1.0
-    """Multiplies the channels of conv layers and the features of hidden layers."""
+    """Multiplies the channels of conv layers and the features of hidden layers. Initial weights stay as they are, so
+    very narrow networks hardly start to learn."""
     lrn: bool = True
     """Local response normalisation."""
     overlapping: bool = True
@@ -139,6 +140,7 @@ def resolve(options: TrainOptions) -> RunConfig:
 
 
 def _fresh(options: TrainOptions) -> RunConfig:
+    build_architecture(options.network.arch, variation=options.network.variation)  # before preparing takes its time
     devices = options.machine.devices or default_devices()
     stages = len(parse_devices(devices))
     dataset = open_data(options.data)
@@ -148,7 +150,7 @@ def _fresh(options: TrainOptions) -> RunConfig:
     micro_batches = options.machine.micro_batches
     network = Description(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
     return RunConfig(
-        data=str(dataset.root),
+        data=_absolute(dataset),
         network=network,
         recipe=_override(recipe, options.training),
         devices=devices,
@@ -170,8 +172,8 @@ def _resumed(options: TrainOptions) -> RunConfig:
         asked = replace(config.network, architecture=options.network.arch, variation=options.network.variation)
         if asked != config.network:
             raise ConfigurationError(
-                f"{options.resume} holds a checkpoint of another architecture: {_network_text(config.network)}, asked "
-                f"for {_network_text(asked)}; leave the network's options out, or start a new run"
+                f"{options.resume} holds a checkpoint of another architecture: {config.network.summary()}, asked "
+                f"for {asked.summary()}; leave the network's options out, or start a new run"
             )
     for name, given in (("recipe", options.training.recipe), ("seed", options.training.seed)):
         if given is not None:
@@ -187,6 +189,11 @@ def _resumed(options: TrainOptions) -> RunConfig:
     recipe = config.recipe
     if options.training.epochs is not None:
         recipe = replace(recipe, epochs=options.training.epochs)  # more of the same: past changes stay where they were
+    done = load_progress(checkpoint).epoch
+    if done >= recipe.epochs:
+        raise ConfigurationError(
+            f"{options.resume} is finished: {done} of {recipe.epochs} epochs; go on with --epochs {done + 1} or more"
+        )
     machine = options.machine
     devices = machine.devices or config.devices
     stages = len(parse_devices(devices))
@@ -195,7 +202,7 @@ def _resumed(options: TrainOptions) -> RunConfig:
         micro_batches = _default_micro_batches(devices, stages) if machine.devices else config.micro_batches
     return replace(
         config,
-        data=str(dataset.root),
+        data=_absolute(dataset),
         recipe=_override(recipe, options.training),
         devices=devices,
         micro_batches=micro_batches,
@@ -233,15 +240,15 @@ def check(config: RunConfig) -> None:
         )
 
 
+def _absolute(dataset: AnyDataset) -> str:
+    """Where a run finds its data again, from whatever folder it is resumed."""
+    return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
+
+
 def _default_micro_batches(devices: str, stages: int) -> int:
     if stages == 1:
         return 1
     return 4 if parse_devices(devices)[0].type == "cuda" else stages
-
-
-def _network_text(network: Description) -> str:
-    changed = {name: value for name, value in asdict(network.variation).items() if value != getattr(Variation(), name)}
-    return " ".join([network.architecture, *(f"{name}={value}" for name, value in changed.items())])
 
 
 def _new_folder(name: str) -> Path:
@@ -332,7 +339,7 @@ def evaluate_run(options: EvaluateOptions) -> Metrics:
         "top-1 error": f"{metrics.top1_error:.2f} %",
         "top-5 error": f"{metrics.top5_error:.2f} %",
     }
-    Console(soft_wrap=True).print(name_value_table("evaluation", rows))
+    Console(soft_wrap=True, highlight=False).print(name_value_table("evaluation", rows))
     return metrics
 
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from fastalex.architecture import block_shapes
 from fastalex.checkpoint import Progress
 from fastalex.config import RunConfig
 from fastalex.data import AnyDataset
@@ -153,20 +154,22 @@ class Reporter(SilentReporter):
 
     def __init__(self, run: Path, step: int = 0) -> None:
         self.run = run
-        self.console = Console(soft_wrap=True)
+        self.console = Console(soft_wrap=True, highlight=False)
         self.log = MetricsLog(run, step)
         self.total = Rate(0, 0.0, 0.0)
         self._bar: ProgressBar | None = None
 
     def start(self, config: RunConfig, dataset: AnyDataset, progress: Progress) -> None:
         recipe, devices = config.recipe, parse_devices(config.devices)
-        parts = partition(config.network.build_architecture(), len(devices))
+        architecture = config.network.build_architecture()
+        parameters = sum(shape.parameters for shape in block_shapes(architecture))
+        parts = partition(architecture, len(devices))
         names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
         stages = [f"{name} on {device}" for name, device in zip(names, devices, strict=True)]
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
-            "network": config.network.architecture,
+            "network": f"{config.network.summary()}: {parameters:,} parameters",
             "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}",
             "stages": ", ".join(stages),
             "micro-batches": f"{config.micro_batches}" + (f", {config.schedule}" if len(devices) > 1 else ""),
@@ -208,7 +211,7 @@ class Reporter(SilentReporter):
             self._bar.update(self._bar.task_ids[0], completed=done, text=text)
         elif done - self._shown >= self._steps / 5 or done == self._steps:
             left = duration((self._steps - done) * self._batch_size / speed)
-            self.console.print(f"{self._title}  step {done}/{self._steps}  {text}  {left} left")
+            self.console.print(f"{self._title}  step {done}/{self._steps}  {text}  {left} left in this epoch")
             self._shown = done
 
     def validated(self, progress: Progress, recipe: Recipe, metrics: Metrics, rate: Rate) -> None:

@@ -231,7 +231,7 @@ class Trainer:
         self._save()
         number = self.world.signal_number or signal.SIGINT
         raise Interrupted(
-            f"stopped at step {self.progress.step} of epoch {self.progress.epoch + 1}; go on with: "
+            f"stopped at step {self.progress.step}, in epoch {self.progress.epoch + 1}; go on with: "
             f"python -m fastalex.train --resume {self.folder}",
             number,
         )

@@ -117,9 +117,16 @@ def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
     assert (before, latest_checkpoint(folder / "run").name) == ("0002-00000008", "0003-00000012")
 
 
+def test_a_run_is_found_again_from_any_folder(finished, tmp_path):
+    folder, _ = finished
+    code, _, err = command(tmp_path, "fastalex.evaluate", folder / "run", "--device", "cpu")
+    assert code == 0, err
+
+
 def test_what_a_resumed_run_refuses(finished, tmp_path):
     folder, _ = finished
     for arguments, expected in (
+        ((), "run is finished: "),
         (("-a", "caffe"), "holds a checkpoint of another architecture"),
         (("--seed", "5"), "--seed cannot change in a resumed run"),
         (("--output", "elsewhere"), "--output cannot be given with --resume"),

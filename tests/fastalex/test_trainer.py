@@ -123,7 +123,7 @@ def stop_after(config: RunConfig, steps: int) -> None:
     trainer = _StopAfter(World(0, 1, CPU), config)
     trainer.steps = steps
     try:
-        with pytest.raises(Interrupted, match=f"stopped at step {steps} .* --resume"):
+        with pytest.raises(Interrupted, match=f"stopped at step {steps}, .* --resume"):
             trainer.run()
     finally:
         trainer.close()
