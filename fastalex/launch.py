@@ -171,6 +171,14 @@ def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
     Raises:
         ConfigurationError: as :func:`parse_devices`, another number of devices than workers, or several machines.
     """
+    try:
+        return _devices_under_torchrun(text)
+    except ConfigurationError as error:
+        error.everywhere = True  # every worker finds the same
+        raise
+
+
+def _devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
     workers, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if here != workers:
         raise ConfigurationError(

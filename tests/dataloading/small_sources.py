@@ -174,9 +174,14 @@ def command(module: str, *arguments: object, **options: object) -> subprocess.Co
 
 
 def started(module: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start ``python -m module`` in a process group of its own."""
+    """Start ``python -m module`` in a process group of its own, where Ctrl-C works even if the tests run without it."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, **pipes, text=True, start_new_session=True, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a script inherit that it is ignored
 
 
 def processes_of(group: int) -> list[int]:
