@@ -1,23 +1,20 @@
 """The plan of a preparation: which images of the source go to which shard, written down before the work begins."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataloading.errors import DatasetError
-from dataloading.images import Rejected, Treatment, treat
+from dataloading.images import Rejected, Treatment
 from dataloading.progress import ProgressReport
 from dataloading.shards import write_atomically
 from dataloading.sources import Entry, Source
 
 PLAN = "plan.json"
-_SPACE_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -87,25 +84,6 @@ def tasks(source: Source, folder: Path, treatment: Treatment) -> Iterator[Task]:
             for shard, line in enumerate(file):
                 first, entries = json.loads(line)
                 yield Task(folder, split, shard, first, [Entry(*entry) for entry in entries], treatment)
-
-
-def check_space(source: Source, folder: Path, treatment: Treatment, total: dict[str, int]) -> None:
-    """Prepare a few images from all over the source to see how much room all will take; compare with what is free."""
-    count = sum(total.values())
-    step, sizes, seen = max(1, count // _SPACE_SAMPLES), [], 0
-    for task in tasks(source, folder, treatment):
-        for entry in task.entries[-seen % step :: step]:
-            with contextlib.suppress(Rejected):
-                sizes.append(len(treat(read_entry(entry, treatment.max_bytes), treatment).jpeg))
-        seen += len(task.entries)
-    per_image = sum(sizes) / max(len(sizes), 1) + 4 * 512  # two tar headers and what fills up their blocks
-    there = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    needed, free = int(count * per_image * 1.02) - there, shutil.disk_usage(folder).free
-    if needed > free:
-        raise DatasetError(
-            f"not enough room for {folder}: {count:,} images of about {per_image / 1e3:,.0f} kB "
-            f"need {needed / 1e9:,.2f} GB more, {free / 1e9:,.2f} GB are free; free some, or choose another destination"
-        )
 
 
 def read_entry(entry: Entry, limit: int) -> bytes:

@@ -28,10 +28,11 @@ from dataloading import shards
 from dataloading.errors import DatasetError
 from dataloading.ilsvrc import ILSVRC, edition_in
 from dataloading.images import Rejected, Treatment, treat
-from dataloading.plan import PLAN, Task, check_space, read_entry, tasks, write_plan
+from dataloading.plan import PLAN, Task, read_entry, tasks, write_plan
 from dataloading.progress import ProgressReport
 from dataloading.shards import Dataset, ShardWriter, write_atomically
 from dataloading.sources import Source, open_source
+from dataloading.space import check_space
 from dataloading.statistics import PixelSums
 from dataloading.workers import Counter, results
 
@@ -62,7 +63,8 @@ def prepare(
         dest: folder to make; it must not exist, or be empty.
         size: length of the shorter side in pixels after resizing.
         quality: JPEG quality, 1 to 95.
-        workers: processes; None takes one per usable processor, 1 works in this process.
+        workers: processes; None takes one per usable processor. 0 works in this process, which an image that crashes
+            its decoder then ends; with worker processes such an image is rejected like others.
         progress: report progress on stderr.
         keep_aspect: store whole images instead of their centre squares.
         label_order: of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
@@ -86,8 +88,8 @@ def prepare(
         if verify and isinstance(opened, ILSVRC):
             opened.verify(progress=progress)
         total = write_plan(opened, folder, treatment, shard_images, progress)
-        check_space(opened, folder, treatment, total)
-        processes = workers or len(os.sched_getaffinity(0))
+        processes = len(os.sched_getaffinity(0)) if workers is None else workers
+        check_space(opened, folder, treatment, total, processes)
         _make_shards(opened, folder, treatment, total, processes, progress)
         _finish(opened, folder, treatment)
         if dest.exists():
@@ -101,7 +103,7 @@ def _check_options(treatment: Treatment, shard_images: int, workers: int | None)
         ("size", treatment.size, 16, 4096),
         ("quality", treatment.quality, 1, 95),
         ("shard_images", shard_images, 1, 100_000),
-        ("workers", 1 if workers is None else workers, 1, 1024),
+        ("workers", workers or 0, 0, 1024),
         ("max_pixels", treatment.max_pixels, 1, 2 * 89_478_485),
     ):
         if not low <= value <= high:

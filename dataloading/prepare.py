@@ -25,8 +25,8 @@ def main(
 ) -> None:
     """Decode every image once, check it, bring it to size, and write shards that training reads.
 
-    Files that do not decode are left out and named, with the reason, in DEST/rejected.csv. An interrupted preparation
-    goes on from its finished shards when the same command is given again.
+    Files that do not decode, or that crash the decoder, are left out and named, with the reason, in DEST/rejected.csv.
+    An interrupted preparation goes on from its finished shards when the same command is given again.
 
     Args:
         source: A folder with train/<class>/*.jpg and val/<class>/*.jpg; a folder with the archives and the development
@@ -39,7 +39,7 @@ def main(
             kit (Krizhevsky).
         validation_every: Where there is no validation set: hold out every n-th training image of each class.
         verify: First compare the archives with their published MD5 sums.
-        workers: Processes. Default: one per processor.
+        workers: Processes. Default: one per processor. 0 works in this one.
         shard_images: Source images per shard.
         max_pixels: Leave out images with more pixels.
         progress: Report progress.

@@ -1,4 +1,4 @@
-"""Random images from memory, to see how fast training is when data costs nothing (``--data synthetic``)."""
+"""Random images from memory, to see how fast training is when data costs nothing (``fastalex.train synthetic``)."""
 
 from typing import Any
 

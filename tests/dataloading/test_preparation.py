@@ -16,6 +16,9 @@ from PIL import Image
 from dataloading import Dataset, DatasetError, is_prepared, prepare
 from dataloading.check import problems
 from dataloading.images import Treatment, treat
+from dataloading.plan import Task
+from dataloading.progress import ProgressReport
+from dataloading.workers import Counter, results
 from tests.dataloading.small_sources import (
     class_folders,
     command,
@@ -34,7 +37,7 @@ from tests.dataloading.small_sources import (
 
 
 def quietly(source: Path | str, dest: Path, **options: object) -> Dataset:
-    return prepare(source, dest, progress=False, **({"workers": 1, "size": 32} | options))
+    return prepare(source, dest, progress=False, **({"workers": 0, "size": 32} | options))
 
 
 def stored(dataset: Dataset, split: str) -> list[np.ndarray]:
@@ -191,7 +194,7 @@ def test_whole_images_can_be_kept(folders, tmp_path):
 
 
 def test_digits_are_real_jpeg_files_of_256_pixels(tmp_path):
-    dataset = prepare("digits", tmp_path / "digits", workers=1, progress=False)
+    dataset = prepare("digits", tmp_path / "digits", workers=0, progress=False)
     assert dataset.name == "digits"
     assert dataset.classes == list("0123456789")
     assert (dataset.count("train"), dataset.count("val")) == (1438, 359)
@@ -246,10 +249,10 @@ def test_nothing_is_left_behind_by_a_source_that_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 8}, {"quality": 0}, {"quality": 96}, {"workers": 0}, {"shard_images": 0}, {"max_pixels": 0}]
+    "options", [{"size": 8}, {"quality": 0}, {"quality": 96}, {"workers": -1}, {"shard_images": 0}, {"max_pixels": 0}]
 )
 def test_options_out_of_range_are_refused(folders, tmp_path, options):
-    with pytest.raises(DatasetError, match=rf"{next(iter(options))} is \d+; it must be \d+ to \d+"):
+    with pytest.raises(DatasetError, match=rf"{next(iter(options))} is -?\d+; it must be \d+ to \d+"):
         quietly(folders, tmp_path / "out", **options)
 
 
@@ -340,18 +343,30 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return class_folders(tmp_path_factory.mktemp("many") / "in", classes=4, train=90, val=10, width=640, height=480)
 
 
+@pytest.fixture(scope="module")
+def many_prepared(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that their preparation without interruption makes."""
+    return contents(quietly(many, tmp_path_factory.mktemp("many") / "whole", size=128, shard_images=14).root)
+
+
 def shard_count(folder: Path) -> int:
     return len(list(folder.glob("*.tar"))) if folder.exists() else 0
 
 
-def interrupted(source: Path, dest: Path, after: int, signal_number: int) -> subprocess.Popen[str]:
-    """Start preparing and send `signal_number` to the process when `after` shards are there."""
+def preparing(source: Path, dest: Path, after: int) -> subprocess.Popen[str]:
+    """Start preparing and return when `after` shards are there."""
     process = started("dataloading.prepare", source, dest, "--size", 128, "--shard-images", 14, "--workers", 2)
     deadline = time.monotonic() + 60
     while shard_count(dest.with_name("out.preparing")) < after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return process
+
+
+def interrupted(source: Path, dest: Path, after: int, signal_number: int) -> subprocess.Popen[str]:
+    """Start preparing and send `signal_number` to the process when `after` shards are there."""
+    process = preparing(source, dest, after)
     if signal_number == signal.SIGKILL:
         kill(process)
     else:
@@ -366,15 +381,14 @@ def gone(process: subprocess.Popen[str], seconds: float = 10) -> bool:
     return not processes_of(process.pid)
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(many, tmp_path):
-    whole = quietly(many, tmp_path / "whole", size=128, shard_images=14)
+def test_a_killed_preparation_goes_on_to_the_same_bytes(many, many_prepared, tmp_path):
     for after in (2, 9, 17):
         assert gone(interrupted(many, tmp_path / "out", after, signal.SIGKILL)), "workers outlived their parent"
         assert not is_prepared(tmp_path / "out")
     kept = {path: path.stat().st_ino for path in (tmp_path / "out.preparing").glob("train-00000[0-5].tar")}
     assert kept
     quietly(many, tmp_path / "out", size=128, shard_images=14)
-    assert contents(tmp_path / "out") == contents(whole.root)
+    assert contents(tmp_path / "out") == many_prepared
     assert all((tmp_path / "out" / path.name).stat().st_ino == inode for path, inode in kept.items()), "made anew"
 
 
@@ -395,6 +409,64 @@ def test_an_interrupted_preparation_is_not_mixed_with_another_one(many, tmp_path
         quietly(class_folders(tmp_path / "other"), tmp_path / "out", size=128, shard_images=14)
     with pytest.raises(DatasetError, match=r"not a prepared data set|no such folder"):
         Dataset(tmp_path / "out")
+
+
+# --- images that end the process that decodes them --------------------------------------------------------------------
+
+# A format whose decoder has a bug: reading it accesses memory that is not there, as a C library may. Every process
+# imports this module by itself when it starts.
+CRASHING_FORMAT = """
+import ctypes
+from PIL import Image
+
+def crash(file, name):
+    ctypes.string_at(0)
+
+Image.register_open("CRASH", crash, lambda start: start.startswith(b"CRASH"))
+"""
+
+
+def test_an_image_that_crashes_its_decoder_is_rejected_and_nothing_else_is(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(CRASHING_FORMAT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    source = class_folders(tmp_path / "in", classes=2, train=12, val=3)
+    wanted = quietly(source, tmp_path / "without", shard_images=8)
+    crashing = ["train/class0/0004.5.jpg", "train/class1/0011.5.jpg", "val/class0/0000.5.jpg"]
+    for name in crashing:
+        (source / name).write_bytes(b"CRASH")
+    done = command("dataloading.prepare", source, tmp_path / "out", "--size", 32, "--shard-images", 8, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "2 classes, 24 train, 6 val images; 3 rejected" in done.stdout
+    with (tmp_path / "out/rejected.csv").open(newline="") as file:
+        table = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    assert table == dict.fromkeys(crashing, "crashes the process that decodes it: Segmentation fault")
+    dataset = Dataset(tmp_path / "out")
+    for split in ("train", "val"):
+        images = zip(stored(dataset, split), stored(wanted, split), strict=True)
+        assert all(np.array_equal(one, other) for one, other in images)
+
+
+def test_a_worker_killed_from_outside_is_replaced(many, many_prepared, tmp_path):
+    process = preparing(many, tmp_path / "out", after=4)
+    victim = next(
+        pid for pid in processes_of(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert contents(tmp_path / "out") == many_prepared
+
+
+def killed(task: Task, count: Counter) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_are_killed_again_and_again_end_the_work_with_one_line(tmp_path):
+    task = Task(tmp_path, "train", 0, 0, [], Treatment())
+    with pytest.raises(
+        DatasetError, match=r"worker processes were killed 3 times \(out of memory\?\); the same command"
+    ):
+        list(results(killed, iter([task]), 1, ProgressReport("", None, shown=False)))
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "colors"
-    dataloading.prepare(class_folders, folder, progress=False, workers=1)
+    dataloading.prepare(class_folders, folder, progress=False, workers=0)
     return folder
 
 
