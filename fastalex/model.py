@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import kernels
 from fastalex.architecture import (
@@ -177,6 +178,29 @@ class Stage(nn.Module):
     def blocks(self) -> Iterator[Convolution | Linear]:
         """The stage's blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]
+
+    def defer_weight_gradients(self, micro_batches: int | None = None) -> None:
+        """From now on make each fully connected weight gradient once a step instead of once a micro-batch.
+
+        Args:
+            micro_batches: make it within the backward pass of a step's last micro-batch, of so many; None waits for
+                :meth:`finish_gradients`, when the input's gradient is long on its way to the stage before.
+        """
+        for block in self.blocks():
+            if isinstance(block, Linear):
+                block.kept = KeptFactors(micro_batches)
+
+    def finish_gradients(self) -> None:
+        """Add the weight gradients that were put off."""
+        for block in self.blocks():
+            if isinstance(block, Linear) and block.kept is not None and block.kept.micro_batches is None:
+                block.kept.add_product_to(block.weight)
+
+    def drop_kept_factors(self) -> None:
+        """Forget what an unfinished step has left behind."""
+        for block in self.blocks():
+            if isinstance(block, Linear) and block.kept is not None:
+                block.kept.clear()
 
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
@@ -344,8 +368,82 @@ class Convolution(_WeightedBlock):
                 return kernels.max_pool2d(x, kernel_size, stride, ceil_mode=True)
 
 
+class KeptFactors:
+    """Inputs and output gradients of one fully connected layer, of the micro-batches since its last weight gradient.
+
+    A weight gradient is a sum of products over rows. Made for every micro-batch apart, each product reads and writes
+    the whole gradient (fc6: 151 MB in fp32); made once of all rows, it is written once.
+
+    Args:
+        micro_batches: after so many the gradient is made; None leaves that to :meth:`add_product_to`.
+    """
+
+    def __init__(self, micro_batches: int | None = None) -> None:
+        self.micro_batches = micro_batches
+        self._inputs: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        self._memory: Tensor | None = None
+
+    def add(self, inputs: Tensor, gradients: Tensor) -> Tensor | None:
+        """Keep a micro-batch's rows (N x in, N x out); return the weight gradient if these are the last ones."""
+        self._inputs.append(inputs)
+        self._gradients.append(gradients)
+        if len(self._inputs) != self.micro_batches:
+            return None
+        inputs, gradients = self._take()
+        return gradients.t() @ inputs
+
+    @torch.no_grad()
+    def add_product_to(self, weight: nn.Parameter) -> None:
+        """Add the gradient of all rows kept to ``weight.grad``, in the order of their backward passes."""
+        inputs, gradients = self._take()
+        if weight.grad is not None:
+            weight.grad += gradients.t() @ inputs
+            return
+        # Last step's memory again: on a CPU, fresh pages for a gradient of this size cost more than the product.
+        if self._memory is None or self._memory.device != weight.device:
+            self._memory = torch.empty_like(weight)
+        if inputs.dtype == weight.dtype:
+            torch.mm(gradients.t(), inputs, out=self._memory)
+        else:
+            self._memory.copy_(gradients.t() @ inputs)
+        weight.grad = self._memory
+
+    def clear(self) -> None:
+        """Drop what is kept."""
+        self._inputs.clear()
+        self._gradients.clear()
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        inputs, gradients = torch.cat(self._inputs), torch.cat(self._gradients)
+        self.clear()
+        return inputs, gradients
+
+
+class _DeferredLinear(torch.autograd.Function):
+    """x W' + b, whose backward pass leaves the weight's gradient to :class:`KeptFactors`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: KeptFactors) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.kept = kept
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_weight = ctx.kept.add(x, gradient) if ctx.needs_input_grad[1] else None
+        of_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias, None
+
+
 class Linear(_WeightedBlock):
     """A fully connected layer with its activation and dropout. Takes N x F, or N x C x H x W, which it flattens."""
+
+    kept: KeptFactors | None = None
 
     def __init__(self, spec: LinearBlock, in_features: int, architecture: Architecture, seed: int) -> None:
         super().__init__(spec, (spec.out_features, in_features), architecture, seed)
@@ -366,13 +464,18 @@ class Linear(_WeightedBlock):
         if spec.dropout == "before":
             x = kernels.dropout(x, **drop)
         if spec.dropout == "after" and spec.activation and architecture.activation == "relu":
-            return kernels.bias_relu_dropout(F.linear(x, weight), bias, **drop)
-        x = F.linear(x, weight, bias)
+            return kernels.bias_relu_dropout(self._multiply(x, weight, None), bias, **drop)
+        x = self._multiply(x, weight, bias)
         if spec.activation:
             x = _activate(x, architecture)
         if spec.dropout == "after":
             x = kernels.dropout(x, **drop)
         return x
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.kept is None:
+            return F.linear(x, weight, bias)
+        return _DeferredLinear.apply(x, weight, bias, self.kept)
 
     def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each step's name and value in evaluation, unfused."""

@@ -62,6 +62,7 @@ class SingleDevice:
         self.batch_size = batch_size
         self.micro_batches = micro_batches
         self.stage = model.to(device).stage(model.architecture.block_names)
+        self.stage.defer_weight_gradients()
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
         """Accumulate the gradients of the mean loss over one batch.
@@ -77,6 +78,7 @@ class SingleDevice:
         assert images is not None
         assert labels is not None
         self.stage.train()
+        self.stage.drop_kept_factors()
         rows = self.batch_size // self.micro_batches
         counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -86,6 +88,7 @@ class SingleDevice:
             loss = summed_loss(logits, labels[part])
             (loss / self.batch_size).backward()
             counts += count(logits.detach(), labels[part], loss.detach())
+        self.stage.finish_gradients()
         return counts
 
     @torch.inference_mode()
@@ -133,6 +136,7 @@ class Pipeline:
         self.is_first = rank == 0
         self.is_last = rank == len(stages) - 1
         self.stage = model.stage(stages[rank]).to(device)
+        self.stage.defer_weight_gradients()  # to the end, when the stages before are still busy
         self._counts: list[Tensor] = []
         self._first_rows = torch.arange(0, batch_size, batch_size // micro_batches, device=device)
         # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
@@ -147,11 +151,13 @@ class Pipeline:
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`."""
         self.stage.train()
+        self.stage.drop_kept_factors()
         self._counts.clear()
         inputs = () if images is None else (images.to(self.device, non_blocking=True),)
         target = None if labels is None else labels.to(self.device, non_blocking=True)
         # The schedule cuts tensor keyword arguments into micro-batches with the images: one row number each.
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
+        self.stage.finish_gradients()
         return torch.stack(self._counts).sum(0) if self.is_last else None
 
     @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations

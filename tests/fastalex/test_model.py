@@ -213,3 +213,40 @@ def test_a_block_with_two_poolings_names_both():
 def test_wrong_image_shape_is_named():
     with pytest.raises(ConfigurationError, match=r"takes images of shape N x 3 x 224 x 224; these have .*\(2, 3, 227"):
         AlexNet("krizhevsky", 4, width=0.0625)(torch.zeros(2, 3, 227, 227))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("within_backward", [False, True])
+def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, within_backward):
+    micro_batches = 3
+
+    def gradients(deferred: bool) -> dict[str, torch.Tensor]:
+        model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False, dropout=0.0)
+        model.set_precision(precision)
+        stage = model.stage(model.architecture.block_names)
+        if deferred:
+            stage.defer_weight_gradients(micro_batches if within_backward else None)
+        for _ in range(2):  # the second step adds to the first one's gradients
+            for part in images(6).split(6 // micro_batches):
+                stage(part).logsumexp(1).sum().backward()
+            stage.finish_gradients()
+        return {name: parameter.grad for name, parameter in stage.named_parameters()}
+
+    expected = gradients(False)
+    rounding = 1e-5 if precision == "fp32" else 2e-2  # bf16 has 8 bits, and rounds one sum where autograd rounds three
+    for name, gradient in gradients(True).items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding * scale, msg=name)
+
+
+def test_a_weight_gradient_takes_the_memory_of_the_one_before():
+    model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
+    stage = model.stage(model.architecture.block_names)
+    stage.defer_weight_gradients()
+    addresses = set()
+    for _ in range(2):
+        stage(images(2), seed=1).sum().backward()
+        stage.finish_gradients()
+        addresses.add(stage.get_parameter("fc6.weight").grad.data_ptr())
+        stage.zero_grad()
+    assert len(addresses) == 1

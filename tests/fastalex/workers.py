@@ -43,7 +43,7 @@ def pipeline_gradients(world: World, argument: dict) -> None:
         images, labels = batch(step)
         engine.stage.zero_grad()
         counts = engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
-        gradients = world.gather({name: p.grad for name, p in engine.stage.named_parameters()})
+        gradients = world.gather({name: p.grad.clone() for name, p in engine.stage.named_parameters()})
         logits = engine.logits(images if engine.is_first else None)
         shared = torch.zeros(4 + BATCH * CLASSES, dtype=torch.float64)
         assert logits is None or not logits.requires_grad
