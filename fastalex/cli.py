@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tyro.conf import arg
 
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
@@ -29,6 +31,11 @@ def main(command: Callable[[], None]) -> NoReturn:
     if code and is_worker():
         os._exit(code)  # an orderly exit would wait for operations with the other workers
     sys.exit(code)
+
+
+def optional(metavar: str, *aliases: str) -> Any:
+    """An option that may be left out; its text says what then holds."""
+    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
 
 
 def _say(message: str, code: int, *, everywhere: bool = False) -> int:

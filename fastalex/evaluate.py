@@ -5,7 +5,7 @@ from __future__ import annotations
 import tyro
 
 from fastalex import cli
-from fastalex.options import EvaluateOptions, evaluate_run
+from fastalex.evaluation_options import EvaluateOptions, evaluate_run
 
 
 def main() -> None:
