@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Progress:
     """How far a run has come; with the seed this is all that resuming needs.
 
     ``samples`` counts what the unfinished epoch has consumed. ``errors`` are top-1 validation errors in percent, one
-    for each finished epoch.
+    for each finished epoch. ``replaced`` are the damaged samples of each split in whose place others were used.
     """
 
     epoch: int = 0
@@ -47,6 +47,11 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     errors: list[float] = field(default_factory=list)
+    replaced: dict[str, list[int]] = field(default_factory=dict)
+
+    def add_replaced(self, split: str, samples: Iterable[int]) -> None:
+        """Note damaged samples, each of them once."""
+        self.replaced[split] = sorted({*self.replaced.get(split, ()), *samples})
 
     @property
     def is_best(self) -> bool:

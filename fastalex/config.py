@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastalex.checkpoint import Description, write_atomically
 from fastalex.errors import ConfigurationError
 from fastalex.model import Precision
 from fastalex.pipeline import ScheduleName
 from fastalex.recipe import Change, Plateau, Recipe
+
+BadSamplePolicy = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class RunConfig:
         precision: ``fp32`` or ``bf16``.
         seed: of weights, order, augmentation and dropout.
         output: the run folder.
+        on_bad_sample: ``stop`` at a damaged image, or ``skip`` it: another of its class takes its place.
+        hardware_decoder_load: share of a batch that a GPU's JPEG hardware decodes, 0 to 1.
     """
 
     data: str
@@ -39,6 +43,8 @@ class RunConfig:
     precision: Precision
     seed: int
     output: str
+    on_bad_sample: BadSamplePolicy = "stop"
+    hardware_decoder_load: float = 0.65
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""

@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from fastalex.architecture import ActivationName, Variation, build_architecture
 from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_progress
 from fastalex.cli import optional as _optional
-from fastalex.config import RunConfig
+from fastalex.config import BadSamplePolicy, RunConfig
 from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.launch import World, default_devices, parse_devices
@@ -96,6 +96,16 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
+class ReadingOptions:
+    """How images are read."""
+
+    on_bad_sample: Annotated[BadSamplePolicy | None, _optional("{stop,skip}")] = None
+    """A damaged image stops the run (default); or another of its class takes its place, and it is counted."""
+    hardware_decoder_load: Annotated[float | None, _optional("SHARE")] = None
+    """Share of a batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 for runs whose bits repeat."""
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """Train the 2012 AlexNet: on the bundled digits, on your own folders of images, or on ImageNet."""
 
@@ -105,6 +115,7 @@ class TrainOptions:
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
     machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
+    reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
     resume: Annotated[Path | None, _optional("RUN")] = None
     """Go on with the run in this folder, from its latest checkpoint."""
     output: Annotated[Path | None, _optional("DIR")] = None
@@ -150,6 +161,7 @@ def _fresh(options: TrainOptions) -> RunConfig:
         precision=options.machine.precision or "fp32",
         seed=options.training.seed or 0,
         output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
+        **_given(options.reading),
     )
 
 
@@ -199,7 +211,12 @@ def _resumed(options: TrainOptions) -> RunConfig:
         micro_batches=micro_batches,
         schedule=machine.schedule or config.schedule,
         precision=machine.precision or config.precision,
+        **_given(options.reading),
     )
+
+
+def _given(options: ReadingOptions) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if value is not None}
 
 
 def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
@@ -216,10 +233,12 @@ def check(config: RunConfig) -> None:
     """Refuse a run that could not make one step.
 
     Raises:
-        ConfigurationError: devices, micro-batches, batch size or seed do not fit.
+        ConfigurationError: devices, micro-batches, batch size, seed or share do not fit.
     """
     if not 0 <= config.seed < 2**63:
         raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
+    if not 0 <= config.hardware_decoder_load <= 1:
+        raise ConfigurationError(f"--hardware-decoder-load is {config.hardware_decoder_load:g}; 0 to 1 is wanted")
     stages = len(parse_devices(config.devices))
     partition(config.network.build_architecture(), stages)
     check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)

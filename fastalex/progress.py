@@ -235,6 +235,9 @@ class Reporter(SilentReporter):
             "weights": f"{self.run / 'best.safetensors'}, {self.run / 'last.safetensors'}",
             "curve": str(draw_curve(self.run)),
         }
+        if any(progress.replaced.values()):
+            counts = ", ".join(f"{len(samples)} of {split}" for split, samples in progress.replaced.items())
+            rows["damaged images"] = f"{counts}: others of their class took their place"
         self.console.print(name_value_table("results", rows))
         self.console.print(
             f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {dataset.count('val')} validation images"

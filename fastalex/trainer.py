@@ -117,6 +117,8 @@ class Trainer:
             "threads": max(1, min(8, cores // world.size)) if on_gpu else 1,
             "images": engine.is_first,
             "labels": engine.is_last,
+            "on_bad_sample": self.config.on_bad_sample,
+            "hardware_decoder_load": self.config.hardware_decoder_load,
         }
         augment = dataloading.Augmentation(flip=recipe.flip, color_noise=recipe.color_noise_at)
         training = Loader(
@@ -237,6 +239,8 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        for loader in (self.training_data, self.validation_data):
+            self.progress.add_replaced(loader.split, loader.replaced)
         parameters = dict(self.engine.stage.named_parameters())
         weights = self.world.gather({name: parameter.data for name, parameter in parameters.items()})
         velocities = self.world.gather({name: self.optimizer.velocity(p) for name, p in parameters.items()})

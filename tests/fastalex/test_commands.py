@@ -16,6 +16,7 @@ import torch
 
 from fastalex.checkpoint import latest_checkpoint, load_progress
 from fastalex.progress import read_metrics
+from tests.dataloading.damage import copied, overwritten
 from tests.fastalex.conftest import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +173,15 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepared):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_damaged_image_can_be_skipped(tmp_path, prepared):
+    overwritten(copied(prepared, tmp_path / "data"), "train", 13, b"?")
+    arguments = ["data", *SMALL, "--epochs", "1", "--devices", "cpu", "--output", "run", "--on-bad-sample", "skip"]
+    code, out, err = command(tmp_path, "fastalex.train", *arguments)
+    assert code == 0, err
+    assert re.search(r"replaced by sample \d+: sample 13 of train", err)
+    assert "1 of train, 0 of val: others of their class took their place" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -183,6 +193,7 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepared):
         (("--devices", "cpu", "--epochs", "0"), "epochs is 0"),
         (("--devices", "cpu", "--micro-batches", "0"), "--micro-batches is 0"),
         (("--devices", "cpu", "--seed", "-1"), "--seed is -1"),
+        (("--devices", "cpu", "--hardware-decoder-load", "2"), "--hardware-decoder-load is 2; 0 to 1 is wanted"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
@@ -195,10 +206,10 @@ def test_help_names_every_option_in_groups(tmp_path):
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
         "--batch-size --lr --momentum --wd --weight-decay --seed --devices --micro-batches --schedule --precision "
-        "--resume --output"
+        "--on-bad-sample --hardware-decoder-load --resume --output"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
-    for group in ("network", "training", "machine"):
+    for group in ("network", "training", "machine", "reading"):
         assert group in out
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataloading import DatasetError
 from fastalex import launch
-from fastalex.checkpoint import latest_checkpoint
+from fastalex.checkpoint import latest_checkpoint, load_progress
 from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
@@ -16,6 +17,7 @@ from fastalex.metrics import Metrics
 from fastalex.progress import Rate, read_metrics
 from fastalex.recipe import Plateau
 from fastalex.trainer import Trainer, train
+from tests.dataloading.damage import copied, overwritten
 
 CPU = torch.device("cpu")
 
@@ -173,6 +175,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
     assert not (Path(wild.output) / "last.safetensors").exists() or all(
         torch.isfinite(tensor).all() for tensor in load_file(Path(wild.output) / "last.safetensors").values()
     )
+
+
+@pytest.fixture
+def damaged(config, tmp_path) -> RunConfig:
+    """The same run on data with one damaged byte in training sample 13."""
+    overwritten(copied(Path(config.data), tmp_path / "data"), "train", 13, b"?")
+    damaged = replace(config, data=str(tmp_path / "data"))
+    damaged.save()
+    return damaged
+
+
+def test_a_damaged_image_stops_the_run_and_is_named(damaged):
+    with pytest.raises(DatasetError, match=r"sample 13 of train \(.*train-000000.tar, offset \d+\) is damaged"):
+        run_here(damaged)
+
+
+def test_a_damaged_image_can_be_skipped_and_the_count_survives_resuming(damaged, config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    skipping = replace(damaged, on_bad_sample="skip")
+    stop_after(skipping, 4)
+    assert load_progress(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
+    run_here(replace(skipping, data=config.data))  # where nothing is damaged
+    assert load_progress(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
+    assert "1 of train, 0 of val: others of their class took their place" in capsys.readouterr().out
 
 
 def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
