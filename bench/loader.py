@@ -8,9 +8,10 @@ and deliver float32 batches (float16 on a GPU). Rows:
 
 - ``prepare``: originals to prepared shards, by processes
 - ``shards, DALI``: `dataloading.Loader`, by threads; on a GPU also by the share that its JPEG hardware decodes
-- ``shards, source only``: what Python and NumPy do for each image before DALI gets it: order, draws, reading, CRC-32
+- ``shards, source only``: what Python and NumPy do for each image before DALI gets it: order, draws, reading, CRC-32;
+  ``python_percent`` is its share of the processor time that an image costs in all
 - ``shards, Pillow`` and ``shards, simplejpeg`` (where installed): torch's DataLoader on the same prepared files, by
-workers
+  workers
 - ``originals, Pillow``: torch's DataLoader that also resizes originals, by workers
 """
 
@@ -57,6 +58,7 @@ class Row:
     p50_ms: float | None = None
     p99_ms: float | None = None
     cpu_us_per_image: float | None = None
+    python_percent: float | None = None
 
 
 @dataclass
@@ -213,6 +215,15 @@ def fastest(readers: list[Reader], options: Options) -> list[Row]:
     return list(best.values())
 
 
+def share_of_python(rows: list[Row]) -> None:
+    """Note with each row of DALI's how much of its processor time Python and NumPy take."""
+    (source,) = (row for row in rows if "source only" in row.reader)
+    for row in rows:
+        if "DALI" in row.reader and row.cpu_us_per_image and source.cpu_us_per_image:
+            row.python_percent = 100 * source.cpu_us_per_image / row.cpu_us_per_image
+            print(f"   {row.reader:20} {row.setting:26} {row.python_percent:9.1f} % of it in Python and NumPy")
+
+
 def endless(loader: Loader) -> Iterator[Any]:
     epoch = 0
     while True:
@@ -332,6 +343,7 @@ def main(options: Options) -> None:
         for reader in readers:  # their workers are forked, so they start before DALI's threads do
             next(reader.batches)
         rows += fastest(readers + list(dali_readers(dataset, options)), options)
+        share_of_python(rows)
         path = harness.write_record(
             "loader",
             settings(dataset, options),
