@@ -24,7 +24,7 @@ test: install lint  ## lint, type check, and run the whole test suite
 	$(BIN)/python -m pytest
 
 bench: install  ## time operators, loader and training; records go to bench/results
-	@for b in lrn max_pool dropout fusions sgd loader training; do $(BIN)/python bench/$$b.py || exit 1; done
+	@for b in lrn max_pool dropout fusions sgd train_step loader training; do $(BIN)/python bench/$$b.py || exit 1; done
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

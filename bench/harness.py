@@ -355,7 +355,7 @@ def write_record(
         "settings": settings,
         "rows": list(rows),
     }
-    folder = output / _slug(device)
+    folder = output / slug(device)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -374,7 +374,7 @@ def device_name() -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 

@@ -1,0 +1,199 @@
+"""The ways of computing one training step that `bench/train_step.py` times."""
+
+from __future__ import annotations
+
+import resource
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from harness import CUDA, DEVICE
+from plain_network import PlainNetwork
+from torch import Tensor, nn
+
+from fastalex.architecture import build_architecture
+from fastalex.metrics import summed_loss
+from fastalex.model import AlexNet, Precision
+from fastalex.optimizer import KrizhevskySGD
+from fastalex.pipeline import SingleDevice
+from fastalex.recipe import build_recipe
+
+# The check needs few images: every operator runs, and gradients of single images are what differs most.
+CHECKED = 4
+# How far gradients may be from plain fp32's, as a share of their norm. Where the two largest values of a pooling window
+# agree to the last bits, another order of summation hands the gradient to another pixel: f of the windows make a
+# distance of sqrt(2 f), which is 4e-3 for f = 1e-5. Eight-bit mantissas through eight layers make more.
+TOLERANCES = {"fp32": 1e-2, "tf32": 2e-2, "bf16": 0.1}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed.
+
+    ``compile`` is torch.compile's mode, ``graphs`` whether our step is captured in CUDA graphs.
+    """
+
+    name: str
+    precision: Precision
+    ours: bool = False
+    channels_last: bool = True
+    compile: Literal["default", "max-autotune"] | None = None
+    graphs: bool = False
+
+
+def ways() -> list[Way]:
+    """All ways that make sense on this device."""
+    if CUDA:
+        return [
+            Way("ours bf16", "bf16", ours=True, graphs=True),
+            Way("ours bf16, no graphs", "bf16", ours=True),
+            Way("ours tf32", "tf32", ours=True, graphs=True),
+            Way("ours fp32", "fp32", ours=True, graphs=True),
+            Way("compile max-autotune bf16", "bf16", compile="max-autotune"),
+            Way("compile bf16", "bf16", compile="default"),
+            Way("eager bf16", "bf16"),
+            Way("eager fp32", "fp32", channels_last=False),
+        ]
+    return [
+        Way("ours fp32", "fp32", ours=True),
+        Way("eager fp32 NCHW", "fp32", channels_last=False),
+        Way("eager fp32", "fp32"),
+        Way("compile fp32", "fp32", compile="default"),
+        Way("compile max-autotune fp32", "fp32", compile="max-autotune"),
+        Way("ours bf16", "bf16", ours=True),
+        Way("eager bf16", "bf16"),
+        Way("compile bf16", "bf16", compile="default"),
+    ]
+
+
+class Step:
+    """A training step, ready to be timed."""
+
+    def __init__(self, way: Way, architecture: str, batch: int) -> None:
+        self.way, self.batch = way, batch
+        self.architecture = build_architecture(architecture)
+        _set_tf32(way.precision == "tf32")
+        generator = torch.Generator().manual_seed(0)
+        size = self.architecture.image_size
+        images = torch.randint(0, 256, (batch, 3, size, size), generator=generator).float() - 118
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        self.images = images.to(DEVICE, memory_format=layout)
+        self.labels = torch.randint(0, self.architecture.num_classes, (batch,), generator=generator).to(DEVICE)
+        model = AlexNet(self.architecture, seed=0)
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.number = 0
+        self._build_ours(model) if way.ours else self._build_plain()
+
+    def _build_ours(self, model: AlexNet) -> None:
+        model.set_precision(self.way.precision)
+        self.engine = SingleDevice(model, torch.device(DEVICE), self.batch)
+        self.optimizer: Any = KrizhevskySGD(self.engine.stage, build_recipe("krizhevsky"), model_copies(self.engine))
+
+    def _build_plain(self) -> None:
+        network = PlainNetwork(self.architecture)
+        network.load_state_dict(self.weights)
+        network.to(DEVICE, memory_format=torch.channels_last if self.way.channels_last else torch.contiguous_format)
+        self.network = network
+        self.forward: Any = network
+        if self.way.compile is not None:
+            self.forward = torch.compile(network, mode=self.way.compile, dynamic=False)
+        groups = [
+            {"params": [p for n, p in network.named_parameters() if n.endswith(kind)], "lr": lr, "weight_decay": decay}
+            for kind, lr, decay in (("weight", 0.01, 5e-4), ("bias", 0.02, 0.0))
+        ]
+        self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
+
+    def __call__(self) -> None:
+        """One step: forward, loss, backward, update; gradients are dropped."""
+        self.number += 1
+        if self.way.ours:
+            self.engine.train_step(self.images, self.labels, self.number)
+            self.optimizer.step()
+        else:
+            self._plain_loss(self.images, self.labels).backward()
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _plain_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        half = self.way.precision == "bf16"
+        with torch.autocast(DEVICE, torch.bfloat16) if half else nullcontext():
+            logits = self.forward(images)
+        return F.cross_entropy(logits.float(), labels)
+
+    def warm_up(self) -> str | None:
+        """Compile, capture, fill caches. Returns what there is to say about it."""
+        for _ in range(5 if CUDA else 2):
+            self()
+        _synchronise()
+        return None
+
+    def time(self, steps: int) -> float:
+        """Milliseconds per step of so many in a row."""
+        _synchronise()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self()
+        _synchronise()
+        return (time.perf_counter() - begin) * 1e3 / steps
+
+    def peak_bytes(self) -> int:
+        """Most bytes held so far: by CUDA's allocator, or on a CPU resident in this process."""
+        return torch.cuda.max_memory_allocated() if CUDA else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def check(self) -> str | None:
+        """What is wrong with the loss or the gradients, without dropout, or None."""
+        images, labels = self.images[:CHECKED], self.labels[:CHECKED]
+        reference = PlainNetwork(self.architecture).to(DEVICE).eval()
+        reference.load_state_dict(self.weights)
+        _set_tf32(False)
+        wanted = F.cross_entropy(reference(images.contiguous()), labels)
+        wanted.backward()
+        _set_tf32(self.way.precision == "tf32")
+        if self.way.ours:
+            module: nn.Module = self.engine.stage.eval()
+            loss = summed_loss(self.engine.stage(images), labels) / len(labels)
+        else:
+            module = self.network.eval()
+            loss = self._plain_loss(images, labels)
+        loss.backward()
+        if self.way.ours:
+            self.engine.stage.finish_gradients()
+        found = {name: p.grad for name, p in module.named_parameters()}
+        module.zero_grad()
+        module.train()
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        return _difference(loss, wanted, found, reference, TOLERANCES[self.way.precision])
+
+
+def _difference(
+    loss: Tensor, wanted: Tensor, found: dict[str, Tensor | None], reference: nn.Module, tolerance: float
+) -> str | None:
+    off = abs(loss.item() - wanted.item()) / abs(wanted.item())
+    if not off <= tolerance:
+        return f"the loss is off by {off:.1e}"
+    for name, parameter in reference.named_parameters():
+        gradient = found[name]
+        assert parameter.grad is not None
+        if gradient is None:
+            return f"{name} has no gradient"
+        off = float((gradient - parameter.grad).norm() / parameter.grad.norm())
+        if not off <= tolerance:
+            return f"the gradient of {name} is off by {off:.1e}"
+    return None
+
+
+def model_copies(engine: SingleDevice) -> dict[nn.Parameter, Tensor]:
+    return engine.stage.compute_copies()
+
+
+def _set_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _synchronise() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
