@@ -244,9 +244,17 @@ class Dataset:
         """Return which sample `i` is in words: its number, shard and key."""
         row = self.index(split)[i]
         shard, offset = int(row["shard"]), int(row["offset"])
+        place = self.root / self._shards[split][shard].file
+        return f"sample {i} of {split} ({self._member(split, shard, offset)} in {place}, offset {offset})"
+
+    def key(self, split: str, i: int) -> str:
+        """Return the name of sample `i`: its place in the source, and its file's name there."""
+        row = self.index(split)[i]
+        return self._member(split, int(row["shard"]), int(row["offset"])).removesuffix(".jpg")
+
+    def _member(self, split: str, shard: int, offset: int) -> str:
         header = self._map(split, shard)[offset - _BLOCK : offset].tobytes()
-        key = header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == _BLOCK else "?"
-        return f"sample {i} of {split} ({key} in {self.root / self._shards[split][shard].file}, offset {offset})"
+        return header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == _BLOCK else "?"
 
     def _map(self, split: str, shard: int) -> NDArray[np.uint8]:
         mapped = self._maps.get((split, shard))

@@ -45,6 +45,10 @@ class SyntheticDataset:
         """Return the label of every sample of `split`: int32, shape (count,)."""
         return (np.arange(self.count(split)) % len(self.classes)).astype(np.int32)
 
+    def key(self, split: str, i: int) -> str:
+        """Return the name of sample `i`."""
+        return str(i)
+
 
 class SyntheticStream:
     """One batch of uniform noise, made once and handed out again and again (a part of it for smaller batches)."""

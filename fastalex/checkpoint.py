@@ -255,10 +255,10 @@ def _link(source: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file such that the old or the new one is there, and whole, at any moment."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file such that the old or the new one is there, and whole, at any moment."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)

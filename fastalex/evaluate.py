@@ -1,17 +1,22 @@
-"""``python -m fastalex.evaluate RUN [DATA]``: error rates of a trained network, on one crop or ten."""
+"""``python -m fastalex.evaluate RUN [RUN ...] [DATA]``: error rates of trained networks, on one crop or ten."""
 
 from __future__ import annotations
 
 import tyro
 
-from fastalex import cli
-from fastalex.evaluation_options import EvaluateOptions, evaluate_run
+from fastalex import cli, launch
+from fastalex.evaluation_options import EvaluateOptions, evaluate_and_report, resolve, resolve_and_evaluate
 
 
 def main() -> None:
-    """Parse, evaluate, print."""
+    """Parse, then evaluate here, in new workers, or as one of torchrun's."""
     options = tyro.cli(EvaluateOptions, prog="python -m fastalex.evaluate", description=EvaluateOptions.__doc__)
-    evaluate_run(options)
+    if launch.is_worker():
+        devices = launch.devices_under_torchrun(options.devices)
+        launch.run(resolve_and_evaluate, options.on(devices), devices)
+    else:
+        job = resolve(options)
+        launch.run(evaluate_and_report, job, launch.parse_devices(job.devices))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ def count_errors(
     """Counts (:func:`fastalex.metrics.count`, on the CPU) over all batches.
 
     Images of one view have the shape N x 3 x S x S. Those of several, N x V x 3 x S x S, are classified by the mean of
-    their softmax outputs, as the paper does with ten. A batch smaller than the engine's is filled up with rows that do
-    not count.
+    their softmax outputs, as the paper does with ten.
 
     Args:
         engine: runs the network; every worker of a pipeline calls this with batches of its own loader.
@@ -36,27 +35,31 @@ def count_errors(
     """
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
-        scores = _scores(engine, batch, views)
+        scores = classify(engine, batch, views)
         if scores is not None:
             assert batch.labels is not None
             labels = batch.labels.to(scores.device)
-            scores = scores[: len(labels)]
             totals += count(scores, labels, summed_loss(scores, labels)).cpu()
         if stopped():
             return None
     return totals
 
 
-def _scores(engine: SingleDevice | Pipeline, batch: Batch, views: int) -> Tensor | None:
-    """Logits of one view, or the logarithm of the mean softmax over several; None where the last stage is not."""
+def classify(engine: SingleDevice | Pipeline, batch: Batch, views: int) -> Tensor | None:
+    """The scores of a batch's images, N x classes: logits of one view, or the logarithm of the mean softmax of several.
+
+    Softmax makes probabilities of either. A batch smaller than the engine's is filled up and cut again. None where the
+    last stage is not.
+    """
     if views == 1:
-        return engine.logits(fill_up(batch.images, engine.batch_size))
+        logits = engine.logits(fill_up(batch.images, engine.batch_size))
+        return None if logits is None else logits[: len(batch.samples)]
     scores = []
     for view in range(views):
         images = None if batch.images is None else batch.images[:, view]
         logits = engine.logits(fill_up(images, engine.batch_size))
         if logits is not None:
-            scores.append(logits.float().log_softmax(1))
+            scores.append(logits[: len(batch.samples)].float().log_softmax(1))
     # In logarithms throughout: the mean of probabilities that round to zero would have none.
     return torch.stack(scores).logsumexp(0) - math.log(views) if scores else None
 

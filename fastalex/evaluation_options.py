@@ -1,117 +1,278 @@
-"""What ``python -m fastalex.evaluate`` takes, and how it becomes an evaluation."""
+"""What ``python -m fastalex.evaluate`` takes, how it becomes an evaluation, and what is said of the outcome."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from tyro.conf import Positional, arg
 
-import dataloading
-from fastalex.checkpoint import load_model
 from fastalex.cli import optional
-from fastalex.config import RunConfig
-from fastalex.data import open_data
+from fastalex.data import AnyDataset, open_data, open_prepared
+from fastalex.ensemble import Evaluation, Judgement, evaluate
 from fastalex.errors import ConfigurationError
-from fastalex.evaluation import count_errors
-from fastalex.launch import parse_devices
+from fastalex.launch import World, parse_devices
 from fastalex.metrics import Metrics
 from fastalex.model import Precision
-from fastalex.pipeline import SingleDevice
+from fastalex.partition import partition
+from fastalex.predictions import errors_by_class, worst_classes_table, write_class_errors, write_predictions
 from fastalex.progress import name_value_table
+from fastalex.trained import TrainedNetwork, check_split
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Error rates of a trained network on validation images."""
+    """Error rates of a trained network, or of several together, on images with known classes."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run folder, or a .safetensors file with weights."""
-    data: Annotated[Positional[Path | None], optional("[DATA]")] = None
-    """A prepared data set or class folders. Default: the data that the run was trained on."""
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...] [DATA]")]
+    """Run folders or .safetensors files; several answer with the mean of their softmax outputs. Last, a prepared data
+    set or class folders. Default: the data that the first run was trained on."""
     crops: Literal[1, 10] = 1
     """1: the centre. 10: the four corners and the centre, each also mirrored, softmax outputs averaged."""
-    weights: Literal["best", "last"] = "best"
-    """Which of the run's weights."""
     split: str = "val"
-    """Which part of the data set."""
-    device: Annotated[str | None, optional("DEVICE")] = None
-    """A GPU number or cpu. Default: the first GPU if there is one."""
+    """Which part of the data set: val, test, train."""
+    weights: Literal["best", "last"] = "best"
+    """Which of a run's weights."""
+    coefficients: Annotated[tuple[float, ...], optional("C [C ...]")] = ()
+    """Weight of each run's softmax outputs in the mean. Default: equal."""
+    fit_coefficients: Annotated[str | None, optional("SPLIT")] = None
+    """Find the coefficients under which the labels of this split are likeliest. Take another split than the one that
+    is judged, or the errors come out too low."""
+    worst: int = 5
+    """How many of the worst classes to list."""
+    class_errors: Annotated[Path | None, optional("FILE.csv")] = None
+    """Write the errors of every class to this file."""
+    predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
+    """Write each image's name, class and five most probable classes to this file."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+    devices: Annotated[str | None, optional("DEVICES", "--device")] = None
+    """One per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
     """Images at a time."""
     precision: Precision = "fp32"
     """fp32 or bf16."""
 
+    def on(self, devices: Sequence[torch.device]) -> EvaluateOptions:
+        """The same options with these devices."""
+        return replace(self, devices=",".join(map(str, devices)))
 
-def evaluate_run(options: EvaluateOptions) -> Metrics:
-    """Evaluate a run's weights and print a table.
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """An evaluation, on which devices, and where its outcome goes."""
+
+    evaluation: Evaluation
+    devices: str
+    worst: int
+    class_errors: Path | None
+    predictions: Path | None
+
+
+def resolve(options: EvaluateOptions) -> EvaluationJob:
+    """Check the options against each other and against what is there.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: no such run or data, or data with other classes.
+        ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
     """
-    model, description = load_model(_weights(options))
-    data = options.data
-    if data is None and not options.run.is_file():
-        data = Path(RunConfig.load(options.run).data)
-    if data is None:
-        raise ConfigurationError(f"{options.run} is a file of weights: name the data set to evaluate it on")
-    dataset = open_data(data)
-    if tuple(dataset.classes) != description.classes:
-        raise ConfigurationError(
-            f"{dataset.root} has {len(dataset.classes)} classes that are not the network's {description.num_classes}; "
-            "evaluate on data with the same class names"
-        )
-    if options.split not in dataset.splits:
-        raise ConfigurationError(f"{dataset.root} has no part {options.split!r}; it has {', '.join(dataset.splits)}")
-    device = _one_device(options.device)
-    model.set_precision(options.precision)
-    torch.backends.cudnn.allow_tf32 = False  # as in training
-    engine = SingleDevice(model, device, options.batch_size)
-    loader = dataloading.Loader(
-        dataset,
+    check_positive("--batch-size", options.batch_size)
+    if options.worst < 0:
+        raise ConfigurationError(f"--worst is {options.worst}; 0 or more is wanted")
+    for path, endings in ((options.class_errors, (".csv",)), (options.predictions, (".csv", ".npz"))):
+        if path is not None:
+            check_output(path, endings, options.overwrite)
+    if options.predictions and options.predictions == options.class_errors:
+        raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
+    devices = options.devices or default_device()
+    stages = len(parse_devices(devices))
+    runs, data = _runs_and_data(options.paths)
+    networks = tuple(TrainedNetwork.find(run, options.weights) for run in runs)
+    coefficients = _coefficients(options, len(networks))
+    _check_alike(networks)
+    for network in networks:
+        partition(network.description.build_architecture(), stages)
+    dataset = _open(data, networks[0])
+    check_split(dataset, options.split)
+    if options.fit_coefficients:
+        check_split(dataset, options.fit_coefficients)
+    _check_classes(networks[0], dataset)
+    evaluation = Evaluation(
+        networks,
+        str(dataset.root),
         options.split,
+        options.crops,
+        coefficients,
+        options.fit_coefficients,
         options.batch_size,
-        crop_size=model.architecture.image_size,
-        shuffle=False,
-        augment=None,
-        views=options.crops,
-        device=device.index if device.type == "cuda" else None,
-        drop_last=False,
+        options.precision,
     )
-    try:
-        counts = count_errors(engine, loader.epoch(0), views=options.crops)
-    finally:
-        loader.close()
-    assert counts is not None
-    metrics = Metrics.from_counts(counts)
+    return EvaluationJob(evaluation, devices, options.worst, options.class_errors, options.predictions)
+
+
+def evaluate_and_report(world: World, job: EvaluationJob) -> None:
+    """Evaluate; the first worker prints the tables and writes the files."""
+    judgement = evaluate(world, job.evaluation)
+    if judgement is not None:
+        _report(job, judgement)
+    world.barrier()  # nobody ends before the files are written
+
+
+def resolve_and_evaluate(world: World, options: EvaluateOptions) -> None:
+    """As one of torchrun's workers: the first one resolves, all evaluate the same."""
+    evaluate_and_report(world, world.from_first(lambda: resolve(options)))
+
+
+def default_device() -> str:
+    """The first GPU if there is one, else the CPU."""
+    return "0" if torch.cuda.device_count() else "cpu"
+
+
+def check_positive(name: str, value: int) -> None:
+    """Refuse a count of less than one.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    if value < 1:
+        raise ConfigurationError(f"{name} is {value}; at least 1 is wanted")
+
+
+def check_output(path: Path, endings: Sequence[str], overwrite: bool) -> None:
+    """Refuse a file that could not be written, before hours are spent on what goes into it.
+
+    Raises:
+        ConfigurationError: it exists and must not be replaced, its folder is missing, or its ending is unknown.
+    """
+    if path.suffix not in endings:
+        raise ConfigurationError(f"{path} ends with {path.suffix!r}; name a file that ends with {' or '.join(endings)}")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConfigurationError(f"{path} exists already; choose another file, or add --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigurationError(f"{path}: the folder {path.parent} cannot be written to; choose another one")
+
+
+def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
+    """The last of several paths is the data, unless it is a run too."""
+    if not paths:
+        raise ConfigurationError("name at least one run folder or file of weights")
+    *before, last = paths
+    if not before or (last / "config.json").is_file() or last.suffix == ".safetensors":
+        return paths, None
+    return before, last
+
+
+def _coefficients(options: EvaluateOptions, networks: int) -> tuple[float, ...] | None:
+    given = options.coefficients
+    if options.fit_coefficients:
+        if given:
+            raise ConfigurationError("--coefficients and --fit-coefficients exclude each other; leave one out")
+        if networks == 1:
+            raise ConfigurationError("--fit-coefficients needs several runs; there is 1")
+        return None
+    given = given or (1.0,) * networks
+    if len(given) != networks:
+        raise ConfigurationError(f"--coefficients names {len(given)} numbers for {networks} runs; give one for each")
+    if not all(math.isfinite(c) and c >= 0 for c in given) or not sum(given) > 0:
+        raise ConfigurationError(
+            f"--coefficients {' '.join(f'{c:g}' for c in given)}: none may be negative, and one must be positive"
+        )
+    return tuple(c / sum(given) for c in given)
+
+
+def _open(data: Path | None, network: TrainedNetwork) -> AnyDataset:
+    if data is None and network.data is None:
+        raise ConfigurationError(f"{network.weights} is a file of weights: name the data set to evaluate it on")
+    return open_data(data if data is not None else Path(str(network.data)))
+
+
+def _check_alike(networks: Sequence[TrainedNetwork]) -> None:
+    first = networks[0]
+    for network in networks[1:]:
+        if set(network.description.classes) != set(first.description.classes):
+            raise ConfigurationError(
+                f"{network.weights} has other classes than {first.weights} "
+                f"({_difference(network.description.classes, first.description.classes)}); networks that answer "
+                "together need the same classes"
+            )
+
+
+def _check_classes(network: TrainedNetwork, dataset: AnyDataset) -> None:
+    own = network.description.classes
+    if set(dataset.classes) != set(own):
+        raise ConfigurationError(
+            f"{dataset.root} has {len(dataset.classes)} classes that are not the network's {len(own)} "
+            f"({_difference(dataset.classes, own)}); evaluate on data with the same class names, in any order"
+        )
+
+
+def _difference(these: Sequence[str], those: Sequence[str]) -> str:
+    only, missing = sorted(set(these) - set(those)), sorted(set(those) - set(these))
+    return "it " + " and ".join(f"{verb} {names[0]!r}" for verb, names in (("has", only), ("lacks", missing)) if names)
+
+
+def _report(job: EvaluationJob, judgement: Judgement) -> None:
+    evaluation, predictions = job.evaluation, judgement.predictions
+    dataset, metrics = open_prepared(evaluation.data), predictions.metrics
+    networks = evaluation.networks
     rows = {
-        "weights": str(_weights(options)),
-        "data": f"{dataset.name}, {options.split}: {metrics.images} images",
-        "views of each": str(options.crops),
+        "weights": ", ".join(str(network.weights) for network in networks),
+        "data": f"{dataset.name}, {evaluation.split}: {metrics.images} images",
+    }
+    if tuple(dataset.classes) != networks[0].description.classes:
+        rows["classes"] = "the data's order differs from the network's; matched by name"
+    others = {network.mean_image_for(dataset) for network in networks} - {None}
+    if others:
+        rows["mean image"] = f"of the training images, from {', '.join(sorted(map(str, others)))}"
+    rows["views of each"] = str(evaluation.views)
+    if len(networks) > 1:
+        rows["coefficients"] = _coefficients_row(evaluation, judgement.coefficients)
+    rows |= {
         "loss": f"{metrics.loss:.4f}",
         "top-1 error": f"{metrics.top1_error:.2f} %",
         "top-5 error": f"{metrics.top5_error:.2f} %",
+        "speed": f"{metrics.images / judgement.seconds:.1f} images/s",
     }
-    Console(soft_wrap=True, highlight=False).print(name_value_table("evaluation", rows))
-    return metrics
+    errors = errors_by_class(predictions, dataset)
+    if job.class_errors:
+        write_class_errors(job.class_errors, errors)
+        rows["errors by class"] = str(job.class_errors)
+    if job.predictions:
+        write_predictions(job.predictions, predictions, dataset, evaluation.split)
+        rows["predictions"] = str(job.predictions)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(name_value_table("evaluation", rows))
+    if len(networks) > 1:
+        console.print(_members_table(job, judgement))
+    if job.worst:
+        console.print(worst_classes_table(errors, job.worst))
 
 
-def _weights(options: EvaluateOptions) -> Path:
-    if options.run.is_file():
-        return options.run
-    if not options.run.exists():
-        raise ConfigurationError(f"no such run folder or file: {options.run}")
-    path = options.run / f"{options.weights}.safetensors"
-    if not path.exists():
-        raise ConfigurationError(f"{options.run} has no {path.name}: is it a run folder with a finished epoch?")
-    return path
+def _coefficients_row(evaluation: Evaluation, coefficients: Sequence[float]) -> str:
+    text = " ".join(f"{c:.4f}" for c in coefficients)
+    if evaluation.fitted_on is None:
+        return text
+    if evaluation.fitted_on == evaluation.split:
+        return f"{text}, fitted on {evaluation.fitted_on}, the images judged here: the errors are too low"
+    return f"{text}, fitted on {evaluation.fitted_on}"
 
 
-def _one_device(text: str | None) -> torch.device:
-    devices = parse_devices(text or ("0" if torch.cuda.device_count() else "cpu"))
-    if len(devices) > 1:
-        raise ConfigurationError(f"--device {text}: evaluation runs on one device; name one")
-    return devices[0]
+def _members_table(job: EvaluationJob, judgement: Judgement) -> Table:
+    table = Table(title="each network alone", title_justify="left")
+    table.add_column("weights", overflow="fold")
+    for name in ("coefficient", "loss", "top-1 error", "top-5 error"):
+        table.add_column(name, justify="right")
+    members = zip(job.evaluation.networks, judgement.coefficients, judgement.predictions.members.unbind(0), strict=True)
+    for network, coefficient, counts in members:
+        alone = Metrics.from_counts(counts)
+        errors = (f"{alone.top1_error:.2f} %", f"{alone.top5_error:.2f} %")
+        table.add_row(str(network.weights), f"{coefficient:.4f}", f"{alone.loss:.4f}", *errors)
+    return table

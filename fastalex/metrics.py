@@ -37,8 +37,8 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Losses and errors of a batch as one float64 vector of 4.
+def misses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are top-1 errors, and which top-5 errors: two bool vectors.
 
     An image counts as an error unless its label's score beats all but 0 (top-1) or 4 (top-5) of the others strictly:
     ties and NaN scores are errors, so a network that says nothing gets nothing right.
@@ -47,8 +47,11 @@ def count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
     not_beaten = (~(logits < own)).sum(1) - 1
     # A NaN score of its own beats nobody: not_beaten is then classes - 1, which for up to five classes is within top-5.
     wrong = torch.isnan(own.squeeze(1))
-    top1 = ((not_beaten >= 1) | wrong).sum()
-    top5 = ((not_beaten >= 5) | wrong).sum()
-    return torch.stack(
-        [loss.double(), top1.double(), top5.double(), torch.tensor(len(labels), device=loss.device).double()]
-    )
+    return (not_beaten >= 1) | wrong, (not_beaten >= 5) | wrong
+
+
+def count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Losses and errors (:func:`misses`) of a batch as one float64 vector of 4."""
+    top1, top5 = misses(logits, labels)
+    images = torch.tensor(len(labels), device=loss.device)
+    return torch.stack([loss.detach().double(), top1.sum().double(), top5.sum().double(), images.double()])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -108,16 +108,11 @@ class AlexNet(nn.Module):
             ConfigurationError: a name that this network does not have.
         """
         wanted = list(names)
-        found: dict[str, Tensor] = {}
         was_training = self.training
         self.eval()
         try:
             x = prepare_images(images, self.architecture, self.compute_dtype)
-            for block in self.blocks():
-                for step, value in block.steps(x):
-                    found[f"{block.spec.name}.{step}"] = value
-                    x = value
-                found[block.spec.name] = x
+            found = dict(named_steps(self.blocks(), x))
         finally:
             self.train(was_training)
         unknown = [name for name in wanted if name not in found]
@@ -161,6 +156,7 @@ class Stage(nn.Module):
         self.compute_dtype = model.compute_dtype
         self.is_first = names[0] == model.architecture.block_names[0]
         self.is_last = names[-1] == model.architecture.block_names[-1]
+        self.watch: Callable[[str, Tensor], None] | None = None  # told every activation's name and value in evaluation
         for name in names:
             self.add_module(name, model.get_submodule(name))
         self.train(model.training)
@@ -171,6 +167,11 @@ class Stage(nn.Module):
             x = prepare_images(x, self.architecture, self.compute_dtype)
         elif x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.watch is not None and not self.training:
+            value = x
+            for name, value in named_steps(self.blocks(), x):
+                self.watch(name, value)
+            return value if self.is_last else value.contiguous()
         for block in self.blocks():
             x = block(x, seed, first_row)
         return x if self.is_last else x.contiguous()
@@ -205,6 +206,15 @@ class Stage(nn.Module):
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
+
+
+def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The names and values of all activations (:meth:`AlexNet.activations`) in evaluation, in order."""
+    for block in blocks:
+        for step, value in block.steps(x):
+            yield f"{block.spec.name}.{step}", value
+            x = value
+        yield block.spec.name, x
 
 
 def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,6 +248,19 @@ class Reporter(SilentReporter):
 
     def _done(self, progress: Progress) -> int:
         return progress.samples // self._batch_size
+
+
+@contextmanager
+def batch_progress(title: str, total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """On a terminal, a bar of batches; what is yielded moves it on by one."""
+    console = Console()
+    if not (shown and console.is_terminal):
+        yield lambda: None
+        return
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.completed}/{task.total} batches"))
+    with ProgressBar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
 
 
 def name_value_table(title: str, rows: dict[str, str]) -> Table:

@@ -1,14 +1,17 @@
 """A small data set of real JPEG files, prepared once per test run, and a quick network."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dataloading
 from fastalex.architecture import Variation
-from fastalex.checkpoint import Description
+from fastalex.checkpoint import Description, Progress, save_checkpoint
 from fastalex.config import RunConfig
 from fastalex.recipe import Change, Recipe
 
@@ -69,3 +72,24 @@ def config(prepared: Path, tmp_path: Path) -> RunConfig:
     )
     config.save()
     return config
+
+
+def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **changes: Any) -> Path:
+    """A run folder with the weights of a narrow network that nobody trained, but whose answers differ between images.
+
+    Args:
+        data: the prepared data set that the run names.
+        changes: fields of its :class:`Description`.
+    """
+    folder.mkdir()
+    classes = tuple(dataloading.Dataset(data).classes)
+    network = replace(Description("krizhevsky", len(classes), Variation(width=1 / 16, lrn=False), classes), **changes)
+    model = network.build(seed=seed)
+    with torch.no_grad():
+        for block in model.blocks():
+            block.weight.mul_(scale)
+    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
+    RunConfig(str(data), network, recipe, "cpu", 1, "1f1b", "fp32", seed, str(folder)).save()
+    save_checkpoint(folder, weights, {}, Progress(epoch=1, step=4, errors=[50.0]), network)
+    return folder

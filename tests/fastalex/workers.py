@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from fastalex.activations import Extraction, extract
+from fastalex.ensemble import Evaluation, evaluate
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
 from fastalex.model import AlexNet
@@ -81,3 +83,12 @@ def wait_for_the_end(world: World, folder: str) -> None:
         time.sleep(0.05)
         stopped = world.sum(torch.tensor([float(world.signal_number)]))
     raise Interrupted("stopped", world.signal_number or signal.SIGINT)
+
+
+def evaluate_and_extract(world: World, argument: tuple[Evaluation, Extraction, Path]) -> None:
+    """Judge networks and write activations; the first worker saves the judgement."""
+    evaluation, extraction, path = argument
+    judgement = evaluate(world, evaluation)
+    if world.is_first:
+        torch.save(judgement, path)
+    extract(world, extraction)

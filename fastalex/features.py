@@ -1,0 +1,23 @@
+"""``python -m fastalex.features RUN DATA ACTIVATION ... -o DIR``: a trained network's activations as NumPy files."""
+
+from __future__ import annotations
+
+import tyro
+
+from fastalex import cli, launch
+from fastalex.features_options import FeaturesOptions, extract_and_report, resolve, resolve_and_extract
+
+
+def main() -> None:
+    """Parse, then extract here, in new workers, or as one of torchrun's."""
+    options = tyro.cli(FeaturesOptions, prog="python -m fastalex.features", description=FeaturesOptions.__doc__)
+    if launch.is_worker():
+        devices = launch.devices_under_torchrun(options.devices)
+        launch.run(resolve_and_extract, options.on(devices), devices)
+    else:
+        extraction, chosen = resolve(options)
+        launch.run(extract_and_report, extraction, launch.parse_devices(chosen))
+
+
+if __name__ == "__main__":
+    cli.main(main)
