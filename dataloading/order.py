@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dataloading.errors import DatasetError
 
-_SHUFFLE = 0x5348_5546_464C_4521  # second key word: keeps these draws apart from every other use of the same seed
+# Second key words: keep draws apart from every other use of the same seed.
+_SHUFFLE, _SUBSET = 0x5348_5546_464C_4521, 0x5355_4253_4554_2121
 SEED_LIMIT = 2**64
 
 
@@ -36,6 +37,22 @@ def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool = True) -> N
     key = np.array([check_seed(seed), _SHUFFLE], dtype=np.uint64)
     words = np.random.Philox(key=key, counter=np.array([0, 0, epoch, 0], dtype=np.uint64)).random_raw(count)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+
+
+def subset(labels: NDArray[np.integer], fraction: float, *, seed: int) -> NDArray[np.int64]:
+    """Return the same fraction of the samples of every class: int64, ascending.
+
+    Of a class with n samples these are the first round(fraction * n) in an order that follows from `seed`. So the
+    samples of a smaller fraction are among those of a larger one. A class may be left with none.
+    """
+    key = np.array([check_seed(seed), _SUBSET], dtype=np.uint64)
+    words = np.random.Philox(key=key).random_raw(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.argsort(words[members], kind="stable")
+        chosen.append(members[order[: round(fraction * len(members))]])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
 class Window(NamedTuple):

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloading import order
 from dataloading.errors import DatasetError
 
 FORMAT = "fastalex-dataset"
@@ -189,13 +190,14 @@ class Dataset:
         except (KeyError, TypeError) as error:
             raise DatasetError(f"{self.root / DESCRIPTION} is damaged: no usable entry {error}; {_REPAIR}") from None
         self._maps: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._subsets: tuple[tuple[str, float, int], ...] = ()
         self._index = {split: self._open_index(split) for split in self.splits}
         self.mean_image: NDArray[np.float32] = self._open_mean_image()
         for split in self.splits:
             self._check_shards(split)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.root,)
+        return _reopened, (self.root, self._subsets)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(split):,} {split}" for split in self.splits)
@@ -214,6 +216,32 @@ class Dataset:
         if split not in self._index:
             raise DatasetError(f"{self.root} has no split {split!r}; it has {', '.join(self.splits)}")
         return self._index[split]
+
+    def subset(self, split: str, fraction: float, *, seed: int) -> "Dataset":
+        """Return the same data set with `fraction` of the samples of each class of `split`, chosen by `seed`.
+
+        A smaller fraction's samples are among a larger one's (see `order.subset`). Mean image and colour statistics
+        stay those of all images.
+
+        Raises:
+            DatasetError: a fraction outside (0, 1], or one that leaves a class without samples.
+        """
+        if not 0 < fraction <= 1:
+            raise DatasetError(f"fraction is {fraction}; more than 0 and at most 1 is wanted")
+        labels = self.labels(split)
+        chosen = order.subset(labels, fraction, seed=seed)
+        left_out = np.setdiff1d(labels, labels[chosen])
+        if len(left_out):
+            name, count = self.classes[left_out[0]], int((labels == left_out[0]).sum())
+            raise DatasetError(
+                f"{fraction:.3g} of {self.root} leaves no image of class {name}, which has {count} in {split}; take a "
+                f"fraction of {1 / count:.2g} or more"
+            )
+        smaller = Dataset.__new__(Dataset)
+        smaller.__dict__.update(self.__dict__)
+        smaller._index = {**self._index, split: self.index(split)[chosen]}
+        smaller._subsets = (*self._subsets, (split, fraction, seed))
+        return smaller
 
     def shards(self, split: str) -> Sequence[ShardFile]:
         """Return name, size, SHA-256 and sample count of the split's shards."""
@@ -326,6 +354,14 @@ class Dataset:
                     f"{self.root / index_name(split)} does not belong to these shards: see sample {sample}; {_REPAIR}"
                 )
             self.read(split, sample)
+
+
+def _reopened(root: Path, subsets: tuple[tuple[str, float, int], ...]) -> Dataset:
+    """A data set as it was when it was pickled."""
+    dataset = Dataset(root)
+    for split, fraction, seed in subsets:
+        dataset = dataset.subset(split, fraction, seed=seed)
+    return dataset
 
 
 _REPAIR = "copy the data set again or prepare it anew"

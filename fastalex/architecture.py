@@ -19,6 +19,7 @@ from typing import Any, Literal
 from fastalex.errors import ConfigurationError
 
 ActivationName = Literal["relu", "tanh"]
+InitName = Literal["text", "scaled"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,14 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class LinearBlock:
-    """A fully connected layer; ``dropout`` says whether it drops its input, its output or nothing."""
+    """A fully connected layer; ``dropout`` says whether it drops its input, its output or nothing.
+
+    ``groups`` divides inputs and outputs into as many equal runs that are connected among themselves only.
+    """
 
     name: str
     out_features: int
+    groups: int = 1
     activation: bool = True
     dropout: Literal["none", "before", "after"] = "after"
     weight_std: float | None = 0.01
@@ -108,6 +113,8 @@ class Architecture:
         inverted_dropout: True scales kept features by 1/(1-p) in training (Caffe, PyTorch); False leaves training alone
             and multiplies by 1-p in evaluation (2012).
         input_std: the images (0-255, mean subtracted) are divided by this, per channel; None leaves them as they are.
+        prepared_size: length of the prepared images' shorter side in pixels, where crops of others would not show
+            whole objects; None takes any.
     """
 
     name: str
@@ -117,6 +124,7 @@ class Architecture:
     dropout: float = 0.5
     inverted_dropout: bool = False
     input_std: tuple[float, float, float] | None = None
+    prepared_size: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -196,7 +204,12 @@ def _pooled(size: int, step: MaxPool) -> int:
 
 def _linear_shape(block: LinearBlock, shape: tuple[int, ...]) -> BlockShape:
     inputs = math.prod(shape)
-    weights = inputs * block.out_features
+    if inputs % block.groups or block.out_features % block.groups:
+        raise ConfigurationError(
+            f"{block.name}: {block.groups} groups do not divide {inputs} inputs and {block.out_features} outputs; "
+            "choose a width that keeps both even"
+        )
+    weights = inputs // block.groups * block.out_features
     return BlockShape(block.name, inputs, (block.out_features,), weights + block.out_features, weights)
 
 
@@ -224,6 +237,53 @@ def krizhevsky() -> Architecture:
             *_fully_connected(hidden_bias=1.0),
         ),
     )
+
+
+def ungrouped() -> Architecture:
+    """``krizhevsky`` as one tower of the same width: each kernel sees all maps below it (62,378,344 parameters)."""
+
+    def joined(block: Block) -> Block:
+        if not isinstance(block, ConvBlock):
+            return block
+        steps = tuple(replace(step, towers=1) if isinstance(step, LocalResponseNorm) else step for step in block.steps)
+        return replace(block, groups=1, steps=steps)
+
+    architecture = krizhevsky()
+    return replace(architecture, name="ungrouped", blocks=tuple(joined(block) for block in architecture.blocks))
+
+
+def half() -> Architecture:
+    """Configuration 145-half: what fits on one GPU of 2012 (59,798,312 parameters).
+
+    One tower of ``krizhevsky``, but conv5 and the fully connected layers keep their width, so that the number of
+    parameters stays about the same.
+    """
+    channels = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192, "conv5": 256}
+
+    def halved(block: Block) -> Block:
+        return replace(block, out_channels=channels[block.name]) if isinstance(block, ConvBlock) else block
+
+    architecture = ungrouped()
+    return replace(architecture, name="half", blocks=tuple(halved(block) for block in architecture.blocks))
+
+
+def separate() -> Architecture:
+    """Configuration 150: two towers that meet in the last layer only.
+
+    conv2 has 160 kernels a tower and fc6 4096 features, in place of the connections that are gone. fc7 has 2048 a
+    tower, as ``krizhevsky`` does.
+    """
+
+    def parted(block: Block) -> Block:
+        if isinstance(block, ConvBlock):
+            width = 320 if block.name == "conv2" else block.out_channels
+            return replace(block, out_channels=width, groups=1 if block.name == "conv1" else 2)
+        if block.name == "fc6":
+            return replace(block, out_features=8192, groups=2)
+        return replace(block, groups=2) if block.name == "fc7" else block
+
+    architecture = krizhevsky()
+    return replace(architecture, name="separate", blocks=tuple(parted(block) for block in architecture.blocks))
 
 
 def paper() -> Architecture:
@@ -292,6 +352,26 @@ def owt() -> Architecture:
     )
 
 
+def four_layer() -> Architecture:
+    """A network of four layers for 32-pixel images, as the paper's figure 1 compares activations on.
+
+    The paper says no more about its network than the number of layers. This one is the small CIFAR-10 network of
+    Krizhevsky's cuda-convnet (three conv layers of 32, 32 and 64 5x5 kernels, one fully connected one) with max-pooling
+    throughout. No dropout, no normalisation.
+    """
+    return Architecture(
+        name="four-layer",
+        image_size=32,
+        prepared_size=32,
+        blocks=(
+            ConvBlock("conv1", 32, 5, padding=2, steps=(MaxPool(), Activation()), weight_std=1e-4),
+            ConvBlock("conv2", 32, 5, padding=2, steps=(Activation(), MaxPool())),
+            ConvBlock("conv3", 64, 5, padding=2, steps=(Activation(), MaxPool())),
+            LinearBlock("fc4", 1000, activation=False, dropout="none"),
+        ),
+    )
+
+
 def _fully_connected(hidden_bias: float, hidden_std: float = 0.01) -> tuple[LinearBlock, ...]:
     return (
         LinearBlock("fc6", 4096, weight_std=hidden_std, bias=hidden_bias),
@@ -300,7 +380,9 @@ def _fully_connected(hidden_bias: float, hidden_std: float = 0.01) -> tuple[Line
     )
 
 
-ARCHITECTURES: dict[str, Callable[[], Architecture]] = {f.__name__: f for f in (krizhevsky, paper, caffe, owt)}
+ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
+    f.__name__.replace("_", "-"): f for f in (krizhevsky, paper, caffe, owt, ungrouped, half, separate, four_layer)
+}
 
 
 # --- variations -------------------------------------------------------------------------------------------------------
@@ -319,6 +401,11 @@ class Variation:
         dropout: probability in [0, 1); None keeps the architecture's.
         without: conv layers to remove, with their activations and norms; their pooling stays behind.
         conv6: adds the 3x3 conv layer over the last pooling that the pre-trained networks of 2012 had.
+        bottleneck: features of a linear layer before the last one, which keeps the weights of many classes few:
+            configuration 146.2011 had 2 x 1024 before 21,843 classes. None has none.
+        init: ``text`` draws all weights with standard deviation 0.01, as the paper's text says; ``scaled`` divides the
+            architecture's own standard deviations, but the first layer's, by the square root of ``width``, so that
+            signals keep their size in narrow networks. None leaves the architecture's own.
     """
 
     width: float = 1.0
@@ -328,6 +415,8 @@ class Variation:
     dropout: float | None = None
     without: tuple[str, ...] = ()
     conv6: bool = False
+    bottleneck: int | None = None
+    init: InitName | None = None
 
 
 def build_architecture(
@@ -358,9 +447,13 @@ def _vary(architecture: Architecture, variation: Variation) -> Architecture:
         raise ConfigurationError(f"unknown activation {variation.activation!r}; choose relu or tanh")
     if variation.dropout is not None and not 0 <= variation.dropout < 1:
         raise ConfigurationError(f"dropout is {variation.dropout}; a probability in [0, 1) is wanted")
+    if variation.init not in (None, "text", "scaled"):
+        raise ConfigurationError(f"unknown init {variation.init!r}; choose text or scaled")
     blocks = architecture.blocks
     if variation.conv6:
         blocks = _with_conv6(blocks)
+    if variation.bottleneck is not None:
+        blocks = _with_bottleneck(blocks, variation.bottleneck)
     if not variation.overlapping:
         blocks = tuple(_non_overlapping(block) for block in blocks)
     for name in variation.without:
@@ -369,6 +462,8 @@ def _vary(architecture: Architecture, variation: Variation) -> Architecture:
         blocks = tuple(_without_norms(block) for block in blocks)
     if variation.width != 1.0:
         blocks = tuple(_scaled(block, variation.width) for block in blocks)
+    if variation.init is not None:
+        blocks = _initialised(blocks, variation.init, variation.width)
     dropout = architecture.dropout if variation.dropout is None else variation.dropout
     activation = variation.activation or architecture.activation
     return replace(architecture, blocks=blocks, dropout=dropout, activation=activation)
@@ -381,6 +476,15 @@ def _with_conv6(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     initial: dict[str, Any] = {"weight_std": None} if conv5.weight_std is None else {"weight_std": 0.03, "bias": 1.0}
     conv6 = ConvBlock("conv6", conv5.out_channels, 3, padding=1, **initial)
     return (*blocks[: last_conv + 1], conv6, *blocks[last_conv + 1 :])
+
+
+def _with_bottleneck(blocks: tuple[Block, ...], features: int) -> tuple[Block, ...]:
+    if features < 1:
+        raise ConfigurationError(f"bottleneck is {features}; a layer needs at least 1 feature")
+    last = blocks[-1]
+    assert isinstance(last, LinearBlock)
+    bottleneck = LinearBlock("bottleneck", features, activation=False, dropout="none", weight_std=last.weight_std)
+    return (*blocks[:-1], bottleneck, last)
 
 
 def _non_overlapping(block: Block) -> Block:
@@ -420,6 +524,19 @@ def _without_norms(block: Block) -> Block:
         return block
     norms = (LocalResponseNorm, SameMapNorm)
     return replace(block, steps=tuple(step for step in block.steps if not isinstance(step, norms)))
+
+
+def _initialised(blocks: tuple[Block, ...], init: InitName, width: float) -> tuple[Block, ...]:
+    if any(block.weight_std is None for block in blocks):
+        raise ConfigurationError(f"init {init} changes standard deviations, and this network's weights have none")
+
+    def std(block: Block) -> float:
+        assert block.weight_std is not None
+        if init == "text":
+            return 0.01
+        return block.weight_std if block is blocks[0] else block.weight_std / math.sqrt(width)
+
+    return tuple(replace(block, weight_std=std(block)) for block in blocks)
 
 
 def _scaled(block: Block, width: float) -> Block:

@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,10 @@ class Description:
         texts = (f"{name}={'+'.join(value) if isinstance(value, tuple) else value}" for name, value in varied.items())
         return " ".join([self.architecture, *texts])
 
+    def can_start_from(self, other: Description) -> bool:
+        """Whether the other network's weights fit this one, but for the layers that lead to the classes."""
+        return self.architecture == other.architecture and _body(self.variation) == _body(other.variation)
+
     def to_json(self) -> str:
         """As text for a file's header."""
         return json.dumps(asdict(self))
@@ -94,6 +98,11 @@ class Description:
         variation = values["variation"]
         variation["without"] = tuple(variation["without"])
         return cls(values["architecture"], values["num_classes"], Variation(**variation), tuple(values["classes"]))
+
+
+def _body(variation: Variation) -> Variation:
+    """Without what changes no shape of the layers below those that lead to the classes."""
+    return replace(variation, dropout=None, init=None, bottleneck=None)
 
 
 def save_checkpoint(
@@ -196,14 +205,33 @@ def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in names}
 
 
+def start_from(model: AlexNet, description: Description, path: Path) -> None:
+    """Copy another network's weights into a new one, whose head stays as it is where the classes are others.
+
+    The head is the last layer, and the bottleneck before it if there is one; with the same classes and bottleneck it is
+    copied, too.
+
+    Raises:
+        ConfigurationError: the weights are of another architecture.
+    """
+    there = load_description(path)
+    same_head = (there.classes, there.variation.bottleneck) == (description.classes, description.variation.bottleneck)
+    for block in model.blocks():
+        if same_head or block.spec.name not in ("bottleneck", model.architecture.block_names[-1]):
+            load_parameters(block, path, prefix=f"{block.spec.name}.")
+
+
 @torch.no_grad()
-def load_parameters(module: torch.nn.Module, path: Path) -> None:
+def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> None:
     """Read the parameters of a module, which may be one stage of the network, from a file.
+
+    Args:
+        prefix: stands in the file before the module's own names.
 
     Raises:
         ConfigurationError: a parameter is missing or has another shape.
     """
-    parameters = dict(module.named_parameters())
+    parameters = {prefix + name: parameter for name, parameter in module.named_parameters()}
     for name, tensor in load_tensors(path, parameters).items():
         if tensor.shape != parameters[name].shape:
             raise ConfigurationError(

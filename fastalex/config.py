@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastalex.checkpoint import Description, write_atomically
+from fastalex.edits import Edit
 from fastalex.errors import ConfigurationError
 from fastalex.model import Precision
 from fastalex.pipeline import ScheduleName
@@ -32,6 +33,9 @@ class RunConfig:
         output: the run folder.
         on_bad_sample: ``stop`` at a damaged image, or ``skip`` it: another of its class takes its place.
         hardware_decoder_load: share of a batch that a GPU's JPEG hardware decodes, 0 to 1.
+        fraction: of the training images of each class that it trains on; ``seed`` chooses them.
+        init_from: None, or the file of another network's weights that it starts from.
+        edits: what was changed in the recipe by hand; ``recipe`` is what it became.
     """
 
     data: str
@@ -45,6 +49,9 @@ class RunConfig:
     output: str
     on_bad_sample: BadSamplePolicy = "stop"
     hardware_decoder_load: float = 0.65
+    fraction: float = 1.0
+    init_from: str | None = None
+    edits: tuple[Edit, ...] = ()
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""
@@ -64,6 +71,7 @@ class RunConfig:
             values = json.loads(path.read_text())
             values["recipe"] = _recipe(values["recipe"])
             values["network"] = Description.from_json(json.dumps(values["network"]))
+            values["edits"] = tuple(Edit(**edit) for edit in values.get("edits", ()))
             return replace(cls(**values), output=str(run))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(f"{path} is damaged or of another version: {error}") from None

@@ -16,26 +16,31 @@ PREPARED = Path("prepared")
 AnyDataset = dataloading.Dataset | dataloading.SyntheticDataset
 
 
-def open_data(data: Path | None) -> AnyDataset:
+def open_data(data: Path | None, size: int | None = None) -> AnyDataset:
     """Open a data set, preparing it first if need be.
 
     Args:
         data: a prepared data set; or class folders (``train/<class>/*.jpg``, ``val/<class>/*.jpg``), which are prepared
             once into ``prepared/``; or None for the bundled handwritten digits; or the word ``synthetic`` for random
             images from memory, with which training is as fast as if data cost nothing.
+        size: of the images' shorter side in pixels; a set that was prepared with another one is prepared anew from
+            that, into ``prepared/``. None takes a prepared set as it is, and prepares with 256.
 
     Raises:
         dataloading.DatasetError: no such folder, no images in it, or a damaged data set.
     """
+    suffix = f"-{size}px" if size else ""
     if data is None:
-        return _prepared("digits", PREPARED / "digits")
+        return _prepared("digits", PREPARED / f"digits{suffix}", size)
     if str(data) == "synthetic":
         return open_prepared("synthetic")
     if not data.exists():
         raise ConfigurationError(f"no such folder: {data}")
     if dataloading.is_prepared(data):
-        return dataloading.Dataset(data)
-    return _prepared(data, PREPARED / f"{data.resolve().name}-{_identity(data)}")
+        dataset = dataloading.Dataset(data)
+        if size in (None, dataset.size):
+            return dataset
+    return _prepared(data, PREPARED / f"{data.resolve().name}-{_identity(data)}{suffix}", size)
 
 
 def _identity(source: Path) -> str:
@@ -48,20 +53,34 @@ def _identity(source: Path) -> str:
     return digest.hexdigest()[:8]
 
 
-def open_prepared(root: str) -> AnyDataset:
-    """Open what a run recorded: a prepared data set's folder, or ``synthetic``."""
-    return dataloading.SyntheticDataset(train=12_800, val=1_280) if root == "synthetic" else dataloading.Dataset(root)
+def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset:
+    """Open what a run recorded: a prepared data set's folder, or ``synthetic``.
+
+    Args:
+        fraction: of the training images of each class; see :meth:`dataloading.Dataset.subset`.
+        seed: chooses them.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: no such fraction, or a damaged data set.
+    """
+    if root == "synthetic":
+        if fraction != 1:
+            raise ConfigurationError("--fraction goes with images from files; synthetic ones are all alike")
+        return dataloading.SyntheticDataset(train=12_800, val=1_280)
+    dataset = dataloading.Dataset(root)
+    return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
 
 
-def _prepared(source: Path | str, destination: Path) -> dataloading.Dataset:
+def _prepared(source: Path | str, destination: Path, size: int | None = None) -> dataloading.Dataset:
     if dataloading.is_prepared(destination):
         return dataloading.Dataset(destination)
     if is_worker():  # the others would wait for it, and give up
         raise ConfigurationError(
             f"{source} is not prepared; do that before torchrun: python -m dataloading.prepare {source} {destination}"
+            + (f" --size {size}" if size else "")
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
-    dataset = dataloading.prepare(source, destination)
+    dataset = dataloading.prepare(source, destination, size=size or 256)
     if rejected := dataset.made["rejected"]:
         print(f"{rejected} files were left out; {destination / 'rejected.csv'} says which and why", flush=True)
     return dataset

@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause in this package."""
+"""The error that a user's input can cause in this package."""
 
 
 class ConfigurationError(ValueError):
@@ -9,3 +9,7 @@ class ConfigurationError(ValueError):
     """
 
     everywhere = False
+
+
+class NonFiniteLoss(ConfigurationError):
+    """The loss is infinite or not a number: the run has diverged."""

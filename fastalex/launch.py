@@ -29,10 +29,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataloading import DatasetError
-from fastalex.errors import ConfigurationError
+from fastalex.errors import ConfigurationError, NonFiniteLoss
 
 # A peer that dies is noticed at once on gloo; this is how long a peer may be silent, loading data or compiling.
 PEER_TIMEOUT = timedelta(minutes=10)
+_USER_ERRORS = {"NonFiniteLoss": NonFiniteLoss}  # what a worker raised is raised again by its name
 _LOST_PEER = ("connection closed by peer", "connection reset", "connection was likely closed", "timed out waiting")
 
 
@@ -385,7 +386,7 @@ def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
         if report["type"] == "Interrupted":
             raise Interrupted(report["message"], report["signal"])
         if report["is_user_error"]:
-            raise ConfigurationError(report["message"])
+            raise _USER_ERRORS.get(report["type"], ConfigurationError)(report["message"])
     if signal_number:
         raise Interrupted("interrupted; the run goes on from its last checkpoint, if it has one", signal_number)
     if error is None and not reports:

@@ -46,12 +46,12 @@ class AlexNet(nn.Module):
     """The network, whole.
 
     Args:
-        architecture: a name (``krizhevsky``, ``paper``, ``caffe``, ``owt``) or an :class:`Architecture`.
+        architecture: a name (``krizhevsky``, ``paper``, ``caffe``, ``owt``, ...) or an :class:`Architecture`.
         num_classes: outputs of the last layer (ignored where an Architecture is given).
         seed: draws the initial weights; the same seed gives the same weights on any machine. None draws a seed from
             torch's default generator.
         variation: fields of :class:`~fastalex.architecture.Variation`: ``width``, ``lrn``, ``overlapping``,
-            ``activation``, ``dropout``, ``without``, ``conv6``.
+            ``activation``, ``dropout``, ``without``, ``conv6``, ``bottleneck``, ``init``.
 
     Raises:
         ConfigurationError: an unknown name or a variation that makes no network.
@@ -188,7 +188,7 @@ class Stage(nn.Module):
                 :meth:`finish_gradients`, when the input's gradient is long on its way to the stage before.
         """
         for block in self.blocks():
-            if isinstance(block, Linear):
+            if isinstance(block, Linear) and block.spec.groups == 1:
                 block.kept = KeptFactors(micro_batches)
 
     def finish_gradients(self) -> None:
@@ -456,7 +456,7 @@ class Linear(_WeightedBlock):
     kept: KeptFactors | None = None
 
     def __init__(self, spec: LinearBlock, in_features: int, architecture: Architecture, seed: int) -> None:
-        super().__init__(spec, (spec.out_features, in_features), architecture, seed)
+        super().__init__(spec, (spec.out_features, in_features // spec.groups), architecture, seed)
         self.spec = spec
 
     def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
@@ -483,6 +483,10 @@ class Linear(_WeightedBlock):
         return x
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.spec.groups > 1:
+            parts = zip(x.chunk(self.spec.groups, 1), weight.chunk(self.spec.groups), strict=True)
+            product = torch.cat([F.linear(inputs, weights) for inputs, weights in parts], 1)
+            return product if bias is None else product + bias
         if self.kept is None:
             return F.linear(x, weight, bias)
         return _DeferredLinear.apply(x, weight, bias, self.kept)
@@ -495,7 +499,7 @@ class Linear(_WeightedBlock):
         x = x.flatten(1).to(weight.dtype)
         if spec.dropout == "before" and scale != 1.0:
             x = x * scale
-        x = F.linear(x, weight, bias)
+        x = self._multiply(x, weight, bias)
         yield "linear", x
         if spec.activation:
             x = _activate(x, architecture)
@@ -505,8 +509,8 @@ class Linear(_WeightedBlock):
 
 
 def _ordinal(name: str) -> int:
-    """The number in a block's name: 6 for fc6."""
-    return int("".join(character for character in name if character.isdigit()))
+    """The number in a block's name: 6 for fc6; 0 for one without, of which a network has one at most."""
+    return int("".join(character for character in name if character.isdigit()) or 0)
 
 
 def _activate(x: Tensor, architecture: Architecture) -> Tensor:

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fastalex.architecture import ActivationName, Variation, build_architecture
+from fastalex.architecture import ActivationName, InitName, Variation, build_architecture
 from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_progress
 from fastalex.cli import optional as _optional
 from fastalex.config import BadSamplePolicy, RunConfig
 from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
+from fastalex.edits import Edit, edited
 from fastalex.errors import ConfigurationError
 from fastalex.launch import World, default_devices, parse_devices
 from fastalex.model import Precision
@@ -32,11 +33,16 @@ from fastalex.trainer import train
 class NetworkOptions:
     """Which network, and how it differs from the named one."""
 
-    arch: Annotated[Literal["krizhevsky", "paper", "caffe", "owt"], arg(aliases=("-a",))] = "krizhevsky"
-    """krizhevsky: the 2012 run behind the paper's numbers; paper: its text; caffe: bvlc_alexnet; owt: torchvision's."""
+    arch: Annotated[
+        Literal["krizhevsky", "paper", "caffe", "owt", "ungrouped", "half", "separate", "four-layer"],
+        arg(aliases=("-a",)),
+    ] = "krizhevsky"
+    """krizhevsky: the 2012 run behind the paper's numbers; paper: its text; caffe: bvlc_alexnet; owt: torchvision's;
+    ungrouped, half, separate: krizhevsky as one tower, as one of half the width, as two that never exchange anything;
+    four-layer: a small network for 32-pixel images."""
     width: float = 1.0
     """Multiplies the channels of conv layers and the features of hidden layers. Initial weights stay as they are, so
-    very narrow networks hardly start to learn."""
+    very narrow networks hardly start to learn without --init scaled."""
     lrn: bool = True
     """Local response normalisation."""
     overlapping: bool = True
@@ -49,6 +55,12 @@ class NetworkOptions:
     """Conv layers to remove, such as conv3 conv4."""
     conv6: bool = False
     """Add a sixth conv layer over the last pooling."""
+    bottleneck: Annotated[int | None, _optional("N")] = None
+    """Add a linear layer of N features before the last one, which then has fewer weights: for many thousands of classes
+    (2012: 2048 for 21,843)."""
+    init: Annotated[InitName | None, _optional("{text,scaled}")] = None
+    """text: standard deviation 0.01 everywhere, as the paper says; scaled: the architecture's own, made larger for
+    --width below 1, so that signals keep their size. The architecture's own if left out."""
 
     @property
     def variation(self) -> Variation:
@@ -63,10 +75,14 @@ class RecipeOptions:
     """How it is trained."""
 
     recipe: Annotated[
-        Literal["krizhevsky", "paper", "small", "digits"] | None, _optional("{krizhevsky,paper,small,digits}")
-    ] = None
-    """krizhevsky: as the run of 2012; paper: its text; small: for fewer than 100,000 images; digits: for the bundled
-    digits. Default: by the data."""
+        Literal[
+            "krizhevsky", "source-145", "source-145-2010", "source-170", "paper", "small", "digits", "four-layer"
+        ] | None,
+        _optional("RECIPE"),
+    ] = None  # fmt: skip
+    """krizhevsky (or source-145): as the run of 2012; source-145-2010: as the one on ILSVRC-2010; source-170: without
+    anybody's hand, 2013; paper: its text; small: for fewer than 100,000 images; digits: for the bundled digits;
+    four-layer: for the network of that name. Default: by the data."""
     epochs: Annotated[int | None, _optional("N")] = None
     """Passes over the training images; changes of the learning rate move in proportion. Default: the recipe's."""
     batch_size: Annotated[int | None, _optional("N", "-b")] = None
@@ -79,6 +95,19 @@ class RecipeOptions:
     """Weight decay, on weights and not on biases. Default: 0.0005."""
     seed: Annotated[int | None, _optional("N")] = None
     """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
+    crops: Annotated[bool | None, _optional("")] = None
+    """Crop training images at random places; otherwise at the centre. Default: the recipe's."""
+    flip: Annotated[bool | None, _optional("")] = None
+    """Mirror half of the training images. Default: the recipe's."""
+    color_noise: Annotated[float | None, _optional("S")] = None
+    """Colour noise in standard deviations; 0 for none. Default: the recipe's."""
+    fraction: Annotated[float | None, _optional("F")] = None
+    """Train on this part of the training images of each class, chosen by the seed. Default: 1, all."""
+    init_from: Annotated[Path | None, _optional("RUN")] = None
+    """Start from the weights of another run (or of a .safetensors file); the last layer starts anew where the classes
+    are others."""
+    edits: Annotated[tuple[str, ...], arg(name="set", metavar="EDIT [EDIT ...]", help_behavior_hint="")] = ()
+    """Change the schedule by hand: epoch=67:conv1.lr=1e-5 epoch=67:color_noise=0. Epochs count from 0."""
 
 
 @dataclass(frozen=True)
@@ -133,36 +162,63 @@ def resolve(options: TrainOptions) -> RunConfig:
     Raises:
         ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
     """
-    config = _resumed(options) if options.resume else _fresh(options)
+    config = _resumed(options) if options.resume else new_run(options)
     check(config)
     if not options.resume:
-        _make_folder(Path(config.output))
+        make_folder(Path(config.output))
     config.save()
     return config
 
 
-def _fresh(options: TrainOptions) -> RunConfig:
-    build_architecture(options.network.arch, variation=options.network.variation)  # before preparing takes its time
+def new_run(options: TrainOptions) -> RunConfig:
+    """The run that the options ask for, which is not checked yet and has no folder.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: an option that makes no sense, or data that cannot be used.
+    """
+    # Before preparing takes its time.
+    architecture = build_architecture(options.network.arch, variation=options.network.variation)
     devices = options.machine.devices or default_devices()
     stages = len(parse_devices(devices))
-    dataset = open_data(options.data)
-    recipe = build_recipe(options.training.recipe or default_recipe(dataset))
-    if options.training.epochs is not None:
-        recipe = recipe.with_epochs(options.training.epochs)
+    dataset = open_data(options.data, architecture.prepared_size)
+    training = options.training
+    recipe = build_recipe(training.recipe or default_recipe(dataset))
+    if training.epochs is not None:
+        recipe = recipe.with_epochs(training.epochs)
+    recipe = edited(_override(recipe, training), training.edits, layers=architecture.block_names, epoch=0)
     micro_batches = options.machine.micro_batches
     network = Description(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
     return RunConfig(
         data=_absolute(dataset),
         network=network,
-        recipe=_override(recipe, options.training),
+        recipe=recipe,
         devices=devices,
         micro_batches=_default_micro_batches(devices, stages) if micro_batches is None else micro_batches,
         schedule=options.machine.schedule or "1f1b",
         precision=options.machine.precision or "fp32",
-        seed=options.training.seed or 0,
+        seed=training.seed or 0,
         output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
         **_given(options.reading),
+        fraction=1.0 if training.fraction is None else training.fraction,
+        init_from=_initial_weights(training.init_from, network),
+        edits=tuple(Edit(0, text) for text in training.edits),
     )
+
+
+def _initial_weights(run: Path | None, network: Description) -> str | None:
+    """The file of weights that a run or path stands for, once it is clear that the network can start from them."""
+    if run is None:
+        return None
+    path = run if run.is_file() else run / "last.safetensors"
+    if not path.is_file():
+        raise ConfigurationError(f"--init-from {run}: no file of weights, and no run folder with a finished epoch")
+    there = load_description(path)
+    if not network.can_start_from(there):
+        raise ConfigurationError(
+            f"--init-from {run}: its architecture is {there.summary()}, not {network.summary()}; give the same "
+            "options, or start from another run"
+        )
+    return str(path.resolve())
 
 
 def _resumed(options: TrainOptions) -> RunConfig:
@@ -178,9 +234,10 @@ def _resumed(options: TrainOptions) -> RunConfig:
                 f"{options.resume} holds a checkpoint of another architecture: {config.network.summary()}, asked "
                 f"for {asked.summary()}; leave the network's options out, or start a new run"
             )
-    for name, given in (("recipe", options.training.recipe), ("seed", options.training.seed)):
-        if given is not None:
-            raise ConfigurationError(f"--{name} cannot change in a resumed run; leave it out, or start a new run")
+    for name in ("recipe", "seed", "fraction", "init_from"):
+        if getattr(options.training, name) is not None:
+            option = name.replace("_", "-")
+            raise ConfigurationError(f"--{option} cannot change in a resumed run; leave it out, or start a new run")
     if options.output is not None:
         raise ConfigurationError("--output cannot be given with --resume: a resumed run stays in its folder")
     dataset = open_data(options.data) if options.data else open_data(Path(config.data))
@@ -192,11 +249,15 @@ def _resumed(options: TrainOptions) -> RunConfig:
     recipe = config.recipe
     if options.training.epochs is not None:
         recipe = replace(recipe, epochs=options.training.epochs)  # more of the same: past changes stay where they were
-    done = load_progress(checkpoint).epoch
+    progress = load_progress(checkpoint)
+    done = progress.epoch
     if done >= recipe.epochs:
         raise ConfigurationError(
             f"{options.resume} is finished: {done} of {recipe.epochs} epochs; go on with --epochs {done + 1} or more"
         )
+    edits = options.training.edits
+    layers = config.network.build_architecture().block_names
+    recipe = edited(_override(recipe, options.training), edits, layers=layers, epoch=done)
     machine = options.machine
     devices = machine.devices or config.devices
     stages = len(parse_devices(devices))
@@ -206,12 +267,13 @@ def _resumed(options: TrainOptions) -> RunConfig:
     return replace(
         config,
         data=_absolute(dataset),
-        recipe=_override(recipe, options.training),
+        recipe=recipe,
         devices=devices,
         micro_batches=micro_batches,
         schedule=machine.schedule or config.schedule,
         precision=machine.precision or config.precision,
         **_given(options.reading),
+        edits=(*config.edits, *(Edit(progress.step, text) for text in edits)),
     )
 
 
@@ -225,6 +287,9 @@ def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
         "lr": options.lr,
         "momentum": options.momentum,
         "weight_decay": options.wd,
+        "crops": options.crops,
+        "flip": options.flip,
+        "color_noise": options.color_noise,
     }
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
@@ -242,7 +307,7 @@ def check(config: RunConfig) -> None:
     stages = len(parse_devices(config.devices))
     partition(config.network.build_architecture(), stages)
     check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
-    images = open_prepared(config.data).count("train")
+    images = open_prepared(config.data, config.fraction, config.seed).count("train")
     if images < config.recipe.batch_size:
         raise ConfigurationError(
             f"{config.data} has {images} training images, fewer than one batch of {config.recipe.batch_size}; lower "
@@ -265,7 +330,12 @@ def _new_folder(name: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a new run's folder.
+
+    Raises:
+        ConfigurationError: there is something already.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(
             f"{folder} exists already; choose another --output, or go on with it by --resume {folder}"

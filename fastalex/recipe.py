@@ -60,6 +60,7 @@ class Recipe:
         lr: learning rate of the weights at the start.
         bias_lr_multiplier: the biases' learning rate as a multiple of the weights'.
         weight_decay: on weights only; biases have none.
+        crops: whether training images are cropped at random places; otherwise at the centre.
         flip: whether training images are mirrored half the time.
         color_noise: standard deviations of PCA colour noise; 0 switches it off.
         changes: in order of epochs.
@@ -73,13 +74,16 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_lr_multiplier: float = 2.0
+    crops: bool = True
     flip: bool = True
     color_noise: float = 0.1
     changes: tuple[Change, ...] = ()
     plateau: Plateau | None = None
 
     def __post_init__(self) -> None:
-        for name, minimum in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("momentum", 0), ("weight_decay", 0)):
+        for name, minimum in {
+            "epochs": 1, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "color_noise": 0
+        }.items():  # fmt: skip
             value = getattr(self, name)
             if not value >= minimum:
                 raise ConfigurationError(f"{name} is {value}; at least {minimum} is wanted")
@@ -136,22 +140,56 @@ def plateau_divisions(errors: Sequence[float], plateau: Plateau) -> int:
 
 def krizhevsky() -> Recipe:
     """What configuration 145 did (its saved options): biases keep their rate, conv1 slows at 67 and freezes at 72."""
+    return _by_hand("krizhevsky", 91, (25, 51, 67, 72, 79))
+
+
+def source_145_2010() -> Recipe:
+    """What the same network did on ILSVRC-2010 (37.5 % top-1 error).
+
+    Its saved file ends with biases at a tenth of their first rate. When they dropped is not recorded; here they do so
+    with the last change.
+    """
+    recipe = _by_hand("source-145-2010", 93, (23, 51, 68, 72, 78))
+    return replace(recipe, changes=(*recipe.changes[:-1], Change(78, 1e-1, parameters="biases"), recipe.changes[-1]))
+
+
+def _by_hand(name: str, epochs: int, events: tuple[int, int, int, int, int]) -> Recipe:
+    """The schedule of 2012: two drops; conv1 slower and colour noise off; conv1 frozen; the others slower."""
+    first, second, quiet, frozen, last = events
     return Recipe(
-        name="krizhevsky",
-        epochs=91,
+        name=name,
+        epochs=epochs,
         batch_size=128,
         lr=0.01,
         changes=(
-            Change(25, 1e-1, parameters="weights"),
-            Change(51, 1e-2, parameters="weights"),
-            Change(67, 1e-3, layers=("conv1",), parameters="weights", color_noise=0.0),
-            Change(72, 0.0, layers=("conv1",)),
-            Change(
-                79,
-                1e-3,
-                layers=("conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"),
-                parameters="weights",
-            ),
+            Change(first, 1e-1, parameters="weights"),
+            Change(second, 1e-2, parameters="weights"),
+            Change(quiet, 1e-3, layers=("conv1",), parameters="weights", color_noise=0.0),
+            Change(frozen, 0.0, layers=("conv1",)),
+            Change(last, 1e-3, parameters="weights"),
+            Change(last, 0.0, layers=("conv1",)),
+        ),
+    )
+
+
+def source_170() -> Recipe:
+    """Configuration 170 of 2013, without anybody's hand: four equal quarters from 0.01 down to 4e-5, biases in halves.
+
+    Colour noise went off between epochs 61 and 68 and conv1 was frozen between 73 and 78; here in the middle of these.
+    """
+    quarter, half, three_quarters = 24, 48, 72  # of 95: the first epochs that begin in them
+    return Recipe(
+        name="source-170",
+        epochs=95,
+        batch_size=128,
+        lr=0.01,
+        changes=(
+            Change(quarter, 250 ** (-1 / 3), parameters="weights"),
+            Change(half, 250 ** (-2 / 3), parameters="weights"),
+            Change(half, 1e-1, parameters="biases"),
+            Change(64, color_noise=0.0),
+            Change(three_quarters, 1 / 250, parameters="weights"),
+            Change(75, 0.0, layers=("conv1",)),
         ),
     )
 
@@ -179,7 +217,24 @@ def digits() -> Recipe:
     return Recipe(name="digits", epochs=5, batch_size=32, lr=0.002, flip=False, changes=(Change(4, 1e-1),))
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (krizhevsky, paper, small, digits)}
+def four_layer() -> Recipe:
+    """For the network of the same name: constant rates, no regularisation of any kind, as in the paper's figure 1."""
+    return Recipe(
+        name="four-layer",
+        epochs=40,
+        batch_size=128,
+        lr=0.001,
+        weight_decay=0.0,
+        crops=False,
+        flip=False,
+        color_noise=0.0,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    f.__name__.replace("_", "-"): f for f in (krizhevsky, source_145_2010, source_170, paper, small, digits, four_layer)
+}
+ALIASES = {"source-145": "krizhevsky"}
 
 
 def build_recipe(name: str) -> Recipe:
@@ -188,6 +243,7 @@ def build_recipe(name: str) -> Recipe:
     Raises:
         ConfigurationError: an unknown name.
     """
+    name = ALIASES.get(name, name)
     if name not in RECIPES:
-        raise ConfigurationError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        raise ConfigurationError(f"unknown recipe {name!r}; choose one of {', '.join([*RECIPES, *ALIASES])}")
     return RECIPES[name]()

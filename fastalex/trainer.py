@@ -28,10 +28,11 @@ from fastalex.checkpoint import (
     load_tensors,
     publish,
     save_checkpoint,
+    start_from,
 )
 from fastalex.config import RunConfig
 from fastalex.data import open_prepared
-from fastalex.errors import ConfigurationError
+from fastalex.errors import NonFiniteLoss
 from fastalex.evaluation import count_errors
 from fastalex.launch import Interrupted, World
 from fastalex.metrics import Metrics
@@ -64,7 +65,7 @@ class Trainer:
         self.config = config
         self.recipe = config.recipe
         self.folder = Path(config.output)
-        self.dataset = open_prepared(config.data)
+        self.dataset = open_prepared(config.data, config.fraction, config.seed)
         self.engine = self._build_engine()
         self.progress = Progress()
         self.optimizer = self._build_optimizer()
@@ -87,6 +88,8 @@ class Trainer:
             load_parameters(model, self.resumed_from / "model.safetensors")
             if world.is_first:
                 publish(self.folder, self.resumed_from)
+        elif config.init_from:
+            start_from(model, config.network, Path(config.init_from))
         model.set_precision(config.precision)
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's default would round convolutions to TF32
         if world.size == 1:
@@ -120,7 +123,9 @@ class Trainer:
             "on_bad_sample": self.config.on_bad_sample,
             "hardware_decoder_load": self.config.hardware_decoder_load,
         }
-        augment = dataloading.Augmentation(flip=recipe.flip, color_noise=recipe.color_noise_at)
+        augment = dataloading.Augmentation(
+            flip=recipe.flip, color_noise=recipe.color_noise_at, random_crop=recipe.crops
+        )
         training = Loader(
             self.dataset, "train", self.batch_size, shuffle=True, augment=augment, drop_last=True, **common
         )
@@ -205,7 +210,7 @@ class Trainer:
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise ConfigurationError(
+            raise NonFiniteLoss(
                 f"the loss is {loss} at step {self.progress.step} with --lr {self.recipe.lr:g}; lower --lr and start "
                 f"anew, or resume {self.folder} from its last checkpoint with a lower --lr"
             )

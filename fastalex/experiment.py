@@ -1,0 +1,204 @@
+"""The runs of a study: what they are, which are done, and how they are made one after the other.
+
+A study's folder holds one folder for each variant and in it one ordinary run for each seed, as ``fastalex.train`` with
+the same options makes it. Nothing else is remembered: a run that is finished is read, one that has a checkpoint goes on
+from there, all others begin.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastalex import launch
+from fastalex.checkpoint import latest_checkpoint, load_progress
+from fastalex.config import RunConfig
+from fastalex.data import open_prepared
+from fastalex.errors import ConfigurationError, NonFiniteLoss
+from fastalex.options import NetworkOptions, RecipeOptions, TrainOptions, check, make_folder, new_run
+from fastalex.progress import read_metrics
+from fastalex.studies import TRAINING_ERROR_GOAL, Study, Variant
+from fastalex.trainer import train
+
+# What may differ when a run goes on; everything else makes another run.
+_FREE = ("devices", "micro_batches", "schedule", "output")
+_DIVERGED = "diverged.txt"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study."""
+
+    variant: Variant
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return Path(self.config.output)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to.
+
+    ``top1_error`` and ``top5_error`` are those after the last epoch, in percent; nobody chose among epochs by looking
+    at them. ``seconds`` are those of training. ``epochs_to_goal`` counts the epochs until one's mean training error was
+    within :data:`TRAINING_ERROR_GOAL`; None if none was.
+    """
+
+    seed: int
+    top1_error: float
+    top5_error: float
+    seconds: float
+    epochs_to_goal: int | None
+
+
+def plan(study: Study, options: TrainOptions, seeds: int, folder: Path) -> list[Member]:
+    """All runs of a study, those of the first seed first, checked.
+
+    Args:
+        options: what all variants share; a variant's own come on top.
+        seeds: how many, from the one in the options on.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: one of the runs could not be made, or the folder holds another.
+    """
+    if seeds < 1:
+        raise ConfigurationError(f"--seeds is {seeds}; at least 1 is wanted")
+    _check_free(study, options)
+    # Prepared once, and then named by where it lies.
+    shared = replace(options, data=Path(new_run(_with(study, study.variants[0], options)).data))
+    members = []
+    for seed in range(options.training.seed or 0, (options.training.seed or 0) + seeds):
+        for variant in study.variants:
+            output = folder / variant.folder / f"seed-{seed}"
+            own = _with(study, variant, shared)
+            own = replace(own, training=replace(own.training, seed=seed), output=output)
+            config = _same_updates(own, new_run(own))
+            check(config)
+            _check_same(config)
+            members.append(Member(variant, config))
+    return members
+
+
+def _check_free(study: Study, options: TrainOptions) -> None:
+    """Refuse an option that the study itself sets."""
+    for given, plain, which in (
+        (options.network, NetworkOptions(), "network"),
+        (options.training, RecipeOptions(), "training"),
+    ):
+        compared = {name for variant in study.variants for name in getattr(variant, which)} - {"width"}
+        for name in sorted(compared):
+            if getattr(given, name) != getattr(plain, name):
+                raise ConfigurationError(
+                    f"study {study.name} compares values of --{name.replace('_', '-')} itself; leave it out"
+                )
+
+
+def _with(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions:
+    """The options of one variant: the user's over the study's, the variant's over both, widths multiplied."""
+    network, training = options.network, options.training
+    for name, value in study.network.items():
+        if getattr(network, name) == getattr(NetworkOptions(), name):
+            network = replace(network, **{name: value})
+    for name, value in study.training.items():
+        if getattr(training, name) == getattr(RecipeOptions(), name):
+            training = replace(training, **{name: value})
+    changes = dict(variant.network)
+    if "width" in changes:
+        changes["width"] *= network.width
+    return replace(options, network=replace(network, **changes), training=replace(training, **variant.training))
+
+
+def _same_updates(options: TrainOptions, config: RunConfig) -> RunConfig:
+    """On a part of the images, as many more epochs as it takes to make the updates of all images."""
+    if config.fraction == 1:
+        return config
+    batch = config.recipe.batch_size
+    whole, part = (
+        open_prepared(config.data, fraction, config.seed).count("train") // batch for fraction in (1.0, config.fraction)
+    )
+    epochs = round(config.recipe.epochs * whole / max(1, part))
+    return new_run(replace(options, training=replace(options.training, epochs=epochs)))
+
+
+def _check_same(config: RunConfig) -> None:
+    """Refuse to go on with a run of other options."""
+    folder = Path(config.output)
+    if not (folder / "config.json").is_file():
+        return
+    there, asked = dict(_flat(asdict(RunConfig.load(folder)))), dict(_flat(asdict(config)))
+    for name, value in asked.items():
+        if name.split(".")[0] not in _FREE and there.get(name) != value:
+            raise ConfigurationError(
+                f"{folder} was made with {name} {there.get(name)}, asked for {value}; give the same options, or "
+                "another --output"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def carry_out(member: Member) -> None:
+    """Make the run, or the rest of it; return at once where it is finished.
+
+    Raises:
+        Interrupted: told to stop; a checkpoint was written first.
+        ConfigurationError, WorkerError: as :func:`fastalex.trainer.train`.
+    """
+    if is_finished(member):
+        return
+    folder = member.folder
+    if not _has_checkpoint(folder):
+        if (folder / "config.json").is_file():
+            shutil.rmtree(folder)  # ended before its first checkpoint
+        make_folder(folder)
+    member.config.save()
+    try:
+        launch.run(train, member.config, launch.parse_devices(member.config.devices))
+    except NonFiniteLoss as error:  # a result like any other: it would come again
+        (folder / _DIVERGED).write_text(f"{error}\n")
+
+
+def is_finished(member: Member) -> bool:
+    """Whether the run has made all its epochs, or cannot."""
+    if has_diverged(member):
+        return True
+    return _has_checkpoint(member.folder) and (
+        load_progress(latest_checkpoint(member.folder)).epoch >= member.config.recipe.epochs
+    )
+
+
+def has_diverged(member: Member) -> bool:
+    """Whether the loss went beyond all bounds."""
+    return (member.folder / _DIVERGED).exists()
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any((folder / "checkpoints").glob("[0-9]*-[0-9]*"))
+
+
+def outcome(member: Member) -> Outcome:
+    """Read a finished run."""
+    lines = read_metrics(member.folder)
+    last = [line for line in lines if line["kind"] == "val"][-1]
+    errors: dict[int, list[tuple[float, int]]] = {}
+    for line in lines:
+        if line["kind"] == "train":
+            errors.setdefault(line["epoch"], []).append((line["top1_error"], line["images"]))
+    reached = (
+        epoch + 1
+        for epoch, parts in sorted(errors.items())
+        if sum(error * images for error, images in parts) / sum(images for _, images in parts) <= TRAINING_ERROR_GOAL
+    )
+    seconds = load_progress(latest_checkpoint(member.folder)).seconds
+    return Outcome(member.config.seed, last["top1_error"], last["top5_error"], seconds, next(reached, None))

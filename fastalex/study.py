@@ -1,0 +1,71 @@
+"""``python -m fastalex.study NAME [DATA]``: test one of the paper's claims on your own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from fastalex import cli, comparison, experiment, launch
+from fastalex.errors import ConfigurationError
+from fastalex.launch import Interrupted
+from fastalex.options import MachineOptions, NetworkOptions, RecipeOptions, TrainOptions
+from fastalex.studies import STUDIES, find_study
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Test one of the paper's claims: train networks that differ in one thing, with several seeds, and compare errors.
+
+    The same command goes on with a study that was interrupted.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME", help=f"One of {', '.join(STUDIES)}.")]
+    data: Annotated[Positional[Path | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
+    """As for fastalex.train. Default: the bundled digits."""
+    seeds: int = 3
+    """Runs of each variant, with --seed and the numbers that follow it."""
+    network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
+    training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
+    machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
+    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of the study. Default: one in studies/, named after the study and the data."""
+
+
+def run(options: StudyOptions) -> None:
+    """Make the runs that are missing, then print the table and write ``study.json`` and ``study.png``."""
+    if launch.is_worker():
+        raise ConfigurationError("a study starts its workers itself; leave torchrun out and name --devices")
+    study = find_study(options.name)
+    shared = TrainOptions(options.data, options.network, options.training, options.machine)
+    named = options.data.resolve().name if options.data else "digits"
+    folder = options.output or Path("studies") / f"{named}-{study.name}"
+    members = experiment.plan(study, shared, options.seeds, folder)
+    console = Console(soft_wrap=True, highlight=False)
+    for number, member in enumerate(members, 1):
+        if not experiment.is_finished(member):
+            console.print(f"{study.name}, run {number} of {len(members)}: {member.variant.name}, {member.folder.name}")
+            try:
+                experiment.carry_out(member)
+            except Interrupted as error:
+                text = f"stopped in run {number} of {len(members)}; the same command goes on from there"
+                raise Interrupted(text, error.signal_number) from None
+        table = comparison.write(study, members, folder)
+    comparison.draw(study, table, folder / "study.png")
+    console.print(comparison.shown(study, table))
+    for remark in comparison.remarks(study, members, table):
+        console.print(remark)
+    console.print(f"written: {folder / 'study.json'}, {folder / 'study.png'}")
+
+
+def main() -> None:
+    """Parse and run."""
+    run(tyro.cli(StudyOptions, prog="python -m fastalex.study", description=StudyOptions.__doc__))
+
+
+if __name__ == "__main__":
+    cli.main(main)
