@@ -59,8 +59,7 @@ class Difference:
         return cls(value, abs(value) > max(figure.spread, base.spread))
 
     def __str__(self) -> str:
-        verdict = {True: "", False: " (within the spread)", None: " (spread unknown)"}[self.is_larger]
-        return f"{self.value:+.2f}{verdict}"
+        return f"{self.value:+.2f}{ {True: '', False: '~', None: '?'}[self.is_larger]}"
 
 
 @dataclass(frozen=True)
@@ -131,27 +130,28 @@ def fastest(study: Study, table: Sequence[Row]) -> dict[str, Row]:
 def shown(study: Study, table: Sequence[Row]) -> Table:
     """The study as a table for the console."""
     result = Table(title=f"{study.name}: {study.claim}", title_justify="left")
-    for name in ("variant", "runs"):
-        result.add_column(name)
-    headings = ["top-1 error %", "top-5 error %", "top-1 difference", "top-5 difference", "published", "time a run"]
+    result.add_column("variant", overflow="fold")
+    headings = ["runs", "top-1 error %", "top-5 error %", "difference", "published", "time", "parameters"]
     if study.measure == "epochs":
-        headings.insert(0, f"epochs to {TRAINING_ERROR_GOAL:g} %")
-    for name in (*headings, "parameters"):
-        result.add_column(name, justify="right")
+        headings.insert(1, f"epochs to {TRAINING_ERROR_GOAL:g} %")
+    for name in headings:
+        result.add_column(name, justify="right", overflow="fold")
     for row in table:
         runs = f"{len(row.outcomes)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
-        base = row is table[0]
+        is_base = row is table[0]
+        differences = " / ".join(str(d) for d in (row.top1_difference, row.top5_difference) if d is not None)
         cells = [
+            runs,
             _text(row.top1),
             _text(row.top5),
-            "base" if base else _text(row.top1_difference),
-            "base" if base else _text(row.top5_difference),
-            "base" if base else _text(row.variant.published, "none"),
+            "base" if is_base else differences or "-",
+            "base" if is_base else _text(row.variant.published, "none"),
             "-" if row.seconds is None else duration(row.seconds),
+            f"{row.parameters:,}",
         ]
         if study.measure == "epochs":
-            cells.insert(0, _text(row.epochs_to_goal, "not reached" if row.outcomes else "-"))
-        result.add_row(row.variant.name, runs, *cells, f"{row.parameters:,}")
+            cells.insert(1, _text(row.epochs_to_goal, "not reached" if row.outcomes else "-"))
+        result.add_row(row.variant.name, *cells)
     return result
 
 
@@ -167,10 +167,26 @@ def remarks(study: Study, members: Sequence[Member], table: Sequence[Row]) -> li
     images = open_prepared(members[0].config.data).count("val")
     lines.append(
         f"Errors after the last epoch on {images} validation images, one centre crop; one image is {100 / images:.2g} "
-        "points. ± and spread: standard deviation over seeds."
+        "points. ± is the standard deviation over seeds, the differences are top-1 / top-5 in points, time is a run's "
+        "training."
     )
-    lines += [f"{row.variant.name}: {row.variant.published.where}" for row in table if row.variant.published]
+    lines += _verdicts(table)
+    published = ((row.variant.name, row.variant.published) for row in table)
+    lines += [f"Published for {name}: {difference.where}." for name, difference in published if difference]
     return [*lines, study.note] if study.note else lines
+
+
+def _verdicts(table: Sequence[Row]) -> list[str]:
+    """Which differences may be chance."""
+    compared = [(row.variant.name, row.top1_difference, row.top5_difference) for row in table[1:]]
+    small = [
+        f"{name} ({' and '.join(kind for kind, d in (('top-1', one), ('top-5', five)) if d and d.is_larger is False)})"
+        for name, one, five in compared
+        if any(d is not None and d.is_larger is False for d in (one, five))
+    ]
+    if any(one is not None and one.is_larger is None for _, one, _ in compared):
+        return ["?: one run says nothing about the spread, so the differences may be chance."]
+    return [f"~: smaller than the spread over seeds, so perhaps chance: {', '.join(small)}."] if small else []
 
 
 def _ratio(study: Study, table: Sequence[Row]) -> str:

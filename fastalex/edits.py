@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from fastalex.errors import ConfigurationError
 from fastalex.recipe import Change, Parameters, Recipe
 
-_FORM = re.compile(r"epoch=(\d+):(?:(?:(\w+)\.)?(?:(weight|bias)\.)?(lr)|(color_noise))=([^=:]+)")
+_FORM = re.compile(r"epoch=(\d+):(?:(?:(?!weight|bias)(\w+)\.)?(?:(weight|bias)\.)?(lr)|(color_noise))=([^=:]+)")
 _PARAMETERS: dict[str | None, Parameters] = {"weight": "weights", "bias": "biases", None: "all"}
 
 

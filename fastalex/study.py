@@ -46,6 +46,8 @@ def run(options: StudyOptions) -> None:
     folder = options.output or Path("studies") / f"{named}-{study.name}"
     members = experiment.plan(study, shared, options.seeds, folder)
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 140
     for number, member in enumerate(members, 1):
         if not experiment.is_finished(member):
             console.print(f"{study.name}, run {number} of {len(members)}: {member.variant.name}, {member.folder.name}")

@@ -26,6 +26,7 @@ KRIZHEVSKY_PARAMETERS = {
     "fc7": 16_781_312,
     "fc8": 4_097_000,
 }
+ALEXNETS = [name for name in ARCHITECTURES if name != "four-layer"]
 KRIZHEVSKY_MMACS = (105.42, 223.95, 149.52, 112.14, 74.76, 37.75, 16.78, 4.10)
 
 
@@ -34,6 +35,42 @@ def test_parameters_of_every_layer(name):
     shapes = block_shapes(build_architecture(name))
     assert {shape.name: shape.parameters for shape in shapes} == KRIZHEVSKY_PARAMETERS
     assert sum(shape.parameters for shape in shapes) == 60_965_224
+
+
+# Published (half), or the sums of the layers that configurations 145 and 150 describe.
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("half", 59_798_312), ("ungrouped", 62_378_344), ("separate", 60_714_408)]
+)
+def test_parameters_of_the_other_towers(name, parameters):
+    assert sum(shape.parameters for shape in block_shapes(build_architecture(name))) == parameters
+
+
+def test_separate_towers_meet_in_the_last_layer_only():
+    blocks = build_architecture("separate").blocks
+    assert [block.groups for block in blocks] == [1, 2, 2, 2, 2, 2, 2, 1]
+    assert [shape.output[0] for shape in block_shapes(build_architecture("separate"))[:7]] == [
+        96, 320, 384, 384, 256, 8192, 4096
+    ]  # fmt: skip
+
+
+def test_four_layers_on_images_of_32_pixels():
+    assert [shape.output for shape in block_shapes(build_architecture("four-layer", 10))] == [
+        (32, 16, 16), (32, 8, 8), (64, 4, 4), (10,)
+    ]  # fmt: skip
+
+
+def test_a_bottleneck_keeps_the_weights_of_many_classes_few():
+    shapes = block_shapes(build_architecture("krizhevsky", 21_843, Variation(conv6=True, bottleneck=2048)))
+    assert [shape.name for shape in shapes][-4:] == ["fc6", "fc7", "bottleneck", "fc8"]
+    assert shapes[-1].parameters == 21_843 * 2049
+    assert shapes[-2].parameters == 2048 * 4097
+
+
+def test_scaled_initial_weights_keep_the_signal_of_the_whole_width():
+    stds = [block.weight_std for block in build_architecture(variation=Variation(width=0.25, init="scaled")).blocks]
+    assert stds == [0.01, 0.02, 0.06, 0.06, 0.06, 0.02, 0.02, 0.02]
+    text = build_architecture(variation=Variation(init="text")).blocks
+    assert {block.weight_std for block in text} == {0.01}
 
 
 def test_owt_has_torchvisions_parameter_count_and_arithmetic():
@@ -74,7 +111,7 @@ def test_no_norm_is_left_with_lrn_off():
         assert not any(isinstance(step, LocalResponseNorm | SameMapNorm) for step in steps)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALEXNETS)
 @pytest.mark.parametrize("removed", ["conv1", "conv2", "conv3", "conv4", "conv5"])
 def test_any_conv_layer_can_be_removed_and_the_features_stay_6x6(name, removed):
     architecture = build_architecture(name, 10, Variation(without=(removed,)))
@@ -103,7 +140,7 @@ def test_width_scales_hidden_layers_and_not_the_classes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg"}, "unknown architecture 'vgg'; choose one of krizhevsky, paper, caffe, owt"),
+        ({"name": "vgg"}, "unknown architecture 'vgg'; choose one of krizhevsky, paper, caffe, owt, ungrouped"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"variation": Variation(width=0)}, "width is 0"),
         ({"variation": Variation(width=float("nan"))}, "width is nan"),
@@ -112,6 +149,9 @@ def test_width_scales_hidden_layers_and_not_the_classes():
         ({"variation": Variation(without=("conv1",) * 2)}, "no conv layer 'conv1' to remove"),
         ({"variation": Variation(without=tuple(f"conv{i}" for i in range(1, 6)))}, "is the last conv layer"),
         ({"variation": Variation(activation="gelu")}, "unknown activation 'gelu'"),  # type: ignore[arg-type]
+        ({"variation": Variation(init="he")}, "unknown init 'he'; choose text or scaled"),  # type: ignore[arg-type]
+        ({"name": "owt", "variation": Variation(init="text")}, "init text changes standard deviations"),
+        ({"variation": Variation(bottleneck=0)}, "bottleneck is 0"),
     ],
 )
 def test_errors_name_the_value(arguments, message):

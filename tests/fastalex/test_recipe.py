@@ -2,41 +2,79 @@
 
 import pytest
 
+from fastalex import AlexNet
 from fastalex.errors import ConfigurationError
+from fastalex.optimizer import KrizhevskySGD
 from fastalex.recipe import RECIPES, Plateau, Recipe, build_recipe, plateau_divisions
 
 LAYERS = ("conv1", "conv2", "conv5", "fc6", "fc8")
 
-# Configuration 145: epoch -> weight learning rates of conv1 and of the others, bias rate of conv1 and of the others.
-SCHEDULE_145 = {
-    0: (1e-2, 1e-2, 0.02, 0.02),
-    24: (1e-2, 1e-2, 0.02, 0.02),
-    25: (1e-3, 1e-3, 0.02, 0.02),
-    51: (1e-4, 1e-4, 0.02, 0.02),
-    66: (1e-4, 1e-4, 0.02, 0.02),
-    67: (1e-5, 1e-4, 0.02, 0.02),
-    72: (0.0, 1e-4, 0.0, 0.02),
-    79: (0.0, 1e-5, 0.0, 0.02),
-    90: (0.0, 1e-5, 0.0, 0.02),
+# Epoch -> weight learning rates of conv1 and of the others, bias rates of conv1 and of the others, colour noise: as the
+# saved options of the runs and the notes of 2012 and 2013 have them.
+SCHEDULES = {
+    "source-145": {
+        0: (1e-2, 1e-2, 0.02, 0.02, 0.1),
+        24: (1e-2, 1e-2, 0.02, 0.02, 0.1),
+        25: (1e-3, 1e-3, 0.02, 0.02, 0.1),
+        51: (1e-4, 1e-4, 0.02, 0.02, 0.1),
+        66: (1e-4, 1e-4, 0.02, 0.02, 0.1),
+        67: (1e-5, 1e-4, 0.02, 0.02, 0.0),
+        72: (0.0, 1e-4, 0.0, 0.02, 0.0),
+        78: (0.0, 1e-4, 0.0, 0.02, 0.0),
+        79: (0.0, 1e-5, 0.0, 0.02, 0.0),
+        90: (0.0, 1e-5, 0.0, 0.02, 0.0),
+    },
+    "source-145-2010": {
+        0: (1e-2, 1e-2, 0.02, 0.02, 0.1),
+        22: (1e-2, 1e-2, 0.02, 0.02, 0.1),
+        23: (1e-3, 1e-3, 0.02, 0.02, 0.1),
+        51: (1e-4, 1e-4, 0.02, 0.02, 0.1),
+        67: (1e-4, 1e-4, 0.02, 0.02, 0.1),
+        68: (1e-5, 1e-4, 0.02, 0.02, 0.0),
+        72: (0.0, 1e-4, 0.0, 0.02, 0.0),
+        78: (0.0, 1e-5, 0.0, 0.002, 0.0),
+        92: (0.0, 1e-5, 0.0, 0.002, 0.0),
+    },
+    "source-170": {
+        0: (0.01, 0.01, 0.02, 0.02, 0.1),
+        23: (0.01, 0.01, 0.02, 0.02, 0.1),
+        24: (0.0015874, 0.0015874, 0.02, 0.02, 0.1),
+        47: (0.0015874, 0.0015874, 0.02, 0.02, 0.1),
+        48: (0.00025198, 0.00025198, 0.002, 0.002, 0.1),
+        68: (0.00025198, 0.00025198, 0.002, 0.002, 0.0),
+        72: (4e-5, 4e-5, 0.002, 0.002, 0.0),
+        78: (0.0, 4e-5, 0.0, 0.002, 0.0),
+        94: (0.0, 4e-5, 0.0, 0.002, 0.0),
+    },
 }
+LENGTHS = {"source-145": 91, "source-145-2010": 93, "source-170": 95}
 
 
-@pytest.mark.parametrize("epoch", SCHEDULE_145)
-def test_schedule_of_configuration_145(epoch):
-    recipe = build_recipe("krizhevsky")
-    conv1, others, conv1_bias, other_biases = SCHEDULE_145[epoch]
-    for layer in LAYERS:
-        weight = recipe.lr * recipe.lr_scale_at(epoch, layer, "weights")
-        bias = recipe.lr * recipe.bias_lr_multiplier * recipe.lr_scale_at(epoch, layer, "biases")
-        assert weight == pytest.approx(conv1 if layer == "conv1" else others)
-        assert bias == pytest.approx(conv1_bias if layer == "conv1" else other_biases)
-    assert recipe.color_noise_at(epoch) == (0.1 if epoch < 67 else 0.0)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_as_they_were_run(name):
+    recipe = build_recipe(name)
+    assert recipe.epochs == LENGTHS[name]
+    assert recipe.batch_size == 128
+    optimizer = KrizhevskySGD(AlexNet("krizhevsky", 10, seed=0, width=1 / 16, conv6=True, bottleneck=8), recipe)
+    for epoch, (conv1, others, conv1_bias, other_biases, noise) in SCHEDULES[name].items():
+        optimizer.set_epoch(epoch)
+        for group in optimizer.param_groups:
+            layer, kind = group["name"].split(".")
+            first = layer == "conv1"
+            weight, bias = conv1 if first else others, conv1_bias if first else other_biases
+            expected = weight if kind == "weight" else bias
+            assert group["lr"] == pytest.approx(expected, rel=1e-4), (epoch, group["name"])
+        assert recipe.color_noise_at(epoch) == noise
+
+
+def test_the_run_of_2012_has_two_names():
+    assert build_recipe("source-145") == build_recipe("krizhevsky")
 
 
 def test_other_lengths_keep_the_shape():
     short = build_recipe("krizhevsky").with_epochs(182)
     assert short.epochs == 182
-    assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158]
+    assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158, 158]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -83,6 +121,6 @@ def test_bad_values_are_named(values, message):
 
 def test_unknown_recipe():
     with pytest.raises(
-        ConfigurationError, match="unknown recipe 'adam'; choose one of krizhevsky, paper, small, digits"
+        ConfigurationError, match="unknown recipe 'adam'; choose one of krizhevsky, source-145-2010, source-170, paper"
     ):
         build_recipe("adam")

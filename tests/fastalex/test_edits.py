@@ -1,0 +1,68 @@
+"""Schedules edited by hand: read, refused, and applied in order."""
+
+import pytest
+
+from fastalex.edits import edited
+from fastalex.errors import ConfigurationError
+from fastalex.recipe import build_recipe
+
+RECIPE = build_recipe("krizhevsky")
+LAYERS = ("conv1", "conv2", "fc8")
+
+
+def rates(recipe, epoch: int) -> dict[str, float]:
+    """Learning rates by parameter."""
+    return {
+        f"{layer}.{kind}": recipe.lr * factor * recipe.lr_scale_at(epoch, layer, parameter)
+        for layer in LAYERS
+        for kind, parameter, factor in (("weight", "weights", 1), ("bias", "biases", recipe.bias_lr_multiplier))
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("epoch=30:conv1.lr=1e-5", {"conv1.weight": 1e-5, "conv1.bias": 2e-5}),
+        ("epoch=30:conv2.weight.lr=0", {"conv2.weight": 0.0}),
+        ("epoch=30:conv2.bias.lr=0.002", {"conv2.bias": 0.002}),
+        ("epoch=30:bias.lr=0.004", {"conv1.bias": 0.004, "conv2.bias": 0.004, "fc8.bias": 0.004}),
+        ("epoch=30:color_noise=0.05", {}),
+    ],
+)
+def test_an_edit_changes_what_it_names_from_its_epoch_on(text, changed):
+    recipe = edited(RECIPE, [text], layers=LAYERS, epoch=0)
+    assert rates(recipe, 29) == rates(RECIPE, 29)
+    assert rates(recipe, 30) == pytest.approx(rates(RECIPE, 30) | changed)
+    assert recipe.color_noise_at(30) == (0.05 if "noise" in text else 0.1)
+    assert rates(recipe, 80)["fc8.weight"] == pytest.approx(1e-5)  # what the recipe itself brings later still comes
+
+
+def test_the_last_edit_of_an_epoch_holds():
+    recipe = edited(RECIPE, ["epoch=25:lr=5e-3", "epoch=25:conv1.lr=0"], layers=LAYERS, epoch=25)
+    found = rates(recipe, 25)
+    assert (found["conv1.weight"], found["conv2.weight"], found["conv2.bias"]) == pytest.approx((0.0, 5e-3, 1e-2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conv1.lr=1e-5", "--set conv1.lr=1e-5 cannot be read; write epoch=67:lr=1e-4"),
+        ("epoch=30:conv1.momentum=0.5", "cannot be read"),
+        ("epoch=30:conv1.color_noise=0", "cannot be read"),
+        ("epoch=x:lr=1", "cannot be read"),
+        ("epoch=30:lr=fast", "'fast' is no rate"),
+        ("epoch=30:lr=-1", "'-1' is no rate"),
+        ("epoch=30:lr=nan", "'nan' is no rate"),
+        ("epoch=30:conv9.lr=1", "no layer 'conv9'; it has conv1, conv2, fc8"),
+        (
+            "epoch=19:lr=1",
+            "epoch 19 is not ahead of the run, which has finished 20 of 91 epochs; name one from 20 to 90",
+        ),
+        ("epoch=91:lr=1", "epoch 91 is not ahead"),
+    ],
+)
+def test_what_cannot_be_set(text, message):
+    with pytest.raises(ConfigurationError) as error:
+        edited(RECIPE, [text], layers=LAYERS, epoch=20)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,239 @@
+"""Studies: every variant can be built, a study goes on after anything, and its figures are those of its runs."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastalex import study
+from fastalex.architecture import Variation, build_architecture
+from fastalex.comparison import Difference, Figure, fastest, rows
+from fastalex.errors import ConfigurationError
+from fastalex.experiment import carry_out, is_finished, plan
+from fastalex.options import MachineOptions, NetworkOptions, RecipeOptions, TrainOptions
+from fastalex.progress import read_metrics
+from fastalex.studies import STUDIES, find_study
+from fastalex.study import StudyOptions
+from tests.fastalex.test_commands import command, refused, start, wait_for_steps
+from tests.fastalex.test_trainer import assert_same_state, curve
+
+SMALL = ["--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small", "--devices", "cpu"]
+
+
+def options(prepared: Path, **training) -> TrainOptions:
+    return TrainOptions(
+        prepared,
+        NetworkOptions(width=0.0625),
+        RecipeOptions(**{"recipe": "small", "batch_size": 8, "epochs": 2, **training}),
+        MachineOptions(devices="cpu"),
+    )
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_variant_of_every_study_can_be_trained(name, prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the small images of the activation study are prepared here
+    chosen = find_study(name)
+    shared = options(prepared, recipe=None if name == "activation" else "small", batch_size=2)
+    members = plan(chosen, shared, seeds=2, folder=tmp_path / "study")
+    assert len(members) == 2 * len(chosen.variants)
+    assert len({member.folder for member in members}) == len(members)
+    assert [member.config.seed for member in members] == [0] * len(chosen.variants) + [1] * len(chosen.variants)
+    asked = {json.dumps([str(m.config.network), str(m.config.recipe), m.config.fraction]) for m in members}
+    assert len(asked) == len(chosen.variants)  # every variant is another run, and both seeds make the same
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_the_variants_are():
+    networks = {
+        (chosen.name, variant.name): Variation(**{k: v for k, v in variant.network.items() if k != "arch"})
+        for chosen in STUDIES.values()
+        for variant in chosen.variants
+    }
+    assert networks["depth", "without conv4"].without == ("conv4",)
+    assert networks["depth", "with conv6"].conv6
+    assert not networks["lrn", "without any"].lrn
+    assert not networks["overlap", "2x2 windows, stride 2"].overlapping
+    assert networks["dropout", "no dropout"].dropout == 0.0
+    assert networks["width", "width x 0.5"].width == 0.5
+    base = find_study("dropout").variants[0].network
+    assert build_architecture(variation=Variation(**base)) == build_architecture()
+    assert find_study("activation").variants[0].network == {"activation": "relu"}
+
+
+def test_widths_multiply(prepared, tmp_path):
+    members = plan(find_study("width"), options(prepared), seeds=1, folder=tmp_path)
+    assert [member.config.network.variation.width for member in members] == [0.0625, 0.046875, 0.03125, 0.015625]
+
+
+def test_smaller_sets_make_the_same_number_of_updates(prepared, tmp_path):
+    chosen = find_study("dataset-size")
+    chosen = replace(chosen, variants=(chosen.variants[0], replace(chosen.variants[1], training={"fraction": 0.5})))
+    whole, part = plan(chosen, options(prepared, epochs=4), seeds=1, folder=tmp_path)
+    assert (whole.config.fraction, whole.config.recipe.epochs) == (1.0, 4)
+    assert (part.config.fraction, part.config.recipe.epochs) == (0.5, 8)  # 2 updates an epoch instead of 4
+
+
+@pytest.fixture(scope="module")
+def straight(prepared, tmp_path_factory) -> Path:
+    """A small study, never interrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    code, out, err = command(
+        folder, "fastalex.study", "dropout", prepared, *SMALL, "--epochs", "4", "--seeds", "2", "--output", "study"
+    )
+    assert code == 0, err
+    assert "2 x 4 epochs" in out
+    assert "none" in out
+    assert "±" in out
+    return folder / "study"
+
+
+def test_a_study_writes_its_figures(straight):
+    written = json.loads((straight / "study.json").read_text())
+    assert (straight / "study.png").stat().st_size > 0
+    assert [row["variant"] for row in written["rows"]] == ["dropout 0.5", "no dropout"]
+    for row in written["rows"]:
+        folder = straight / row["variant"].replace(" ", "-")
+        last = [read_metrics(folder / f"seed-{seed}")[-1] for seed in (0, 1)]
+        assert row["top1_error"]["mean"] == pytest.approx(sum(line["top1_error"] for line in last) / 2, abs=1e-3)
+        assert row["parameters"] == written["rows"][0]["parameters"]
+        assert all(run["seconds"] > 0 for run in row["runs"])
+    difference = written["rows"][1]["top1_difference"]["value"]
+    means = [row["top1_error"]["mean"] for row in written["rows"]]
+    assert difference == pytest.approx(means[1] - means[0], abs=1e-3)
+    assert written["data"]["train"] == 32
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared, tmp_path, how):
+    arguments = ["fastalex.study", "dropout", prepared, *SMALL, "--epochs", "4", "--seeds", "2", "--output", "study"]
+    process = start(tmp_path, *arguments)
+    second = tmp_path / "study" / "no-dropout" / "seed-0"
+    wait_for_steps(second, 6)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=30)
+    if how == signal.SIGINT:
+        assert process.returncode == 130, err
+        assert err.splitlines() == ["stopped in run 2 of 4; the same command goes on from there"]
+    finished = tmp_path / "study" / "dropout-0.5" / "seed-0" / "last.safetensors"
+    made = finished.stat().st_mtime_ns
+    code, out, err = command(tmp_path, *arguments)
+    assert code == 0, err
+    assert "run 1 of 4" not in out
+    assert "resumed" in out or how == signal.SIGKILL
+    assert finished.stat().st_mtime_ns == made
+    for variant in ("dropout-0.5", "no-dropout"):
+        for seed in ("seed-0", "seed-1"):
+            ours, theirs = tmp_path / "study" / variant / seed, straight / variant / seed
+            assert curve(read_metrics(ours)) == curve(read_metrics(theirs))
+            assert_same_state(ours, theirs)
+
+
+def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
+    """What the command lines of this file ask for."""
+    network, training = {"width": 0.0625, "lrn": False}, {"recipe": "small", "batch_size": 8, "epochs": 4}
+    seeds = more.pop("seeds", 2)
+    network |= {name: more.pop(name) for name in list(more) if name in ("dropout",)}
+    return StudyOptions(
+        study,
+        prepared,
+        seeds,
+        NetworkOptions(**network),
+        RecipeOptions(**training | more),
+        MachineOptions(devices="cpu"),
+        folder,
+    )
+
+
+def test_a_finished_study_is_only_shown(straight, prepared, capsys):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")}
+    study.run(given("dropout", prepared, straight))
+    out = capsys.readouterr().out
+    assert "epoch 1/4" not in out
+    assert "2 x 4 epochs" in out
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "expected"),
+    [
+        ("deep", {}, "unknown study 'deep'; choose one of depth, width"),
+        (
+            "dropout",
+            {"epochs": 5},
+            "seed-0 was made with recipe.epochs 4, asked for 5; give the same options, or another",
+        ),
+        ("dropout", {"dropout": 0.1}, "study dropout compares values of --dropout itself; leave it out"),
+        ("dropout", {"seeds": 0}, "--seeds is 0"),
+        ("dataset-size", {}, "has 3 training images, fewer than one batch of 8"),
+        ("dataset-size", {"fraction": 0.5}, "compares values of --fraction itself"),
+    ],
+)
+def test_what_a_study_refuses(straight, prepared, name, more, expected):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+    with pytest.raises(ConfigurationError) as error:
+        study.run(given(name, prepared, straight, **more))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
+def test_a_study_under_torchrun_is_refused(straight, prepared, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="a study starts its workers itself"):
+        study.run(given("dropout", prepared, straight))
+
+
+def test_bad_input_is_one_line(prepared, tmp_path):
+    message = refused(tmp_path, "fastalex.study", "deep", prepared)
+    assert message.startswith("error: unknown study 'deep'; choose one of depth, width, ")
+
+
+def test_a_run_that_diverges_is_a_result(prepared, tmp_path):
+    chosen = find_study("dropout")
+    members = plan(chosen, options(prepared, lr=1e6, epochs=3), seeds=1, folder=tmp_path)
+    for member in members:
+        carry_out(member)
+        assert is_finished(member)
+    table = rows(chosen, members)
+    assert [row.diverged for row in table] == [1, 1]
+    assert table[1].top1 is None
+    assert table[1].top1_difference is None
+
+
+def test_epochs_to_the_goal_are_read_from_the_training_error(prepared, tmp_path):
+    chosen = find_study("activation")
+    chosen = replace(chosen, variants=(chosen.variants[0], chosen.variants[4]), network={}, training={})
+    members = plan(chosen, options(prepared, lr=None), seeds=2, folder=tmp_path)
+    first_epoch_within = {"relu": (3, 5), "tanh": (8, 8)}
+    for member in members:
+        family = member.variant.name.split()[0]
+        within = first_epoch_within[family][member.config.seed]
+        member = replace(member, config=replace(member.config))
+        write_history(member, within)
+    table = rows(chosen, [*members])
+    best = fastest(chosen, table)
+    assert (best["relu"].epochs_to_goal, best["tanh"].epochs_to_goal) == (Figure(4.0, 2**0.5), Figure(8.0, 0.0))
+
+
+def write_history(member, within: int) -> None:
+    """Make the run, then put another training history in its place."""
+    carry_out(member)
+    lines = [line for line in read_metrics(member.folder) if line["kind"] == "val"][-1:]
+    for epoch in range(9):
+        good = epoch + 1 >= within
+        for error, images in ((20.0, 24) if good else (40.0, 24)), (40.0, 8):  # in windows of unequal size
+            lines.insert(-1, {**lines[-1], "kind": "train", "epoch": epoch, "top1_error": error, "images": images})
+    (member.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_differences_within_the_spread_are_called_so():
+    base = Figure.of([50.0, 52.0, 54.0])
+    assert base == Figure(52.0, 2.0)
+    assert str(Difference.between(Figure(53.9, 0.1), base)) == "+1.90~"
+    assert str(Difference.between(Figure(54.1, 0.1), base)) == "+2.10"
+    assert str(Difference.between(Figure(49.0, 4.0), base)) == "-3.00~"
+    assert str(Difference.between(Figure.of([60.0]), base)) == "+8.00?"
+    assert Difference.between(None, base) is None
