@@ -59,7 +59,7 @@ class Difference:
         return cls(value, abs(value) > max(figure.spread, base.spread))
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f}{ {True: '', False: '~', None: '?'}[self.is_larger]}"
+        return f"{self.value:+.2f}{ {True: '', False: '~', None: '?'}[self.is_larger] }"
 
 
 @dataclass(frozen=True)

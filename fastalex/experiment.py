@@ -24,7 +24,7 @@ from fastalex.studies import TRAINING_ERROR_GOAL, Study, Variant
 from fastalex.trainer import train
 
 # What may differ when a run goes on; everything else makes another run.
-_FREE = ("devices", "micro_batches", "schedule", "output")
+_FREE = ("devices", "micro_batches", "schedule", "output", "hardware_decoder_load")
 _DIVERGED = "diverged.txt"
 
 

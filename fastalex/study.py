@@ -11,9 +11,10 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastalex import cli, comparison, experiment, launch
+from fastalex.cli import optional
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted
-from fastalex.options import MachineOptions, NetworkOptions, RecipeOptions, TrainOptions
+from fastalex.options import MachineOptions, NetworkOptions, ReadingOptions, RecipeOptions, TrainOptions
 from fastalex.studies import STUDIES, find_study
 
 
@@ -25,14 +26,15 @@ class StudyOptions:
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME", help=f"One of {', '.join(STUDIES)}.")]
-    data: Annotated[Positional[Path | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
+    data: Annotated[Positional[Path | None], optional("[DATA]")] = None
     """As for fastalex.train. Default: the bundled digits."""
     seeds: int = 3
     """Runs of each variant, with --seed and the numbers that follow it."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
     machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
-    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
+    output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the study. Default: one in studies/, named after the study and the data."""
 
 
@@ -41,7 +43,13 @@ def run(options: StudyOptions) -> None:
     if launch.is_worker():
         raise ConfigurationError("a study starts its workers itself; leave torchrun out and name --devices")
     study = find_study(options.name)
-    shared = TrainOptions(options.data, options.network, options.training, options.machine)
+    shared = TrainOptions(
+        options.data,
+        network=options.network,
+        training=options.training,
+        machine=options.machine,
+        reading=options.reading,
+    )
     named = options.data.resolve().name if options.data else "digits"
     folder = options.output or Path("studies") / f"{named}-{study.name}"
     members = experiment.plan(study, shared, options.seeds, folder)

@@ -142,7 +142,7 @@ def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
         NetworkOptions(**network),
         RecipeOptions(**training | more),
         MachineOptions(devices="cpu"),
-        folder,
+        output=folder,
     )
 
 
