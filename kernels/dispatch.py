@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 IMPLEMENTATIONS = ("triton", "native", "reference")
 
@@ -60,7 +61,8 @@ def implementation_for(x: Tensor) -> str:
     """
     if _chosen is None:
         return "triton" if x.is_cuda else "native"
-    if _chosen == "triton" and not (x.is_cuda or _INTERPRETED):
+    # A fake tensor launches nothing, so what Triton's path keeps for backward can be learnt where there is no GPU.
+    if _chosen == "triton" and not (x.is_cuda or _INTERPRETED or isinstance(x, FakeTensor)):
         raise RuntimeError(
             f"the Triton kernels were chosen, but x is on {x.device}: move it to a GPU, or choose native, or set "
             "TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter"

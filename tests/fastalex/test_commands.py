@@ -105,7 +105,8 @@ def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_pat
     other = write_images(tmp_path / "other", train=1, val=1, classes=("cat", "dog"))
     message = refused(folder, "fastalex.evaluate", "run", other, "--device", "cpu")
     assert "has 2 classes that are not the network's 3" in message
-    message = refused(folder, "fastalex.evaluate", "run/best.safetensors", "--device", "cpu")
+    (tmp_path / "alone.safetensors").write_bytes((folder / "run" / "best.safetensors").read_bytes())
+    message = refused(tmp_path, "fastalex.evaluate", "alone.safetensors", "--device", "cpu")
     assert "name the data set" in message
 
 

@@ -1,0 +1,28 @@
+"""``python -m fastalex.plan``: what fits into which memory, and how long training takes, before it is begun."""
+
+from __future__ import annotations
+
+import torch
+import tyro
+
+from fastalex import cli, launch
+from fastalex.errors import ConfigurationError
+from fastalex.plan_options import PlanOptions, report, resolve
+
+
+def main() -> None:
+    """Parse, and report here; in new workers only where steps are timed on several devices."""
+    if launch.is_worker():
+        error = ConfigurationError("planning starts its own workers; leave torchrun out")
+        error.everywhere = True
+        raise error
+    options = tyro.cli(PlanOptions, prog="python -m fastalex.plan", description=PlanOptions.__doc__)
+    plan = resolve(options)
+    if plan.measure:
+        launch.run(report, plan, launch.parse_devices(plan.devices))
+    else:
+        report(launch.World(0, 1, torch.device("cpu")), plan)
+
+
+if __name__ == "__main__":
+    cli.main(main)
