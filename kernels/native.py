@@ -449,9 +449,46 @@ def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: b
     return _Dropout.apply(x, seed, first_row, p, 1 / (1 - p) if inverted else 1.0)
 
 
+class _BiasReluDropout(torch.autograd.Function):
+    """Keeps the result, which says where the ReLU was on and what was kept, and the seed and the row number."""
+
+    @staticmethod
+    def forward(ctx, x, bias, seed, first_row, p, scale):
+        y = _masked((x + bias.to(x.dtype)).relu_(), seed, first_row, p, scale)
+        ctx.save_for_backward(y, seed, first_row)
+        ctx.options = (p, scale)
+        ctx.bias_dtype = bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_x = _relu_dropout_backward(grad, *ctx.saved_tensors, *ctx.options)
+        grad_bias = grad_x.sum(0, dtype=_work_dtype(grad_x)).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_bias, None, None, None, None
+
+
+@torch.library.custom_op("fastalex::native_relu_dropout_backward", mutates_args=())
+def _relu_dropout_backward(
+    grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float
+) -> Tensor:
+    grad_x = torch.ops.aten.threshold_backward(grad, y, 0)
+    # A result above 0 was kept. Of a NaN only the mask can tell.
+    if y.isnan().any():
+        return _masked(grad_x, seed, first_row, p, scale)
+    return grad_x.mul_(scale) if scale != 1 else grad_x
+
+
+@_relu_dropout_backward.register_fake
+def _(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
+    return torch.empty_like(torch.ops.aten.threshold_backward(grad, y, 0))
+
+
 def bias_relu_dropout(
     x: Tensor, bias: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool
 ) -> Tensor:
+    if training and p > 0:
+        return _BiasReluDropout.apply(x, bias, seed, first_row, p, 1 / (1 - p) if inverted else 1.0)
     y = (x + bias.to(x.dtype)).relu_()
     return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
 
@@ -480,7 +517,8 @@ def sgd_update_(
     copies: Sequence[Tensor] | None,
 ) -> None:
     rates, decays = _host_numbers(learning_rates), _host_numbers(weight_decays)
-    simple = torch.compiler.is_compiling() or rates is None or decays is None
+    # Without momentum, PyTorch's update takes no velocity.
+    simple = torch.compiler.is_compiling() or rates is None or decays is None or momentum == 0
     for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
         copy = None if copies is None else copies[index]
         tensors = [weight, gradient, velocity] + ([] if copy is None else [copy])
@@ -498,7 +536,7 @@ def sgd_update_(
             continue
         assert rates is not None
         assert decays is not None
-        _update_in_cache(*(_flat(t) for t in tensors), rate=rates[index], decay=decays[index], momentum=momentum)
+        _update(*(_flat(t) for t in tensors), rate=rates[index], decay=decays[index], momentum=momentum)
 
 
 def _host_numbers(values: Sequence[float] | Tensor) -> list[float] | None:
@@ -508,7 +546,7 @@ def _host_numbers(values: Sequence[float] | Tensor) -> list[float] | None:
     return values.tolist() if values.device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
-def _update_in_cache(
+def _update(
     weight: Tensor,
     gradient: Tensor,
     velocity: Tensor,
@@ -518,15 +556,24 @@ def _update_in_cache(
     decay: float,
     momentum: float,
 ) -> None:
-    """The update of flat tensors, block by block, so that each value passes through memory once."""
-    block = _BLOCK_PER_THREAD * torch.get_num_threads()
+    """The update of flat tensors, each of whose values passes through memory once."""
+    # A copy is made of weights that are still in the cache.
+    block = max(weight.numel(), 1) if copy is None else _BLOCK_PER_THREAD * torch.get_num_threads()
     for start in range(0, weight.numel(), block):
         w, v = weight[start : start + block], velocity[start : start + block]
         if rate != 0:
-            v.mul_(momentum)
-            if decay != 0:
-                v.add_(w, alpha=-decay * rate)
-            v.add_(gradient[start : start + block].to(w.dtype), alpha=-rate)
-            w.add_(v)
+            # PyTorch's rule is v = m v + (1 - dampening) (g + d w); w = w - lr v, which these two constants make ours.
+            torch._fused_sgd_(
+                [w],
+                [gradient[start : start + block].to(w.dtype)],
+                [v],
+                weight_decay=decay,
+                momentum=momentum,
+                lr=-1.0,
+                dampening=1.0 + rate,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
         if copy is not None:
             copy[start : start + block].copy_(w)

@@ -11,7 +11,6 @@ from comparing import (
     DEVICE,
     IMPLEMENTATIONS,
     check_against_reference,
-    check_close,
     dtypes,
     examples,
     laid_out,
@@ -113,11 +112,8 @@ def test_nan_and_infinity(implementation: str) -> None:
     x = random_tensor((4, 40), 0, torch.float32)
     x[0, ::3], x[1, ::3], x[2, ::3] = float("nan"), float("inf"), float("-inf")
     bias = random_tensor((40,), 1, torch.float32)
-    for operator in (lambda x: kernels.dropout(x, seed=1), lambda x: kernels.bias_relu_dropout(x, bias, seed=1)):
-        with kernels.using(implementation):
-            y = operator(x)
-        with kernels.using("reference"):
-            check_close(y, operator(x.double()), torch.float32, "result")
+    check_against_reference(lambda x: kernels.dropout(x, seed=1), implementation, [x], "nchw")
+    check_against_reference(lambda x, b: kernels.bias_relu_dropout(x, b, seed=1), implementation, [x, bias], "nchw")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -161,6 +157,7 @@ def test_registered_operators_keep_pytorchs_rules() -> None:
     torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, None, seed, row, 2**31, 2.0))
     torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, bias, seed, row, 2**31, 2.0))
     torch.library.opcheck(torch.ops.fastalex.relu_dropout_backward, (x, x, seed, row, 2**31, 2.0))
+    torch.library.opcheck(torch.ops.fastalex.native_relu_dropout_backward, (x, x, seed, row, 0.5, 2.0))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs need a GPU")
