@@ -8,9 +8,10 @@ from kernels import philox
 from kernels.conv_relu import conv2d_relu
 from kernels.dispatch import using
 from kernels.dropout import bias_relu_dropout, dropout
-from kernels.lrn import local_response_norm, same_map_norm
+from kernels.lrn import local_response_norm
 from kernels.lrn_max_pool import lrn_max_pool2d
 from kernels.max_pool import max_pool2d
+from kernels.same_map_norm import same_map_norm
 from kernels.sgd import sgd_update_
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Normalisation by the responses of neighbours: across channels, and across the map of one channel.
+"""Local response normalisation: by the responses of neighbouring channels.
 
     s[c] = k + alpha / n * sum of x[j]^2 over j = c - n // 2 ... c + (n - 1) // 2
     y[c] = x[c] * s[c]^-beta
@@ -263,34 +263,3 @@ def local_response_norm(
         return _LocalResponseNorm.apply(x, size, float(alpha), float(beta), float(k), groups)
     plain = reference if chosen == "reference" else native
     return plain.local_response_norm(x, size, alpha, beta, k, groups=groups)
-
-
-def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """Divide each response by a power of the summed squares of its neighbours in the same channel's map.
-
-        y[n, c, h, w] = x[n, c, h, w] / (k + alpha / size^2 * sum_ij x[n, c, i, j]^2)^beta
-
-    with i from h - size // 2 to h + (size - 1) // 2, j likewise, zero outside; the divisor is size^2 at the edges too.
-
-    Args:
-        x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        size: side of the window, at least 1.
-        alpha: at least 0; divided by `size` squared.
-        beta: above 0.
-        k: above 0.
-
-    Returns:
-        A tensor of x's shape, dtype and memory format. Backward keeps `x` alone.
-
-    Raises:
-        TypeError, ValueError: an argument is not as described; raised before anything is computed.
-
-    The one layer that has this is small, so there is no Triton kernel: `native` runs in its place.
-
-    Source: the response normalisation layer (same map) of cuda-convnet, which the 2012 network has in its second layer.
-    """
-    arguments.check_tensor("x", x, 4, "N x C x H x W")
-    arguments.check_normalisation(size, alpha, beta, k)
-    if dispatch.implementation_for(x) == "reference":
-        return reference.same_map_norm(x, size, alpha, beta, k)
-    return native.same_map_norm(x, size, alpha, beta, k)

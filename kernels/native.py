@@ -469,9 +469,7 @@ class _BiasReluDropout(torch.autograd.Function):
 
 
 @torch.library.custom_op("fastalex::native_relu_dropout_backward", mutates_args=())
-def _relu_dropout_backward(
-    grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float
-) -> Tensor:
+def _relu_dropout_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     grad_x = torch.ops.aten.threshold_backward(grad, y, 0)
     # A result above 0 was kept. Of a NaN only the mask can tell.
     if y.isnan().any():

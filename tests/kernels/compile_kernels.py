@@ -48,6 +48,8 @@ def _normalise_and_pool(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], 
         x = torch.zeros(1, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
         bias = torch.zeros(channels, dtype=torch.float32, requires_grad=True)
         yield f"lrn {name}", lambda x=x: _both(kernels.local_response_norm(x, groups=2))
+        if name == "conv2":
+            yield "same_map_norm conv2", lambda x=x: _both(kernels.same_map_norm(x))
         yield f"max_pool {name}", lambda x=x: _both(kernels.max_pool2d(x))
         yield (
             f"lrn_max_pool {name}",

@@ -16,6 +16,9 @@ SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
     "lrn_fwd_kernel",
     "lrn_bwd_kernel",
+    "same_map_fwd_kernel",
+    "same_map_spread_kernel",
+    "same_map_bwd_kernel",
     "max_pool_fwd_kernel",
     "max_pool_bwd_kernel",
     "lrn_pool_fwd_kernel",

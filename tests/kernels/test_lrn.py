@@ -1,4 +1,4 @@
-"""Local response normalisation, and the normalisation within a map, against the definition."""
+"""Local response normalisation against the definition."""
 
 from __future__ import annotations
 
@@ -47,27 +47,12 @@ def test_lrn_is_the_definition(implementation, shape, groups, size, constants, d
     )
 
 
-@examples(14)
-@given(shapes, st.integers(1, 7), constants, dtypes, layouts, gradient_layouts, seeds)
-def test_same_map_norm_is_the_definition(shape, size, constants, dtype, layout, gradient_layout, seed):
-    x = laid_out(random_tensor(shape, seed, dtype), layout)
-    check_against_reference(lambda x: kernels.same_map_norm(x, size, *constants), "native", [x], gradient_layout, seed)
-
-
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 20])
 def test_the_definition_is_pytorchs(size: int) -> None:
     x = random_tensor((2, 9, 3, 4), 0)
     with kernels.using("reference"):
         y = kernels.local_response_norm(x, size, 0.3, 0.6, 1.5)
     torch.testing.assert_close(y, F.local_response_norm(x, size, 0.3, 0.6, 1.5))
-
-
-def test_the_same_map_definition_is_a_mean_over_the_window() -> None:
-    x = random_tensor((2, 3, 7, 6), 0)
-    with kernels.using("reference"):
-        y = kernels.same_map_norm(x, 5, 0.3, 0.75, 1.5)
-    mean = F.avg_pool2d(x * x, 5, 1, 2, count_include_pad=True)
-    torch.testing.assert_close(y, x / (1.5 + 0.3 * mean) ** 0.75)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -97,17 +82,11 @@ def test_gradients(implementation: str, size: int, groups: int, beta: float) -> 
         )
 
 
-def test_gradients_of_the_same_map_norm() -> None:
-    x = random_tensor((1, 2, 3, 4), 0).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: kernels.same_map_norm(x, 4, 0.3, 0.6, 1.5), x)
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_only_the_input_is_kept(implementation: str) -> None:
     x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
     with kernels.using(implementation):
         assert saved_bytes(lambda: kernels.local_response_norm(x)) == x.nbytes
-        assert saved_bytes(lambda: kernels.same_map_norm(x)) == x.nbytes
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -115,7 +94,7 @@ def test_compiles_into_one_graph(implementation: str) -> None:
     x = laid_out(random_tensor((1, 8, 3, 3), 0, torch.float32), "channels_last").requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        return kernels.same_map_norm(kernels.local_response_norm(x * 2, groups=2)) + 1
+        return kernels.local_response_norm(x * 2, groups=2) + 1
 
     with kernels.using(implementation):
         wanted = function(x)

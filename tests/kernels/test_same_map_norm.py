@@ -1,0 +1,99 @@
+"""Normalisation within a map against the definition. Bad input is in test_lrn.py."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from comparing import (
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtypes,
+    examples,
+    gradient_layouts,
+    laid_out,
+    layouts,
+    random_tensor,
+    saved_bytes,
+    seeds,
+)
+from hypothesis import given
+
+import kernels
+
+shapes = st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 10]), st.integers(1, 6), st.integers(1, 6))
+constants = st.tuples(
+    st.sampled_from([0.0, 1e-4, 0.5]), st.sampled_from([0.75, 0.5, 1.0, 0.6]), st.sampled_from([1, 2.0])
+)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@examples(12)
+@given(shapes, st.integers(1, 7), constants, dtypes, layouts, gradient_layouts, seeds)
+def test_same_map_norm_is_the_definition(implementation, shape, size, constants, dtype, layout, gradient_layout, seed):
+    x = laid_out(random_tensor(shape, seed, dtype), layout)
+    check_against_reference(
+        lambda x: kernels.same_map_norm(x, size, *constants), implementation, [x], gradient_layout, seed
+    )
+
+
+def test_the_same_map_definition_is_a_mean_over_the_window() -> None:
+    x = random_tensor((2, 3, 7, 6), 0)
+    with kernels.using("reference"):
+        y = kernels.same_map_norm(x, 5, 0.3, 0.75, 1.5)
+    mean = F.avg_pool2d(x * x, 5, 1, 2, count_include_pad=True)
+    torch.testing.assert_close(y, x / (1.5 + 0.3 * mean) ** 0.75)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_nan_and_infinity_stay_in_their_windows(implementation: str, layout: str) -> None:
+    x = random_tensor((1, 4, 7, 7), 0, torch.float32)
+    x[0, 1, 3, 3], x[0, 2, 6, 0] = float("nan"), float("inf")
+    x = laid_out(x, layout)
+    with kernels.using(implementation):
+        y = kernels.same_map_norm(x, 3)
+    with kernels.using("reference"):
+        wanted = kernels.same_map_norm(x.double(), 3)
+    assert wanted.isnan().sum() == 9 + 1
+    check_close(y, wanted, torch.float32, "result")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients(implementation: str) -> None:
+    x = random_tensor((1, 2, 3, 4), 0).requires_grad_()
+    with kernels.using(implementation):
+        assert torch.autograd.gradcheck(lambda x: kernels.same_map_norm(x, 4, 0.3, 0.6, 1.5), x)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_only_the_input_is_kept(implementation: str) -> None:
+    x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
+    with kernels.using(implementation):
+        assert saved_bytes(lambda: kernels.same_map_norm(x)) == x.nbytes
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiles_into_one_graph(implementation: str) -> None:
+    x = laid_out(random_tensor((1, 8, 3, 3), 0, torch.float32), "channels_last").requires_grad_()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return kernels.same_map_norm(x * 2) + 1
+
+    with kernels.using(implementation):
+        wanted = function(x)
+        y = torch.compile(function, fullgraph=True)(x)
+        (expected,) = torch.autograd.grad(wanted.sum(), x)
+        (found,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
+    x = laid_out(random_tensor((2, 8, 3, 2), 0, torch.float32), layout)
+    options = (5, 0.3, 0.75, 2.0)
+    torch.library.opcheck(torch.ops.fastalex.same_map_forward, (x, *options))
+    torch.library.opcheck(torch.ops.fastalex.same_map_backward, (x, x, *options))
