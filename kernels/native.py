@@ -426,19 +426,24 @@ class _Dropout(torch.autograd.Function):
         return _masked(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-@torch.library.custom_op("fastalex::keep_mask", mutates_args=())
-def _mask(seed: Tensor, first_row: Tensor, rows: int, features: int, p: float) -> Tensor:
-    # An operator of its own: torch.compile takes minutes over ten rounds in which each word is used twice.
-    return keep_mask(seed, first_row, rows, features, p).contiguous()
-
-
-@_mask.register_fake
-def _(seed: Tensor, first_row: Tensor, rows: int, features: int, p: float) -> Tensor:
-    return torch.empty((rows, features), dtype=torch.bool, device=seed.device)
-
-
+# An operator of its own: torch.compile takes minutes over ten rounds in which each word is used twice.
+@torch.library.custom_op("fastalex::native_mask", mutates_args=())
 def _masked(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
-    return x * (_mask(seed, first_row, x.shape[0], x.shape[1], p).to(x.dtype) * scale)
+    """x * kept * scale."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, features = x.shape
+    elements = _BLOCK_ON_GPU if x.is_cuda else _BLOCK_PER_THREAD * torch.get_num_threads()
+    block = max(1, elements // max(features, 1))
+    for start in range(0, rows, block):
+        part = x[start : start + block]
+        kept = keep_mask(seed, first_row + start, part.shape[0], features, p)
+        torch.mul(part, kept.to(x.dtype).mul_(scale), out=y[start : start + block])
+    return y
+
+
+@_masked.register_fake
+def _(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool) -> Tensor:
