@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dataloading import DatasetError
-from dataloading.order import LastBatch, Schedule, epoch_order, samples_of
+from dataloading.order import LastBatch, Schedule, epoch_order, samples_of, subset
 
 SEEDS = st.integers(0, 2**64 - 1)
 COUNTS = st.integers(1, 400)
@@ -54,6 +54,26 @@ def test_without_shuffling_the_order_is_that_of_the_index():
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(DatasetError, match=r"seed is .* whole number from 0"):
         epoch_order(5, seed=seed, epoch=0)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array),
+    fractions=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2).map(sorted),
+    seed=SEEDS,
+)
+def test_subsets_are_nested_and_keep_the_balance_of_classes(labels, fractions, seed):
+    smaller, larger = (subset(labels, fraction, seed=seed) for fraction in fractions)
+    assert set(smaller) <= set(larger)
+    for chosen, fraction in ((smaller, fractions[0]), (larger, fractions[1])):
+        assert np.array_equal(chosen, np.unique(chosen))
+        for label in np.unique(labels):
+            assert (labels[chosen] == label).sum() == round(fraction * (labels == label).sum())
+
+
+def test_every_sample_is_as_likely_to_be_in_a_subset():
+    labels = np.repeat([0, 1], [10, 30])
+    counts = np.bincount(np.concatenate([subset(labels, 0.3, seed=seed) for seed in range(2000)]), minlength=40)
+    assert stats.chisquare(counts).pvalue > 1e-4
 
 
 def schedules(count: int, seed: int, whole: int, replicas: int, last: LastBatch) -> list[Schedule]:

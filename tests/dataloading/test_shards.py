@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, is_prepared
+from dataloading import Dataset, DatasetError, Loader, is_prepared
+from dataloading.order import subset
 from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
 from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
 from tests.dataloading.small_sources import command
@@ -114,6 +115,33 @@ def test_a_data_set_says_what_it_is(small):
 
 def test_a_data_set_travels_to_other_processes(small):
     assert bytes(pickle.loads(pickle.dumps(small)).read("val", 3)) == bytes(small.read("val", 3))
+
+
+def test_a_subset_is_a_data_set_of_some_of_the_samples(small):
+    chosen = subset(small.labels("train"), 0.5, seed=3)
+    half = small.subset("train", 0.5, seed=3)
+    for dataset in (half, pickle.loads(pickle.dumps(half))):
+        assert (dataset.count("train"), dataset.count("val")) == (12, small.count("val"))
+        assert np.bincount(dataset.labels("train")).tolist() == [4, 4, 4]
+        for i, sample in enumerate(chosen):
+            assert dataset.read("train", i) == small.read("train", int(sample))
+    assert small.count("train") == 24
+    batches = Loader(half, "train", 5, crop_size=24, shuffle=True, augment=None, drop_last=False).epoch(0)
+    assert sorted(sample for batch in batches for sample in batch.samples) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.0, "fraction is 0.0; more than 0 and at most 1"),
+        (1.5, "fraction is 1.5"),
+        (float("nan"), "fraction is nan"),
+        (0.05, r"0.05 of .* leaves no image of class .*, which has 8 in train; take a fraction of 0.12 or more"),
+    ],
+)
+def test_a_subset_that_cannot_be_taken(small, fraction, message):
+    with pytest.raises(DatasetError, match=message):
+        small.subset("train", fraction, seed=0)
 
 
 def test_the_fingerprint_is_that_of_the_content(small, tmp_path):

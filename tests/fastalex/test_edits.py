@@ -1,10 +1,16 @@
 """Schedules edited by hand: read, refused, and applied in order."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from fastalex.edits import edited
+from fastalex.config import RunConfig
+from fastalex.edits import Edit, edited
 from fastalex.errors import ConfigurationError
+from fastalex.options import RecipeOptions, TrainOptions, resolve
 from fastalex.recipe import build_recipe
+from tests.fastalex.test_trainer import run_here, stop_after
 
 RECIPE = build_recipe("krizhevsky")
 LAYERS = ("conv1", "conv2", "fc8")
@@ -66,3 +72,27 @@ def test_what_cannot_be_set(text, message):
         edited(RECIPE, [text], layers=LAYERS, epoch=20)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_stopped_run_is_edited_goes_on_and_remembers(config):
+    stop_after(config, 3)
+    resumed = TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1.lr=1e-5",)))
+    again = resolve(resumed)
+    lines = run_here(again)
+    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
+        [2e-3] * 4 + [1e-5] * 4
+    )
+    kept = RunConfig.load(Path(config.output))
+    assert kept.edits == (Edit(3, "epoch=1:conv1.lr=1e-5"),)
+    assert kept.recipe.lr_scale_at(1, "conv2", "weights") == 0.1
+    longer = replace(resumed, training=RecipeOptions(epochs=3, edits=("epoch=2:lr=1e-6",)))
+    assert resolve(longer).edits == (*kept.edits, Edit(8, "epoch=2:lr=1e-6"))
+
+
+def test_a_malformed_edit_changes_nothing(config):
+    stop_after(config, 3)
+    path = Path(config.output) / "config.json"
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="--set epoch=1:conv1=2 cannot be read"):
+        resolve(TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1=2",))))
+    assert path.read_bytes() == before
