@@ -23,8 +23,8 @@ train: install  ## train the 2012 network on the bundled digits and evaluate it
 test: install lint  ## lint, type check, and run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: install  ## time operators, loader and training; records go to bench/results
-	@for b in lrn max_pool dropout fusions sgd train_step loader training; do $(BIN)/python bench/$$b.py || exit 1; done
+bench: install  ## time operators, loader, training and the step; records go to bench/results
+	$(BIN)/python bench/all.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,12 +13,16 @@ from harness import CUDA, DEVICE
 from plain_network import PlainNetwork
 from torch import Tensor, nn
 
+from fastalex.allocator import keep_freed_memory
 from fastalex.architecture import build_architecture
+from fastalex.memory import peak_bytes
 from fastalex.metrics import summed_loss
 from fastalex.model import AlexNet, Precision
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import SingleDevice
+from fastalex.precision import allow_tf32
 from fastalex.recipe import build_recipe
+from fastalex.step import build_step
 
 # The check needs few images: every operator runs, and gradients of single images are what differs most.
 CHECKED = 4
@@ -75,7 +78,7 @@ class Step:
     def __init__(self, way: Way, architecture: str, batch: int) -> None:
         self.way, self.batch = way, batch
         self.architecture = build_architecture(architecture)
-        _set_tf32(way.precision == "tf32")
+        allow_tf32(way.precision)
         generator = torch.Generator().manual_seed(0)
         size = self.architecture.image_size
         images = torch.randint(0, 256, (batch, 3, size, size), generator=generator).float() - 118
@@ -88,9 +91,14 @@ class Step:
         self._build_ours(model) if way.ours else self._build_plain()
 
     def _build_ours(self, model: AlexNet) -> None:
+        if not CUDA:
+            keep_freed_memory()  # as the trainer does
         model.set_precision(self.way.precision)
         self.engine = SingleDevice(model, torch.device(DEVICE), self.batch)
-        self.optimizer: Any = KrizhevskySGD(self.engine.stage, build_recipe("krizhevsky"), model_copies(self.engine))
+        stage = self.engine.stage
+        self.optimizer: Any = KrizhevskySGD(stage, build_recipe("krizhevsky"), stage.compute_copies())
+        self.notes: list[str] = []
+        self.step = build_step(self.engine, self.optimizer, graphs=self.way.graphs, say=self.notes.append)
 
     def _build_plain(self) -> None:
         network = PlainNetwork(self.architecture)
@@ -110,12 +118,11 @@ class Step:
         """One step: forward, loss, backward, update; gradients are dropped."""
         self.number += 1
         if self.way.ours:
-            self.engine.train_step(self.images, self.labels, self.number)
-            self.optimizer.step()
+            self.step(self.images, self.labels, self.number)
         else:
             self._plain_loss(self.images, self.labels).backward()
             self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.optimizer.zero_grad()
 
     def _plain_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         half = self.way.precision == "bf16"
@@ -128,7 +135,20 @@ class Step:
         for _ in range(5 if CUDA else 2):
             self()
         _synchronise()
-        return None
+        return self.notes[0] if self.way.ours and self.notes else None
+
+    def check_replay(self) -> str | None:
+        """What is wrong with the loss that a replayed graph finds, after the warm-up, or None."""
+        if not (self.way.ours and self.way.graphs):
+            return None
+        self.number += 1
+        plain = self.engine.train_step(self.images, self.labels, self.number)
+        assert plain is not None
+        wanted = plain.tolist()
+        replayed = self.step(self.images, self.labels, self.number)
+        assert replayed is not None
+        off = abs(replayed.tolist()[0] - wanted[0]) / abs(wanted[0])
+        return None if off <= TOLERANCES[self.way.precision] else f"the replayed step's loss is off by {off:.1e}"
 
     def time(self, steps: int) -> float:
         """Milliseconds per step of so many in a row."""
@@ -141,17 +161,17 @@ class Step:
 
     def peak_bytes(self) -> int:
         """Most bytes held so far: by CUDA's allocator, or on a CPU resident in this process."""
-        return torch.cuda.max_memory_allocated() if CUDA else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_bytes(torch.device(DEVICE))
 
     def check(self) -> str | None:
         """What is wrong with the loss or the gradients, without dropout, or None."""
         images, labels = self.images[:CHECKED], self.labels[:CHECKED]
         reference = PlainNetwork(self.architecture).to(DEVICE).eval()
         reference.load_state_dict(self.weights)
-        _set_tf32(False)
+        allow_tf32("fp32")
         wanted = F.cross_entropy(reference(images.contiguous()), labels)
         wanted.backward()
-        _set_tf32(self.way.precision == "tf32")
+        allow_tf32(self.way.precision)
         if self.way.ours:
             module: nn.Module = self.engine.stage.eval()
             loss = summed_loss(self.engine.stage(images), labels) / len(labels)
@@ -184,14 +204,6 @@ def _difference(
         if not off <= tolerance:
             return f"the gradient of {name} is off by {off:.1e}"
     return None
-
-
-def model_copies(engine: SingleDevice) -> dict[nn.Parameter, Tensor]:
-    return engine.stage.compute_copies()
-
-
-def _set_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _synchronise() -> None:

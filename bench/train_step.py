@@ -116,7 +116,8 @@ def serve(connection: Connection, task: Task) -> None:
         try:
             if question == "ready":
                 step = Step(task.way, task.architecture, task.batch)
-                connection.send({"wrong": step.check(), "note": step.warm_up()})
+                wrong, note = step.check(), step.warm_up()
+                connection.send({"wrong": wrong or step.check_replay(), "note": note})
             elif question == "turn":
                 assert step is not None
                 connection.send(step.time(task.steps))

@@ -40,6 +40,7 @@ class Progress:
 
     ``samples`` counts what the unfinished epoch has consumed. ``errors`` are top-1 validation errors in percent, one
     for each finished epoch. ``replaced`` are the damaged samples of each split in whose place others were used.
+    ``skipped`` counts the steps whose update was left out because loss or gradients were not finite.
     """
 
     epoch: int = 0
@@ -48,6 +49,7 @@ class Progress:
     seconds: float = 0.0
     errors: list[float] = field(default_factory=list)
     replaced: dict[str, list[int]] = field(default_factory=dict)
+    skipped: int = 0
 
     def add_replaced(self, split: str, samples: Iterable[int]) -> None:
         """Note damaged samples, each of them once."""

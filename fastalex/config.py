@@ -13,6 +13,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.model import Precision
 from fastalex.pipeline import ScheduleName
 from fastalex.recipe import Change, Plateau, Recipe
+from fastalex.step import NonFinitePolicy
 
 BadSamplePolicy = Literal["stop", "skip"]
 
@@ -28,7 +29,7 @@ class RunConfig:
         devices: one per stage, as :func:`fastalex.launch.parse_devices` reads them.
         micro_batches: in how many parts each batch passes through.
         schedule: in which order they do.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
         seed: of weights, order, augmentation and dropout.
         output: the run folder.
         on_bad_sample: ``stop`` at a damaged image, or ``skip`` it: another of its class takes its place.
@@ -36,6 +37,8 @@ class RunConfig:
         fraction: of the training images of each class that it trains on; ``seed`` chooses them.
         init_from: None, or the file of another network's weights that it starts from.
         edits: what was changed in the recipe by hand; ``recipe`` is what it became.
+        on_non_finite: ``stop`` at a loss that is not finite, or ``skip`` the updates of such steps.
+        cuda_graphs: whether steps on one GPU are captured in CUDA graphs.
     """
 
     data: str
@@ -52,6 +55,8 @@ class RunConfig:
     fraction: float = 1.0
     init_from: str | None = None
     edits: tuple[Edit, ...] = ()
+    on_non_finite: NonFinitePolicy = "stop"
+    cuda_graphs: bool = True
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""

@@ -22,6 +22,7 @@ from fastalex.launch import World, parse_devices
 from fastalex.metrics import Metrics
 from fastalex.model import Precision
 from fastalex.partition import partition
+from fastalex.precision import check_precision
 from fastalex.predictions import errors_by_class, worst_classes_table, write_class_errors, write_predictions
 from fastalex.progress import name_value_table
 from fastalex.trained import TrainedNetwork, check_split
@@ -58,7 +59,7 @@ class EvaluateOptions:
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
     """Images at a time."""
     precision: Precision = "fp32"
-    """fp32 or bf16."""
+    """fp32, tf32 or bf16."""
 
     def on(self, devices: Sequence[torch.device]) -> EvaluateOptions:
         """The same options with these devices."""
@@ -91,6 +92,7 @@ def resolve(options: EvaluateOptions) -> EvaluationJob:
     if options.predictions and options.predictions == options.class_errors:
         raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
     devices = options.devices or default_device()
+    check_precision(options.precision, parse_devices(devices))
     stages = len(parse_devices(devices))
     runs, data = _runs_and_data(options.paths)
     networks = tuple(TrainedNetwork.find(run, options.weights) for run in runs)

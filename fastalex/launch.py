@@ -116,6 +116,12 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def minimum(self, value: Tensor) -> Tensor:
+        """The minimum of a tensor over all workers, in place, on its device and without waiting for it."""
+        if self.size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on the first worker, on all of them; what it raises there, all raise."""
         made: list[Any] = [None]

@@ -53,5 +53,6 @@ def misses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def count(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
     """Losses and errors (:func:`misses`) of a batch as one float64 vector of 4."""
     top1, top5 = misses(logits, labels)
-    images = torch.tensor(len(labels), device=loss.device)
-    return torch.stack([loss.detach().double(), top1.sum().double(), top5.sum().double(), images.double()])
+    # Filled in, not copied there: a copy from the host would wait for it, and a CUDA graph cannot record one.
+    images = torch.full((), len(labels), dtype=torch.float64, device=loss.device)
+    return torch.stack([loss.detach().double(), top1.sum().double(), top5.sum().double(), images])

@@ -10,6 +10,7 @@ Blocks are modules named conv1 ... conv5, fc6 ... fc8 with ``weight`` and ``bias
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +39,12 @@ from fastalex.architecture import (
 )
 from fastalex.errors import ConfigurationError
 
-Precision = Literal["fp32", "bf16"]
-COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "tf32", "bf16"]
+COMPUTE_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+}
 
 
 class AlexNet(nn.Module):
@@ -131,7 +136,10 @@ class AlexNet(nn.Module):
         return next(self.blocks()).compute_dtype
 
     def set_precision(self, precision: Precision) -> None:
-        """Compute in ``fp32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
+        """Compute in ``fp32`` or ``tf32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
+
+        tf32 is fp32 whose products a GPU rounds to ten bits of mantissa. That is a setting of the whole process
+        (:func:`fastalex.precision.allow_tf32`); to the modules it is fp32.
 
         The copies are made here, from the weights as they are, and follow them when the optimizer updates them
         (:meth:`Stage.compute_copies`) and when a state dict is loaded. The last block computes in fp32 in any case:
@@ -229,8 +237,15 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
             f"{architecture.name} takes images of shape N x 3 x {size} x {size}; these have shape {tuple(images.shape)}"
         )
     if architecture.input_std is not None:
-        images = images / torch.tensor(architecture.input_std, device=images.device).view(1, 3, 1, 1)
+        images = images / _per_channel(architecture.input_std, images.device)
     return images.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=8)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Kept: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 class _WeightedBlock(nn.Module):
@@ -415,6 +430,8 @@ class KeptFactors:
             self._memory = torch.empty_like(weight)
         if inputs.dtype == weight.dtype:
             torch.mm(gradients.t(), inputs, out=self._memory)
+        elif weight.is_cuda:  # sums in fp32 go to memory as they are, not rounded and widened again in a second pass
+            torch.ops.aten.mm.dtype_out(gradients.t(), inputs, weight.dtype, out=self._memory)
         else:
             self._memory.copy_(gradients.t() @ inputs)
         weight.grad = self._memory

@@ -44,6 +44,9 @@ class KrizhevskySGD(Optimizer):
             decay = recipe.weight_decay if name.endswith(".weight") else 0.0
             groups.append({"params": [parameter], "name": name, "weight_decay": decay, "lr": 0.0})
         super().__init__(groups, defaults={"lr": 0.0, "momentum": recipe.momentum, "weight_decay": 0.0})
+        with_copy = [group for group in self.param_groups if group["params"][0] in self.copies]
+        without_copy = [group for group in self.param_groups if group["params"][0] not in self.copies]
+        self._parts = [_Part(part, self.copies) for part in (with_copy, without_copy) if part]
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, divisions: int = 0) -> None:
@@ -57,28 +60,38 @@ class KrizhevskySGD(Optimizer):
             else:
                 scale = recipe.lr_scale_at(epoch, layer, "biases") * recipe.bias_lr_multiplier
             group["lr"] = recipe.lr * scale * factor
+        for part in self._parts:
+            part.read_rates()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, enabled: Tensor | None = None
+    ) -> None:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            enabled: None, or a tensor of one element on the parameters' device: 0 leaves weights and velocities as they
+                are, 1 does nothing. Like the learning rates it is read there, without waiting for the device.
+        """
         if closure is not None:
             raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
-        groups = [group for group in self.param_groups if group["params"][0].grad is not None]
-        with_copy = [group for group in groups if group["params"][0] in self.copies]
-        without_copy = [group for group in groups if group["params"][0] not in self.copies]
-        for part in (with_copy, without_copy):
-            if part:
-                self._update(part)
+        for part in self._parts:
+            self._update(part, enabled)
 
-    def _update(self, groups: list[dict[str, Any]]) -> None:
-        parameters: list[nn.Parameter] = [group["params"][0] for group in groups]
-        copies = [self.copies[parameter] for parameter in parameters if parameter in self.copies]
+    def _update(self, part: _Part, enabled: Tensor | None) -> None:
+        rates, decays, parameters, copies = part.rates, part.decays, part.parameters, part.copies
+        chosen = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
+        if not chosen:
+            return
+        if len(chosen) < len(parameters):
+            rates, decays = rates[chosen], decays[chosen]
+            parameters, copies = [parameters[i] for i in chosen], [copies[i] for i in chosen] if copies else []
         kernels.sgd_update_(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
             [self.velocity(parameter) for parameter in parameters],
-            learning_rates=[group["lr"] for group in groups],
-            weight_decays=[group["weight_decay"] for group in groups],
+            learning_rates=rates if enabled is None else rates * enabled,
+            weight_decays=decays,
             momentum=self.recipe.momentum,
             copies=copies or None,
         )
@@ -89,3 +102,24 @@ class KrizhevskySGD(Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         return state["velocity"]
+
+
+class _Part:
+    """Parameters that are updated in one call: all have a low-precision copy, or none has.
+
+    Their learning rates are a tensor on their device, always the same one: what a recorded CUDA graph reads anew in
+    every replay.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], copies: Mapping[nn.Parameter, Tensor]) -> None:
+        self.groups = groups
+        self.parameters: list[nn.Parameter] = [group["params"][0] for group in groups]
+        self.copies = [copies[parameter] for parameter in self.parameters if parameter in copies]
+        device = self.parameters[0].device
+        self.rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
+        decays = [group["weight_decay"] for group in groups]
+        self.decays = torch.tensor(decays, dtype=torch.float64, device=device)
+
+    def read_rates(self) -> None:
+        """Take the learning rates from the groups."""
+        self.rates.copy_(torch.tensor([group["lr"] for group in self.groups], dtype=torch.float64))

@@ -22,10 +22,13 @@ from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
 from fastalex.edits import Edit, edited
 from fastalex.errors import ConfigurationError
 from fastalex.launch import World, default_devices, parse_devices
+from fastalex.memory import check_memory
 from fastalex.model import Precision
 from fastalex.partition import partition
 from fastalex.pipeline import ScheduleName, check_micro_batches
+from fastalex.precision import check_precision
 from fastalex.recipe import Recipe, build_recipe
+from fastalex.step import NonFinitePolicy
 from fastalex.trainer import train
 
 
@@ -120,8 +123,12 @@ class MachineOptions:
     """In how many parts a batch passes through. Default: as many as stages on CPUs, 4 on GPUs, 1 on one device."""
     schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe}")] = None
     """Order of the micro-batches' forward and backward passes (default 1f1b)."""
-    precision: Annotated[Precision | None, _optional("{fp32,bf16}")] = None
-    """fp32 (default), or bf16 computation with fp32 weights."""
+    precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
+    """fp32 (default), tf32 products on a GPU, or bf16 computation with fp32 weights."""
+    cuda_graphs: Annotated[bool | None, _optional("{True,False}")] = None
+    """Capture the step in CUDA graphs where one GPU has the whole network. Default: yes."""
+    on_non_finite: Annotated[NonFinitePolicy | None, _optional("{stop,skip}")] = None
+    """A loss that is not finite stops the run (default); or such steps update nothing, and are counted."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,7 @@ def new_run(options: TrainOptions) -> RunConfig:
         micro_batches=_default_micro_batches(devices, stages) if micro_batches is None else micro_batches,
         schedule=options.machine.schedule or "1f1b",
         precision=options.machine.precision or "fp32",
+        **_step_options(options.machine),
         seed=training.seed or 0,
         output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
         **_given(options.reading),
@@ -272,6 +280,7 @@ def _resumed(options: TrainOptions) -> RunConfig:
         micro_batches=micro_batches,
         schedule=machine.schedule or config.schedule,
         precision=machine.precision or config.precision,
+        **_step_options(machine),
         **_given(options.reading),
         edits=(*config.edits, *(Edit(progress.step, text) for text in edits)),
     )
@@ -279,6 +288,11 @@ def _resumed(options: TrainOptions) -> RunConfig:
 
 def _given(options: ReadingOptions) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if value is not None}
+
+
+def _step_options(options: MachineOptions) -> dict[str, Any]:
+    given = {"cuda_graphs": options.cuda_graphs, "on_non_finite": options.on_non_finite}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
@@ -298,13 +312,15 @@ def check(config: RunConfig) -> None:
     """Refuse a run that could not make one step.
 
     Raises:
-        ConfigurationError: devices, micro-batches, batch size, seed or share do not fit.
+        ConfigurationError: devices, precision, micro-batches, batch size, memory, seed or share do not fit.
     """
     if not 0 <= config.seed < 2**63:
         raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
     if not 0 <= config.hardware_decoder_load <= 1:
         raise ConfigurationError(f"--hardware-decoder-load is {config.hardware_decoder_load:g}; 0 to 1 is wanted")
-    stages = len(parse_devices(config.devices))
+    devices = parse_devices(config.devices)
+    check_precision(config.precision, devices)
+    stages = len(devices)
     partition(config.network.build_architecture(), stages)
     check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
     images = open_prepared(config.data, config.fraction, config.seed).count("train")
@@ -313,6 +329,7 @@ def check(config: RunConfig) -> None:
             f"{config.data} has {images} training images, fewer than one batch of {config.recipe.batch_size}; lower "
             "--batch-size"
         )
+    check_memory(config)
 
 
 def _absolute(dataset: AnyDataset) -> str:

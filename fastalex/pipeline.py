@@ -64,13 +64,13 @@ class SingleDevice:
         self.stage = model.to(device).stage(model.architecture.block_names)
         self.stage.defer_weight_gradients()
 
-    def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
+    def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """Accumulate the gradients of the mean loss over one batch.
 
         Args:
             images: batch x 3 x S x S; None where this worker does not hold the first stage.
             labels: int64, batch; None where this worker does not hold the last stage.
-            seed: key of this step's dropout masks.
+            seed: key of this step's dropout masks; a tensor where a CUDA graph is to read a new one in every replay.
 
         Returns:
             The batch's counts (:func:`fastalex.metrics.count`) where the last stage is, else None.
@@ -148,7 +148,7 @@ class Pipeline:
             self._pipeline_stage(stages, rank, training=False), micro_batches, scale_grads=False
         )
 
-    def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
+    def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`."""
         self.stage.train()
         self.stage.drop_kept_factors()

@@ -25,6 +25,7 @@ from fastalex.model import COMPUTE_DTYPES, AlexNet, Precision, prepare_images
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import training_macs
 from fastalex.pipeline import Pipeline, ScheduleName, SingleDevice
+from fastalex.precision import allow_tf32
 from fastalex.recipe import build_recipe
 
 RECORDS = Path(__file__).resolve().parents[1] / "bench" / "results"
@@ -172,7 +173,7 @@ def stage_memory(
     for rank, names in enumerate(stages):
         own = [layer for layer in layers if layer.name in names]
         parameters = sum(layer.parameters for layer in own)
-        low = 0 if precision == "fp32" else sum(layer.parameters for layer in own if layer is not layers[-1]) * size
+        low = 0 if size == 4 else sum(layer.parameters for layer in own if layer is not layers[-1]) * size
         # One micro-batch at a time on one device; all of GPipe's; of 1F1B's as many as stages from here to the end.
         under_way = 1 if len(stages) == 1 else micro_batches if schedule == "gpipe" else len(stages) - rank
         crossing = size * (inputs[names[0]] if rank else 0)
@@ -295,7 +296,7 @@ def time_steps(world: World, trial: Trial) -> float:
     """Images per second of whole training steps, update included, on random images that are there already."""
     model = AlexNet(trial.architecture, seed=0)
     model.set_precision(trial.precision)
-    torch.backends.cudnn.allow_tf32 = False  # as in training
+    allow_tf32(trial.precision)
     engine = _engine(world, model, trial)
     optimizer = KrizhevskySGD(engine.stage, build_recipe("krizhevsky"), engine.stage.compute_copies())
     optimizer.set_epoch(0, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +137,11 @@ class SilentReporter:
     def validated(self, progress: Progress, recipe: Recipe, metrics: Metrics, rate: Rate) -> None:
         """An epoch was validated."""
 
-    def end(self, progress: Progress, dataset: AnyDataset) -> None:
-        """The last epoch is done."""
+    def note(self, text: str) -> None:
+        """Say one line, such as why something asked for is not done."""
+
+    def end(self, progress: Progress, dataset: AnyDataset, peaks: Sequence[int]) -> None:
+        """The last epoch is done; ``peaks`` are the bytes that each stage took at most."""
 
     def close(self) -> None:
         """Release the files."""
@@ -222,7 +225,10 @@ class Reporter(SilentReporter):
             f"{rate.images_per_second:.1f} images/s"
         )
 
-    def end(self, progress: Progress, dataset: AnyDataset) -> None:
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def end(self, progress: Progress, dataset: AnyDataset, peaks: Sequence[int]) -> None:
         errors, total = progress.errors, self.total
         rows = {
             "epochs": str(progress.epoch),
@@ -232,9 +238,12 @@ class Reporter(SilentReporter):
             "speed": f"{total.images_per_second:.1f} images/s in training",
             "waiting for data": f"{duration(total.waiting)} ({total.waiting_percent:.1f} %)",
             "computing": duration(total.seconds - total.waiting),
+            "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by stage" if peaks[1:] else ""),
             "weights": f"{self.run / 'best.safetensors'}, {self.run / 'last.safetensors'}",
             "curve": str(draw_curve(self.run)),
         }
+        if progress.skipped:
+            rows["skipped"] = f"{progress.skipped} steps whose loss or gradients were not finite"
         if any(progress.replaced.values()):
             counts = ", ".join(f"{len(samples)} of {split}" for split, samples in progress.replaced.items())
             rows["damaged images"] = f"{counts}: others of their class took their place"

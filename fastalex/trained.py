@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from dataloading import DatasetError, is_prepared
 from dataloading.loader import Loader
@@ -20,6 +19,7 @@ from fastalex.launch import World
 from fastalex.model import Precision
 from fastalex.partition import partition
 from fastalex.pipeline import Pipeline, SingleDevice
+from fastalex.precision import allow_tf32
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainedNetwork:
         model = self.description.build(seed=0)
         load_parameters(model, self.weights)
         model.set_precision(precision)
-        torch.backends.cudnn.allow_tf32 = False  # as in training
+        allow_tf32(precision)
         if world.size == 1:
             return SingleDevice(model, world.device, batch_size)
         stages = partition(model.architecture, world.size)

@@ -11,8 +11,9 @@ import math
 import os
 import signal
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 import dataloading
 import kernels
 from dataloading.loader import Batch, Loader
+from fastalex.allocator import keep_freed_memory
 from fastalex.checkpoint import (
     Progress,
     latest_checkpoint,
@@ -35,12 +37,15 @@ from fastalex.data import open_prepared
 from fastalex.errors import NonFiniteLoss
 from fastalex.evaluation import count_errors
 from fastalex.launch import Interrupted, World
+from fastalex.memory import does_not_fit, peak_bytes
 from fastalex.metrics import Metrics
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import partition
 from fastalex.pipeline import Pipeline, SingleDevice
+from fastalex.precision import allow_tf32, slow_precision
 from fastalex.progress import Rate, Reporter, SilentReporter, Stopwatch
 from fastalex.recipe import plateau_divisions
+from fastalex.step import LateReader, build_step
 
 
 def train(world: World, config: RunConfig) -> None:
@@ -57,10 +62,24 @@ def train(world: World, config: RunConfig) -> None:
         trainer.close()
 
 
+# So many skipped steps in a row, or an epoch of them, end the run: weights that no step changes do not get better.
+_MOST_SKIPPED = 100
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where the run stood when counts were sent to the host; the rate is None where nothing is to be reported then."""
+
+    progress: Progress
+    rate: Rate | None
+
+
 class Trainer:
     """One worker's part of a run."""
 
     def __init__(self, world: World, config: RunConfig) -> None:
+        if world.device.type == "cpu":
+            keep_freed_memory()
         self.world = world
         self.config = config
         self.recipe = config.recipe
@@ -73,10 +92,23 @@ class Trainer:
         self.steps_per_epoch = self.dataset.count("train") // self.batch_size
         # Asking the others costs a fraction of a millisecond: nothing beside a step on a CPU, something on a GPU.
         self.exchange_every = 1 if world.device.type == "cpu" else 10
+        # On a GPU counts are read while the next ten steps run.
+        self.late: LateReader[_Mark] = LateReader(0 if world.device.type == "cpu" else 1)
+        self.peak_bytes = 0
         self.log_every = min(50, max(1, self.steps_per_epoch // 20))
         self.told_to_stop = False
+        self._first_step = self._last_finite_step = self.progress.step
+        self._skipped_before = self.progress.skipped
         self.training_data, self.validation_data = self._open_loaders()
         self.reporter = Reporter(self.folder, self.progress.step) if world.is_first else SilentReporter()
+        self.step = build_step(
+            self.engine,
+            self.optimizer,
+            on_non_finite=config.on_non_finite,
+            agree=world.minimum,
+            graphs=config.cuda_graphs,
+            say=self.reporter.note,
+        )
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -91,7 +123,7 @@ class Trainer:
         elif config.init_from:
             start_from(model, config.network, Path(config.init_from))
         model.set_precision(config.precision)
-        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; cuDNN's default would round convolutions to TF32
+        allow_tf32(config.precision)
         if world.size == 1:
             return SingleDevice(model, world.device, self.recipe.batch_size, config.micro_batches)
         stages = partition(model.architecture, world.size)
@@ -146,6 +178,9 @@ class Trainer:
         """All remaining epochs."""
         progress = self.progress
         self.reporter.start(self.config, self.dataset, progress)
+        slow = slow_precision(self.config.precision, self.world.device)
+        if slow:
+            self.reporter.note(slow)
         while progress.epoch < self.recipe.epochs:
             self._set_learning_rates()
             self._train_epoch()
@@ -154,7 +189,9 @@ class Trainer:
             self.reporter.validated(progress, self.recipe, metrics, rate)
             progress.epoch, progress.samples = progress.epoch + 1, 0
             self._save()
-        self.reporter.end(progress, self.dataset)
+        peaks = torch.zeros(self.world.size, dtype=torch.float64)
+        peaks[self.world.rank] = self.peak_bytes
+        self.reporter.end(progress, self.dataset, [int(peak) for peak in self.world.sum(peaks)])
 
     def _set_learning_rates(self) -> None:
         divisions = plateau_divisions(self.progress.errors, self.recipe.plateau) if self.recipe.plateau else 0
@@ -165,9 +202,8 @@ class Trainer:
         progress = self.progress
         last_start = self.dataset.count("train") - self.batch_size
         batches = iter(self.training_data.epoch(progress.epoch, start_sample=progress.samples))
-        # Counts that the other workers do not know yet, and those that are not logged yet.
-        pending = torch.zeros(4, dtype=torch.float64, device=self.world.device)
-        window = torch.zeros(4, dtype=torch.float64)
+        pending = torch.zeros(4, dtype=torch.float64, device=self.world.device)  # not yet on its way to the host
+        self._window = torch.zeros(4, dtype=torch.float64)  # known to all workers, not yet reported
         with self.reporter.epoch(progress, self.recipe, self.steps_per_epoch):
             watch = Stopwatch()
             while progress.samples <= last_start:
@@ -180,44 +216,90 @@ class Trainer:
                 watch.images += self.batch_size
                 is_last = progress.samples > last_start
                 if is_last or progress.step % self.exchange_every == 0:
-                    window += self._exchange(pending)
-                    if is_last or self.told_to_stop or watch.images >= self.log_every * self.batch_size:
-                        rate = watch.lap()
-                        progress.seconds += rate.seconds
-                        learning_rate = self.optimizer.param_groups[0]["lr"]
-                        self.reporter.trained(progress, Metrics.from_counts(window), rate, learning_rate)
-                        window.zero_()
-                    self._stop_if_told()
+                    self._put(pending, watch, due=is_last or watch.images >= self.log_every * self.batch_size)
+                    self._account(everything=is_last)
+                    if self.told_to_stop:
+                        self._account(everything=True)
+                        if self._window[3]:
+                            self._report(self._mark(watch.lap()))
+                        self._stop()
+        self.peak_bytes = max(self.peak_bytes, peak_bytes(self.world.device))
 
     def _step(self, batch: Batch) -> Tensor | None:
         """One update; returns the batch's counts where the last stage is."""
         seed = kernels.philox.derive_seed(self.config.seed, self.progress.step)
-        counts = self.engine.train_step(batch.images, batch.labels, seed)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        try:
+            counts = self.step(batch.images, batch.labels, seed)
+        except torch.OutOfMemoryError as error:
+            raise does_not_fit(self.config, str(error).split(". ")[0]) from None
         self.progress.step += 1
         self.progress.samples += self.batch_size
         return counts
 
-    def _exchange(self, pending: Tensor) -> Tensor:
-        """Add up the counts of all workers, clear them, and learn whether anyone was told to stop."""
-        shared = torch.cat([pending.cpu(), torch.tensor([self.world.signal_number], dtype=torch.float64)])
+    def _put(self, pending: Tensor, watch: Stopwatch, *, due: bool) -> None:
+        """Send the counts since the last call on their way to the host, with a note of where the run stands."""
+        step = self.step
+        events = torch.stack([step.first_bad, step.skipped * self.engine.is_last])
+        mark = self._mark(watch.lap() if due else None)
+        self.late.put(torch.cat([pending, events.double()]), mark)
         pending.zero_()
-        self.world.sum(shared)
-        self.told_to_stop = bool(shared[4])
-        self._check_finite(shared[0].item())
-        return shared[:4]
 
-    def _check_finite(self, loss: float) -> None:
+    def _mark(self, rate: Rate | None) -> _Mark:
+        if rate is not None:
+            self.progress.seconds += rate.seconds
+        return _Mark(replace(self.progress), rate)
+
+    def _account(self, *, everything: bool) -> None:
+        """Share the counts that have arrived among all workers, and report those that are due."""
+        for counts, mark in self.late.take(everything=everything):
+            *totals, bad_call, skipped = self._exchange(counts).tolist()
+            if self.config.on_non_finite == "stop":
+                self._check_finite(totals[0], self._first_step + int(bad_call))
+            self._window += torch.tensor(totals, dtype=torch.float64)
+            self.progress.skipped = mark.progress.skipped = self._skipped_before + int(skipped)
+            if mark.rate is not None:
+                self._report(mark)
+
+    def _report(self, mark: _Mark) -> None:
+        assert mark.rate is not None
+        step = mark.progress.step
+        if not self._window[3]:  # nothing but skipped steps: there is nothing to report
+            if step - self._last_finite_step >= min(_MOST_SKIPPED, self.steps_per_epoch):
+                raise NonFiniteLoss(
+                    f"all {step - self._last_finite_step} steps up to step {step} were skipped, as their loss or "
+                    f"gradients were not finite; {self._way_out()}"
+                )
+            return
+        self._last_finite_step = step
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.reporter.trained(mark.progress, Metrics.from_counts(self._window), mark.rate, learning_rate)
+        self._window.zero_()
+
+    def _exchange(self, values: Tensor) -> Tensor:
+        """Add up a vector of all workers on the CPU, and learn whether anyone was told to stop."""
+        shared = torch.cat([values, torch.tensor([self.world.signal_number], dtype=torch.float64)])
+        self.world.sum(shared)
+        self.told_to_stop = self.told_to_stop or bool(shared[-1])
+        return shared[:-1]
+
+    def _check_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss is {loss} at step {self.progress.step} with --lr {self.recipe.lr:g}; lower --lr and start "
-                f"anew, or resume {self.folder} from its last checkpoint with a lower --lr"
-            )
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise NonFiniteLoss(f"the loss is {loss} at step {step} with learning rate {rate:g}; {self._way_out()}")
+
+    def _way_out(self) -> str:
+        checkpoints = self.folder / "checkpoints"
+        checkpoint = latest_checkpoint(self.folder) if checkpoints.is_dir() and any(checkpoints.iterdir()) else None
+        if checkpoint is None:
+            return "there is no checkpoint yet: start anew with a lower --lr, or with --on-non-finite skip"
+        return (
+            f"the last good checkpoint is {checkpoint}: lower --lr (or add --on-non-finite skip) and go on from it by "
+            f"--resume {self.folder}"
+        )
 
     def _validate(self) -> tuple[Metrics, Rate]:
         watch = Stopwatch()
-        nothing = torch.zeros(4, dtype=torch.float64)
+        nothing = torch.zeros(1, dtype=torch.float64)
 
         def stopped() -> bool:
             self._exchange(nothing)
@@ -225,16 +307,15 @@ class Trainer:
 
         counts = count_errors(self.engine, self.validation_data.epoch(0), stopped=stopped)
         if counts is None:
-            self._stop_if_told()
+            self._stop()
         assert counts is not None
         metrics = Metrics.from_counts(self.world.sum(counts))
-        self._check_finite(metrics.loss)  # before weights that are beyond repair replace the last checkpoint
+        # Before weights that are beyond repair replace the last checkpoint.
+        self._check_finite(metrics.loss, self.progress.step)
         watch.images = metrics.images
         return metrics, watch.lap()
 
-    def _stop_if_told(self) -> None:
-        if not self.told_to_stop:
-            return
+    def _stop(self) -> NoReturn:
         self._save()
         number = self.world.signal_number or signal.SIGINT
         raise Interrupted(

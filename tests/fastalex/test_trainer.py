@@ -14,10 +14,13 @@ from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
 from fastalex.metrics import Metrics
+from fastalex.pipeline import SingleDevice
 from fastalex.progress import Rate, read_metrics
 from fastalex.recipe import Plateau
+from fastalex.step import LateReader
 from fastalex.trainer import Trainer, train
 from tests.dataloading.damage import copied, overwritten
+from tests.fastalex import workers
 
 CPU = torch.device("cpu")
 
@@ -170,7 +173,8 @@ def test_a_run_of_more_epochs_goes_on(config):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
     wild = moved(config, "wild", recipe=replace(config.recipe, lr=1e6, epochs=5))
-    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step \d+ with --lr 1e\+06; lower --lr"):
+    message = r"the loss is (nan|inf) at step \d+ with learning rate 1e\+06; there is no checkpoint yet: .*lower --lr"
+    with pytest.raises(ConfigurationError, match=message):
         run_here(wild)
     assert not (Path(wild.output) / "last.safetensors").exists() or all(
         torch.isfinite(tensor).all() for tensor in load_file(Path(wild.output) / "last.safetensors").values()
@@ -214,9 +218,66 @@ def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
         return counts
 
     monkeypatch.setattr(Trainer, "_step", ruin)
-    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step 8"):
+    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step 8 .* checkpoint is .*--resume"):
         run_here(config)
     assert all(torch.equal(tensor, good[name]) for name, tensor in state(config.output).items())
+
+
+def test_counts_read_late_make_the_same_curve(config, monkeypatch):
+    expected = curve(run_here(moved(config, "at-once")))
+    build = Trainer.__init__
+
+    def late(self, world, config):
+        build(self, world, config)
+        self.late = LateReader(2)
+
+    monkeypatch.setattr(Trainer, "__init__", late)
+    assert curve(run_here(moved(config, "late"))) == expected
+    stopped = moved(config, "stopped")
+    trainer = _StopAfter(World(0, 1, CPU), stopped)
+    trainer.steps = 1
+    with pytest.raises(Interrupted, match="stopped at step 3"):  # the news of a signal is shared with the counts
+        trainer.run()
+    trainer.close()
+    assert curve(read_metrics(Path(stopped.output))) == expected[:3]
+    assert curve(run_here(stopped)) == expected
+
+
+def test_steps_that_are_not_finite_are_skipped_by_all_stages_and_counted(config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    skipping = replace(config, on_non_finite="skip", recipe=replace(config.recipe, epochs=1, changes=()))
+    two = moved(skipping, "two", devices="cpu,cpu")
+    launch.run(workers.train_with_bad_images, two, [CPU, CPU])
+    one = moved(skipping, "one")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        workers.train_with_bad_images(World(0, 1, CPU), one)
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_state(two.output, one.output)
+    for run in (one, two):
+        assert load_progress(latest_checkpoint(Path(run.output))).skipped == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state(one.output).values())
+
+
+def test_a_run_without_any_finite_step_ends(config, monkeypatch):
+    step = Trainer._step
+    monkeypatch.setattr(
+        Trainer, "_step", lambda self, batch: step(self, batch._replace(images=batch.images * float("nan")))
+    )
+    with pytest.raises(ConfigurationError, match=r"all 4 steps up to step 4 were skipped, .* not finite; there is no"):
+        run_here(replace(config, on_non_finite="skip"))
+
+
+def test_a_batch_that_does_not_fit_while_training_names_one_that_would(config, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More advice follows.")
+
+    monkeypatch.setattr(SingleDevice, "train_step", full)
+    message = r"a batch of 8 does not fit into memory \(CUDA out of memory\); about [246] would fit: --batch-size [246]"
+    with pytest.raises(ConfigurationError, match=message):
+        run_here(config)
 
 
 def test_a_plateau_lowers_the_rate_and_survives_resuming(config, monkeypatch):

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 
+from dataloading.loader import Batch
 from fastalex.activations import Extraction, extract
+from fastalex.config import RunConfig
 from fastalex.ensemble import Evaluation, evaluate
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
 from fastalex.model import AlexNet
 from fastalex.partition import partition
 from fastalex.pipeline import Pipeline
+from fastalex.trainer import Trainer
 
 BATCH = 8
 CLASSES = 4
@@ -92,3 +95,21 @@ def evaluate_and_extract(world: World, argument: tuple[Evaluation, Extraction, P
     if world.is_first:
         torch.save(judgement, path)
     extract(world, extraction)
+
+
+class _BadImages(Trainer):
+    """Gets images that are not numbers in its third step."""
+
+    def _step(self, batch: Batch) -> torch.Tensor | None:
+        if self.progress.step == 2 and batch.images is not None:
+            batch = batch._replace(images=batch.images * float("nan"))
+        return super()._step(batch)
+
+
+def train_with_bad_images(world: World, config: RunConfig) -> None:
+    """A run whose third step is not finite."""
+    trainer = _BadImages(world, config)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()

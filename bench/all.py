@@ -1,0 +1,107 @@
+"""Every benchmark one after the other, and a summary at the end: python bench/all.py [--quick]
+
+Writes ``bench/results/<device>/all.json`` beside the benchmarks' own records: for every operator and for the training
+step, ours against the fastest other provider, and how long each benchmark took. A benchmark that fails is named and
+makes the exit code 1; the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import rich.console
+import rich.table
+
+SCRIPTS = ("lrn", "max_pool", "dropout", "fusions", "sgd", "loader", "training", "train_step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Every benchmark one after the other, and a summary at the end.")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for those that have them; no training run")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
+    failed = []
+    for name in SCRIPTS:
+        if arguments.quick and name == "training":
+            continue
+        started, begin = time.time(), time.perf_counter()
+        command = [sys.executable, str(harness.ROOT / "bench" / f"{name}.py"), "--output", str(arguments.output)]
+        print(f"--- {name}", flush=True)
+        if subprocess.run(command + (["--quick"] if arguments.quick else [])).returncode:
+            failed.append(name)
+        seconds[name] = round(time.perf_counter() - begin, 1)
+        rows += summarised(name, arguments.output, since=started)
+    settings = {"quick": arguments.quick, "seconds": seconds, "failed": failed}
+    harness.write_record("all", settings, rows, arguments.output)
+    show(rows, seconds, failed)
+    sys.exit(1 if failed else 0)
+
+
+def summarised(name: str, output: Path, since: float) -> list[dict[str, Any]]:
+    """Ours against the fastest other provider, from the record that a benchmark has just written, if it has one."""
+    path = output / harness.slug(harness.device_name()) / f"{name}.json"
+    if not path.exists() or path.stat().st_mtime < since:
+        return []
+    groups: dict[str, list[tuple[bool, str, float]]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        if row.get("ms_p50") is None:
+            continue
+        if name == "train_step":
+            what, provider, ours = f"{row['architecture']}, batch {row['batch']}", row["way"], row["ours"]
+        elif row["direction"] in ("both", "forward"):
+            shape = "x".join(map(str, row["shape"]))
+            what, provider = f"{row['op']} {shape} {row['dtype']} {row['direction']}", row["provider"]
+            ours = provider.startswith("ours")
+        else:
+            continue
+        groups.setdefault(what, []).append((ours, provider, row["ms_p50"]))
+    return [compared(name, what, timed) for what, timed in groups.items()]
+
+
+def compared(name: str, what: str, timed: list[tuple[bool, str, float]]) -> dict[str, Any]:
+    """One row of the summary."""
+    ours = min(((ms, provider) for mine, provider, ms in timed if mine), default=None)
+    other = min(((ms, provider) for mine, provider, ms in timed if not mine), default=None)
+    return {
+        "benchmark": name,
+        "what": what,
+        "ours": ours and ours[1],
+        "ours_ms": ours and ours[0],
+        "best_other": other and other[1],
+        "best_other_ms": other and other[0],
+        "speed_up": round(other[0] / ours[0], 2) if ours and other else None,
+    }
+
+
+def show(rows: list[dict[str, Any]], seconds: dict[str, float], failed: list[str]) -> None:
+    """Print the summary."""
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160
+    table = rich.table.Table(title=f"Summary: {harness.device_name()}")
+    for column in ("benchmark", "what", "ours", "best other"):
+        table.add_column(column)
+    table.add_column("times faster", justify="right")
+    for row in rows:
+        cells = [f"{row[f'{who}_ms']:.2f} ms, {row[who]}" if row[who] else "-" for who in ("ours", "best_other")]
+        table.add_row(
+            row["benchmark"], row["what"], *cells, "-" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
+        )
+    console.print(table)
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    console.print(f"{sum(seconds.values()):.0f} s in all: {times}")
+    if failed:
+        console.print(f"failed: {', '.join(failed)}", style="bold")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The same training run in bf16 and in fp32: python bench/precision.py [OPTIONS OF fastalex.train]
+
+    python bench/precision.py                                     # the bundled digits
+    python bench/precision.py photos --width 0.25 --epochs 3      # class folders, a narrower network
+
+Runs `python -m fastalex.train` once in each precision, with the same seed, and writes down both runs' validation losses
+and errors after every epoch, their training losses, and how far bf16's are from fp32's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from fastalex.config import RunConfig
+from fastalex.progress import read_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The same training run in bf16 and in fp32.")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    arguments, options = parser.parse_known_args()
+    options = [str(Path(option).resolve()) if Path(option).is_dir() else option for option in options]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in arguments.precisions:
+            command = [sys.executable, "-m", "fastalex.train", *options, "--precision", precision]
+            subprocess.run([*command, "--output", precision], cwd=folder, check=True)
+            rows += epochs(Path(folder) / precision)
+        config = RunConfig.load(Path(folder) / arguments.precisions[0])
+    compare(rows)
+    data = re.sub(r"[^a-z0-9]+", "-", Path(config.data).name.lower())
+    network = config.network
+    settings = {
+        "data": data,
+        "options": [Path(option).name for option in options],
+        "network": network.summary(),
+        "recipe": config.recipe.name,
+        "seed": config.seed,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    harness.write_record(f"precision-{data}", settings, rows, arguments.output)
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    """One row for each epoch of a run: the mean training loss, validation loss and errors."""
+    precision = RunConfig.load(run).precision
+    lines = read_metrics(run)
+    rows = []
+    for validation in (line for line in lines if line["kind"] == "val"):
+        training = [line for line in lines if line["kind"] == "train" and line["epoch"] == validation["epoch"]]
+        images = sum(line["images"] for line in training)
+        row = {"precision": precision, "epoch": validation["epoch"] + 1}
+        row["training_loss"] = round(sum(line["loss"] * line["images"] for line in training) / images, 4)
+        row |= {f"validation_{name}": validation[name] for name in ("loss", "top1_error", "top5_error")}
+        rows.append(row)
+    return rows
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Print both runs side by side, and note in every row how far it is from the first precision's."""
+    first = {row["epoch"]: row for row in rows if row["precision"] == rows[0]["precision"]}
+    for row in rows:
+        beside = first[row["epoch"]]
+        for name in ("training_loss", "validation_loss", "validation_top1_error"):
+            row[f"{name}_difference"] = round(row[name] - beside[name], 4)
+        print(
+            f"epoch {row['epoch']}  {row['precision']}  training loss {row['training_loss']:.4f} "
+            f"({row['training_loss_difference']:+.4f})  validation loss {row['validation_loss']:.4f} "
+            f"({row['validation_loss_difference']:+.4f})  top-1 error {row['validation_top1_error']:.2f} % "
+            f"({row['validation_top1_error_difference']:+.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Memory while training: the peak, what there is, and batches that do not fit.
+
+What a step needs is counted in :mod:`fastalex.planning`, without the libraries' workspace and gradients on their way:
+a batch that is refused before training cannot fit, one that is not may still fail, and then is named as well.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fastalex.architecture import block_shapes
+from fastalex.config import RunConfig
+from fastalex.errors import ConfigurationError
+from fastalex.launch import parse_devices
+from fastalex.partition import partition
+from fastalex.planning import StageMemory, layer_costs, stage_memory
+
+# Python, torch, the loader: resident before the first step of a CPU worker.
+_PROCESS_BYTES = 400 * 2**20
+# An image takes less than this in any network here; where so much is free, nothing has to be counted.
+_AMPLE_PER_IMAGE = 64 * 2**20
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes held so far: by CUDA's allocator, or, on a CPU, resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that a run could take on this device now, or None where that cannot be found out."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+        if limit != "max":
+            available = min(available, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):
+        return None
+    return available
+
+
+def stages_memory(config: RunConfig) -> list[StageMemory]:
+    """What each stage of a run needs."""
+    architecture = config.network.build_architecture()
+    devices = parse_devices(config.devices)
+    layers = layer_costs(architecture, config.precision, "triton" if devices[0].type == "cuda" else "native")
+    stages = partition(architecture, len(devices))
+    return stage_memory(architecture, layers, stages, config.micro_batches, config.schedule, config.precision)
+
+
+def check_memory(config: RunConfig) -> None:
+    """Refuse a batch that cannot fit.
+
+    Raises:
+        ConfigurationError: what is counted alone is more than is free.
+    """
+    available = _available(config)
+    parameters = sum(shape.parameters for shape in block_shapes(config.network.build_architecture()))
+    if available is None or 16 * parameters + config.recipe.batch_size * _AMPLE_PER_IMAGE < min(available):
+        return
+    for number, (stage, there) in enumerate(zip(stages_memory(config), available, strict=True)):
+        needed = stage.total(config.recipe.batch_size)
+        if needed > there:
+            what = f"stage {number} needs {_gb(needed)} and more; {_gb(there)} are free"
+            raise does_not_fit(config, what, available)
+
+
+def does_not_fit(config: RunConfig, what: str, available: Sequence[int] | None = None) -> ConfigurationError:
+    """The error that names the largest batch that would fit.
+
+    Args:
+        what: happened.
+        available: bytes for each stage; None looks now.
+    """
+    size, micro_batches = config.recipe.batch_size, config.micro_batches
+    available = available or _available(config)
+    batch = 0
+    if available is not None:
+        # What does not fit takes more than there is, whatever was counted: a tenth less at least is what to try.
+        stages = stages_memory(config)
+        limits = [min(there, stage.total(size) / 1.1) for stage, there in zip(stages, available, strict=True)]
+        batch = min(stage.largest_batch(int(limit)) for stage, limit in zip(stages, limits, strict=True))
+        batch = min(batch, size - 1) // micro_batches * micro_batches
+    fits = f"about {batch} would fit: --batch-size {batch}" if batch else "not even the smallest would fit"
+    return ConfigurationError(
+        f"a batch of {config.recipe.batch_size} does not fit into memory ({what}); {fits}, or cut it into more parts "
+        f"by --micro-batches (now {config.micro_batches})"
+    )
+
+
+def _available(config: RunConfig) -> list[int] | None:
+    devices = parse_devices(config.devices)
+    available = [available_bytes(device) for device in devices]
+    if any(there is None for there in available):
+        return None
+    if devices[0].type == "cpu":  # all stages share it
+        return [max(0, (there or 0) // len(devices) - _PROCESS_BYTES) for there in available]
+    return [there or 0 for there in available]
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,223 @@
+"""One training step: keys and rates from memory, skipped updates, late counts, and what becomes of a failed capture."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastalex import step as step_module
+from fastalex.model import AlexNet
+from fastalex.optimizer import KrizhevskySGD
+from fastalex.pipeline import SingleDevice
+from fastalex.recipe import Recipe
+from fastalex.step import GraphedStep, LateReader, TrainingStep, build_step
+from tests.fastalex.workers import BATCH, CLASSES, batch, network
+
+RECIPE = Recipe("test", epochs=1, batch_size=BATCH, lr=1e-3)
+CUDA = torch.cuda.is_available()
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not CUDA, reason="needs a GPU"))]
+
+
+def build(device: str = "cpu", micro_batches: int = 1, **options) -> TrainingStep:
+    model = AlexNet("krizhevsky", CLASSES, seed=4, width=1 / 16, lrn=False, dropout=0.5)
+    with torch.no_grad():
+        for block in model.blocks():
+            block.weight.mul_(3)
+    engine = SingleDevice(model, torch.device(device), BATCH, micro_batches)
+    optimizer = KrizhevskySGD(engine.stage, RECIPE, engine.stage.compute_copies())
+    return build_step(engine, optimizer, **options)
+
+
+def weights(step: TrainingStep) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in step.engine.stage.named_parameters()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], device: str = "cpu") -> bool:
+    """To the last bit on a CPU; on a GPU convolutions may add up in another order."""
+    if device == "cpu":
+        return all(torch.equal(first[name], second[name]) for name in first)
+    return all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-6) for name in first)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_key_in_memory_makes_the_step_that_the_number_makes(device):
+    made = {}
+    for kind in ("number", "tensor", "other number"):
+        step = build(device, graphs=False)
+        for number in range(2):
+            images, labels = batch(number)
+            seed = number + (7 if kind == "other number" else 0)
+            key = torch.tensor(seed, device=device) if kind == "tensor" else seed
+            step(images, labels, key)  # type: ignore[arg-type]
+        made[kind] = weights(step)
+    assert same(made["number"], made["tensor"], device)
+    assert not same(made["number"], made["other number"], device)  # the masks did depend on it
+
+
+def test_rates_are_read_from_the_same_memory_in_every_step():
+    step = build()
+    images, labels = batch(0)
+    (part,) = step.optimizer._parts
+    address = part.rates.data_ptr()
+    before = weights(step)
+    step.optimizer.recipe = replace(RECIPE, lr=0.0)
+    step.optimizer.set_epoch(0)
+    step(images, labels, 0)
+    assert same(weights(step), before)
+    step.optimizer.recipe = RECIPE
+    step.optimizer.set_epoch(0)
+    step(images, labels, 0)
+    assert not same(weights(step), before)
+    assert part.rates.data_ptr() == address
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_that_is_not_finite_is_skipped_and_the_next_one_is_as_if_it_had_not_been(device):
+    clean, dirty = build(device, on_non_finite="skip"), build(device, on_non_finite="skip")
+    images, labels = batch(0)
+    ruined = images.clone()
+    ruined[3, 1, 5, 5] = float("nan")
+    for number in range(8):
+        if number in (1, 6):  # before and after a capture
+            counts = dirty(ruined, labels, 50)
+            assert counts is not None
+            assert counts.tolist() == [0, 0, 0, 0]
+        counts = dirty(images, labels, number)
+        assert counts is not None
+        assert counts[3] == BATCH
+        clean(images, labels, number)
+    assert same(weights(clean), weights(dirty), device)
+    assert (int(clean.skipped), int(dirty.skipped)) == (0, 2)
+    assert (int(clean.first_bad), int(dirty.first_bad)) == (0, 2)
+
+
+def test_gradients_that_are_not_finite_are_skipped_too():
+    step = build(on_non_finite="skip")
+    images, labels = batch(0)
+    step.engine.stage.get_parameter("conv3.weight").register_hook(lambda gradient: gradient * float("inf"))
+    before = weights(step)
+    step(images, labels, 0)
+    assert same(weights(step), before)
+    assert int(step.skipped) == 1
+    assert int(step.first_bad) == 0  # the loss itself was finite
+
+
+def test_without_skipping_the_first_bad_step_is_known():
+    step = build()
+    images, labels = batch(0)
+    for ruin in (False, False, True, True):
+        step(images * (float("nan") if ruin else 1.0), labels, 0)
+    assert int(step.first_bad) == 3
+    assert int(step.skipped) == 0
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_late_reading_keeps_everything_in_order(delay):
+    reader: LateReader[int] = LateReader(delay)
+    values, seen = torch.zeros(2), []
+    for number in range(7):
+        values += 1
+        reader.put(values, number)
+        seen += reader.take()
+        assert len(seen) == max(0, number + 1 - delay)
+    seen += reader.take(everything=True)
+    assert [tag for _, tag in seen] == list(range(7))
+    assert [vector.tolist() for vector, _ in seen] == [[number + 1.0] * 2 for number in range(7)]
+    assert reader.take(everything=True) == []
+
+
+def test_a_cpu_says_nothing_of_graphs_and_stages_on_gpus_one_line(monkeypatch):
+    said: list[str] = []
+    assert type(build(say=said.append)) is TrainingStep
+    assert said == []
+    stages = SimpleNamespace(device=torch.device("cuda"), stage=None)
+    monkeypatch.setattr(TrainingStep, "__init__", lambda *_: None)
+    build_step(stages, None, say=said.append)  # type: ignore[arg-type]
+    assert said == ["CUDA graphs are off: stages exchange tensors in the middle of a step"]
+
+
+class _Recorder:
+    """Stands for CUDA where there is none: a capture runs the code under it once, a replay does nothing."""
+
+    def __init__(self, error: str | None = None) -> None:
+        self.error, self.captures, self.replays = error, 0, 0
+
+    def __call__(self, graph, **_):
+        self.captures += 1
+        return self
+
+    def __enter__(self):
+        if self.error:
+            raise RuntimeError(self.error)
+
+    def __exit__(self, *_):
+        return False
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    """`torch.cuda`'s streams do nothing, so that the order of GraphedStep's calls can be followed on a CPU."""
+    nothing = SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: nothing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: nothing)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None, pool=lambda: None))
+    return monkeypatch
+
+
+def test_a_capture_that_fails_says_so_once_and_the_run_goes_on_unchanged(without_cuda):
+    recorder = _Recorder("operation not permitted when stream is capturing\nmore")
+    without_cuda.setattr(torch.cuda, "graph", recorder)
+    said: list[str] = []
+    expected, other = build(), build()
+    graphed = GraphedStep(other.engine, other.optimizer, say=said.append)
+    for number in range(6):
+        images, labels = batch(number)
+        expected(images, labels, number)
+        graphed(images, labels, number)
+    assert recorder.captures == 1
+    assert said == ["CUDA graphs are off, as the capture failed: operation not permitted when stream is capturing"]
+    assert same(weights(graphed), weights(expected))
+
+
+def test_the_steps_before_a_capture_are_steps_of_the_run(without_cuda):
+    recorder = _Recorder()
+    without_cuda.setattr(torch.cuda, "graph", recorder)
+    expected, other = build(), build()
+    graphed = GraphedStep(other.engine, other.optimizer)
+    for number in range(step_module.WARM_UP_STEPS):
+        images, labels = batch(number)
+        counts, others = expected(images, labels, number), graphed(images, labels, number)
+        assert counts is not None
+        assert others is not None
+        assert torch.equal(counts, others)
+    assert recorder.captures == 0
+    assert same(weights(graphed), weights(expected))
+    graphed(*batch(9), 9)
+    assert recorder.captures == 2  # gradients, then the update, which needs their addresses
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replays_are_the_plain_steps(precision):
+    made = []
+    for graphs in (False, True):
+        model = network(precision)
+        engine = SingleDevice(model, torch.device("cuda"), BATCH)
+        optimizer = KrizhevskySGD(engine.stage, RECIPE, engine.stage.compute_copies())
+        said: list[str] = []
+        step = build_step(engine, optimizer, graphs=graphs, say=said.append)
+        counts = []
+        for number in range(8):
+            if number == 6:
+                optimizer.recipe = replace(RECIPE, lr=1e-4)
+                optimizer.set_epoch(0)
+            images, labels = batch(number)
+            counts.append(step(images.cuda(), labels.cuda(), number).clone())
+        assert said == []
+        made.append((torch.stack(counts).cpu(), weights(step)))
+    torch.testing.assert_close(made[0][0], made[1][0], rtol=1e-3, atol=1e-3)
+    assert same(made[0][1], made[1][1], "cuda")
