@@ -268,7 +268,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="default: 128 256 1024 on a GPU, 64 elsewhere")
     parser.add_argument("--architectures", nargs="+", default=["krizhevsky", "owt"])
     parser.add_argument("--ways", nargs="+", help="parts of the names of the ways to time")
-    parser.add_argument("--seconds", type=float, default=45 if CUDA else 120, help="for each network and batch")
+    parser.add_argument("--seconds", type=float, default=40 if CUDA else 120, help="for each network and batch")
     parser.add_argument(
         "--ready", type=float, default=90, help="seconds that a way may take to be ready, or for a turn"
     )
