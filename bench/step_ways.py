@@ -36,7 +36,8 @@ TOLERANCES = {"fp32": 1e-2, "tf32": 2e-2, "bf16": 0.1}
 class Way:
     """How a step is computed.
 
-    ``compile`` is torch.compile's mode, ``graphs`` whether our step is captured in CUDA graphs.
+    ``compile`` is torch.compile's mode, ``graphs`` whether our step is captured in CUDA graphs, ``keeps_memory``
+    whether a CPU's allocator keeps what our step frees.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Way:
     channels_last: bool = True
     compile: Literal["default", "max-autotune"] | None = None
     graphs: bool = False
+    keeps_memory: bool = True
 
 
 def ways() -> list[Way]:
@@ -62,6 +64,7 @@ def ways() -> list[Way]:
         ]
     return [
         Way("ours fp32", "fp32", ours=True),
+        Way("ours fp32, fresh pages", "fp32", ours=True, keeps_memory=False),
         Way("eager fp32 NCHW", "fp32", channels_last=False),
         Way("eager fp32", "fp32"),
         Way("compile fp32", "fp32", compile="default"),
@@ -91,7 +94,7 @@ class Step:
         self._build_ours(model) if way.ours else self._build_plain()
 
     def _build_ours(self, model: AlexNet) -> None:
-        if not CUDA:
+        if not CUDA and self.way.keeps_memory:
             keep_freed_memory()  # as the trainer does
         model.set_precision(self.way.precision)
         self.engine = SingleDevice(model, torch.device(DEVICE), self.batch)

@@ -207,6 +207,7 @@ def test_help_names_every_option_in_groups(tmp_path):
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
         "--batch-size --lr --momentum --wd --weight-decay --seed --devices --micro-batches --schedule --precision "
+        "--cuda-graphs --on-non-finite "
         "--on-bad-sample --hardware-decoder-load --resume --output"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
