@@ -2,7 +2,8 @@
 
 A case is one operator at one shape. Each provider computes it; a provider whose result or gradients differ from the
 definition in fp64 gets no time. Bandwidth is counted from the fewest bytes that the operator must move, and compared
-with a device-to-device copy measured in the same run.
+with a device-to-device copy measured in the same run; what computes more than it moves is counted in floating-point
+operations, and compared with a large matrix product.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ class Case:
         definition: the operator in plain PyTorch, which judges the providers.
         providers: name -> (operator, memory layout of x).
         bytes_moved: direction -> the fewest bytes that it must read and write.
+        operations: direction -> additions and multiplications, in place of `bytes_moved`.
+        gradients: direction -> the inputs whose gradients it computes, by number, where backward is timed in parts.
         others: inputs after `x`, each a shape.
+        fixed: inputs that need no gradient, by number.
         scale: standard deviation of the inputs.
+        step: inputs are multiples of it, so that sums are exact, and no ReLU's sign is a matter of rounding.
         judges: name -> what is wrong with a provider's result, or None, for those that the definition cannot judge.
     """
 
@@ -64,18 +69,27 @@ class Case:
     dtype: torch.dtype
     definition: Operator
     providers: dict[str, tuple[Operator, str]]
-    bytes_moved: dict[str, int]
+    bytes_moved: dict[str, int] = field(default_factory=dict)
+    operations: dict[str, int] = field(default_factory=dict)
+    gradients: dict[str, tuple[int, ...]] = field(default_factory=dict)
     others: tuple[tuple[int, ...], ...] = ()
+    fixed: tuple[int, ...] = ()
     scale: float = 1.0
+    step: float | None = None
     judges: dict[str, Callable[[Tensor, list[Tensor]], str | None]] = field(default_factory=dict)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("forward", *self.gradients, "both") if self.gradients else DIRECTIONS
 
 
 @dataclass
 class Benchmark:
-    """Rows of one benchmark, and where they go."""
+    """Rows of one benchmark, and where they go. `flags` are command-line switches of its own: name -> help."""
 
     name: str
     title: str
+    flags: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,7 +97,10 @@ class Benchmark:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
+        for name, meaning in self.flags.items():
+            parser.add_argument(f"--{name}", action="store_true", help=meaning)
         arguments = parser.parse_args()
+        self.on = {name for name in self.flags if getattr(arguments, name)}
         self.quick: bool = arguments.quick
         self.output: Path = arguments.output
         # A GPU makes hundreds of runs in a quarter of a second.
@@ -114,7 +131,7 @@ class Benchmark:
             judge = case.judges.get(name)
             error = judge(operator(*inputs), inputs) if judge else _error(operator, case, inputs, grad)
             saved, peak = _memory(operator, inputs)
-            for direction in DIRECTIONS:
+            for direction in case.directions:
                 row: dict[str, Any] = {
                     "op": case.op,
                     "provider": name,
@@ -124,10 +141,14 @@ class Benchmark:
                     "layout": layout,
                 }
                 if error is None:
-                    times = self._time(*_work(operator, inputs, grad, direction))
-                    row |= self._speed(times, case.bytes_moved[direction])
+                    times = self.time(*_work(operator, inputs, grad, direction, case))
                 else:
-                    row |= self._speed(None, 0) | {"wrong": error}
+                    times = None
+                    row |= {"wrong": error}
+                if case.operations:
+                    row |= self._arithmetic(times, case.operations[direction], case.dtype)
+                else:
+                    row |= self._speed(times, case.bytes_moved[direction])
                 self.rows.append(row | {"saved_bytes": saved, "peak_bytes": peak})
             self.console.print(f"  {case.op} {case.shape} {name}" + (f": wrong, {error}" if error else ""), style="dim")
 
@@ -136,7 +157,7 @@ class Benchmark:
         error: str | None,
     ) -> None:  # fmt: skip
         """Time work that has one direction and keeps nothing, such as an optimizer's update."""
-        times = None if error else self._time(lambda: None, lambda _: work())
+        times = None if error else self.time(lambda: None, lambda _: work())
         row = {"op": op, "provider": provider, "direction": "forward", "shape": list(shape)}
         row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "flat", **self._speed(times, moved)}
         self.rows.append(row | {"saved_bytes": 0, "peak_bytes": None} | ({"wrong": error} if error else {}))
@@ -146,6 +167,48 @@ class Benchmark:
         self.console.print(self._table())
         path = write_record(self.name, self.settings, self.rows, self.output)
         self._draw(path.with_suffix(".png"))
+
+    def add_sum(self, op: str, rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> None:
+        """One row per provider and direction: the sum of its rows, where none of them is wrong."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault((row["provider"], row["direction"]), []).append(row)
+        for (provider, direction), group in groups.items():
+            if any(row["ms_p50"] is None for row in group):
+                continue
+            same = {name: group[0][name] for name in ("dtype", "layout")}
+            times = [sum(row[name] for row in group) for name in ("ms_p20", "ms_p50", "ms_p80")]
+            operations = sum(row["operations"] for row in group)
+            self.rows.append(
+                {"op": op, "provider": provider, "direction": direction, "shape": list(shape), **same}
+                | self._arithmetic(times, operations, getattr(torch, same["dtype"]))
+                | {"saved_bytes": sum(row["saved_bytes"] for row in group), "peak_bytes": None}
+            )
+
+    def _arithmetic(self, times_ms: Sequence[float] | None, operations: int, dtype: torch.dtype) -> dict[str, Any]:
+        limit = self._product_speed(dtype)
+        if times_ms is None:
+            return dict.fromkeys(("ms_p20", "ms_p50", "ms_p80", "tflop_per_s", "fraction_of_limit"))
+        p20, p50, p80 = times_ms
+        speed = operations / p50 / 1e9
+        return {
+            "ms_p20": round(p20, 4),
+            "ms_p50": round(p50, 4),
+            "ms_p80": round(p80, 4),
+            "operations": operations,
+            "tflop_per_s": round(speed, 4),
+            "fraction_of_limit": round(speed / limit, 4),
+        }
+
+    def _product_speed(self, dtype: torch.dtype) -> float:
+        """TFLOP/s of a large square matrix product, measured once a run."""
+        name = f"product_tflop_per_s_{str(dtype).removeprefix('torch.')}"
+        if name not in self.settings:
+            side = 8192 if CUDA else 2048
+            a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
+            _, median, _ = self.time(lambda: None, lambda _: a @ b)
+            self.settings[name] = round(2 * side**3 / median / 1e9, 4)
+        return self.settings[name]
 
     def _speed(self, times_ms: Sequence[float] | None, moved: int) -> dict[str, Any]:
         if times_ms is None:
@@ -160,7 +223,7 @@ class Benchmark:
             "fraction_of_limit": round(bandwidth / self.settings["copy_gb_per_s"], 4),
         }
 
-    def _time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> list[float]:
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> list[float]:
         """p20, p50 and p80 of the milliseconds that `work(prepare())` takes after its preparation."""
         for _ in range(2):
             work(prepare())
@@ -189,14 +252,16 @@ class Benchmark:
         """GB/s of a copy within the device, read and written bytes together."""
         source = torch.zeros(512 * 2**20 if CUDA else 128 * 2**20, dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
-        _, median, _ = self._time(lambda: None, lambda _: target.copy_(source))
+        _, median, _ = self.time(lambda: None, lambda _: target.copy_(source))
         return 2 * source.nbytes / median / 1e6
 
     def _table(self) -> rich.table.Table:
-        table = rich.table.Table(title=f"{self.title}: {device_name()}, copy {self.settings['copy_gb_per_s']} GB/s")
+        limits = [f"copy {self.settings['copy_gb_per_s']} GB/s"]
+        limits += [f"product {speed} TFLOP/s" for name, speed in self.settings.items() if name.startswith("product")]
+        table = rich.table.Table(title=f"{self.title}: {device_name()}, {', '.join(limits)}")
         for column in ("operator", "provider", "direction"):
             table.add_column(column)
-        for column in ("shape", "dtype", "ms p20, p50, p80", "GB/s", "of copy", "kept"):
+        for column in ("shape", "dtype", "ms p20, p50, p80", "speed", "of limit", "kept"):
             table.add_column(column, justify="right")
         for row in self.rows:
             if row["ms_p50"] is None:
@@ -204,7 +269,7 @@ class Benchmark:
             else:
                 speed = [
                     f"{row['ms_p20']:.2f} {row['ms_p50']:.2f} {row['ms_p80']:.2f}",
-                    f"{row['gb_per_s']:.1f}",
+                    f"{row['gb_per_s']:.1f} GB/s" if "gb_per_s" in row else f"{row['tflop_per_s']:.3g} TFLOP/s",
                     f"{row['fraction_of_limit']:.0%}",
                 ]
             shape = "x".join(map(str, row["shape"]))
@@ -254,9 +319,11 @@ def _inputs(case: Case, layout: str) -> tuple[list[Tensor], Tensor]:
         (torch.randn(shape, generator=generator) * case.scale).to(DEVICE, case.dtype)
         for shape in (case.shape, *case.others)
     ]
+    if case.step is not None:
+        inputs = [(tensor / case.step).round() * case.step for tensor in inputs]
     if layout == "channels_last":
-        inputs[0] = inputs[0].to(memory_format=torch.channels_last)
-    inputs = [tensor.requires_grad_() for tensor in inputs]
+        inputs = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in inputs]
+    inputs = [tensor.requires_grad_(index not in case.fixed) for index, tensor in enumerate(inputs)]
     with torch.no_grad():
         like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
     grad = torch.randn((case.shape[0], *like.shape[1:]), generator=generator).to(DEVICE, case.dtype)
@@ -267,17 +334,19 @@ def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -
     """What is wrong with a provider's result or gradients on the first images, or None."""
     few = 4
     ours = [t.detach()[:few] if i == 0 else t.detach() for i, t in enumerate(inputs)]
-    theirs = [tensor.double().requires_grad_() for tensor in ours]
+    theirs = [tensor.double().requires_grad_(index not in case.fixed) for index, tensor in enumerate(ours)]
     wanted = case.definition(*theirs)
     wanted.backward(grad[:few].double())
     # The whole batch, as a provider may be compiled for its shape; gradients of other inputs only for the first images.
-    fresh = [tensor.detach().requires_grad_() for tensor in inputs]
+    fresh = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
     found = operator(*fresh)
     upstream = grad.clone()
     upstream[few:] = 0
     found.backward(upstream)
     pairs = [("result", found.detach()[:few], wanted.detach())]
     for index, (mine, reference) in enumerate(zip(fresh, theirs, strict=True)):
+        if index in case.fixed:
+            continue
         assert mine.grad is not None
         assert reference.grad is not None
         pairs.append((f"gradient {index}", mine.grad[:few] if index == 0 else mine.grad, reference.grad))
@@ -301,19 +370,27 @@ def _memory(operator: Operator, inputs: list[Tensor]) -> tuple[int, int | None]:
         torch.cuda.reset_peak_memory_stats()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = operator(*inputs)
-    torch.autograd.grad(y, inputs, torch.ones_like(y))
+    torch.autograd.grad(y, _needing(inputs), torch.ones_like(y))
     return sum(kept.values()), torch.cuda.max_memory_allocated() - before if CUDA else None
 
 
 def _work(
-    operator: Operator, inputs: list[Tensor], grad: Tensor, direction: str
+    operator: Operator, inputs: list[Tensor], grad: Tensor, direction: str, case: Case
 ) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """What to prepare untimed, and what to time."""
     if direction == "forward":
         return lambda: None, lambda _: operator(*inputs)
-    if direction == "backward":
-        return lambda: operator(*inputs), lambda y: torch.autograd.grad(y, inputs, grad)
-    return lambda: None, lambda _: torch.autograd.grad(operator(*inputs), inputs, grad)
+    if direction in case.gradients:
+        wanted = case.gradients[direction]
+        inputs = [tensor.detach().requires_grad_(index in wanted) for index, tensor in enumerate(inputs)]
+    needing = _needing(inputs)
+    if direction == "both":
+        return lambda: None, lambda _: torch.autograd.grad(operator(*inputs), needing, grad)
+    return lambda: operator(*inputs), lambda y: torch.autograd.grad(y, needing, grad)
+
+
+def _needing(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in inputs if tensor.requires_grad]
 
 
 def compiled(operator: Operator) -> Operator:
@@ -343,15 +420,8 @@ def write_record(
     device = device or device_name()
     record = {
         "device": device,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if CUDA else None,
-            **(versions or {}),
-        },
-        "commit": _commit(),
+        "versions": package_versions() | (versions or {}),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,
         "rows": list(rows),
@@ -362,6 +432,16 @@ def write_record(
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     return path
+
+
+def package_versions() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if CUDA else None,
+    }
 
 
 def device_name() -> str:
@@ -379,7 +459,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that was measured; with "+changes" where tracked code differs from it."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -1,6 +1,7 @@
 """Which implementation runs an operator.
 
-- `triton`: the kernels in this package. The default for CUDA tensors.
+- `triton`: the kernels in this package. The default for CUDA tensors. A convolution's products are then left to cuDNN
+  unless a measurement says that Triton is faster (`kernels.conv_settings`), but not where Triton is asked for by name.
 - `native`: plain PyTorch, arranged to be fast. The default for all other tensors.
 - `reference`: the plainest PyTorch, the definition that the tests compare with.
 
@@ -68,3 +69,8 @@ def implementation_for(x: Tensor) -> str:
             "TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter"
         )
     return _chosen
+
+
+def triton_is_forced() -> bool:
+    """Whether Triton was asked for by name, and not merely taken because x is on a GPU."""
+    return _chosen == "triton"

@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 ITEMS = 128
 _BYTES = 16
 _WIDEST = 8
-_MOST_ELEMENTS_PER_IMAGE = 2**31 - 2**16
+_MOST_ELEMENTS = 2**31 - 2**16
 
 
 def vector_width(channels: int, itemsize: int) -> int:
@@ -36,9 +36,13 @@ def blocks(items: int) -> int:
 
 def check_image(x: Tensor) -> None:
     """Offsets within one image are 32 bits wide; a batch may be of any size."""
-    elements = math.prod(x.shape[1:])
-    if elements > _MOST_ELEMENTS_PER_IMAGE:
-        raise ValueError(f"x must have at most {_MOST_ELEMENTS_PER_IMAGE} elements per image, not {elements}")
+    check_elements("x", math.prod(x.shape[1:]), " per image")
+
+
+def check_elements(name: str, elements: int, where: str = "") -> None:
+    """An offset among so many elements fits 32 bits."""
+    if elements > _MOST_ELEMENTS:
+        raise ValueError(f"{name} must have at most {_MOST_ELEMENTS} elements{where}, not {elements}")
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -2,9 +2,9 @@
 
     python tests/kernels/compile_kernels.py bfloat16:80 bfloat16:90 bfloat16:100 float32:90
 
-prints one JSON object a line: kernel, case, architecture, registers, bytes of stack and of shared memory, and how many
-loads and stores of each width the PTX has. It runs in a process of its own, because a process that imports Triton with
-its interpreter cannot compile.
+prints one JSON object a line: kernel, case, architecture, registers, bytes of stack and of shared memory, which matrix
+instructions the PTX has, and how many loads (asynchronous copies among them) and stores of each width. It runs in a
+process of its own, because a process that imports Triton with its interpreter cannot compile.
 """
 
 from __future__ import annotations
@@ -57,6 +57,41 @@ def _normalise_and_pool(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], 
         )
 
 
+# The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
+CONVOLUTIONS = {
+    "conv1": (3, 224, 96, 11, 4, (0, 3, 0, 3), 1),
+    "conv2": (96, 27, 256, 5, 1, 2, 2),
+    "conv3": (256, 13, 384, 3, 1, 1, 1),
+    "conv4": (384, 13, 384, 3, 1, 1, 2),
+    "conv5": (384, 13, 256, 3, 1, 1, 2),
+}
+
+
+def _convolution(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    # Half precision is what networks are trained in; of fp32, one layer with narrow loads and one without.
+    names = ("conv1", "conv3") if dtype == torch.float32 else tuple(CONVOLUTIONS)
+    for name in names:
+        channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
+        # As in training: the first layer's input needs no gradient, and normalised blocks add bias and ReLU themselves.
+        relu = name not in ("conv1", "conv2")
+        x = _channels_last((128, channels, side, side), dtype).requires_grad_(name != "conv1")
+        weight = _channels_last((filters, channels // groups, kernel, kernel), dtype).requires_grad_()
+        bias = torch.empty(filters, dtype=dtype, requires_grad=True) if relu else None
+        yield (
+            name,
+            lambda x=x, w=weight, b=bias, s=stride, p=padding, g=groups, r=relu: _both(
+                kernels.conv2d_relu(x, w, b, s, p, g, relu=r)
+            ),
+        )
+    # What is left where cuDNN computes the products.
+    y = _channels_last((2, 96, 5, 5), dtype)
+    yield "epilogue", lambda: kernels.conv_relu._run_bias_relu(y, torch.empty(96, dtype=dtype), True)
+
+
+def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
 def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     x = torch.zeros(2, 4096, dtype=dtype, requires_grad=True)
     bias = torch.zeros(4096, dtype=torch.float32, requires_grad=True)
@@ -82,7 +117,7 @@ def _update(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _both(y: torch.Tensor) -> None:
-    y.backward(torch.zeros_like(y))
+    y.backward(torch.empty_like(y))
 
 
 def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) -> ASTSource:
@@ -96,9 +131,15 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
         if name in constants:
             signature[name] = "constexpr"
             continue
-        # PyTorch's allocator begins each tensor at a multiple of 512 bytes.
-        signature[name] = _TYPES[values[name].dtype]
-        alignment[(index,)] = [["tt.divisibility", 16]]
+        if isinstance(values[name], int):
+            signature[name] = "i32"
+            aligned = values[name] % 16 == 0 and not kernel.params[index].do_not_specialize
+        else:
+            # PyTorch's allocator begins each tensor at a multiple of 512 bytes.
+            signature[name] = _TYPES[values[name].dtype]
+            aligned = True
+        if aligned:
+            alignment[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constexprs=constants, attrs=alignment)
 
 
@@ -111,20 +152,26 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {name: int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
 
 
-def _widths(ptx: str, instruction: str) -> dict[str, int]:
+def _widths(ptx: str, instruction: str) -> collections.Counter[str]:
     """How many global loads or stores of how many bytes."""
     counts: collections.Counter[str] = collections.Counter()
     for modifiers in re.findall(rf"{instruction}\.global(\S*)", ptx):
         vector = re.search(r"\.v(\d)", modifiers)
         bits = int(re.search(r"\.[bsuf](\d+)$", modifiers)[1])  # type: ignore[index]
         counts[str(bits // 8 * (int(vector[1]) if vector else 1))] += 1
-    return dict(counts)
+    return counts
+
+
+def _copies(ptx: str) -> collections.Counter[str]:
+    """How many copies from global to shared memory of how many bytes, which pass through no registers."""
+    sizes = re.findall(r"cp\.async\.\S+\.shared\.global .*?(0x\w+)", ptx)
+    return collections.Counter(str(int(size, 16)) for size in sizes)
 
 
 def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource, dict[str, Any]]]:
     """Every launch that the operators make with this dtype, each once."""
     done = set()
-    for cases in (_normalise_and_pool, _fully_connected, _update):
+    for cases in (_normalise_and_pool, _convolution, _fully_connected, _update):
         for case, call in cases(dtype):
             _LAUNCHES.clear()
             with kernels.using("triton"):
@@ -133,7 +180,12 @@ def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource,
                 source = _source(kernel, args, options)
                 if source.hash() not in done:
                     done.add(source.hash())
-                    yield case, kernel, source, {name: options[name] for name in launch.OPTIONS}
+                    yield (
+                        case,
+                        kernel,
+                        source,
+                        {name: options[name] for name in (*launch.OPTIONS, "num_stages") if name in options},
+                    )
 
 
 def main(wanted: list[str]) -> None:
@@ -154,7 +206,8 @@ def main(wanted: list[str]) -> None:
                     "dtype": dtype,
                     "architecture": architecture,
                     "shared": compiled.metadata.shared,
-                    "loads": _widths(compiled.asm["ptx"], "ld"),
+                    "matrix_instructions": sorted(set(re.findall(r"wgmma|tcgen05|mma\.sync", compiled.asm["ptx"]))),
+                    "loads": _widths(compiled.asm["ptx"], "ld") + _copies(compiled.asm["ptx"]),
                     "stores": _widths(compiled.asm["ptx"], "st"),
                     **_resources(compiled.asm["cubin"]),
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,12 @@ import pytest
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 KERNELS = {
+    "conv_fwd_kernel",
+    "conv_bwd_data_kernel",
+    "conv_bwd_weight_kernel",
+    "sum_parts_kernel",
+    "bias_relu_fwd_kernel",
+    "bias_relu_bwd_kernel",
     "lrn_fwd_kernel",
     "lrn_bwd_kernel",
     "same_map_fwd_kernel",
@@ -30,8 +37,14 @@ KERNELS = {
 
 # Loads and stores narrower than 16 bytes, and what they are. A maximum's place is one byte for each channel of a
 # vector, 8 in half precision and 4 in fp32. Counters are single int64 values. The update reads its table, and masks the
-# last, incomplete block of a tensor.
+# last, incomplete block of a tensor. The first convolution's three channels, its rows of 363 weights, and sums of
+# one column per thread are narrow too, and so are biases; in fp32, what Hopper must have transposed.
 NARROW = {
+    "conv_fwd_kernel": {"2", "4", "8"},
+    "conv_bwd_data_kernel": {"4"},
+    "conv_bwd_weight_kernel": {"2", "4"},
+    "sum_parts_kernel": {"2", "4"},
+    "bias_relu_bwd_kernel": {"4"},
     "max_pool_fwd_kernel": {"4", "8"},
     "max_pool_bwd_kernel": {"4", "8"},
     "lrn_pool_fwd_kernel": {"4", "8"},
@@ -71,11 +84,36 @@ def test_shared_memory_is_within_limits(records: list[dict]) -> None:
         assert record["shared"] <= SHARED_LIMITS[record["architecture"]], record
 
 
+def test_products_use_the_matrix_units_of_their_generation(records: list[dict]) -> None:
+    instructions = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
+    products = [
+        record for record in records if re.fullmatch(r"conv_(fwd|bwd_data|bwd_weight)_kernel", record["kernel"])
+    ]
+    assert {record["case"] for record in products} == {f"conv{layer}" for layer in range(1, 6)}
+    for record in products:
+        assert instructions[record["architecture"]] in record["matrix_instructions"], record
+
+
+def test_only_the_first_layers_pixels_and_biases_are_loaded_narrowly(records: list[dict]) -> None:
+    """In bf16, whose three kinds of product are otherwise fed 16 bytes at a time, past the registers."""
+    for record in records:
+        if record["dtype"] == "bfloat16" and record["kernel"].startswith("conv_") and record["case"] != "conv1":
+            narrow = sum(count for width, count in record["loads"].items() if int(width) < 16)
+            assert narrow <= 8, record
+            assert narrow == 0 or record["kernel"] == "conv_fwd_kernel", record
+
+
 def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -> None:
     for record in records:
         for way in ("loads", "stores"):
             wide = {width for width in record[way] if int(width) >= 16}
             narrow = set(record[way]) - wide
-            places_only = record["kernel"] == "lrn_pool_fwd_kernel" and way == "stores" and narrow
-            assert wide or places_only, record
+            # Places of maxima; the first layer's 363 weights; sums; transposed factors in fp32.
+            narrow_only = {
+                ("lrn_pool_fwd_kernel", "stores"),
+                ("sum_parts_kernel", "stores"),
+                ("conv_bwd_weight_kernel", "stores" if record["case"] == "conv1" else ""),
+                ("conv_bwd_weight_kernel", "loads" if record["dtype"] == "float32" else ""),
+            }
+            assert wide or (narrow and (record["kernel"], way) in narrow_only), record
             assert narrow <= NARROW.get(record["kernel"], set()), record

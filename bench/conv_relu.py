@@ -1,0 +1,137 @@
+"""Time convolution, bias and ReLU at the five layers of the 2012 network: python bench/conv_relu.py
+
+On a GPU, `--tune` first finds the launch settings that `kernels/tuned/` ships for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from harness import CUDA, DEVICE, Benchmark, Case, Operator, compiled
+from torch import Tensor
+
+import kernels
+from kernels import conv_settings
+
+# Channels, side, filters, kernel, stride, padding (top, bottom, left, right), groups.
+LAYERS = {
+    "conv1": (3, 224, 96, 11, 4, (0, 3, 0, 3), 1),
+    "conv2": (96, 27, 256, 5, 1, (2, 2, 2, 2), 2),
+    "conv3": (256, 13, 384, 3, 1, (1, 1, 1, 1), 1),
+    "conv4": (384, 13, 384, 3, 1, (1, 1, 1, 1), 2),
+    "conv5": (384, 13, 256, 3, 1, (1, 1, 1, 1), 2),
+}
+GRADIENTS = {"data gradient": (0,), "weight gradient": (1, 2)}
+
+
+def pytorchs(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, stride, (top, left), 1, groups).relu()
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, 1, groups).relu()
+
+
+def ours(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
+    return kernels.conv2d_relu(x, weight, bias, stride, padding, groups)
+
+
+def triton_alone(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
+    with kernels.using("triton"):
+        return kernels.conv2d_relu(x, weight, bias, stride, padding, groups)
+
+
+def most_tuned(operator: Operator) -> Operator:
+    """Without CUDA graphs, which none of the others has."""
+    return torch.compile(operator, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+
+def providers(stride: int, padding: tuple[int, ...], groups: int) -> dict[str, tuple[Operator, str]]:
+    theirs: Operator = partial(pytorchs, stride=stride, padding=padding, groups=groups)
+    found: dict[str, tuple[Operator, str]] = {
+        "ours": (partial(ours, stride=stride, padding=padding, groups=groups), "channels_last"),
+        "torch eager channels_last": (theirs, "channels_last"),
+        "torch eager NCHW": (theirs, "nchw"),
+    }
+    if CUDA:
+        found |= {
+            "ours, Triton alone": (
+                partial(triton_alone, stride=stride, padding=padding, groups=groups),
+                "channels_last",
+            ),
+            "torch.compile": (compiled(theirs), "channels_last"),
+            "torch.compile max-autotune": (most_tuned(theirs), "channels_last"),
+        }
+    return found
+
+
+def layer_case(name: str, batch: int, dtype: torch.dtype) -> Case:
+    channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
+    out = (padding[0] + side + padding[1] - kernel) // stride + 1
+    product = 2 * batch * out**2 * filters * channels // groups * kernel**2
+    # Images need no gradient.
+    gradients = {direction: wanted for direction, wanted in GRADIENTS.items() if name != "conv1" or 0 not in wanted}
+    return Case(
+        name,
+        (batch, channels, side, side),
+        dtype,
+        partial(pytorchs, stride=stride, padding=padding, groups=groups),
+        providers(stride, padding, groups),
+        operations=dict.fromkeys(("forward", *gradients), product) | {"both": product * (1 + len(gradients))},
+        gradients=gradients,
+        others=((filters, channels // groups, kernel, kernel), (filters,)),
+        fixed=(0,) if name == "conv1" else (),
+        # Up to 2304 products of such numbers add up to a multiple of 1/64 that fp32 holds.
+        step=1 / 8,
+    )
+
+
+def tuned_problems(batch: int, dtype: torch.dtype) -> list[tuple[conv_settings.Direction, conv_settings.Problem]]:
+    """What training the network asks for, and with a bias and a ReLU what this benchmark does."""
+    found: list[tuple[conv_settings.Direction, conv_settings.Problem]] = []
+    for name, (channels, side, filters, kernel, stride, padding, groups) in LAYERS.items():
+        x = torch.empty((batch, channels, side, side), dtype=dtype, device=DEVICE)
+        weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device=DEVICE)
+        problem = conv_settings.problem_of(x, weight, stride, padding, groups)
+        found += [("forward", dataclasses.replace(problem, epilogue=epilogue)) for epilogue in (False, True)]
+        found += [("weight_gradient", problem)] + ([] if name == "conv1" else [("data_gradient", problem)])
+    return found
+
+
+def find_settings(bench: Benchmark) -> None:
+    if not CUDA:
+        sys.exit("error: --tune measures a GPU, and torch finds none here; leave it out to time the CPU")
+    # Not before a GPU is known to be there: a table is named after it.
+    import tune
+
+    for batch in bench.batches():
+        for dtype in bench.dtypes():
+            path = tune.tune(
+                tuned_problems(batch, dtype), lambda work, _: bench.time(lambda: None, lambda _: work())[1]
+            )
+    print(f"wrote {path}")
+    conv_settings.load_table.cache_clear()
+    conv_settings.choose.cache_clear()
+
+
+def main() -> None:
+    bench = Benchmark(
+        "conv_relu", "Convolution, bias and ReLU", flags={"tune": "first find this GPU's launch settings"}
+    )
+    torch.backends.cudnn.benchmark = True
+    if "tune" in bench.on:
+        find_settings(bench)
+    # Half of what the other operators take on a CPU: this one computes for seconds.
+    batch = 128 if CUDA else 8 if bench.quick else 32
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    for name in LAYERS:
+        bench.run(layer_case(name, batch, dtype))
+    bench.add_sum("all five layers", list(bench.rows), [batch])
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

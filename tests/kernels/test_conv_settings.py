@@ -1,0 +1,181 @@
+"""Launch settings of the convolution: measured tables, and the rule for what is in none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from comparing import examples, random_tensor
+from hypothesis import given
+
+from kernels import conv_settings
+from kernels.conv_settings import DIRECTIONS, Entry, Problem, Settings, choose, heuristic, table_path
+
+PROBLEM = Problem(128, 96, 27, 27, 256, (5, 5), 1, (2, 2, 2, 2), 2, "bfloat16", "ieee")
+SETTINGS = Settings(128, 64, 32, 4, 5)
+GPU = "NVIDIA Test 80GB"
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of tables, in place of the shipped one."""
+    monkeypatch.setattr(conv_settings, "TABLES", tmp_path)
+    choose.cache_clear()
+    yield tmp_path
+    choose.cache_clear()
+    conv_settings.load_table.cache_clear()
+
+
+def write(**changes: object) -> Path:
+    """A table of one entry for the forward direction, by which Triton takes 1 ms and cuDNN 2."""
+    entry = conv_settings.table_entry("forward", PROBLEM, Entry(SETTINGS, 1.0, 2.0)) | changes
+    path = table_path(GPU)
+    path.write_text(json.dumps({"entries": [entry]}))
+    return path
+
+
+def test_triton_computes_where_the_table_says_that_it_is_faster(tables: Path) -> None:
+    write()
+    assert choose("forward", PROBLEM, GPU, False) == SETTINGS
+    assert choose("forward", PROBLEM, GPU, True) == SETTINGS
+    # Another direction, batch, precision or GPU has no entry: cuDNN.
+    assert choose("data_gradient", PROBLEM, GPU, False) is None
+    assert choose("forward", dataclasses.replace(PROBLEM, batch=64), GPU, False) is None
+    assert choose("forward", dataclasses.replace(PROBLEM, dtype="float32", precision="tf32"), GPU, False) is None
+    assert choose("forward", PROBLEM, "NVIDIA Test 40GB", False) is None
+
+
+def test_cudnn_computes_where_it_is_faster_unless_triton_is_forced(tables: Path) -> None:
+    write(library_ms=0.9)
+    assert choose("forward", PROBLEM, GPU, False) is None
+    assert choose("forward", PROBLEM, GPU, True) == SETTINGS
+
+
+def test_what_is_in_no_table_is_chosen_by_the_heuristic_and_logged(
+    tables: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "kernels.conv_settings"):
+        settings = choose("weight_gradient", PROBLEM, GPU, True)
+    assert settings == heuristic("weight_gradient", PROBLEM)
+    (message,) = caplog.messages
+    assert "weight_gradient of Problem(batch=128" in message
+    assert f"no entry for {GPU}; the heuristic chose {settings}" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"direction": "sideways"}, "direction must be one of forward, data_gradient, weight_gradient, not 'sideways'"),
+        ({"settings": {"block_m": 128}}, "missing 4 required positional arguments"),
+        ({"settings": dataclasses.asdict(SETTINGS) | {"block_m": 96}}, "block_m must be a power of two.*not 96"),
+        ({"settings": dataclasses.asdict(SETTINGS) | {"num_stages": 0}}, "num_stages must be an int and at least 1"),
+        ({"problem": {"batch": 1, "colour": 2}}, "colour"),
+        ({"ms": "fast"}, "ms must be a positive number, not 'fast'"),
+        ({"library_ms": float("nan")}, "library_ms must be a positive number, not nan"),
+    ],
+)
+def test_a_damaged_entry_is_named(tables: Path, changes: dict, message: str) -> None:
+    path = write(**changes)
+    with pytest.raises(ValueError, match=message) as raised:
+        choose("forward", PROBLEM, GPU, False)
+    assert str(path) in str(raised.value)
+    assert "delete it, or write it anew with python bench/conv_relu.py --tune" in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"entries": 3}'])
+def test_a_file_that_is_no_table_is_named(tables: Path, text: str) -> None:
+    table_path(GPU).write_text(text)
+    with pytest.raises(ValueError, match=r"nvidia-test-80gb\.json is no table of launch settings"):
+        choose("forward", PROBLEM, GPU, True)
+
+
+def test_shipped_tables_can_be_read() -> None:
+    for path in conv_settings.TABLES.glob("*.json"):
+        table = conv_settings.load_table(path)
+        assert table
+        assert path == table_path(json.loads(path.read_text())["device"])
+
+
+@examples(300)
+@given(
+    st.integers(1, 512),
+    st.integers(1, 600),
+    st.integers(1, 230),
+    st.integers(1, 600),
+    st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 3, 8]),
+    st.sampled_from(["float64", "float32", "float16", "bfloat16"]),
+    st.booleans(),
+)
+def test_the_heuristic_fits_every_gpu(batch, channels, side, filters, kernel, stride, groups, dtype, tf32):
+    padding = (kernel[0] - 1, 0, 0, kernel[1] - 1)
+    precision = "tf32" if tf32 and dtype == "float32" else "ieee"
+    problem = Problem(
+        batch, channels * groups, side, side, filters * groups, kernel, stride, padding, groups, dtype, precision
+    )
+    for direction in DIRECTIONS:
+        settings = heuristic(direction, problem)
+        tiles = settings.block_k * (settings.block_m + settings.block_n) * problem.itemsize
+        # Shared memory that one program may have on an A100; consumer GPUs have 99 KiB.
+        assert settings.num_stages * tiles <= 99 * 1024
+        assert settings.num_warps == 4
+        assert settings.splits == 1 or direction == "weight_gradient"
+        # No split is without pixels.
+        _, _, terms = problem.product(direction)
+        assert settings.splits * settings.block_k <= terms or settings.splits == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- tuning
+
+
+@pytest.fixture
+def tuning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
+    import tune
+
+    yield tune
+    for name in ("tune", "harness"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_setting_that_computes_wrongly_is_never_chosen(
+    tuning, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest candidate is wrong in one element, the second does not run, the third leaves a tile out."""
+    problem = Problem(2, 4, 5, 5, 6, (3, 3), 1, (1, 1, 1, 1), 2, "float32", "ieee")
+    good, slow = Settings(16, 16, 16, 4, 1), Settings(32, 16, 16, 4, 1)
+    wrong, failing, short = Settings(64, 16, 16, 4, 1), Settings(16, 64, 16, 4, 1), Settings(16, 16, 64, 4, 1)
+    times = {wrong: 0.1, failing: 0.2, short: 0.3, good: 0.4, slow: 0.5}
+    run = tuning.run
+
+    def run_damaged(direction: str, operands: list[torch.Tensor], problem: Problem, settings: Settings) -> torch.Tensor:
+        if settings == failing:
+            raise RuntimeError("out of resource: shared memory")
+        result = run(direction, operands, problem, settings)
+        if settings == wrong:
+            result[-1, -1, -1, -1] += 0.1 * result.abs().max()
+        if settings == short:
+            result[-1:, -1:] = 0
+        return result
+
+    monkeypatch.setattr(tuning, "run", run_damaged)
+    refused: dict[Settings, str] = {}
+    chosen = tuning.fastest(direction, problem, list(times), lambda work, settings: times[settings], refused)
+    assert chosen == (good, 0.4)
+    assert set(refused) == {wrong, failing, short}
+    assert "shared memory" in refused[failing]
+    assert "is off by" in refused[wrong]
+
+
+def test_nothing_is_chosen_where_every_candidate_is_wrong(tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(1, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")
+    monkeypatch.setattr(tuning, "run", lambda *_: random_tensor((1, 2, 3, 3), 0, torch.float32))
+    assert tuning.fastest("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) is None
