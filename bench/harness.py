@@ -285,22 +285,26 @@ class Benchmark:
                 panels.setdefault(f"{row['op']} {'x'.join(map(str, row['shape']))} {row['dtype']}", []).append(row)
         if not panels:
             return
+        # Not every panel has all of them: a direction keeps its colour.
+        known = max((list(dict.fromkeys(row["direction"] for row in rows)) for rows in panels.values()), key=len)
         figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.6 + 2.6 * len(panels)), squeeze=False)
         for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
             providers = list(dict.fromkeys(row["provider"] for row in rows))
-            directions = list(dict.fromkeys(row["direction"] for row in rows))
+            directions = [direction for direction in known if any(row["direction"] == direction for row in rows)]
             height = 0.8 / len(directions)
             for offset, direction in enumerate(directions):
                 chosen = [row for row in rows if row["direction"] == direction]
                 places = [providers.index(row["provider"]) + offset * height for row in chosen]
                 times = [row["ms_p50"] for row in chosen]
-                bars = axis.barh(places, times, height * 0.9, label=direction)
+                colour = f"C{known.index(direction)}"
+                bars = axis.barh(places, times, height * 0.9, label=direction, color=colour)
                 axis.bar_label(bars, [f"{value:.3g}" for value in times], padding=2, fontsize=7)
             axis.set_yticks([index + 0.4 - height / 2 for index in range(len(providers))], providers, fontsize=8)
             axis.invert_yaxis()
             axis.set_title(title, fontsize=9)
             axis.margins(x=0.12)
-        axes[0, 0].legend(fontsize=8)
+        fullest = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
+        fullest.legend(fontsize=8)
         axes[-1, 0].set_xlabel("milliseconds, median")
         figure.suptitle(f"{self.title}, {device_name()}", fontsize=10)
         figure.tight_layout()
