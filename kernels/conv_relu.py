@@ -118,13 +118,13 @@ def conv_fwd_kernel(
         a, b, channel = locate_terms(start, KERNEL_WIDTH, DEPTH, BLOCK_K)
         h, w = top[:, None] + a[None, :], left[:, None] + b[None, :]
         term = start + tl.arange(0, BLOCK_K)
-        inside = within(h, HEIGHT) & within(w, WIDTH) & (term < TERMS)[None, :]
+        inside = within(h, HEIGHT) & within(w, WIDTH)
+        inside_weight = (filter_ < GROUP_FILTERS)[None, :]
+        if TERMS % BLOCK_K != 0:
+            inside &= (term < TERMS)[None, :]
+            inside_weight &= (term < WEIGHT_TERMS)[:, None]
         x = tl.load(x_rows[:, None] + ((a * WIDTH + b) * CHANNELS + channel)[None, :], mask=inside, other=0.0)
-        weight = tl.load(
-            weight_columns[None, :] + term[:, None],
-            mask=(term < WEIGHT_TERMS)[:, None] & (filter_ < GROUP_FILTERS)[None, :],
-            other=0.0,
-        )
+        weight = tl.load(weight_columns[None, :] + term[:, None], mask=inside_weight, other=0.0)
         total = tl.dot(x, weight, total, input_precision=PRECISION, out_dtype=total.dtype)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + group * GROUP_FILTERS + filter_, mask=filter_ < GROUP_FILTERS, other=0.0)
@@ -170,17 +170,17 @@ def conv_bwd_data_kernel(
         up, aside, filter_ = locate_terms(start, taps_wide, DEPTH, BLOCK_K)
         filter_ += group * DEPTH
         i, j = last_i[:, None] - up[None, :], last_j[:, None] - aside[None, :]
-        counts = start + tl.arange(0, BLOCK_K) < terms
-        inside = within(i, OUT_HEIGHT) & within(j, OUT_WIDTH) & counts[None, :]
+        inside = within(i, OUT_HEIGHT) & within(j, OUT_WIDTH)
+        inside_weight = (channel < GROUP_CHANNELS)[None, :]
+        if DEPTH % BLOCK_K != 0:
+            counts = start + tl.arange(0, BLOCK_K) < terms
+            inside &= counts[None, :]
+            inside_weight &= counts[:, None]
         offset = filter_ - (up * OUT_WIDTH + aside) * FILTERS
         grad = tl.load(grad_rows[:, None] + offset[None, :], mask=inside, other=0.0)
         tap = (first_a + up * STRIDE) * KERNEL_WIDTH + first_b + aside * STRIDE
         weight_rows = weight_ptr + (filter_ * (KERNEL_HEIGHT * KERNEL_WIDTH) + tap) * GROUP_CHANNELS
-        weight = tl.load(
-            weight_rows[:, None] + channel[None, :],
-            mask=counts[:, None] & (channel < GROUP_CHANNELS)[None, :],
-            other=0.0,
-        )
+        weight = tl.load(weight_rows[:, None] + channel[None, :], mask=inside_weight, other=0.0)
         total = tl.dot(grad, weight, total, input_precision=PRECISION, out_dtype=total.dtype)
     x_rows = grad_x_ptr + image * (HEIGHT * WIDTH * CHANNELS) + (h * WIDTH + w) * CHANNELS + group * GROUP_CHANNELS
     tl.store(x_rows[:, None] + channel[None, :], total, mask=exists[:, None] & (channel < GROUP_CHANNELS)[None, :])

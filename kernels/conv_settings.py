@@ -192,8 +192,9 @@ def heuristic(direction: Direction, problem: Problem) -> Settings:
         block_m = _power_of_two(rows, widest_m)
         if problem.groups * triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n) < _PROGRAMS:
             block_m = min(block_m, 64)
-    # 128 bytes of a row are a line of a cache; the largest tile leaves registers to address half of that.
-    step = max(16, (64 if _by_scalars(problem) or block_m * block_n == 128 * 128 else 128) // problem.itemsize)
+    # 128 bytes of a row are a line of a cache; where pixels take more addresses, registers are left for half of that.
+    crowded = direction == "data_gradient" or _by_scalars(problem) or block_m * block_n == 128 * 128
+    step = max(16, (64 if crowded else 128) // problem.itemsize)
     if _is_narrow(direction, problem):
         # Such loads pass through registers.
         step = min(step, 32)
