@@ -68,7 +68,8 @@ def prepare(
         progress: report progress on stderr.
         keep_aspect: store whole images instead of their centre squares.
         label_order: of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
-        validation_every: where there is no validation set, hold out every n-th training image of each class.
+        validation_every: where there is no validation set, hold out every n-th training image of each class; 0
+            does without one.
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: images with more pixels are left out.

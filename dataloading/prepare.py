@@ -37,7 +37,8 @@ def main(
         keep_aspect: Store whole images instead of their centre squares.
         label_order: Numbering of ILSVRC's classes: by sorted WordNet id (torchvision, Caffe), or as in the development
             kit (Krizhevsky).
-        validation_every: Where there is no validation set: hold out every n-th training image of each class.
+        validation_every: Where there is no validation set: hold out every n-th training image of each class; 0
+            does without one.
         verify: First compare the archives with their published MD5 sums.
         workers: Processes. Default: one per processor. 0 works in this one.
         shard_images: Source images per shard.

@@ -177,7 +177,8 @@ def open_source(
         source: a folder with the archives of ILSVRC2012 or ILSVRC2010, a folder or tar file of WebDataset shards, class
             folders, or "digits" (written to the folder `scratch` first).
         label_order: "sorted" or "devkit"; only ILSVRC's archives have a choice.
-        validation_every: hold out every n-th training image of each class where there is no validation set.
+        validation_every: hold out every n-th training image of each class where there is no validation set; 0 does
+            without one.
         scratch: where files may be written.
 
     Raises:
@@ -185,7 +186,7 @@ def open_source(
     """
     found = _find(source, label_order, scratch)
     if "val" in found.splits:
-        if validation_every is not None:
+        if validation_every:
             raise DatasetError(f"{source} has a validation set; leave --validation-every out")
         return found
     if validation_every is None:
@@ -193,8 +194,10 @@ def open_source(
             f"{source} has training images but no validation set; add val/ with the same classes, or hold out every "
             f"tenth image: python -m dataloading.prepare {source} DEST --validation-every 10"
         )
+    if validation_every == 0:
+        return found
     if validation_every < 2:
-        raise DatasetError(f"validation_every is {validation_every}; it must be 2 or more")
+        raise DatasetError(f"validation_every is {validation_every}; it must be 2 or more, or 0 to do without")
     return HeldOut(found, validation_every)
 
 

@@ -1,5 +1,13 @@
 """The AlexNet of 2012, trained as it was run then."""
 
+import signal
+import sys
+
+# While `python -m fastalex.train` imports for some seconds, Ctrl-C shall end it without a traceback; cli.main then
+# takes over. ("-m" stands there only until the module is found. A process that ignores Ctrl-C goes on doing so.)
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import kernels
 
 if not hasattr(kernels, "lrn_max_pool2d"):  # before anything that would fail for a reason harder to understand

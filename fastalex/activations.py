@@ -160,11 +160,11 @@ def _describe(extraction: Extraction, folder: Path) -> None:
     about = {
         "weights": str(network.weights.resolve()),
         "network": network.description.summary(),
-        "data": extraction.data,
+        "data": str(Path(extraction.data).resolve()),
         "fingerprint": dataset.fingerprint,
         "split": extraction.split,
         "crop": "centre",
-        "mean_image": network.mean_image_for(dataset) or extraction.data,
+        "mean_image": str(Path(network.mean_image_for(dataset) or extraction.data).resolve()),
         "images": len(labels),
         "dtype": extraction.dtype,
         "activations": {name: f"{name}.npy" for name in extraction.names},

@@ -168,7 +168,7 @@ def latest_checkpoint(run: Path) -> Path:
         raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
     folders = [path for path in (run / "checkpoints").glob("[0-9]*-[0-9]*") if path.is_dir()]
     if not folders:
-        raise ConfigurationError(f"{run} has no checkpoint yet; start the run anew")
+        raise ConfigurationError(f"{run} has no checkpoint yet; remove it (rm -r {run}) and start the run anew")
     return max(folders, key=lambda path: [int(number) for number in path.name.split("-")])
 
 

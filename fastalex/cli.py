@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,11 +18,18 @@ from fastalex.launch import Interrupted, WorkerError, is_worker
 
 def main(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0; 2 after bad input; 1 after a failed worker; 128 + signal after an interruption."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since the package was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command()
         code = 0
     except (ConfigurationError, DatasetError) as error:
         code = _say(f"error: {error}", 2, everywhere=getattr(error, "everywhere", False))
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise  # not a file that a user named
+        place = f"{error.filename}: " if error.filename is not None else ""
+        code = _say(f"error: {place}{error.strerror}", 2)
     except WorkerError as error:
         code = _say(f"error: {error}", 1)
     except Interrupted as error:

@@ -16,7 +16,7 @@ PREPARED = Path("prepared")
 AnyDataset = dataloading.Dataset | dataloading.SyntheticDataset
 
 
-def open_data(data: Path | None, size: int | None = None) -> AnyDataset:
+def open_data(data: Path | None, size: int | None = None, *, for_training: bool = True) -> AnyDataset:
     """Open a data set, preparing it first if need be.
 
     Args:
@@ -25,22 +25,28 @@ def open_data(data: Path | None, size: int | None = None) -> AnyDataset:
             images from memory, with which training is as fast as if data cost nothing.
         size: of the images' shorter side in pixels; a set that was prepared with another one is prepared anew from
             that, into ``prepared/``. None takes a prepared set as it is, and prepares with 256.
+        for_training: False takes class folders without a validation set, too.
 
     Raises:
         dataloading.DatasetError: no such folder, no images in it, or a damaged data set.
     """
-    suffix = f"-{size}px" if size else ""
+    suffix = f"-{size}px" if size not in (None, 256) else ""
     if data is None:
         return _prepared("digits", PREPARED / f"digits{suffix}", size)
     if str(data) == "synthetic":
         return open_prepared("synthetic")
     if not data.exists():
         raise ConfigurationError(f"no such folder: {data}")
+    if (data / "config.json").is_file():
+        raise ConfigurationError(f"{data} is a run folder, not a data set; name images, or go on with it by --resume")
     if dataloading.is_prepared(data):
         dataset = dataloading.Dataset(data)
         if size in (None, dataset.size):
             return dataset
-    return _prepared(data, PREPARED / f"{data.resolve().name}-{_identity(data)}{suffix}", size)
+    name = f"{data.resolve().name}-{_identity(data)}{suffix}"
+    if not for_training and not dataloading.is_prepared(PREPARED / name):
+        return _prepared(data, PREPARED / f"{name}-images", size, validation_every=0)
+    return _prepared(data, PREPARED / name, size)
 
 
 def _identity(source: Path) -> str:
@@ -71,16 +77,19 @@ def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset
     return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
 
 
-def _prepared(source: Path | str, destination: Path, size: int | None = None) -> dataloading.Dataset:
+def _prepared(
+    source: Path | str, destination: Path, size: int | None = None, validation_every: int | None = None
+) -> dataloading.Dataset:
     if dataloading.is_prepared(destination):
         return dataloading.Dataset(destination)
     if is_worker():  # the others would wait for it, and give up
         raise ConfigurationError(
             f"{source} is not prepared; do that before torchrun: python -m dataloading.prepare {source} {destination}"
             + (f" --size {size}" if size else "")
+            + (f" --validation-every {validation_every}" if validation_every is not None else "")
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
-    dataset = dataloading.prepare(source, destination, size=size or 256)
+    dataset = dataloading.prepare(source, destination, size=size or 256, validation_every=validation_every)
     if rejected := dataset.made["rejected"]:
         print(f"{rejected} files were left out; {destination / 'rejected.csv'} says which and why", flush=True)
     return dataset

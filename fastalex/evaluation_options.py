@@ -193,7 +193,9 @@ def _coefficients(options: EvaluateOptions, networks: int) -> tuple[float, ...] 
 def _open(data: Path | None, network: TrainedNetwork) -> AnyDataset:
     if data is None and network.data is None:
         raise ConfigurationError(f"{network.weights} is a file of weights: name the data set to evaluate it on")
-    return open_data(data if data is not None else Path(str(network.data)))
+    if data is None:
+        return open_data(Path(str(network.data)))
+    return open_data(data, network.stored_size, for_training=False)
 
 
 def _check_alike(networks: Sequence[TrainedNetwork]) -> None:

@@ -78,7 +78,7 @@ def resolve(options: FeaturesOptions) -> tuple[Extraction, str]:
     if not names:
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name is answered with all")
     activation_shapes(network.description, names)
-    dataset = open_data(options.data)
+    dataset = open_data(options.data, network.stored_size, for_training=False)
     check_split(dataset, options.split)
     extraction = Extraction(
         network, str(dataset.root), options.split, names, output, options.dtype, options.batch_size, options.precision

@@ -354,9 +354,12 @@ def make_folder(folder: Path) -> None:
         ConfigurationError: there is something already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(
-            f"{folder} exists already; choose another --output, or go on with it by --resume {folder}"
-        )
+        remedy = ""
+        if (folder / "config.json").is_file():
+            remedy = f", or go on with it by --resume {folder}"
+            if not (folder / "last.safetensors").exists():
+                remedy = f", or remove it: its run was stopped before it saved anything (rm -r {folder})"
+        raise ConfigurationError(f"{folder} exists already; choose another --output{remedy}")
     folder.mkdir(parents=True, exist_ok=True)
 
 

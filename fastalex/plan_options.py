@@ -132,10 +132,14 @@ def _devices(options: PlanOptions, text: str) -> tuple[int, bool, tuple[int, ...
         names = [name.strip() for name in text.split(",")]
         if options.measure:
             parse_devices(text)  # to be measured they must be there
-        if not all(name == "cpu" or name.removeprefix("cuda:").isdecimal() for name in names):
+        on_cpu = [name == "cpu" for name in names]
+        if not all(name == "cpu" or name.removeprefix("cuda:").isdecimal() for name in names) or len(set(on_cpu)) > 1:
             raise ConfigurationError(f"--devices {text}: write GPU numbers (0,1) or cpu (cpu,cpu)")
         return len(names), names[0] != "cpu", (round(options.device_memory * GIB),) * len(names)
-    devices = parse_devices(text)
+    try:
+        devices = parse_devices(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; for devices that are elsewhere, add --device-memory GIB") from None
     if devices[0].type == "cuda":
         return len(devices), True, tuple(torch.cuda.get_device_properties(d).total_memory for d in devices)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

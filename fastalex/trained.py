@@ -60,14 +60,27 @@ class TrainedNetwork:
         A network has learnt with the mean of its own training images. None: that of ``dataset`` itself, because it is
         the same, or because the training data are not there any more or were stored in another size.
         """
+        trained_on = self._open_data()
+        if trained_on is None or trained_on.size != dataset.size:
+            return None
+        return None if np.array_equal(trained_on.mean_image, dataset.mean_image) else self.data
+
+    @property
+    def stored_size(self) -> int | None:
+        """The shorter side in pixels of the images that it was trained on; None if that is not known any more.
+
+        Crops of one size show objects at another scale where images were stored in another size.
+        """
+        trained_on = self._open_data()
+        return None if trained_on is None else trained_on.size
+
+    def _open_data(self) -> AnyDataset | None:
         if self.data is None or not (self.data == "synthetic" or is_prepared(self.data)):
             return None
         try:
-            own = open_prepared(self.data).mean_image
+            return open_prepared(self.data)
         except DatasetError:
             return None
-        same = own.shape != dataset.mean_image.shape or np.array_equal(own, dataset.mean_image)
-        return None if same else self.data
 
     def build_engine(self, world: World, batch_size: int, precision: Precision) -> SingleDevice | Pipeline:
         """The network, ready to run on this worker's device: whole, or one stage of it."""

@@ -17,6 +17,7 @@ import torch
 from fastalex.checkpoint import latest_checkpoint, load_progress
 from fastalex.progress import read_metrics
 from tests.dataloading.damage import copied, overwritten
+from tests.dataloading.small_sources import started
 from tests.fastalex.conftest import write_images
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,25 @@ def test_an_existing_folder_is_not_overwritten(finished, prepared):
     assert message == "error: run exists already; choose another --output, or go on with it by --resume run"
 
 
+def test_a_run_that_saved_nothing_is_named_as_such(tmp_path, finished, prepared):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((finished[0] / "run" / "config.json").read_text())
+    message = refused(tmp_path, "fastalex.train", prepared, "--output", "run/config.json/x", "--devices", "cpu")
+    assert message == "error: run/config.json/x: Not a directory"
+    message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
+    assert message.endswith("or remove it: its run was stopped before it saved anything (rm -r run)")
+
+
+def test_ctrl_c_while_modules_are_imported_prints_no_traceback():
+    process = started("fastalex.train", "--help")
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == -signal.SIGINT
+    assert err == ""
+
+
 def damaged(prepared: Path, folder: Path) -> Path:
     """A prepared data set with a shard cut short."""
     for path in prepared.iterdir():
@@ -155,8 +175,9 @@ def damaged(prepared: Path, folder: Path) -> Path:
 
 
 def test_data_that_cannot_be_trained_on(tmp_path, prepared):
-    for name in ("empty", "unequal", "damaged", "unfinished"):
+    for name in ("empty", "unequal", "damaged", "unfinished", "run"):
         (tmp_path / name).mkdir()
+    (tmp_path / "run" / "config.json").touch()
     write_images(tmp_path / "unequal", train=1, val=1, classes=("cat", "dog"))
     (tmp_path / "unequal" / "val" / "dog").rename(tmp_path / "unequal" / "val" / "bird")
     damaged(prepared, tmp_path / "damaged")
@@ -165,6 +186,7 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepared):
     (tmp_path / "unfinished" / "dataset.json").write_text('{"format": ')
     for name, expected in {
         "nowhere": "no such folder: nowhere",
+        "run": "run is a run folder, not a data set",
         "empty": "empty",
         "unequal": "bird",
         "damaged": "damaged",

@@ -11,6 +11,7 @@ import torch
 import dataloading
 from fastalex import launch, load_model
 from fastalex.activations import Extraction, extract
+from fastalex.config import RunConfig
 from fastalex.ensemble import Evaluation, Judgement, evaluate
 from fastalex.errors import ConfigurationError
 from fastalex.features_options import FeaturesOptions, resolve
@@ -52,6 +53,20 @@ def test_files_hold_the_activations_of_every_image(runs, prepared, tmp_path):
     assert {path.suffix for path in output.iterdir()} == {".npy", ".csv", ".json"}
     with pytest.raises(ConfigurationError, match="features exists already; choose another --output"):
         resolve(FeaturesOptions(runs[0], prepared, NAMES, output, devices="cpu"))
+
+
+def test_stimuli_need_neither_classes_nor_a_validation_set(runs, class_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stimuli = tmp_path / "stimuli" / "all"
+    stimuli.mkdir(parents=True)
+    for number, path in enumerate(sorted(class_folders.glob("val/*/*.jpg"))):
+        (stimuli / f"{number}.jpg").write_bytes(path.read_bytes())
+    options = FeaturesOptions(runs[0], stimuli.parent, ("fc7",), tmp_path / "out", split="train", devices="cpu")
+    extraction, _ = resolve(options)
+    extract(HERE, extraction)
+    assert np.load(tmp_path / "out" / "fc7.npy").shape == (7, 256)
+    about = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert about["mean_image"] == str(Path(RunConfig.load(runs[0]).data).resolve())  # not the stimuli's own
 
 
 def test_nothing_is_left_of_an_interrupted_extraction(runs, prepared, tmp_path):

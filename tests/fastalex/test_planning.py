@@ -122,7 +122,8 @@ def test_the_report(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"devices": "7"}, "device 7 does not exist"),
+        ({"devices": "7"}, "device 7 does not exist.* --device-memory GIB"),
+        ({"devices": "cpu,0", "device_memory": 3}, "write GPU numbers"),
         ({"devices": "cpu,gpu", "device_memory": 3}, "write GPU numbers"),
         ({"devices": "0,1", "device_memory": 0}, "--device-memory is 0"),
         ({"devices": "7", "device_memory": 3, "measure": True}, "device 7 does not exist"),
