@@ -304,7 +304,8 @@ class Benchmark:
             axis.set_title(title, fontsize=9)
             axis.margins(x=0.12)
         fullest = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
-        fullest.legend(fontsize=8)
+        # Beside the panel, where no bar is.
+        fullest.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         axes[-1, 0].set_xlabel("milliseconds, median")
         figure.suptitle(f"{self.title}, {device_name()}", fontsize=10)
         figure.tight_layout()
