@@ -19,7 +19,7 @@ import harness
 import rich.console
 import rich.table
 
-SCRIPTS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "sgd", "loader", "training", "train_step")
+SCRIPTS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "sgd", "loader", "training", "train_step", "pipeline")
 
 
 def main() -> None:

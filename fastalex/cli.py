@@ -48,7 +48,7 @@ def optional(metavar: str, *aliases: str) -> Any:
 
 
 def _say(message: str, code: int, *, everywhere: bool = False) -> int:
-    """Print the message, once if all workers of an outer launcher say the same."""
-    if not everywhere or os.environ.get("RANK", "0") == "0":
+    """Print the message, once a machine if all workers of an outer launcher say the same."""
+    if not everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
     return code

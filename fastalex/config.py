@@ -10,8 +10,9 @@ from typing import Any, Literal
 from fastalex.checkpoint import Description, write_atomically
 from fastalex.edits import Edit
 from fastalex.errors import ConfigurationError
+from fastalex.launch import parse_devices
+from fastalex.layout import Layout, ScheduleName, arrange
 from fastalex.model import Precision
-from fastalex.pipeline import ScheduleName
 from fastalex.recipe import Change, Plateau, Recipe
 from fastalex.step import NonFinitePolicy
 
@@ -26,12 +27,15 @@ class RunConfig:
         data: the prepared data set's folder.
         network: which network.
         recipe: how it is trained, with what the command line overrode.
-        devices: one per stage, as :func:`fastalex.launch.parse_devices` reads them.
-        micro_batches: in how many parts each batch passes through.
+        devices: of each machine, one a worker, as :func:`fastalex.launch.parse_devices` reads them.
+        micro_batches: in how many parts each replica's part of a batch passes through; None: to be measured.
         schedule: in which order they do.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         seed: of weights, order, augmentation and dropout.
         output: the run folder.
+        machines: how many have such devices.
+        stages, replicas: how the devices share the network and the batch; None: see :func:`fastalex.layout.arrange`.
+        split: the first block of every later stage (``conv3,fc6``), ``analytic``, or ``auto``: to be measured.
         on_bad_sample: ``stop`` at a damaged image, or ``skip`` it: another of its class takes its place.
         hardware_decoder_load: share of a batch that a GPU's JPEG hardware decodes, 0 to 1.
         fraction: of the training images of each class that it trains on; ``seed`` chooses them.
@@ -45,11 +49,15 @@ class RunConfig:
     network: Description
     recipe: Recipe
     devices: str
-    micro_batches: int
+    micro_batches: int | None
     schedule: ScheduleName
     precision: Precision
     seed: int
     output: str
+    machines: int = 1
+    stages: int | None = None
+    replicas: int | None = None
+    split: str = "analytic"
     on_bad_sample: BadSamplePolicy = "stop"
     hardware_decoder_load: float = 0.65
     fraction: float = 1.0
@@ -57,6 +65,12 @@ class RunConfig:
     edits: tuple[Edit, ...] = ()
     on_non_finite: NonFinitePolicy = "stop"
     cuda_graphs: bool = True
+
+    @property
+    def layout(self) -> Layout:
+        """How the devices share the work."""
+        devices = len(parse_devices(self.devices))
+        return arrange(devices, self.machines, self.stages, self.replicas, self.schedule)[0]
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""

@@ -1,8 +1,8 @@
-"""From ``--devices`` to worker processes, one per stage, on torch's elastic launcher.
+"""From ``--devices`` to worker processes, one per device, on torch's elastic launcher.
 
-One device runs in this process. Several start one worker each; the same command started by ``torchrun`` finds itself a
-worker already and starts nothing. Whatever ends the command ends its workers: a failing worker takes the others with
-it, signals are passed on, and a worker whose parent dies is killed by the kernel.
+One device runs in this process. Several start one worker each; the same command started by ``torchrun``, on one machine
+or on several, finds itself a worker already and starts nothing. Whatever ends the command ends its workers: a failing
+worker takes the others with it, signals are passed on, and a worker whose parent dies is killed by the kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -18,8 +20,9 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -27,12 +30,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError, NonFiniteLoss
+from fastalex.layout import Layout
 
 # A peer that dies is noticed at once on gloo; this is how long a peer may be silent, loading data or compiling.
 PEER_TIMEOUT = timedelta(minutes=10)
+# How long workers wait for each other at the start, in seconds; machines may need different times to import torch.
+JOIN_TIMEOUT = 300
 _USER_ERRORS = {"NonFiniteLoss": NonFiniteLoss}  # what a worker raised is raised again by its name
 _LOST_PEER = ("connection closed by peer", "connection reset", "connection was likely closed", "timed out waiting")
 
@@ -62,7 +69,7 @@ def default_devices() -> str:
 
 
 def parse_devices(text: str) -> tuple[torch.device, ...]:
-    """``"0,1"``, ``"cuda:0"``, ``"cpu,cpu"`` as devices, one per stage.
+    """``"0,1"``, ``"cuda:0"``, ``"cpu,cpu"`` as devices, one per worker.
 
     Raises:
         ConfigurationError: not a device, a GPU that this machine lacks or that is named twice, or CPU and GPU mixed.
@@ -72,7 +79,9 @@ def parse_devices(text: str) -> tuple[torch.device, ...]:
         raise ConfigurationError(f"--devices {text} mixes CPU and GPU; name devices of one kind")
     gpus = [device.index for device in devices if device.type == "cuda"]
     if len(set(gpus)) < len(gpus):
-        raise ConfigurationError(f"--devices {text} names a GPU twice; name each once (one stage per GPU)")
+        raise ConfigurationError(
+            f"--devices {text} names a GPU twice; name each once (several stages on one GPU: --stages)"
+        )
     return devices
 
 
@@ -96,14 +105,56 @@ def _parse_device(part: str) -> torch.device:
 class World:
     """This worker among its peers.
 
-    ``rank`` is its stage and ``device`` where it computes; ``signal_number`` is set by Ctrl-C and SIGTERM, which do
-    nothing else: all workers agree on it (:meth:`sum`) and stop at the same step.
+    ``device`` is where it computes; ``signal_number`` is set by Ctrl-C and SIGTERM, which do nothing else: all workers
+    agree on it (:meth:`sum`) and stop at the same step. ``layout`` says which part of the work is whose
+    (:meth:`arrange`).
     """
 
     rank: int
     size: int
     device: torch.device
     signal_number: int = 0
+    layout: Layout = field(default_factory=Layout)
+    _groups: tuple[Any, Any] = (None, None)
+
+    def arrange(self, layout: Layout) -> None:
+        """Share the work out; every worker calls this.
+
+        Raises:
+            ConfigurationError: the layout is for another number of workers.
+        """
+        if layout.workers != self.size:
+            raise ConfigurationError(
+                f"{layout.replicas} replicas of {layout.ranks} devices are {layout.workers} workers; there are "
+                f"{self.size}"
+            )
+        if self.size == 1 and layout.stages > 1 and not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # the stages' engine asks
+        self.layout = layout
+        if layout.replicas > 1:
+            names = ("replicas", "stages")
+            mesh = init_device_mesh(self.device.type, (layout.replicas, layout.ranks), mesh_dim_names=names)
+            self._groups = mesh.get_group("replicas"), mesh.get_group("stages")
+
+    @property
+    def replica(self) -> int:
+        """Which replica of the network this worker belongs to."""
+        return self.rank // self.layout.ranks
+
+    @property
+    def pipeline_rank(self) -> int:
+        """This worker's place in its replica's pipeline."""
+        return self.rank % self.layout.ranks
+
+    @property
+    def replica_group(self) -> Any:
+        """The process group of the workers with the same stages; None means that there is only one replica."""
+        return self._groups[0]
+
+    @property
+    def pipeline_group(self) -> Any:
+        """The process group of this replica's workers; None means all workers."""
+        return self._groups[1]
 
     @property
     def is_first(self) -> bool:
@@ -142,7 +193,7 @@ class World:
         self.sum(torch.zeros(1))
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of all workers, on the first one's CPU; others get an empty dict.
+        """The tensors of the first replica's workers, on the first one's CPU; others get an empty dict.
 
         Sent one by one over gloo, so that nothing is held twice but the tensor under way.
         """
@@ -151,15 +202,24 @@ class World:
         shapes: list[Any] = [None] * self.size
         dist.all_gather_object(shapes, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
         if not self.is_first:
-            for tensor in tensors.values():
-                dist.send(tensor.detach().cpu().contiguous(), 0)
+            if self.replica == 0:
+                for tensor in tensors.values():
+                    dist.send(tensor.detach().cpu().contiguous(), 0)
             return {}
         gathered = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        for rank in range(1, self.size):
+        for rank in range(1, self.layout.ranks):
             for name, (shape, dtype) in shapes[rank].items():
                 gathered[name] = torch.empty(shape, dtype=dtype)
                 dist.recv(gathered[name], rank)
         return gathered
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks, on all of them."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
 
 
 # --- starting workers -------------------------------------------------------------------------------------------------
@@ -167,47 +227,63 @@ class World:
 Worker = Callable[[World, Any], None]
 
 
+def fastalex_version() -> str:
+    """The version of this package."""
+    try:
+        return version("fastalex")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
 def is_worker() -> bool:
     """Whether an outer launcher (torchrun) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def machines() -> int:
+    """On how many machines the workers are: as torchrun says, else one."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1)) if is_worker() else 1
+
+
 def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
-    """The devices of all workers that torchrun started: as named, else one GPU each, else (without GPUs) CPUs.
+    """The devices of the workers that torchrun started on this machine: as named, else one GPU each, else CPUs.
 
     Raises:
-        ConfigurationError: as :func:`parse_devices`, another number of devices than workers, or several machines.
+        ConfigurationError: as :func:`parse_devices`; another number of devices than workers; machines with unequal
+            numbers of workers.
     """
     try:
         return _devices_under_torchrun(text)
     except ConfigurationError as error:
-        error.everywhere = True  # every worker finds the same
+        error.everywhere = True  # every worker of this machine finds the same
         raise
 
 
 def _devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
     workers, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if here != workers:
+    if here * machines() != workers:
         raise ConfigurationError(
-            f"torchrun started {workers} workers, {here} of them on this machine; stages on several machines are not "
-            "supported: start all of them on one"
+            f"torchrun started {workers} workers on {machines()} machines, {here} of them on {socket.gethostname()}; "
+            "give every machine the same --nproc-per-node"
         )
     if text is None:
-        text = ",".join(map(str, range(workers)) if torch.cuda.device_count() else ["cpu"] * workers)
+        text = ",".join(map(str, range(here)) if torch.cuda.device_count() else ["cpu"] * here)
     devices = parse_devices(text)
-    if len(devices) != workers:
+    if len(devices) != here:
         raise ConfigurationError(
-            f"torchrun started {workers} workers for {len(devices)} devices; name one device a worker"
+            f"torchrun started {here} workers for {len(devices)} devices; name one device for each worker of a machine"
         )
     return devices
 
 
-def run(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
+def run(worker: Worker, argument: Any, devices: Sequence[torch.device], restarts: int = 0) -> None:
     """Call ``worker(world, argument)`` once per device and return when all have.
 
     Args:
         worker: a module-level function (several devices import it in new processes).
         argument: picklable.
+        devices: of this machine.
+        restarts: how often to start all workers again after one has failed; ``worker`` goes on from its checkpoint.
 
     Raises:
         ConfigurationError, Interrupted: raised by a worker.
@@ -216,10 +292,47 @@ def run(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
     if is_worker():
         _die_with_parent(os.getppid())
         _run_worker(worker, argument, devices)
-    elif len(devices) == 1:
+    elif len(devices) == 1 and not restarts:
         _run_here(worker, argument, World(0, 1, devices[0]))
     else:
-        _run_elastic(worker, argument, devices)
+        _run_with_restarts(worker, argument, devices, restarts)
+
+
+def run_under_torchrun(worker: Worker, argument: Callable[[Sequence[torch.device]], Any], text: str | None) -> None:
+    """As :func:`run`, as one of torchrun's workers.
+
+    Args:
+        argument: makes the worker's argument of this machine's devices.
+        text: names them; None for one GPU each, or CPUs.
+    """
+    _die_with_parent(os.getppid())
+    try:
+        devices = devices_under_torchrun(text)
+    except ConfigurationError as error:  # perhaps on this machine only: the others must not wait for it
+        _meet(World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
+        raise
+    try:
+        _run_worker(worker, argument(devices), devices)
+    except Exception as error:
+        if not _lost_a_peer(str(error)):
+            raise
+        where = f"worker {os.environ['RANK']} on {socket.gethostname()}"
+        raise WorkerError(f"{where} lost another worker, whose own message says why") from None
+
+
+def _run_with_restarts(worker: Worker, argument: Any, devices: Sequence[torch.device], restarts: int) -> None:
+    """A failed worker is replaced with all others; what a user has to change or has asked for is not tried again."""
+    for restart in range(1, restarts + 1):
+        try:
+            return _run_elastic(worker, argument, devices)
+        except WorkerError as error:
+            print(
+                f"{str(error).splitlines()[0].rstrip(':')}; restarting from the last checkpoint ({restart} of "
+                f"{restarts})",
+                file=sys.stderr,
+                flush=True,
+            )
+    return _run_elastic(worker, argument, devices)
 
 
 def _run_here(worker: Worker, argument: Any, world: World) -> None:
@@ -229,6 +342,8 @@ def _run_here(worker: Worker, argument: Any, world: World) -> None:
             torch.cuda.set_device(world.device)
         worker(world, argument)
     finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -236,18 +351,98 @@ def _run_here(worker: Worker, argument: Any, world: World) -> None:
 def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
     """The body of one of several workers: rank and rendezvous come from the launcher's environment."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    world = World(rank, size, devices[rank])
+    world = World(rank, size, devices[int(os.environ.get("LOCAL_RANK", rank))], layout=Layout(ranks=size))
+    store = _meet(world)
     if world.device.type == "cpu":
-        torch.set_num_threads(_threads(size))
-        dist.init_process_group("gloo", timeout=PEER_TIMEOUT)
+        torch.set_num_threads(_threads(len(devices)))
+        dist.init_process_group("gloo", timeout=PEER_TIMEOUT, store=store, rank=rank, world_size=size)
     else:
         torch.cuda.set_device(world.device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PEER_TIMEOUT, device_id=world.device)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl",
+            timeout=PEER_TIMEOUT,
+            store=store,
+            rank=rank,
+            world_size=size,
+            device_id=world.device,
+        )
     _catch_signals(world)  # not earlier: until all have met, a signal had better end the process
     worker(world, argument)
     world.barrier()
     # Only after success: with operations under way this would wait for peers that may be gone.
     dist.destroy_process_group()
+
+
+def _meet(world: World, problem: str | None = None) -> dist.Store:
+    """Wait until every worker has said where it is and what it runs; returns the store that they met in.
+
+    Args:
+        problem: why this worker cannot take part; all of them then raise it.
+
+    Raises:
+        ConfigurationError: some did not come in time, run another version, have another kind of device or a problem.
+    """
+    try:
+        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=JOIN_TIMEOUT)))
+    except dist.DistError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise ConfigurationError(f"{address} is in use; choose another port (torchrun --master-port)") from None
+        raise ConfigurationError(
+            f"{socket.gethostname()}: nobody answers at {address} within {JOIN_TIMEOUT} s; is the first machine's "
+            "command running, and can this machine reach it?"
+        ) from None
+    if world.device.type == "cuda" and not dist.is_nccl_available():
+        problem = "this torch was built without NCCL; install a CUDA build, or choose --devices cpu,cpu"
+    mine = {
+        "problem": problem or "",
+        "machine": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastalex": fastalex_version(),
+        "kind of device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+    }
+    store.set(f"fastalex/worker/{world.rank}", json.dumps(mine))
+    missing = set(range(world.size))
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    while missing := {rank for rank in missing if not store.check([f"fastalex/worker/{rank}"])}:
+        if time.monotonic() > deadline:
+            raise _absent(store, world, missing)
+        time.sleep(0.05)
+    everyone = [json.loads(store.get(f"fastalex/worker/{rank}")) for rank in range(world.size)]
+    _check_alike(everyone)
+    return store
+
+
+def _absent(store: dist.Store, world: World, missing: set[int]) -> ConfigurationError:
+    there = [json.loads(store.get(f"fastalex/worker/{r}"))["machine"] for r in range(world.size) if r not in missing]
+    ranks = ", ".join(map(str, sorted(missing)))
+    error = ConfigurationError(
+        f"worker {ranks} of {world.size} did not join within {JOIN_TIMEOUT} s; there are workers on "
+        f"{', '.join(sorted(set(there)))}: start the command on the other machines, too"
+    )
+    error.everywhere = True
+    return error
+
+
+def _check_alike(everyone: Sequence[dict[str, str]]) -> None:
+    """Refuse workers whose results would differ, or who could not talk to each other."""
+    first = everyone[0]
+    problems = [other for other in everyone if other["problem"]]
+    if problems:
+        there = f"{problems[0]['machine']}: " if len({other["machine"] for other in everyone}) > 1 else ""
+        error = ConfigurationError(there + problems[0]["problem"])
+        error.everywhere = True
+        raise error
+    for rank, other in enumerate(everyone):
+        for what in ("fastalex", "torch", "python", "kind of device"):
+            if other[what] != first[what]:
+                error = ConfigurationError(
+                    f"{what} is {other[what]} for worker {rank} on {other['machine']} and {first[what]} for worker 0 "
+                    f"on {first['machine']}; make them the same"
+                )
+                error.everywhere = True
+                raise error
 
 
 def _threads(workers: int) -> int:
@@ -304,8 +499,8 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
         except SignalException as error:
             number = int(error.sigval)
         except ChildFailedError as error:
-            _raise_cause(failures, error)
-        _raise_cause(failures, None, number)
+            _raise_cause(failures, error, devices)
+        _raise_cause(failures, None, devices, number)
 
 
 def _elastic_worker(
@@ -384,7 +579,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
+def _raise_cause(failures: Path, error: Any, devices: Sequence[torch.device], signal_number: int = 0) -> None:
     """Raise the root cause of what the workers reported, if anything went wrong."""
     reports = [json.loads(path.read_text()) for path in failures.glob("*.json")]
     reports.sort(key=lambda report: report["time"])
@@ -400,10 +595,10 @@ def _raise_cause(failures: Path, error: Any, signal_number: int = 0) -> None:
     # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.
     for report in reports:
         if not _lost_a_peer(report["message"]):
-            name = f"stage {report['rank']} ({report['device']})"
-            raise WorkerError(f"the worker of {name} failed:\n{report['traceback'].rstrip()}")
+            name = f"worker {report['rank']} ({report['device']})"
+            raise WorkerError(f"{name} failed:\n{report['traceback'].rstrip()}")
     for rank, failure in sorted((error.failures if error else {}).items()):
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            raise WorkerError(f"the worker of stage {rank} was killed by {name}; resume from the last checkpoint")
-    raise WorkerError("a worker ended without a word; resume from the last checkpoint")
+            raise WorkerError(f"worker {rank} ({devices[rank]}) was killed by {name}")
+    raise WorkerError("a worker ended without a word")

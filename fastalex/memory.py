@@ -17,7 +17,8 @@ from fastalex.architecture import block_shapes
 from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
 from fastalex.launch import parse_devices
-from fastalex.partition import partition
+from fastalex.layout import usual_micro_batches
+from fastalex.partition import cut_before, partition
 from fastalex.planning import StageMemory, layer_costs, stage_memory
 
 # Python, torch, the loader: resident before the first step of a CPU worker.
@@ -51,12 +52,23 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def stages_memory(config: RunConfig) -> list[StageMemory]:
-    """What each stage of a run needs."""
-    architecture = config.network.build_architecture()
-    devices = parse_devices(config.devices)
-    layers = layer_costs(architecture, config.precision, "triton" if devices[0].type == "cuda" else "native")
-    stages = partition(architecture, len(devices))
-    return stage_memory(architecture, layers, stages, config.micro_batches, config.schedule, config.precision)
+    """What each stage of a run needs; where the cut is still to be measured, of the one with equal arithmetic."""
+    architecture, layout = config.network.build_architecture(), config.layout
+    device = parse_devices(config.devices)[0].type
+    layers = layer_costs(architecture, config.precision, "triton" if device == "cuda" else "native")
+    measured = config.split in ("auto", "analytic")
+    stages = (
+        partition(architecture, layout.stages) if measured else cut_before(architecture, config.split, layout.stages)
+    )
+    # Interleaved stages keep no fewer micro-batches alive than 1F1B does.
+    schedule = "gpipe" if config.schedule == "gpipe" else "1f1b"
+    return stage_memory(architecture, layers, stages, _micro_batches(config), schedule, config.precision)
+
+
+def _micro_batches(config: RunConfig) -> int:
+    device = parse_devices(config.devices)[0].type
+    usual = usual_micro_batches(config.layout, config.schedule, config.recipe.batch_size, device)
+    return config.micro_batches or usual
 
 
 def check_memory(config: RunConfig) -> None:
@@ -65,14 +77,16 @@ def check_memory(config: RunConfig) -> None:
     Raises:
         ConfigurationError: what is counted alone is more than is free.
     """
-    available = _available(config)
+    available, layout = _available(config), config.layout
     parameters = sum(shape.parameters for shape in block_shapes(config.network.build_architecture()))
     if available is None or 16 * parameters + config.recipe.batch_size * _AMPLE_PER_IMAGE < min(available):
         return
-    for number, (stage, there) in enumerate(zip(stages_memory(config), available, strict=True)):
-        needed = stage.total(config.recipe.batch_size)
+    stages, rows = stages_memory(config), config.recipe.batch_size // layout.replicas
+    for rank in range(layout.ranks):
+        needed, there = sum(stages[i].total(rows) for i in layout.local_stages(rank)), available[rank % len(available)]
         if needed > there:
-            what = f"stage {number} needs {_gb(needed)} and more; {_gb(there)} are free"
+            numbers = " and ".join(map(str, layout.local_stages(rank)))
+            what = f"stage {numbers} needs {_gb(needed)} and more; {_gb(there)} are free"
             raise does_not_fit(config, what, available)
 
 
@@ -81,21 +95,26 @@ def does_not_fit(config: RunConfig, what: str, available: Sequence[int] | None =
 
     Args:
         what: happened.
-        available: bytes for each stage; None looks now.
+        available: bytes for each device; None looks now.
     """
-    size, micro_batches = config.recipe.batch_size, config.micro_batches
+    layout, micro_batches = config.layout, _micro_batches(config)
+    rows = config.recipe.batch_size // layout.replicas
     available = available or _available(config)
     batch = 0
     if available is not None:
         # What does not fit takes more than there is, whatever was counted: a tenth less at least is what to try.
         stages = stages_memory(config)
-        limits = [min(there, stage.total(size) / 1.1) for stage, there in zip(stages, available, strict=True)]
-        batch = min(stage.largest_batch(int(limit)) for stage, limit in zip(stages, limits, strict=True))
-        batch = min(batch, size - 1) // micro_batches * micro_batches
+        largest = []
+        for rank in range(layout.ranks):
+            local = [stages[i] for i in layout.local_stages(rank)]
+            needed = sum(stage.total(rows) for stage in local)
+            limit = min(available[rank % len(available)], needed / 1.1) / needed  # of what each of its stages needs
+            largest += [stage.largest_batch(int(limit * stage.total(rows))) for stage in local]
+        batch = min(*largest, rows - 1) // micro_batches * micro_batches * layout.replicas
     fits = f"about {batch} would fit: --batch-size {batch}" if batch else "not even the smallest would fit"
     return ConfigurationError(
         f"a batch of {config.recipe.batch_size} does not fit into memory ({what}); {fits}, or cut it into more parts "
-        f"by --micro-batches (now {config.micro_batches})"
+        f"by --micro-batches (now {micro_batches})"
     )
 
 

@@ -9,12 +9,18 @@ The learning rate stands inside the velocity, so after a drop the old, larger st
 PyTorch's SGD multiplies the velocity afterwards and drops at once. Weights decay, biases do not, and biases learn at a
 multiple of the weights' rate. A rate of 0 freezes: neither weight nor velocity moves.
 
+For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the rate of every weight tensor by
+
+    trust |w| / (|g| + d |w|)
+
+so that an update is a like share of every layer's weights (You, Gitman and Ginsburg 2017); biases keep theirs.
+
 Source: the paper's section 5, and the released source's ``weight update`` with its per-layer rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +44,7 @@ class KrizhevskySGD(Optimizer):
 
     def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
         self.recipe = recipe
+        self.warmup = 1.0
         self.copies = dict(copies or {})
         groups = []
         for name, parameter in module.named_parameters():
@@ -60,8 +67,17 @@ class KrizhevskySGD(Optimizer):
             else:
                 scale = recipe.lr_scale_at(epoch, layer, "biases") * recipe.bias_lr_multiplier
             group["lr"] = recipe.lr * scale * factor
+        self._read_rates()
+
+    def set_warmup(self, factor: float) -> None:
+        """Multiply all learning rates by ``factor``, in place of the one before."""
+        if factor != self.warmup:
+            self.warmup = factor
+            self._read_rates()
+
+    def _read_rates(self) -> None:
         for part in self._parts:
-            part.read_rates()
+            part.read_rates(self.warmup)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -86,9 +102,12 @@ class KrizhevskySGD(Optimizer):
         if len(chosen) < len(parameters):
             rates, decays = rates[chosen], decays[chosen]
             parameters, copies = [parameters[i] for i in chosen], [copies[i] for i in chosen] if copies else []
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.recipe.lars is not None:
+            rates = rates * _trust(self.recipe.lars, parameters, gradients, decays, part.weights[chosen])
         kernels.sgd_update_(
             parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            gradients,
             [self.velocity(parameter) for parameter in parameters],
             learning_rates=rates if enabled is None else rates * enabled,
             weight_decays=decays,
@@ -119,7 +138,19 @@ class _Part:
         self.rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
         decays = [group["weight_decay"] for group in groups]
         self.decays = torch.tensor(decays, dtype=torch.float64, device=device)
+        self.weights = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
 
-    def read_rates(self) -> None:
-        """Take the learning rates from the groups."""
-        self.rates.copy_(torch.tensor([group["lr"] for group in self.groups], dtype=torch.float64))
+    def read_rates(self, factor: float) -> None:
+        """Take the learning rates from the groups, times ``factor``."""
+        self.rates.copy_(torch.tensor([group["lr"] * factor for group in self.groups], dtype=torch.float64))
+
+
+def _trust(
+    coefficient: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], decays: Tensor, adapted: Tensor
+) -> Tensor:
+    """The factors of layer-wise adaptive rates, computed on the device; 1 where ``adapted`` is False."""
+    w = torch.stack(torch._foreach_norm(list(weights))).double()
+    g = torch.stack(torch._foreach_norm(list(gradients))).double()
+    ratio = coefficient * w / (g + decays * w)
+    # A tensor of zeros, or one whose gradient is zero, has no direction to trust or distrust.
+    return torch.where(adapted & (w > 0) & (g > 0), ratio, torch.ones_like(ratio))

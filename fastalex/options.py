@@ -5,6 +5,7 @@ What is left out comes from the recipe, or from the run that is resumed; what is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -21,11 +22,11 @@ from fastalex.config import BadSamplePolicy, RunConfig
 from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
 from fastalex.edits import Edit, edited
 from fastalex.errors import ConfigurationError
-from fastalex.launch import World, default_devices, parse_devices
+from fastalex.launch import World, default_devices, machines, parse_devices
+from fastalex.layout import ScheduleName, arrange, check_batch, possible_micro_batches
 from fastalex.memory import check_memory
 from fastalex.model import Precision
-from fastalex.partition import partition
-from fastalex.pipeline import ScheduleName, check_micro_batches
+from fastalex.partition import check_stages, cut_before
 from fastalex.precision import check_precision
 from fastalex.recipe import Recipe, build_recipe
 from fastalex.step import NonFinitePolicy
@@ -96,6 +97,13 @@ class RecipeOptions:
     """How much of the last update the next one repeats. Default: 0.9."""
     wd: Annotated[float | None, _optional("WD", "--weight-decay")] = None
     """Weight decay, on weights and not on biases. Default: 0.0005."""
+    scale_lr: bool = False
+    """Multiply the learning rate by --batch-size over the recipe's batch size; --warmup-epochs then starts from the
+    rate as it was."""
+    warmup_epochs: Annotated[float | None, _optional("N")] = None
+    """Let the learning rate rise on a straight line during the first epochs. Default: not at all, 5 with --scale-lr."""
+    lars: Annotated[float | None, _optional("TRUST")] = None
+    """Layer-wise adaptive learning rates with this trust coefficient, for very large batches; 0.001 is usual."""
     seed: Annotated[int | None, _optional("N")] = None
     """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
     crops: Annotated[bool | None, _optional("")] = None
@@ -118,11 +126,24 @@ class MachineOptions:
     """Where and how it is computed."""
 
     devices: Annotated[str | None, _optional("DEVICES")] = None
-    """One per stage: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu". Default: two GPUs, else one, else cpu,cpu."""
+    """One per worker: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu"; under torchrun those of each machine.
+    Default: two GPUs, else one, else cpu,cpu."""
+    stages: Annotated[int | None, _optional("N")] = None
+    """Into how many stages the network is cut. Default: one a device. Fewer make replicas that share the batch (four
+    devices and 2 stages: two replicas); more give each device several (--devices 0 --stages 2)."""
+    replicas: Annotated[int | None, _optional("N")] = None
+    """How many replicas share a batch. Default: as many as --devices and --stages make with one stage a device."""
+    split: Annotated[str | None, _optional("{auto,analytic,BLOCK[,BLOCK...]}")] = None
+    """Where to cut: auto (default) measures every block on the devices, analytic counts arithmetic; or the first block
+    of each later stage, such as conv3 or conv3,fc6."""
     micro_batches: Annotated[int | None, _optional("N")] = None
-    """In how many parts a batch passes through. Default: as many as stages on CPUs, 4 on GPUs, 1 on one device."""
-    schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe}")] = None
-    """Order of the micro-batches' forward and backward passes (default 1f1b)."""
+    """In how many parts a replica's part of a batch passes through. Default: as measured; with --split analytic as many
+    as devices on CPUs and 4 on GPUs; 1 without stages."""
+    schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe,interleaved}")] = None
+    """Order of the micro-batches' forward and backward passes. Default: 1f1b, or interleaved where a device has several
+    stages."""
+    max_restarts: int = 0
+    """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
     """fp32 (default), tf32 products on a GPU, or bf16 computation with fp32 weights."""
     cuda_graphs: Annotated[bool | None, _optional("{True,False}")] = None
@@ -185,27 +206,23 @@ def new_run(options: TrainOptions) -> RunConfig:
     """
     # Before preparing takes its time.
     architecture = build_architecture(options.network.arch, variation=options.network.variation)
-    devices = options.machine.devices or default_devices()
-    stages = len(parse_devices(devices))
+    machine = _machine(options.machine, options.machine.devices or default_devices())
     dataset = open_data(options.data, architecture.prepared_size)
     training = options.training
     recipe = build_recipe(training.recipe or default_recipe(dataset))
     if training.epochs is not None:
         recipe = recipe.with_epochs(training.epochs)
     recipe = edited(_override(recipe, training), training.edits, layers=architecture.block_names, epoch=0)
-    micro_batches = options.machine.micro_batches
     network = Description(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
     return RunConfig(
         data=_absolute(dataset),
         network=network,
         recipe=recipe,
-        devices=devices,
-        micro_batches=_default_micro_batches(devices, stages) if micro_batches is None else micro_batches,
-        schedule=options.machine.schedule or "1f1b",
         precision=options.machine.precision or "fp32",
         **_step_options(options.machine),
         seed=training.seed or 0,
         output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
+        **machine,
         **_given(options.reading),
         fraction=1.0 if training.fraction is None else training.fraction,
         init_from=_initial_weights(training.init_from, network),
@@ -242,8 +259,9 @@ def _resumed(options: TrainOptions) -> RunConfig:
                 f"{options.resume} holds a checkpoint of another architecture: {config.network.summary()}, asked "
                 f"for {asked.summary()}; leave the network's options out, or start a new run"
             )
-    for name in ("recipe", "seed", "fraction", "init_from"):
-        if getattr(options.training, name) is not None:
+    for name in ("recipe", "seed", "fraction", "init_from", "scale_lr"):
+        value = getattr(options.training, name)
+        if value is not None and value is not False:
             option = name.replace("_", "-")
             raise ConfigurationError(f"--{option} cannot change in a resumed run; leave it out, or start a new run")
     if options.output is not None:
@@ -266,24 +284,41 @@ def _resumed(options: TrainOptions) -> RunConfig:
     edits = options.training.edits
     layers = config.network.build_architecture().block_names
     recipe = edited(_override(recipe, options.training), edits, layers=layers, epoch=done)
-    machine = options.machine
-    devices = machine.devices or config.devices
-    stages = len(parse_devices(devices))
-    micro_batches = machine.micro_batches
-    if micro_batches is None:
-        micro_batches = _default_micro_batches(devices, stages) if machine.devices else config.micro_batches
+    machine = _machine_again(options.machine, config)
     return replace(
         config,
         data=_absolute(dataset),
         recipe=recipe,
-        devices=devices,
-        micro_batches=micro_batches,
-        schedule=machine.schedule or config.schedule,
-        precision=machine.precision or config.precision,
-        **_step_options(machine),
+        precision=options.machine.precision or config.precision,
+        **_step_options(options.machine),
+        **machine,
         **_given(options.reading),
         edits=(*config.edits, *(Edit(progress.step, text) for text in edits)),
     )
+
+
+def _machine(options: MachineOptions, devices: str) -> dict[str, Any]:
+    """The fields of a run that say what computes which part of it."""
+    names = len(parse_devices(devices))
+    layout, schedule = arrange(names, machines(), options.stages, options.replicas, options.schedule)
+    return {
+        "devices": devices,
+        "machines": machines(),
+        "stages": layout.stages,
+        "replicas": layout.replicas,
+        "schedule": schedule,
+        "split": options.split or "auto",
+        "micro_batches": options.micro_batches,
+    }
+
+
+def _machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
+    """The same for a resumed run, which keeps its cut and micro-batches as long as it stays on the same devices."""
+    if options.devices or options.stages or options.replicas or options.schedule or machines() != config.machines:
+        return _machine(options, options.devices or config.devices)
+    if options.split:
+        return {"split": options.split, "micro_batches": options.micro_batches}
+    return {"micro_batches": options.micro_batches or config.micro_batches}
 
 
 def _given(options: ReadingOptions) -> dict[str, Any]:
@@ -304,7 +339,13 @@ def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
         "crops": options.crops,
         "flip": options.flip,
         "color_noise": options.color_noise,
+        "warmup_epochs": 5.0 if options.scale_lr and options.warmup_epochs is None else options.warmup_epochs,
+        "lars": options.lars,
     }
+    if options.scale_lr:
+        base = recipe if options.lr is None else replace(recipe, lr=options.lr)
+        recipe = base.with_scaled_lr(options.batch_size or recipe.batch_size)
+        given["lr"] = None
     return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -318,11 +359,13 @@ def check(config: RunConfig) -> None:
         raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
     if not 0 <= config.hardware_decoder_load <= 1:
         raise ConfigurationError(f"--hardware-decoder-load is {config.hardware_decoder_load:g}; 0 to 1 is wanted")
-    devices = parse_devices(config.devices)
-    check_precision(config.precision, devices)
-    stages = len(devices)
-    partition(config.network.build_architecture(), stages)
-    check_micro_batches(config.recipe.batch_size, config.micro_batches, stages, config.schedule)
+    layout, architecture = config.layout, config.network.build_architecture()
+    check_precision(config.precision, parse_devices(config.devices))
+    check_stages(architecture.block_names, layout.stages)
+    if layout.stages > 1 and config.split not in ("auto", "analytic"):
+        cut_before(architecture, config.split, layout.stages)
+    check_batch(layout, config.schedule, config.recipe.batch_size, config.micro_batches)
+    possible_micro_batches(layout, config.schedule, config.recipe.batch_size)
     images = open_prepared(config.data, config.fraction, config.seed).count("train")
     if images < config.recipe.batch_size:
         raise ConfigurationError(
@@ -335,12 +378,6 @@ def check(config: RunConfig) -> None:
 def _absolute(dataset: AnyDataset) -> str:
     """Where a run finds its data again, from whatever folder it is resumed."""
     return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
-
-
-def _default_micro_batches(devices: str, stages: int) -> int:
-    if stages == 1:
-        return 1
-    return 4 if parse_devices(devices)[0].type == "cuda" else stages
 
 
 def _new_folder(name: str) -> Path:
@@ -365,4 +402,20 @@ def make_folder(folder: Path) -> None:
 
 def resolve_and_train(world: World, options: TrainOptions) -> None:
     """As one of torchrun's workers: the first one resolves, all train the same run."""
-    train(world, world.from_first(lambda: resolve(options)))
+    train(world, world.from_first(lambda: _resolve_or_restart(options)))
+
+
+def _resolve_or_restart(options: TrainOptions) -> RunConfig:
+    """The run; after torchrun has replaced a failed worker, the one that was under way."""
+    if options.machine.max_restarts:
+        raise ConfigurationError("--max-restarts is torchrun's option here; give it before -m fastalex.train")
+    folder = options.resume or options.output
+    if folder is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigurationError("torchrun --max-restarts needs --output, so that a restarted worker finds its run")
+    if (
+        folder is not None
+        and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        and (folder / "config.json").exists()
+    ):
+        return RunConfig.load(folder)
+    return resolve(options)

@@ -1,49 +1,51 @@
-"""One training step: on one device, or over stages with ``torch.distributed.pipelining``.
+"""One training step: on one device, on replicas of it, or over stages with ``torch.distributed.pipelining``.
 
-Both engines offer the same three things: :meth:`train_step` (forward, loss and backward of one batch; the caller
-updates), :meth:`logits` (evaluation), and ``stage`` (the module whose parameters live here). Both give the same
+All engines offer the same three things: :meth:`train_step` (forward, loss and backward of one batch; the caller
+updates), :meth:`logits` (evaluation), and ``stage`` (the module whose parameters live here). All give the same
 gradients: a batch is cut into micro-batches, the loss of each is divided by the whole batch, and dropout masks follow
 an image's row in the batch, not the micro-batch or device that it lands on.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.nn.parallel import DistributedDataParallel
 
 from fastalex.architecture import Architecture, block_shapes
-from fastalex.errors import ConfigurationError
+from fastalex.layout import ScheduleName, check_micro_batches
 from fastalex.metrics import count, summed_loss
-from fastalex.model import AlexNet
-
-ScheduleName = Literal["1f1b", "gpipe"]
-SCHEDULES: dict[ScheduleName, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+from fastalex.model import AlexNet, Stage
 
 
-def check_micro_batches(batch_size: int, micro_batches: int, stages: int, schedule: ScheduleName) -> None:
-    """Refuse what the engines cannot run.
+@dataclass(frozen=True)
+class Replica:
+    """This worker's place among those that hold the same blocks: the batch's rows are shared out over them.
 
-    Raises:
-        ConfigurationError: micro-batches do not divide the batch, or are fewer than 1F1B needs.
+    Args:
+        index: which of them; its rows come after those of all lower ones.
+        group: the process group of all of them, over which gradients are averaged.
     """
-    if micro_batches < 1:
-        raise ConfigurationError(f"--micro-batches is {micro_batches}; at least 1 is wanted")
-    if batch_size % micro_batches:
-        divisors = [m for m in range(1, min(batch_size, 64) + 1) if batch_size % m == 0]
-        raise ConfigurationError(
-            f"{micro_batches} micro-batches do not divide a batch of {batch_size}; choose --micro-batches from "
-            f"{', '.join(map(str, divisors))}"
-        )
-    if schedule == "1f1b" and micro_batches < stages:
-        raise ConfigurationError(
-            f"the 1F1B schedule needs at least as many micro-batches as stages: {micro_batches} micro-batches, "
-            f"{stages} stages; raise --micro-batches or choose --schedule gpipe"
-        )
+
+    index: int
+    group: Any
+
+    def wrap(self, stage: Stage) -> DistributedDataParallel:
+        """The stage with its gradients averaged while backward runs. All replicas begin with the same weights."""
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch 2.13 renames broadcast_buffers, 2.11 has no other name
+            return DistributedDataParallel(
+                stage, process_group=self.group, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            )
 
 
 class SingleDevice:
@@ -108,15 +110,54 @@ class SingleDevice:
         return torch.cat([self.stage(part) for part in images.split(rows)])
 
 
-class Pipeline:
-    """One of several stages, each in a worker process with a device of its own.
+class DataParallel(SingleDevice):
+    """All blocks on each of several devices; every replica runs its rows of the batch.
 
     Args:
-        model: the whole network (same weights on every worker); the blocks of this rank's stage move to ``device``.
-        stages: block names of every stage, in order; stage i belongs to rank i of the default process group.
-        rank: this worker's stage.
+        batch_size: rows of this replica; its rows of the whole batch are those from ``replica.index * batch_size``.
+    """
+
+    def __init__(
+        self, model: AlexNet, device: torch.device, batch_size: int, micro_batches: int, replica: Replica
+    ) -> None:
+        super().__init__(model, device, batch_size, micro_batches)
+        self.stage.defer_weight_gradients(micro_batches)  # no later: their reduction takes the longest
+        self._first_row = replica.index * batch_size
+        self._parallel = replica.wrap(self.stage)
+
+    def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
+        """As :meth:`SingleDevice.train_step`, on this replica's rows; gradients are those of the whole batch."""
+        assert images is not None
+        assert labels is not None
+        self.stage.train()
+        self.stage.drop_kept_factors()
+        rows = self.batch_size // self.micro_batches
+        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        for first in range(0, self.batch_size, rows):
+            part = slice(first, first + rows)
+            self._parallel.require_backward_grad_sync = part.stop == self.batch_size
+            logits = self._parallel(images[part], seed=seed, first_row=self._first_row + first)
+            loss = summed_loss(logits, labels[part])
+            (loss / self.batch_size).backward()
+            counts += count(logits.detach(), labels[part], loss.detach())
+        return counts
+
+
+class Pipeline:
+    """One or several stages of the network, in one of the worker processes that share it.
+
+    Args:
+        model: the whole network (same weights on every worker); the blocks of this rank's stages move to ``device``.
+        stages: block names of every stage, in order; stage i belongs to rank i % ranks.
+        rank: this worker's place in the pipeline.
+        batch_size: rows of this replica.
         schedule: ``1f1b`` (a micro-batch's backward as soon as possible; activations of at most `stages` micro-batches
-            are alive) or ``gpipe`` (all forwards, then all backwards).
+            are alive), ``gpipe`` (all forwards, then all backwards), or ``interleaved`` (1F1B with several stages a
+            rank, which shortens the bubble).
+        ranks: workers of this pipeline; one for each stage if left out.
+        group: their process group; None for the default group.
+        replica: this worker among those that run the same stages on other rows, or None.
     """
 
     def __init__(
@@ -128,28 +169,40 @@ class Pipeline:
         batch_size: int,
         micro_batches: int,
         schedule: ScheduleName = "1f1b",
+        *,
+        ranks: int | None = None,
+        group: Any = None,
+        replica: Replica | None = None,
     ) -> None:
-        check_micro_batches(batch_size, micro_batches, len(stages), schedule)
+        self._ranks = len(stages) if ranks is None else ranks
+        check_micro_batches(batch_size, micro_batches, len(stages), schedule, self._ranks)
         self.device = device
         self.batch_size = batch_size
         self.micro_batches = micro_batches
+        self._stages, self._group = stages, group
+        self._local = range(rank, len(stages), self._ranks)
         self.is_first = rank == 0
-        self.is_last = rank == len(stages) - 1
-        self.stage = model.stage(stages[rank]).to(device)
-        self.stage.defer_weight_gradients()  # to the end, when the stages before are still busy
+        self.is_last = len(stages) - 1 in self._local
+        self.stage = model.stage([name for index in self._local for name in stages[index]]).to(device)
+        # Put off to the end of the step, when the stages before are still busy; but no later than the last backward
+        # pass where replicas wait for them.
+        self.stage.defer_weight_gradients(micro_batches if replica else None)
+        self._modules = [model.stage(stages[index]) for index in self._local]
         self._counts: list[Tensor] = []
-        self._first_rows = torch.arange(0, batch_size, batch_size // micro_batches, device=device)
+        start = replica.index * batch_size if replica else 0
+        self._first_rows = torch.arange(start, start + batch_size, batch_size // micro_batches, device=device)
+        modules = [replica.wrap(module) for module in self._modules] if replica else self._modules
         # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
         # those of earlier steps as well, and even when it only evaluates.
-        self._train = SCHEDULES[schedule](
-            self._pipeline_stage(stages, rank, training=True), micro_batches, loss_fn=self._loss, scale_grads=False
-        )
-        self._evaluate = ScheduleGPipe(
-            self._pipeline_stage(stages, rank, training=False), micro_batches, scale_grads=False
+        self._train = self._schedule(schedule, modules, loss=self._loss)
+        self._evaluate = (
+            None
+            if self._ranks == 1
+            else self._schedule("gpipe" if len(self._local) == 1 else "interleaved", self._modules, loss=None)
         )
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
-        """As :meth:`SingleDevice.train_step`."""
+        """As :meth:`SingleDevice.train_step`, on this replica's rows."""
         self.stage.train()
         self.stage.drop_kept_factors()
         self._counts.clear()
@@ -164,33 +217,50 @@ class Pipeline:
     def logits(self, images: Tensor | None) -> Tensor | None:
         """As :meth:`SingleDevice.logits`."""
         self.stage.eval()
-        inputs = () if images is None else (images.to(self.device, non_blocking=True),)
-        return self._evaluate.eval(*inputs)
+        if images is not None:
+            images = images.to(self.device, non_blocking=True)
+        if self._evaluate is not None:
+            return self._evaluate.eval() if images is None else self._evaluate.eval(images)
+        assert images is not None
+        parts = images.split(self.batch_size // self.micro_batches)
+        return torch.cat([functools.reduce(lambda x, module: module(x), self._modules, part) for part in parts])
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = summed_loss(logits, labels)
         self._counts.append(count(logits.detach(), labels, loss.detach()))
         return loss / self.batch_size
 
-    def _pipeline_stage(self, stages: Sequence[Sequence[str]], rank: int, *, training: bool) -> PipelineStage:
+    def _schedule(self, name: ScheduleName, modules: Sequence[torch.nn.Module], loss: Any) -> Any:
+        pipelined: list[Any] = [
+            self._pipeline_stage(module, index, training=loss is not None)
+            for module, index in zip(modules, self._local, strict=True)
+        ]
+        options = {"loss_fn": loss, "scale_grads": False}
+        if name == "interleaved":
+            return ScheduleInterleaved1F1B(pipelined, self.micro_batches, **options)
+        return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(pipelined[0], self.micro_batches, **options)
+
+    def _pipeline_stage(self, module: torch.nn.Module, index: int, *, training: bool) -> PipelineStage:
         # Explicit shapes on both sides. Without them the engine runs a forward pass of its own to find out,
         # differently in each torch release; and nothing checks them, so they are computed from the architecture and
         # nowhere written by hand. A pair of stage and schedule keeps its buffers' shape for life: hence one for
         # training, one for evaluation.
+        count, rows, dtype = len(self._stages), self.batch_size // self.micro_batches, self.stage.compute_dtype
+        out_dtype = torch.float32 if index == count - 1 else dtype
         architecture = self.stage.architecture
-        rows = self.batch_size // self.micro_batches
-        dtype = self.stage.compute_dtype
-        inputs = _boundary(architecture, stages, rank, rows, dtype, training and not self.is_first)
-        outputs = _boundary(architecture, stages, rank + 1, rows, torch.float32 if self.is_last else dtype, training)
-        return PipelineStage(self.stage, rank, len(stages), self.device, input_args=(inputs,), output_args=(outputs,))
+        inputs = _boundary(architecture, self._stages, index, rows, dtype, training and index > 0)
+        outputs = _boundary(architecture, self._stages, index + 1, rows, out_dtype, training)
+        return PipelineStage(
+            module, index, count, self.device, input_args=(inputs,), output_args=(outputs,), group=self._group
+        )
 
 
 def _boundary(
-    architecture: Architecture, stages: Sequence[Sequence[str]], rank: int, rows: int, dtype: torch.dtype, grad: bool
+    architecture: Architecture, stages: Sequence[Sequence[str]], index: int, rows: int, dtype: torch.dtype, grad: bool
 ) -> Tensor:
-    """A meta tensor like the one that enters stage ``rank`` for one micro-batch."""
-    if rank == 0:
+    """A meta tensor like the one that enters stage ``index`` for one micro-batch."""
+    if index == 0:
         size = architecture.image_size
         return torch.empty(rows, 3, size, size, device="meta")
     shapes = {shape.name: shape.output for shape in block_shapes(architecture)}
-    return torch.empty(rows, *shapes[stages[rank - 1][-1]], dtype=dtype, device="meta", requires_grad=grad)
+    return torch.empty(rows, *shapes[stages[index - 1][-1]], dtype=dtype, device="meta", requires_grad=grad)

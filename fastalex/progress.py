@@ -25,7 +25,7 @@ from fastalex.config import RunConfig
 from fastalex.data import AnyDataset
 from fastalex.launch import parse_devices
 from fastalex.metrics import Metrics
-from fastalex.partition import partition
+from fastalex.partition import cut_before
 from fastalex.recipe import Recipe
 
 Kind = Literal["train", "val"]
@@ -163,22 +163,26 @@ class Reporter(SilentReporter):
         self._bar: ProgressBar | None = None
 
     def start(self, config: RunConfig, dataset: AnyDataset, progress: Progress) -> None:
-        recipe, devices = config.recipe, parse_devices(config.devices)
+        recipe, layout, devices = config.recipe, config.layout, parse_devices(config.devices)
         architecture = config.network.build_architecture()
         parameters = sum(shape.parameters for shape in block_shapes(architecture))
-        parts = partition(architecture, len(devices))
+        parts = cut_before(architecture, config.split, layout.stages)
         names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
-        stages = [f"{name} on {device}" for name, device in zip(names, devices, strict=True)]
+        # With several replicas or machines these are the first one's.
+        stages = [f"{name} on {devices[i % layout.ranks % len(devices)]}" for i, name in enumerate(names)]
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
             "network": f"{config.network.summary()}: {parameters:,} parameters",
             "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}",
             "stages": ", ".join(stages),
-            "micro-batches": f"{config.micro_batches}" + (f", {config.schedule}" if len(devices) > 1 else ""),
+            "micro-batches": f"{config.micro_batches}" + (f", {config.schedule}" if layout.stages > 1 else ""),
             "precision": config.precision,
             "run folder": str(self.run),
         }
+        if layout.replicas > 1:
+            of = f", on {config.machines} machines" if config.machines > 1 else ""
+            rows["replicas"] = f"{layout.replicas}, each of {recipe.batch_size // layout.replicas} images a step{of}"
         if progress.step:
             rows["resumed"] = f"at step {progress.step}, in epoch {progress.epoch + 1}"
         self.console.print(name_value_table("training", rows))

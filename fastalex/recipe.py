@@ -65,6 +65,9 @@ class Recipe:
         color_noise: standard deviations of PCA colour noise; 0 switches it off.
         changes: in order of epochs.
         plateau: None, or when to divide the learning rate.
+        warmup_epochs: for how long all learning rates rise on a straight line to what they would be.
+        warmup_start: the share of it that they rise from.
+        lars: None, or the trust coefficient of layer-wise adaptive rates (:class:`fastalex.optimizer.KrizhevskySGD`).
     """
 
     name: str
@@ -79,6 +82,9 @@ class Recipe:
     color_noise: float = 0.1
     changes: tuple[Change, ...] = ()
     plateau: Plateau | None = None
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.0
+    lars: float | None = None
 
     def __post_init__(self) -> None:
         for name, minimum in {
@@ -89,6 +95,24 @@ class Recipe:
                 raise ConfigurationError(f"{name} is {value}; at least {minimum} is wanted")
         if self.momentum >= 1:
             raise ConfigurationError(f"momentum is {self.momentum}; less than 1 is wanted")
+        if not self.warmup_epochs >= 0:
+            raise ConfigurationError(f"warmup_epochs is {self.warmup_epochs}; at least 0 is wanted")
+        if self.lars is not None and not self.lars > 0:
+            raise ConfigurationError(f"lars is {self.lars}; a positive trust coefficient is wanted, such as 0.001")
+
+    def with_scaled_lr(self, batch_size: int) -> Recipe:
+        """For another batch size: a learning rate that is as many times higher, reached from this one by warm-up.
+
+        Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD".
+        """
+        factor = batch_size / self.batch_size
+        return replace(self, batch_size=batch_size, lr=self.lr * factor, warmup_start=min(1.0, 1 / factor))
+
+    def warmup_at(self, epochs: float) -> float:
+        """The share of their learning rates that all parameters have after so many epochs of training."""
+        if epochs >= self.warmup_epochs:
+            return 1.0
+        return self.warmup_start + (1 - self.warmup_start) * epochs / self.warmup_epochs
 
     def color_noise_at(self, epoch: int) -> float:
         """Colour noise in an epoch, in standard deviations."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastalex.optimizer import KrizhevskySGD
-from fastalex.pipeline import Pipeline, SingleDevice
+from fastalex.pipeline import DataParallel, Pipeline, SingleDevice
 
 NonFinitePolicy = Literal["stop", "skip"]
 # Steps before the capture: they compile kernels and fill caches, and are steps of the run like any other.
@@ -200,6 +200,8 @@ def why_not_captured(engine: SingleDevice | Pipeline) -> str | None:
         return "CUDA graphs are off: this is a CPU"
     if not isinstance(engine, SingleDevice):
         return "CUDA graphs are off: stages exchange tensors in the middle of a step"
+    if isinstance(engine, DataParallel):
+        return "CUDA graphs are off: replicas exchange gradients in the middle of a step"
     return None
 
 

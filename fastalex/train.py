@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tyro
 
 from fastalex import cli, launch
@@ -13,11 +15,16 @@ def main() -> None:
     """Parse, then train here, in new workers, or as one of torchrun's."""
     options = tyro.cli(TrainOptions, prog="python -m fastalex.train", description=TrainOptions.__doc__)
     if launch.is_worker():
-        devices = launch.devices_under_torchrun(options.machine.devices)
-        launch.run(resolve_and_train, options.on(devices), devices)
+        launch.run_under_torchrun(resolve_and_train, options.on, options.machine.devices)
     else:
         config = resolve(options)
-        launch.run(train, config, launch.parse_devices(config.devices))
+        try:
+            launch.run(train, config, launch.parse_devices(config.devices), options.machine.max_restarts)
+        except launch.WorkerError as error:
+            if not any(Path(config.output).glob("checkpoints/[0-9]*")):
+                raise
+            remedy = f"go on with: python -m fastalex.train --resume {config.output}"
+            raise launch.WorkerError(f"{error}; {remedy}") from None
 
 
 if __name__ == "__main__":

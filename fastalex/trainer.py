@@ -40,12 +40,13 @@ from fastalex.launch import Interrupted, World
 from fastalex.memory import does_not_fit, peak_bytes
 from fastalex.metrics import Metrics
 from fastalex.optimizer import KrizhevskySGD
-from fastalex.partition import partition
-from fastalex.pipeline import Pipeline, SingleDevice
+from fastalex.partition import cut_before
+from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
 from fastalex.precision import allow_tf32, slow_precision
 from fastalex.progress import Rate, Reporter, SilentReporter, Stopwatch
 from fastalex.recipe import plateau_divisions
 from fastalex.step import LateReader, build_step
+from fastalex.tuning import settle
 
 
 def train(world: World, config: RunConfig) -> None:
@@ -55,7 +56,8 @@ def train(world: World, config: RunConfig) -> None:
         Interrupted: told to stop; a checkpoint was written first.
         ConfigurationError: the loss is no longer finite, or a checkpoint does not fit.
     """
-    trainer = Trainer(world, config)
+    world.arrange(config.layout)
+    trainer = Trainer(world, settle(world, config))
     try:
         trainer.run()
     finally:
@@ -124,11 +126,24 @@ class Trainer:
             start_from(model, config.network, Path(config.init_from))
         model.set_precision(config.precision)
         allow_tf32(config.precision)
-        if world.size == 1:
-            return SingleDevice(model, world.device, self.recipe.batch_size, config.micro_batches)
-        stages = partition(model.architecture, world.size)
+        layout, micro_batches = config.layout, config.micro_batches or 1
+        batch_size = self.recipe.batch_size // layout.replicas
+        replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
+        if layout.stages == 1:
+            if replica is None:
+                return SingleDevice(model, world.device, batch_size, micro_batches)
+            return DataParallel(model, world.device, batch_size, micro_batches, replica)
         return Pipeline(
-            model, stages, world.rank, world.device, self.recipe.batch_size, config.micro_batches, config.schedule
+            model,
+            cut_before(model.architecture, config.split, layout.stages),
+            world.pipeline_rank,
+            world.device,
+            batch_size,
+            micro_batches,
+            config.schedule,
+            ranks=layout.ranks,
+            group=world.pipeline_group,
+            replica=replica,
         )
 
     def _build_optimizer(self) -> KrizhevskySGD:
@@ -149,7 +164,9 @@ class Trainer:
             "crop_size": engine.stage.architecture.image_size,
             "seed": self.config.seed,
             "device": world.device.index if on_gpu else None,
-            "threads": max(1, min(8, cores // world.size)) if on_gpu else 1,
+            "threads": max(1, min(8, cores * self.config.machines // world.size)) if on_gpu else 1,
+            "replica": world.replica,
+            "replicas": world.layout.replicas,
             "images": engine.is_first,
             "labels": engine.is_last,
             "on_bad_sample": self.config.on_bad_sample,
@@ -158,12 +175,9 @@ class Trainer:
         augment = dataloading.Augmentation(
             flip=recipe.flip, color_noise=recipe.color_noise_at, random_crop=recipe.crops
         )
-        training = Loader(
-            self.dataset, "train", self.batch_size, shuffle=True, augment=augment, drop_last=True, **common
-        )
-        validation = Loader(
-            self.dataset, "val", self.batch_size, shuffle=False, augment=None, drop_last=False, **common
-        )
+        ours = engine.batch_size
+        training = Loader(self.dataset, "train", ours, shuffle=True, augment=augment, drop_last=True, **common)
+        validation = Loader(self.dataset, "val", ours, shuffle=False, augment=None, drop_last=False, **common)
         return training, validation
 
     def close(self) -> None:
@@ -228,6 +242,11 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor | None:
         """One update; returns the batch's counts where the last stage is."""
         seed = kernels.philox.derive_seed(self.config.seed, self.progress.step)
+        self.optimizer.set_warmup(
+            self.recipe.warmup_at(
+                self.progress.epoch + (self.progress.samples + self.batch_size) / self.dataset.count("train")
+            )
+        )
         try:
             counts = self.step(batch.images, batch.labels, seed)
         except torch.OutOfMemoryError as error:
@@ -239,7 +258,7 @@ class Trainer:
     def _put(self, pending: Tensor, watch: Stopwatch, *, due: bool) -> None:
         """Send the counts since the last call on their way to the host, with a note of where the run stands."""
         step = self.step
-        events = torch.stack([step.first_bad, step.skipped * self.engine.is_last])
+        events = torch.stack([step.first_bad, step.skipped * (self.engine.is_last and self.world.replica == 0)])
         mark = self._mark(watch.lap() if due else None)
         self.late.put(torch.cat([pending, events.double()]), mark)
         pending.zero_()
@@ -252,9 +271,10 @@ class Trainer:
     def _account(self, *, everything: bool) -> None:
         """Share the counts that have arrived among all workers, and report those that are due."""
         for counts, mark in self.late.take(everything=everything):
-            *totals, bad_call, skipped = self._exchange(counts).tolist()
-            if self.config.on_non_finite == "stop":
-                self._check_finite(totals[0], self._first_step + int(bad_call))
+            *totals, _, skipped = self._exchange(counts).tolist()
+            if self.config.on_non_finite == "stop" and not math.isfinite(totals[0]):
+                calls = self.world.gather_objects(int(counts[4]))  # 0 where all was well
+                self._check_finite(totals[0], self._first_step + min(call for call in calls if call))
             self._window += torch.tensor(totals, dtype=torch.float64)
             self.progress.skipped = mark.progress.skipped = self._skipped_before + int(skipped)
             if mark.rate is not None:
@@ -271,7 +291,7 @@ class Trainer:
                 )
             return
         self._last_finite_step = step
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
         self.reporter.trained(mark.progress, Metrics.from_counts(self._window), mark.rate, learning_rate)
         self._window.zero_()
 
@@ -326,7 +346,8 @@ class Trainer:
 
     def _save(self) -> None:
         for loader in (self.training_data, self.validation_data):
-            self.progress.add_replaced(loader.split, loader.replaced)
+            for replaced in self.world.gather_objects(loader.replaced):
+                self.progress.add_replaced(loader.split, replaced)
         parameters = dict(self.engine.stage.named_parameters())
         weights = self.world.gather({name: parameter.data for name, parameter in parameters.items()})
         velocities = self.world.gather({name: self.optimizer.velocity(p) for name, p in parameters.items()})

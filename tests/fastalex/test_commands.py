@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,12 +68,14 @@ def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_folders):
     folder, out = finished
     assert f"preparing {class_folders} into prepared/{class_folders.name}-" in out
-    assert "conv1 on cpu, conv2 to fc8 on cpu" in out
+    assert "measured milliseconds per step of 8 images" in out
     assert "waiting for data" in out
     assert "trained and evaluated: top-1 error" in out
     lines = read_metrics(folder / "run")
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
     recorded = json.loads((folder / "run" / "config.json").read_text())
+    assert recorded["split"] in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+    assert recorded["micro_batches"] in (2, 4, 8)
     assert recorded["network"]["classes"] == ["blue", "green", "red"]
 
 
@@ -209,8 +212,11 @@ def test_a_damaged_image_can_be_skipped(tmp_path, prepared):
     ("arguments", "expected"),
     [
         (("--devices", "7"), "device 7 does not exist"),
-        (("--devices", ",".join(["cpu"] * 9)), "9 devices for 8 blocks"),
-        (("--devices", "cpu,cpu", "-b", "9"), "2 micro-batches do not divide a batch of 9"),
+        (("--devices", ",".join(["cpu"] * 9)), "9 stages for 8 blocks"),
+        (("--devices", "cpu,cpu,cpu", "--stages", "2"), "2 stages do not divide 3 devices; choose --stages from 1, 3"),
+        (("--devices", "cpu,cpu", "--stages", "1", "-b", "9"), "2 replicas do not divide a batch of 9"),
+        (("--devices", "cpu,cpu", "--split", "conv9"), "--split names 'conv9'"),
+        (("--devices", "cpu,cpu", "-b", "9", "--micro-batches", "2"), "2 micro-batches do not divide a batch of 9"),
         (("--devices", "cpu", "-b", "64"), "has 32 training images, fewer than one batch of 64"),
         (("--devices", "cpu", "--without", "conv9"), "no conv layer 'conv9'"),
         (("--devices", "cpu", "--epochs", "0"), "epochs is 0"),
@@ -228,8 +234,8 @@ def test_help_names_every_option_in_groups(tmp_path):
     assert code == 0
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
-        "--batch-size --lr --momentum --wd --weight-decay --seed --devices --micro-batches --schedule --precision "
-        "--cuda-graphs --on-non-finite "
+        "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --seed --devices --stages "
+        "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
         "--on-bad-sample --hardware-decoder-load --resume --output"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
@@ -308,7 +314,7 @@ def test_a_killed_worker_ends_the_command_with_its_name(tmp_path, prepared):
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1, err
-    assert err.startswith("error: the worker of stage 1 was killed by SIGKILL")
+    assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", err)
     assert_all_end(workers)
     assert load_progress(latest_checkpoint(tmp_path / "run")).step >= 4  # the last epoch's end
 
@@ -327,6 +333,50 @@ def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
     code, _, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu,cpu")
     assert code != 0
     assert err.count("error: torchrun started 2 workers for 3 devices") == 1
+
+
+def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
+    """Two torchrun agents on this machine's loopback, each with two workers: two replicas of two stages."""
+    training = ["fastalex.train", prepared, *SMALL, "--epochs", "1", "--output"]
+    code, _, err = command(tmp_path, *training, "alone", "--devices", "cpu")
+    assert code == 0, err
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [
+        start(
+            tmp_path, "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node", "2",
+            "--master-addr", "127.0.0.1", "--master-port", port, "-m", *training, "together", "--stages", "2",
+            "--split", "analytic",
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    said = [agent.communicate(timeout=180) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "2, each of 4 images a step, on 2 machines" in said[0][0]
+    alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
+    for expected, line in zip(alone, together, strict=True):
+        for name in ("kind", "step", "images", "top1_error", "top5_error"):
+            assert line[name] == expected[name]
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)  # sums over the batch in another order
+
+
+def test_a_machine_that_cannot_take_part_ends_the_others(tmp_path, prepared):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [
+        start(
+            tmp_path, "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node", "1",
+            "--master-addr", "127.0.0.1", "--master-port", port, "-m", "fastalex.train", prepared, *SMALL,
+            "--devices", device,
+        )
+        for node, device in ((0, "cpu"), (1, "7"))
+    ]  # fmt: skip
+    for agent in agents:
+        _, err = agent.communicate(timeout=120)
+        assert agent.returncode != 0
+        assert err.count("error: device 7 does not exist") == 1, err
 
 
 def test_synthetic_images_need_no_files(tmp_path):

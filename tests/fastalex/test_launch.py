@@ -12,7 +12,7 @@ import torch
 
 from fastalex import launch
 from fastalex.errors import ConfigurationError
-from tests.fastalex.workers import fail_on_last, wait_for_the_end
+from tests.fastalex.workers import be_killed_twice, fail_on_last, wait_for_the_end
 
 ROOT = Path(__file__).parents[2]
 CPUS = [torch.device("cpu")] * 2
@@ -57,15 +57,51 @@ def test_a_workers_bad_input_is_the_commands_bad_input():
 
 
 def test_the_cause_of_a_failure_is_named_and_not_its_victim():
-    with pytest.raises(launch.WorkerError, match=r"(?s)the worker of stage 1 .*RuntimeError: a tensor went missing"):
+    with pytest.raises(launch.WorkerError, match=r"(?s)worker 1 \(cpu\) failed.*RuntimeError: a tensor went missing"):
         launch.run(fail_on_last, "bug", CPUS)
 
 
 def test_a_killed_worker_ends_the_others():
     start = time.monotonic()
-    with pytest.raises(launch.WorkerError, match="the worker of stage 1 was killed by SIGKILL"):
+    with pytest.raises(launch.WorkerError, match=r"worker 1 \(cpu\) was killed by SIGKILL"):
         launch.run(fail_on_last, "kill", CPUS)
     assert time.monotonic() - start < SECONDS_TO_END
+
+
+def test_workers_are_started_again_as_often_as_allowed(tmp_path, capfd):
+    launch.run(be_killed_twice, str(tmp_path), CPUS, restarts=2)
+    said = [line for line in capfd.readouterr().err.splitlines() if "restarting" in line]
+    assert said == [
+        f"worker 1 (cpu) was killed by SIGKILL; restarting from the last checkpoint ({n} of 2)" for n in (1, 2)
+    ]
+
+
+def test_what_a_user_has_to_change_is_not_tried_again(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"^the thing is 3; 4 is wanted$"):
+        launch.run(fail_on_last, "configuration", CPUS[:1], restarts=3)
+
+
+def test_workers_that_differ_are_named():
+    alike = {
+        "problem": "",
+        "machine": "a",
+        "python": "3.11",
+        "torch": "2.13",
+        "fastalex": "0.1",
+        "kind of device": "cpu",
+    }
+    launch._check_alike([alike, {**alike, "machine": "b"}])
+    for change, message in (
+        ({"torch": "2.11"}, r"torch is 2\.11 for worker 1 on b and 2\.13 for worker 0 on a; make them the same"),
+        (
+            {"kind of device": "NVIDIA H100"},
+            "kind of device is NVIDIA H100 for worker 1 on b and cpu for worker 0 on a",
+        ),
+        ({"problem": "device 1 does not exist"}, "^b: device 1 does not exist$"),
+    ):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            launch._check_alike([alike, {**alike, "machine": "b", **change}])
+        assert caught.value.everywhere
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

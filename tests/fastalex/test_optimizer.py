@@ -89,3 +89,22 @@ def test_copies_follow_the_weights():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert all(torch.equal(copies[parameter], parameter.detach().bfloat16()) for parameter in module.parameters())
+
+
+def test_layer_wise_rates_make_updates_a_like_share_of_every_weight():
+    module = network()
+    plain = {name: p.detach().double().clone() for name, p in module.named_parameters()}
+    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    optimizer.set_warmup(0.5)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    module["fc8"].weight.grad.zero_()  # no direction to judge: the plain rule
+    optimizer.step()
+    for name, parameter in module.named_parameters():
+        w, g = plain[name], torch.full_like(plain[name], 3.0)
+        rate, decay = (0.05, 0.05) if name.endswith("weight") else (0.1, 0.0)
+        if name == "conv1.weight":
+            rate *= 0.001 * w.norm() / (g.norm() + 0.05 * w.norm())
+        if name == "fc8.weight":
+            g = torch.zeros_like(g)
+        torch.testing.assert_close(parameter.detach().double(), w - rate * (decay * w + g), rtol=1e-5, atol=1e-7)

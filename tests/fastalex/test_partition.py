@@ -1,10 +1,17 @@
 """The cut for equal work."""
 
-import pytest
+import json
+import math
 
-from fastalex.architecture import build_architecture
+import pytest
+import torch
+
+from fastalex.architecture import block_shapes, build_architecture
+from fastalex.costs import BlockCost, Link, measure_blocks
 from fastalex.errors import ConfigurationError
-from fastalex.partition import partition, training_macs
+from fastalex.model import AlexNet
+from fastalex.partition import all_cuts, choose, cut_before, first_blocks, partition, training_macs
+from fastalex.simulate import Plan
 
 
 def test_two_devices_are_cut_after_pool2_with_the_known_shares():
@@ -36,6 +43,61 @@ def test_no_cut_is_better():
     assert best == min(every)
 
 
-def test_more_devices_than_blocks():
-    with pytest.raises(ConfigurationError, match=r"9 devices for 8 blocks .* name at most 8 devices"):
+def test_more_stages_than_blocks():
+    with pytest.raises(ConfigurationError, match=r"9 stages for 8 blocks .* choose --stages from 1 to 8"):
         partition(build_architecture("krizhevsky"), 9)
+
+
+def test_cuts_by_name():
+    architecture = build_architecture("krizhevsky")
+    assert cut_before(architecture, "auto", 1) == (architecture.block_names,)
+    for stages in range(2, 9):
+        for cut in all_cuts(architecture.block_names, stages):
+            assert cut_before(architecture, first_blocks(cut), stages) == cut
+    assert len(list(all_cuts(architecture.block_names, 3))) == 21
+    for split, stages, message in (
+        ("conv9", 2, r"--split names 'conv9'; a stage can begin with conv2, .*fc8, or choose auto or analytic"),
+        ("conv1", 2, "--split names 'conv1'"),
+        ("fc6,conv3", 3, "not in the order of the blocks; write conv3,fc6"),
+        ("conv3,fc6", 2, "makes 3 stages, --devices and --stages make 2; name the first block of each of the 1 later"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            cut_before(architecture, split, stages)
+
+
+def test_measured_costs_are_chosen_for_time_and_not_for_arithmetic():
+    names = ("a", "b", "c", "d")
+
+    def costs(seconds: list[float], fixed: float = 0.0) -> list[list[BlockCost]]:
+        return [
+            [
+                BlockCost(
+                    name, ((1, fixed + s), (2, fixed + 2 * s)), ((1, fixed + s), (2, fixed + 2 * s)), 0.0, size, 1
+                )
+                for name, s, size in zip(names, seconds, (10**6, 10**3, 10**3, 0), strict=True)
+            ]
+        ]
+
+    def best(costs: list[list[BlockCost]], link: Link = Link()) -> tuple[str, int]:  # noqa: B008
+        plan = Plan((), 2, 16, 1, "1f1b", link=link)
+        plan, _ = choose(plan, costs, list(all_cuts(names, 2)), [2, 4, 8, 16])
+        return first_blocks(plan.stages), plan.micro_batches
+
+    assert best(costs([3.0, 1.0, 1.0, 1.0])) == ("b", 16)  # even halves, and the more micro-batches the better
+    assert best(costs([1.0, 1.0, 1.0, 1.0])) == ("c", 16)
+    assert best(costs([1.0, 1.0, 1.0, 1.0], fixed=10.0))[1] == 2  # where every micro-batch costs much, few
+    assert best(costs([3.0, 1.0, 1.0, 1.0]), Link(0.0, 1e5))[0] == "c"  # what a sends takes longer than b
+
+
+def test_costs_are_measured_and_leave_the_network_alone():
+    model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    costs = measure_blocks(model, torch.device("cpu"), 4, [1, 2])
+    assert [cost.name for cost in costs] == list(model.architecture.block_names)
+    for cost, shape in zip(costs, block_shapes(model.architecture), strict=True):
+        assert all(seconds > 0 for _, seconds in (*cost.forward, *cost.backward))
+        assert cost.finish > 0
+        assert (cost.output_bytes, cost.parameter_bytes) == (4 * math.prod(shape.output), 4 * shape.parameters)
+        assert BlockCost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastalex import launch
-from fastalex.errors import ConfigurationError
-from fastalex.pipeline import SingleDevice, check_micro_batches
+from fastalex.layout import Layout
+from fastalex.pipeline import SingleDevice
 from tests.fastalex.workers import BATCH, batch, network, pipeline_gradients
 
 CPU = torch.device("cpu")
@@ -38,39 +38,66 @@ def test_micro_batches_change_nothing_but_rounding(micro_batches):
         )
 
 
-@pytest.mark.parametrize(
-    ("stages", "micro_batches", "schedule", "precision"),
-    [(2, 2, "1f1b", "fp32"), (2, 4, "gpipe", "fp32"), (3, 4, "1f1b", "fp32"), (2, 2, "1f1b", "bf16")],
-)
-def test_stages_give_the_gradients_of_one_device_to_the_bit(
-    tmp_path: Path, monkeypatch, stages, micro_batches, schedule, precision
-):
-    # One thread here as in each worker: the same summation order, so the same bits.
-    if (
-        stages == 2
-    ):  # the engine then checks every tensor's shape and dtype; it miscounts where stages send unequally often
-        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    path = tmp_path / "saved.pt"
+def workers_gradients(path: Path, layout: Layout, micro_batches: int, schedule: str, precision: str = "fp32") -> dict:
+    """What `pipeline_gradients` saves, from as many workers as the layout has."""
     argument = {
-        "path": str(path),
+        "path": str(path / "saved.pt"),
         "steps": STEPS,
+        "layout": layout,
         "micro_batches": micro_batches,
         "schedule": schedule,
         "precision": precision,
     }
-    launch.run(pipeline_gradients, argument, [CPU] * stages)
-    pipelined = torch.load(path)
+    launch.run(pipeline_gradients, argument, [CPU] * layout.workers)
+    return torch.load(path / "saved.pt")
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """One thread here as in each worker: the same summation order, so the same bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = single_device(micro_batches, precision)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batches", "schedule", "precision"),
+    [
+        (Layout(1, 2, 2), 2, "1f1b", "fp32"),
+        (Layout(1, 2, 2), 4, "gpipe", "bf16"),
+        (Layout(1, 3, 3), 4, "1f1b", "fp32"),
+        (Layout(1, 2, 4), 4, "interleaved", "fp32"),
+        (Layout(1, 1, 2), 2, "interleaved", "fp32"),
+    ],
+)
+def test_stages_give_the_gradients_of_one_device_to_the_bit(
+    tmp_path: Path, monkeypatch, one_thread, layout, micro_batches, schedule, precision
+):
+    if layout == Layout(1, 2, 2):
+        # the engine then checks every tensor's shape and dtype; it miscounts where stages send unequally often
+        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+    pipelined = workers_gradients(tmp_path, layout, micro_batches, schedule, precision)
+    alone = single_device(micro_batches, precision)
     assert set(pipelined) == set(alone)
     for name, expected in alone.items():
         assert torch.equal(pipelined[name], expected), name
     assert len({alone[f"{step}.counts"][0].item() for step in range(STEPS)}) == STEPS
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 2, 2), Layout(2, 1, 1)])
+def test_replicas_give_the_gradients_of_the_whole_batch(tmp_path: Path, one_thread, layout):
+    shared_out = workers_gradients(tmp_path, layout, 2, "1f1b")
+    # Each replica's two micro-batches have the rows of one of these four, and so its roundings; the sums over replicas
+    # and over micro-batches are in another order.
+    alone = single_device(4)
+    assert set(shared_out) == set(alone)
+    for name, expected in alone.items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            shared_out[name], expected, rtol=1e-5, atol=2e-6 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_masks_differ_from_step_to_step():
@@ -78,20 +105,3 @@ def test_masks_differ_from_step_to_step():
     images, labels = batch(0)
     losses = {engine.train_step(images, labels, seed=seed)[0].item() for seed in (1, 2, 3, 1)}
     assert len(losses) == 3
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batches", "stages", "schedule", "message"),
-    [
-        (30, 4, 2, "1f1b", "4 micro-batches do not divide a batch of 30; choose --micro-batches from 1, 2, 3, 5, 6"),
-        (32, 0, 1, "1f1b", "--micro-batches is 0"),
-        (32, 2, 4, "1f1b", "at least as many micro-batches as stages: 2 micro-batches, 4 stages"),
-    ],
-)
-def test_what_cannot_run_is_refused(batch_size, micro_batches, stages, schedule, message):
-    with pytest.raises(ConfigurationError, match=message):
-        check_micro_batches(batch_size, micro_batches, stages, schedule)
-
-
-def test_gpipe_runs_fewer_micro_batches_than_stages():
-    check_micro_batches(32, 2, 4, "gpipe")

@@ -1,5 +1,7 @@
 """Schedules against the tables of the 2012 runs."""
 
+from dataclasses import replace
+
 import pytest
 
 from fastalex import AlexNet
@@ -124,3 +126,14 @@ def test_unknown_recipe():
         ConfigurationError, match="unknown recipe 'adam'; choose one of krizhevsky, source-145-2010, source-170, paper"
     ):
         build_recipe("adam")
+
+
+def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
+    recipe = replace(build_recipe("krizhevsky"), warmup_epochs=5).with_scaled_lr(1024)
+    assert (recipe.batch_size, recipe.lr) == (1024, pytest.approx(0.08))
+    assert [recipe.lr * recipe.warmup_at(epoch) for epoch in (0, 2.5, 5, 50)] == pytest.approx(
+        [0.01, 0.045, 0.08, 0.08]
+    )
+    assert build_recipe("krizhevsky").warmup_at(0) == 1
+    with pytest.raises(ConfigurationError, match="lars is 0"):
+        replace(recipe, lars=0)

@@ -15,7 +15,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
 from fastalex.model import AlexNet
 from fastalex.partition import partition
-from fastalex.pipeline import Pipeline
+from fastalex.pipeline import DataParallel, Pipeline, Replica
 from fastalex.trainer import Trainer
 
 BATCH = 8
@@ -41,22 +41,43 @@ def network(precision: str = "fp32") -> AlexNet:
 def pipeline_gradients(world: World, argument: dict) -> None:
     """Gradients, losses and logits of a few steps; the first worker saves them."""
     model = network(argument["precision"])
-    stages = partition(model.architecture, world.size)
-    engine = Pipeline(model, stages, world.rank, world.device, BATCH, argument["micro_batches"], argument["schedule"])
+    layout, schedule = argument["layout"], argument["schedule"]
+    world.arrange(layout)
+    rows = BATCH // layout.replicas
+    replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
+    engine: Pipeline | DataParallel
+    if layout.stages == 1:
+        assert replica is not None
+        engine = DataParallel(model, world.device, rows, argument["micro_batches"], replica)
+    else:
+        engine = Pipeline(
+            model,
+            partition(model.architecture, layout.stages),
+            world.pipeline_rank,
+            world.device,
+            rows,
+            argument["micro_batches"],
+            schedule,
+            ranks=layout.ranks,
+            group=world.pipeline_group,
+            replica=replica,
+        )
+    mine = slice(world.replica * rows, (world.replica + 1) * rows)
     saved: dict[str, torch.Tensor] = {}
     for step in range(argument["steps"]):
         images, labels = batch(step)
         engine.stage.zero_grad()
+        images, labels = images[mine], labels[mine]
         counts = engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
         gradients = world.gather({name: p.grad.clone() for name, p in engine.stage.named_parameters()})
         logits = engine.logits(images if engine.is_first else None)
-        shared = torch.zeros(4 + BATCH * CLASSES, dtype=torch.float64)
+        shared = torch.zeros(BATCH + 1, max(4, CLASSES), dtype=torch.float64)
         assert logits is None or not logits.requires_grad
         if counts is not None and logits is not None:
-            shared = torch.cat([counts, logits.double().flatten()])
+            shared[-1, :4], shared[mine, :CLASSES] = counts, logits.double()
         shared = world.sum(shared)
         saved |= {f"{step}.{name}": gradient for name, gradient in gradients.items()}
-        saved[f"{step}.counts"], saved[f"{step}.logits"] = shared[:4], shared[4:].view(BATCH, CLASSES)
+        saved[f"{step}.counts"], saved[f"{step}.logits"] = shared[-1, :4], shared[:-1, :CLASSES]
     if world.is_first:
         torch.save(saved, argument["path"])
 
@@ -75,6 +96,16 @@ def fail_on_last(world: World, argument: str) -> None:
             raise RuntimeError("a tensor went missing")
         if argument == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+    world.barrier()
+
+
+def be_killed_twice(world: World, folder: str) -> None:
+    """The last worker is killed, but not a third time."""
+    attempts = len(list(Path(folder).iterdir()))
+    world.barrier()
+    if attempts < 2 and world.rank == world.size - 1:
+        (Path(folder) / str(attempts)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     world.barrier()
 
 

@@ -1,0 +1,381 @@
+"""Training steps over stages and replicas: throughput, bubbles, cuts, and how well a simulation foretells them.
+
+    python bench/pipeline.py                              # all parts, a record for each
+    python bench/pipeline.py --parts two four cuts        # two workers and one; four workers; every cut
+    python bench/pipeline.py --parts bubble gradients     # balanced stages; weight gradients once a step
+    python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of such a device
+
+On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
+stay in memory; a step is forward, backward and update. The simulation knows the costs of single blocks, measured in
+the same run, the links' speeds and the number of cores, and nothing of the steps that it foretells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import harness
+import matplotlib.pyplot as plt
+import pipeline_workers
+import torch
+from pipeline_workers import Trial, Work
+from rich.console import Console
+from rich.table import Table
+
+from fastalex import launch
+from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool, Variation, build_architecture
+from fastalex.costs import BlockCost, Link
+from fastalex.layout import Layout, ScheduleName
+from fastalex.partition import Stages, all_cuts, choose, first_blocks
+from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
+
+CORES = len(os.sched_getaffinity(0))
+PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
+COUNTS = (1, 2, 4, 8, 16)
+IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
+
+
+@dataclass
+class Bench:
+    """The options, and the rows of the part under way."""
+
+    architecture: Architecture
+    batch_size: int
+    steps: int
+    precision: str
+    output: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def trial(
+        self, layout: Layout, micro_batches: int, stages: Stages | None = None, schedule: ScheduleName | None = None
+    ) -> Trial:
+        """A way to compute steps of this batch size."""
+        usual: ScheduleName = "interleaved" if layout.stages > layout.ranks else "1f1b"
+        if usual == "1f1b" and micro_batches < layout.stages:
+            usual = "gpipe"
+        stages = stages or (self.architecture.block_names,)
+        return Trial(layout, stages, micro_batches, schedule or usual, self.batch_size)
+
+    def run(
+        self,
+        workers: int,
+        trials: Sequence[Trial],
+        sizes: Sequence[int] = (),
+        layouts: Sequence[Layout] = (),
+        threads: int = 1,
+    ) -> dict[str, Any]:
+        """What so many workers measured."""
+        with tempfile.TemporaryDirectory() as folder:
+            path, before = str(Path(folder) / "saved.pt"), torch.get_num_threads()
+            work = Work(
+                self.architecture, trials, sizes, layouts, self.batch_size, self.steps, threads, self.precision, path
+            )
+            devices = [torch.device("cuda", i) if harness.CUDA else torch.device("cpu") for i in range(workers)]
+            launch.run(pipeline_workers.run, work, devices)
+            torch.set_num_threads(before)
+            return torch.load(path, weights_only=False)
+
+    def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
+        """What the simulation is told about a trial."""
+        layout = trial.layout
+        return Plan(
+            trial.stages,
+            layout.ranks,
+            trial.batch_size // layout.replicas,
+            trial.micro_batches,
+            trial.schedule,
+            layout.replicas,
+            math.inf if harness.CUDA else CORES / threads,
+            *links,
+        )
+
+    def add(
+        self,
+        provider: str,
+        trial: Trial,
+        measured: dict[str, Any],
+        foretold: tuple[Plan, Sequence[Sequence[BlockCost]]] | None = None,
+    ) -> Result | None:
+        """A row, with what the simulation says beside it."""
+        layout, images = trial.layout, self.steps * trial.batch_size
+        row: dict[str, Any] = {
+            "op": "training step",
+            "provider": provider,
+            "replicas": layout.replicas,
+            "stages": layout.stages,
+            "split": first_blocks(trial.stages),
+            "schedule": trial.schedule if layout.stages > 1 else "",
+            "micro_batches": trial.micro_batches,
+            "images_per_second": round(images / measured["seconds"], 2),
+        }
+        result = None
+        if foretold is not None:
+            plan, costs = foretold
+            costs = costs if len(costs) in (1, plan.ranks) else costs[:1]
+            result = simulate(plan, costs, steps=max(2, self.steps))
+            row["simulated_images_per_second"] = round(max(2, self.steps) * trial.batch_size / result.total, 2)
+            row["measured_over_simulated"] = round(row["images_per_second"] / row["simulated_images_per_second"], 3)
+        if measured["spans"]:
+            row["bubble"] = [round(x, 3) for x in bubble_fractions(measured["spans"], layout.workers)]
+            if result is not None:
+                row["simulated_bubble"] = [round(x, 3) for x in result.bubble]
+        self.rows.append(row)
+        print({name: row[name] for name in row if name not in ("op", "replicas", "stages")}, flush=True)
+        return result
+
+    def write(self, part: str, **settings: Any) -> Path:
+        """The record of a part."""
+        common = {"batch_size": self.batch_size, "timed_steps": self.steps, "precision": self.precision, "cores": CORES}
+        table = Table(title=f"pipeline, {part}: {harness.device_name()}")
+        names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "op"]
+        for name in names:
+            table.add_column(name.replace("_", " "))
+        for row in self.rows:
+            table.add_row(*(str(row.get(name, "")) for name in names))
+        Console(width=200).print(table)
+        path = harness.write_record(f"pipeline_{part}", common | settings, self.rows, self.output)
+        self.rows = []
+        return path
+
+
+def sizes(batch_size: int, counts: Sequence[int] = COUNTS) -> list[int]:
+    return sorted({max(1, batch_size // count) for count in counts})
+
+
+def cut_for(bench: Bench, found: dict[str, Any], layout: Layout, count: int) -> Trial:
+    """A trial with the cut that --split auto chooses for this number of micro-batches."""
+    cuts = list(all_cuts(bench.architecture.block_names, layout.stages))
+    trial = bench.trial(layout, count, cuts[0])
+    plan, _ = choose(bench.plan(trial, found["links"][layout]), _costs(found, layout), cuts, [count])
+    return replace(trial, stages=plan.stages)
+
+
+def _costs(found: dict[str, Any], layout: Layout) -> Sequence[Sequence[BlockCost]]:
+    return found["costs"][: layout.ranks]
+
+
+def named(trial: Trial, workers: str) -> str:
+    layout = trial.layout
+    what = f"{layout.stages} stages" if layout.stages > 1 else ""
+    shared = f"{layout.replicas} replicas" if layout.replicas > 1 else ""
+    return f"{workers}, {' of '.join(filter(None, (shared, what)))}"
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def one_process(bench: Bench, counts: Sequence[int]) -> None:
+    """The baseline: one process with all cores."""
+    threads = 1 if harness.CUDA else CORES
+    trials = [bench.trial(Layout(), count) for count in counts]
+    alone = bench.run(1, trials, sizes(bench.batch_size, counts), threads=threads)
+    for trial, measured in zip(trials, alone["trials"], strict=True):
+        plan = bench.plan(trial, (Link(), Link()), threads)
+        bench.add(f"one process, {threads} threads", trial, measured, (plan, alone["costs"]))
+
+
+def two(bench: Bench) -> None:
+    """One process, two stages, two stages a worker, two replicas."""
+    one_process(bench, COUNTS)
+    interleaved = Layout(1, 2, 4)
+    layouts = [PIPELINE, interleaved, REPLICAS]
+    found = bench.run(2, [], sizes(bench.batch_size), layouts)
+    trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
+    trials += [cut_for(bench, found, interleaved, 8), bench.trial(REPLICAS, 1)]
+    timed = bench.run(2, trials)["trials"]
+    results = [
+        bench.add(
+            named(trial, "two workers"),
+            trial,
+            measured,
+            (bench.plan(trial, found["links"][trial.layout]), _costs(found, trial.layout)),
+        )
+        for trial, measured in zip(trials, timed, strict=True)
+    ]
+    best = min(range(len(COUNTS)), key=lambda index: timed[index]["seconds"])
+    path = bench.write(
+        "two",
+        costs=[[cost.to_json() for cost in costs] for costs in found["costs"]],
+        links=[[asdict(layout), *map(asdict, links)] for layout, links in found["links"].items()],
+    )
+    draw(path.with_suffix(".png"), timed[best]["spans"], results[best], trials[best])
+
+
+def four(bench: Bench) -> None:
+    """One process; four workers as four stages, two replicas of two stages and four replicas."""
+    one_process(bench, [1])
+    line, square, replicas = Layout(1, 4, 4), Layout(2, 2, 2), Layout(4, 1, 1)
+    counts = (1, 2, 4, 8)
+    found = bench.run(4, [], sizes(bench.batch_size, (1, 2, 4, 8, 16)), [line, square, replicas])
+    trials = [cut_for(bench, found, line, count) for count in counts]
+    trials += [cut_for(bench, found, square, count) for count in counts]
+    trials += [bench.trial(replicas, 1)]
+    timed = bench.run(4, trials)["trials"]
+    for trial, measured in zip(trials, timed, strict=True):
+        plan = bench.plan(trial, found["links"][trial.layout])
+        bench.add(named(trial, "four workers"), trial, measured, (plan, _costs(found, trial.layout)))
+    bench.write("four")
+
+
+def cuts(bench: Bench) -> None:
+    """What --split auto chooses against all cuts, for two workers."""
+    count = 4
+    found = bench.run(2, [], sizes(bench.batch_size, [count]), [PIPELINE])
+    chosen = cut_for(bench, found, PIPELINE, count)
+    every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
+    for trial, measured in zip(every, bench.run(2, every)["trials"], strict=True):
+        plan = bench.plan(trial, found["links"][PIPELINE])
+        bench.add("auto" if trial.stages == chosen.stages else "by hand", trial, measured, (plan, found["costs"]))
+    bench.write("cuts")
+
+
+def bubble(bench: Bench) -> None:
+    """Balanced stages: the measured bubble against (stages - 1) / (micro-batches + stages - 1)."""
+    bench = replace(bench, architecture=balanced(), rows=[])
+    names = bench.architecture.block_names
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    trials = [bench.trial(PIPELINE, count, halves) for count in COUNTS]
+    trials += [bench.trial(PIPELINE, count, halves, "gpipe") for count in COUNTS[1:]]
+    timed = bench.run(2, trials)["trials"]
+    for trial, measured in zip(trials, timed, strict=True):
+        bench.add("balanced network, two workers", trial, measured)
+        bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
+    path = bench.write("bubble")
+    draw(path.with_suffix(".png"), timed[2]["spans"], None, trials[2])
+
+
+def balanced() -> Architecture:
+    """Ten blocks, of which eight cost the same and the outer two next to nothing."""
+    middle = [ConvBlock(f"conv{number}", 192, 3, padding=1) for number in range(2, 10)]
+    last = replace(middle[-1], steps=(*middle[-1].steps, MaxPool(14, 14)))
+    first = ConvBlock("conv1", 192, 11, 16, steps=())
+    end = LinearBlock("fc10", 10, activation=False, dropout="none")
+    return Architecture("balanced", 224, (first, *middle[:-1], last, end))
+
+
+def gradients(bench: Bench) -> None:
+    """Fully connected weight gradients made once a step against once a micro-batch, on one device."""
+    trials = [
+        replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
+    ]
+    timed = bench.run(1, trials, threads=1 if harness.CUDA else CORES)["trials"]
+    for trial, measured in zip(trials, timed, strict=True):
+        bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
+    bench.write("gradients")
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {part.__name__: part for part in (two, four, cuts, bubble, gradients)}
+
+
+# --- picture and prediction -------------------------------------------------------------------------------------------
+
+
+def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: Trial) -> None:
+    """One row per worker, time across: forward passes light, backward passes dark, by micro-batch."""
+    panels = [("measured", measured)] + ([("simulated", simulated.spans)] if simulated else [])
+    figure, axes = plt.subplots(len(panels), 1, figsize=(11, 1.2 + 1.5 * len(panels)), sharex=True, squeeze=False)
+    for axis, (title, spans) in zip(axes[:, 0], panels, strict=True):
+        zero = min(span.start for span in spans)
+        for span in spans:
+            kind, _, _, micro_batch, _ = span.key
+            color = {"forward": "#9ecae1", "backward": "#3182bd"}.get(kind, "#bdbdbd")
+            width = span.end - span.start
+            axis.barh(span.worker, width, left=span.start - zero, color=color, edgecolor="white", linewidth=0.5)
+            if kind in ("forward", "backward"):
+                axis.text(
+                    span.start - zero + width / 2, span.worker, str(micro_batch), ha="center", va="center", size=7
+                )
+        workers = sorted({span.worker for span in spans})
+        shares = bubble_fractions(spans, len(workers))
+        axis.set_yticks(workers, [f"worker {w}: bubble {100 * shares[w]:.0f} %" for w in workers], size=8)
+        axis.invert_yaxis()
+        axis.set_title(title, size=9, loc="left")
+    axes[-1, 0].set_xlabel("seconds (forward light, backward dark, numbers: micro-batches; grey: gradients and update)")
+    split = first_blocks(trial.stages)
+    figure.suptitle(f"{trial.schedule}, later stages begin with {split}, {harness.device_name()}", size=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(f"wrote {path}")
+
+
+def predict(text: str, per_device: int, network_gb_per_s: float, machine: int, results: Path) -> None:
+    """Images/s and days for 90 epochs on many of a device of which a record is committed."""
+    device, _, numbers = text.partition(":")
+    records = [path for path in results.glob("*/pipeline_two.json") if device.lower() in path.parent.name]
+    if not records or not numbers:
+        print(
+            f"no record of a {device} is committed (bench/results/*/pipeline_two.json): run python bench/pipeline.py "
+            "--parts two on two of them, and nothing is predicted before"
+        )
+        return
+    record = json.loads(sorted(records)[0].read_text())
+    settings = record["settings"]
+    costs = [[BlockCost.from_json(cost) for cost in settings["costs"][0]]]
+    links = {Layout(**layout): (Link(**a), Link(**b)) for layout, a, b in settings["links"]}
+    within = links[REPLICAS][1]
+    names = tuple(cost.name for cost in costs[0])
+    print(f"record: {sorted(records)[0].relative_to(harness.ROOT)}, {record['device']}, {record['date']}")
+    print(
+        f"assumed: {per_device} images per device and step; replicas without stages; gradients reduced in a ring after "
+        f"the backward pass, at the record's {within.bytes_per_second / 1e9:.2f} GB/s within machines of {machine} and "
+        f"at {network_gb_per_s:g} GB/s between them; a device of its own for each replica; data, validation and "
+        f"checkpoints cost nothing"
+    )
+    table = Table(title=f"predicted for {IMAGENET_IMAGES:,} images and {EPOCHS} epochs")
+    for name in ("devices", "batch", "images/s", "of ideal", "hours"):
+        table.add_column(name, justify="right")
+    alone = 0.0
+    for count in (1, *map(int, numbers.split(","))):
+        across = Link(within.latency, min(within.bytes_per_second, network_gb_per_s * 1e9))
+        plan = Plan(
+            (names,), 1, per_device, 1, "gpipe", count, math.inf, Link(), within if count <= machine else across
+        )
+        rate = count * per_device / simulate(plan, costs).seconds
+        alone = alone or rate
+        hours = EPOCHS * IMAGENET_IMAGES / rate / 3600
+        table.add_row(
+            f"{count}", f"{count * per_device}", f"{rate:,.0f}", f"{rate / alone / count:.0%}", f"{hours:,.1f}"
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time training over stages and replicas, and simulate it.")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step of all workers (64)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after one to warm up (2)")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if harness.CUDA else "fp32")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
+    parser.add_argument("--predict", metavar="DEVICE:N,...", help="predict N devices from a committed record")
+    parser.add_argument("--per-device", type=int, default=128, help="images per device and step to predict for (128)")
+    parser.add_argument("--network", type=float, default=50, help="GB/s between machines to predict for (50)")
+    parser.add_argument("--machine", type=int, default=8, help="devices in a machine to predict for (8)")
+    parser.add_argument("--quick", action="store_true", help="a narrow network and a small batch")
+    options = parser.parse_args()
+    if options.quick:
+        options.width, options.batch_size = 0.25, 16
+    if options.predict:
+        predict(options.predict, options.per_device, options.network, options.machine, options.output)
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    architecture = build_architecture("krizhevsky", 1000, Variation(width=options.width))
+    for part in options.parts:
+        wanted = {"four": 4, "gradients": 1}.get(part, 2)
+        if harness.CUDA and torch.cuda.device_count() < wanted:
+            print(f"{part}: left out, {wanted} GPUs are wanted and {torch.cuda.device_count()} are there")
+            continue
+        PARTS[part](Bench(architecture, options.batch_size, options.steps, options.precision, options.output))
+
+
+if __name__ == "__main__":
+    main()

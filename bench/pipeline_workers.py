@@ -1,0 +1,169 @@
+"""What the workers of bench/pipeline.py run; here because a new process imports it by name."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastalex.architecture import Architecture
+from fastalex.launch import World
+from fastalex.layout import Layout, ScheduleName
+from fastalex.model import AlexNet
+from fastalex.optimizer import KrizhevskySGD
+from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
+from fastalex.recipe import krizhevsky
+from fastalex.simulate import Key, Span
+from fastalex.tuning import measure_costs, measure_links
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to compute steps.
+
+    Attributes:
+        batch_size: images of all replicas per step.
+        deferred: whether fully connected weight gradients are made once a step.
+    """
+
+    layout: Layout
+    stages: tuple[tuple[str, ...], ...]
+    micro_batches: int
+    schedule: ScheduleName
+    batch_size: int
+    deferred: bool = True
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a group of workers does: measure costs, then run trials one after the other.
+
+    Attributes:
+        trials: for each of their layouts the links are measured, too.
+        sizes: micro-batch sizes to measure costs at; none measures none.
+        steps: timed steps of each trial, after one to warm up.
+        threads: of each worker.
+    """
+
+    architecture: Architecture
+    trials: Sequence[Trial]
+    sizes: Sequence[int]
+    layouts: Sequence[Layout]
+    batch_size: int
+    steps: int
+    threads: int
+    precision: str
+    path: str
+
+
+def run(world: World, work: Work) -> None:
+    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans"}]}``."""
+    if world.device.type == "cpu":
+        torch.set_num_threads(work.threads)
+    model = AlexNet(work.architecture, seed=0)
+    model.set_precision(work.precision)  # type: ignore[arg-type]
+    saved: dict[str, Any] = {"links": {}, "trials": []}
+    if work.sizes:
+        world.arrange(Layout(1, world.size, world.size))
+        saved["costs"], _ = measure_costs(world, model, work.batch_size, work.sizes)
+    for layout in work.layouts:
+        world.arrange(layout)
+        saved["links"][layout] = measure_links(world)
+    for trial in work.trials:
+        world.arrange(trial.layout)
+        saved["trials"].append(timed(world, model, trial, work.steps))
+    if world.is_first:
+        torch.save(saved, work.path)
+
+
+def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
+    """Seconds of the timed steps together, and the passes of the last one on all workers."""
+    engine = _engine(world, model, trial)
+    if not trial.deferred:
+        for block in engine.stage.blocks():
+            block.kept = None  # type: ignore[union-attr]
+    optimizer = KrizhevskySGD(engine.stage, krizhevsky(), engine.stage.compute_copies())
+    size = engine.stage.architecture.image_size
+    generator = torch.Generator().manual_seed(world.replica)
+    images = 60 * torch.randn(engine.batch_size, 3, size, size, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last).to(world.device)
+    labels = torch.arange(engine.batch_size, device=world.device) % engine.stage.architecture.num_classes
+    spans: list[tuple[Key, float, float]] = []
+    if isinstance(engine, Pipeline):
+        for stage in _pipelined(engine):
+            _record(stage, world, spans)
+    start = 0.0
+    for step in range(steps + 1):
+        if step == 1:
+            start = _now(world)
+        spans.clear()
+        engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = _now(world) - start
+    gathered = world.gather_objects(spans)
+    every = [Span(rank, *span) for rank, one in enumerate(gathered) for span in one]
+    for parameter in model.parameters():
+        parameter.grad = None
+    del engine, optimizer
+    gc.collect()  # a replica's hooks on the parameters end with it
+    return {"seconds": max(world.gather_objects(seconds)), "spans": every}
+
+
+def _engine(world: World, model: AlexNet, trial: Trial) -> SingleDevice | Pipeline:
+    layout = trial.layout
+    rows = trial.batch_size // layout.replicas
+    replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
+    if layout.stages > 1:
+        return Pipeline(
+            model,
+            trial.stages,
+            world.pipeline_rank,
+            world.device,
+            rows,
+            trial.micro_batches,
+            trial.schedule,
+            ranks=layout.ranks,
+            group=world.pipeline_group,
+            replica=replica,
+        )
+    if replica:
+        return DataParallel(model, world.device, rows, trial.micro_batches, replica)
+    return SingleDevice(model, world.device, rows, trial.micro_batches)
+
+
+def _now(world: World) -> float:
+    """The time at which all workers are here and done."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    world.barrier()
+    return time.perf_counter()
+
+
+def _pipelined(engine: Pipeline) -> list[Any]:
+    schedule = engine._train
+    return schedule._stages if hasattr(schedule, "_stages") else [schedule._stage]
+
+
+def _record(stage: Any, world: World, spans: list[tuple[Key, float, float]]) -> None:
+    """Note when each pass of a stage begins and ends. ``perf_counter`` is the same clock in all processes."""
+    for kind in ("forward", "backward"):
+        run_pass = getattr(stage, f"{kind}_one_chunk")
+
+        def recorded(micro_batch: int, *arguments: Any, run_pass: Any = run_pass, kind: Any = kind, **options: Any):
+            start = _clock(world)
+            result = run_pass(micro_batch, *arguments, **options)
+            spans.append(((kind, world.replica, stage.stage_index, micro_batch, 0), start, _clock(world)))
+            return result
+
+        setattr(stage, f"{kind}_one_chunk", recorded)
+
+
+def _clock(world: World) -> float:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,247 @@
+"""What each block of a network costs on the device at hand, and what it costs to send tensors between devices.
+
+Costs are seconds: of the forward and the backward pass by the number of images in a micro-batch, and of what happens
+once a step (weight gradients that were put off, and the update).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import kernels
+from fastalex.architecture import block_shapes
+from fastalex.model import AlexNet, KeptFactors, Linear
+
+REPEATS = 3
+"""How often a block is timed; the fastest counts, after one run to warm up."""
+
+Curve = tuple[tuple[int, float], ...]
+"""Seconds by images, in ascending order of images."""
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block on one device.
+
+    Args:
+        name: of the block.
+        forward, backward: seconds by images in a micro-batch.
+        finish: seconds a step for its weight gradients that were put off, and for its update.
+        output_bytes: of the activation that it hands on, per image.
+        parameter_bytes: of its gradients.
+    """
+
+    name: str
+    forward: Curve
+    backward: Curve
+    finish: float
+    output_bytes: int
+    parameter_bytes: int
+
+    def times(self, factor: float) -> BlockCost:
+        """The same block on a device that takes ``factor`` times as long."""
+
+        def scaled(curve: Curve) -> Curve:
+            return tuple((images, seconds * factor) for images, seconds in curve)
+
+        return replace(self, forward=scaled(self.forward), backward=scaled(self.backward), finish=self.finish * factor)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> BlockCost:
+        """The inverse of :meth:`to_json`."""
+        curves = {name: tuple((int(n), float(s)) for n, s in values[name]) for name in ("forward", "backward")}
+        return cls(**{**values, **curves})
+
+
+@dataclass(frozen=True)
+class Link:
+    """A connection between two workers: seconds = latency + bytes / bytes_per_second."""
+
+    latency: float = 0.0
+    bytes_per_second: float = math.inf
+
+    def seconds(self, size: float) -> float:
+        """How long ``size`` bytes take."""
+        return self.latency + size / self.bytes_per_second
+
+
+def seconds_at(curve: Curve, images: float) -> float:
+    """A curve's value, on straight lines through its points; beyond them the first or last line goes on.
+
+    With one point, seconds are taken as proportional to images.
+    """
+    if len(curve) == 1:
+        return curve[0][1] * images / curve[0][0]
+    segment = next((pair for pair in pairwise(curve) if images <= pair[1][0]), curve[-2:])
+    (n0, s0), (n1, s1) = segment
+    return max(0.0, s0 + (s1 - s0) * (images - n0) / (n1 - n0))
+
+
+def measure_blocks(
+    model: AlexNet,
+    device: torch.device,
+    batch_size: int,
+    micro_batch_sizes: Sequence[int],
+    *,
+    together: Callable[[], Any] = lambda: None,
+) -> list[BlockCost]:
+    """Time every block of a network in training on random input.
+
+    Args:
+        model: its weights and gradients stay as they are.
+        batch_size: images per step, of which weight gradients are made.
+        micro_batch_sizes: for which numbers of images the passes are timed.
+        together: called before each block is timed; workers that share a machine wait for each other here, so that all
+            of them compute at the same time, as they do in training.
+    """
+    costs = []
+    shapes = block_shapes(model.architecture)
+    input_shape: tuple[int, ...] = (3, model.architecture.image_size, model.architecture.image_size)
+    for index, (block, shape) in enumerate(zip(model.blocks(), shapes, strict=True)):
+        on_device = block if device.type == "cpu" else copy.deepcopy(block).to(device)
+        forward, backward = [], []
+        together()
+        for images in sorted(micro_batch_sizes):
+            seconds = _passes(on_device, (images, *input_shape), device, needs_input_gradient=index > 0)
+            forward.append((images, seconds[0]))
+            backward.append((images, seconds[1]))
+        together()
+        finish = _finish(on_device, batch_size, device)
+        output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
+        costs.append(BlockCost(shape.name, tuple(forward), tuple(backward), finish, output_bytes, 4 * shape.parameters))
+        input_shape = shape.output
+    return costs
+
+
+def _passes(
+    block: nn.Module, shape: tuple[int, ...], device: torch.device, *, needs_input_gradient: bool
+) -> tuple[float, float]:
+    """Seconds of a forward and a backward pass; the block is left as it was found."""
+    kept, training = getattr(block, "kept", None), block.training
+    if isinstance(block, Linear):
+        block.kept = KeptFactors()
+    block.train()
+    gradients = [parameter.grad for parameter in block.parameters()]
+    x = torch.randn(shape, device=device, dtype=block.compute_dtype)  # type: ignore[call-overload]
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_(needs_input_gradient)
+    times = []
+    for _ in range(REPEATS + 1):
+        for parameter in block.parameters():
+            parameter.grad = None
+        x.grad = None
+        start = _now(device)
+        y = block(x, 1, 0)
+        middle = _now(device)
+        y.backward(y.detach())
+        times.append((middle - start, _now(device) - middle))
+        if isinstance(block, Linear) and block.kept is not None:
+            block.kept.clear()
+    for parameter, gradient in zip(block.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    if isinstance(block, Linear):
+        block.kept = kept
+    block.train(training)
+    return min(t for t, _ in times[1:]), min(t for _, t in times[1:])
+
+
+def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
+    """Seconds of a fully connected block's weight gradient, and of any block's update."""
+    weights = [nn.Parameter(parameter.detach().clone()) for parameter in block.parameters()]
+    velocities = [torch.zeros_like(weight) for weight in weights]
+    dtype: torch.dtype = block.compute_dtype  # type: ignore[assignment]
+    factors: tuple[Tensor, Tensor] | None = None
+    if isinstance(block, Linear):
+        rows, columns = block.weight.shape
+        factors = (
+            torch.randn(batch_size, columns, device=device, dtype=dtype),
+            torch.randn(batch_size, rows, device=device, dtype=dtype),
+        )
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    kept, times = KeptFactors(), []
+    for _ in range(REPEATS + 1):
+        start = _now(device)
+        if factors is not None:
+            weights[0].grad = None
+            kept.add(*factors)
+            kept.add_product_to(weights[0])
+        kernels.sgd_update_(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            velocities,
+            learning_rates=[1e-3] * len(weights),
+            weight_decays=[5e-4] * len(weights),
+            momentum=0.9,
+        )
+        times.append(_now(device) - start)
+    return min(times[1:])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure_link(rank: int, device: torch.device, group: Any = None, size: int = 4 * 2**20) -> Link:
+    """Time tensors going to and fro between the first two workers of a group; every worker gets the result.
+
+    Args:
+        rank: of this worker in the group.
+        size: bytes of the larger message.
+    """
+    seconds = torch.zeros(2, dtype=torch.float64)
+    if rank < 2:
+        for index, count in enumerate((1, size)):
+            message = torch.zeros(count, dtype=torch.uint8, device=device)
+            times = []
+            for _ in range(6):
+                start = _now(device)
+                for source in (0, 1):
+                    if rank == source:
+                        dist.send(message, group=group, group_dst=1 - source)
+                    else:
+                        dist.recv(message, group=group, group_src=source)
+                times.append((_now(device) - start) / 2)
+            seconds[index] = min(times[1:])
+    seconds = seconds.to(device)
+    dist.broadcast(seconds, group=group, group_src=0)
+    latency, large = seconds.tolist()
+    return Link(latency, size / max(large - latency, 1e-9))
+
+
+def measure_reduction(device: torch.device, group: Any, workers: int, size: int = 16 * 2**20) -> Link:
+    """Time sums over all workers of a group; every worker gets the slowest one's result.
+
+    Returns:
+        A link that 2 (workers - 1) / workers times the bytes of a gradient cross, as in a ring.
+    """
+    seconds = []
+    for count in (1, size // 4):
+        values = torch.zeros(count, device=device)
+        times = []
+        for _ in range(4):
+            start = _now(device)
+            dist.all_reduce(values, group=group)
+            times.append(_now(device) - start)
+        seconds.append(min(times[1:]))
+    slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+    latency, large = slowest.tolist()
+    return Link(latency, 2 * (workers - 1) / workers * size / max(large - latency, 1e-9))

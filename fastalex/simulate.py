@@ -1,0 +1,244 @@
+"""A training step on paper: when each worker computes what, from the costs of blocks, links and cores.
+
+A worker runs its passes in the order of its schedule. A pass begins once the worker is free and the tensor that it
+needs has come; a tensor is sent when both ends are ready for it, because that is when the transports do it. Workers
+that share a machine's cores are slowed down while more of them compute than there are cores.
+
+What is left out: the launch of kernels and the schedule's own bookkeeping, the cores that a transport uses, and the
+overlap of a gradient's reduction with the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastalex.costs import BlockCost, Link, seconds_at
+from fastalex.layout import ScheduleName
+
+Kind = Literal["forward", "backward", "reduce", "finish"]
+INSTANT = Link()
+Key = tuple[Kind, int, int, int, int]
+"""What a span did: kind, replica, stage, micro-batch, step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is simulated.
+
+    Args:
+        stages: block names of every stage of one replica, in order.
+        ranks: workers of one replica; stage s belongs to rank s % ranks.
+        batch_size: images per step of one replica.
+        micro_batches: in how many parts a replica's batch passes through.
+        replicas: how many pipelines share the work.
+        cores: how many workers can compute at once at full speed: the machine's cores over the threads of a worker;
+            infinite where each worker has a device of its own.
+        link: between the stages.
+        reduce_link: between the replicas; a gradient of n bytes crosses it 2 (replicas - 1) / replicas times.
+    """
+
+    stages: tuple[tuple[str, ...], ...]
+    ranks: int
+    batch_size: int
+    micro_batches: int
+    schedule: ScheduleName
+    replicas: int = 1
+    cores: float = math.inf
+    link: Link = INSTANT
+    reduce_link: Link = INSTANT
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a worker's time, in seconds from the start of the simulation."""
+
+    worker: int
+    key: Key
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A steady step.
+
+    Args:
+        seconds: from the end of one step to the end of the next.
+        total: of all steps that were simulated, from rest to rest.
+        spans: of the passes of one step, all workers.
+        bubble: the share of the time between a step's first and last pass in which a worker had no pass to run,
+            by worker.
+    """
+
+    seconds: float
+    total: float
+    spans: tuple[Span, ...]
+    bubble: tuple[float, ...]
+
+
+def rank_order(schedule: ScheduleName, rank: int, ranks: int, stages: int, micro_batches: int) -> list[tuple]:
+    """The passes of one rank as (kind, stage, micro-batch), as ``torch.distributed.pipelining`` orders them."""
+    if schedule == "interleaved":
+        return _interleaved_order(rank, ranks, stages // ranks, micro_batches)
+    every = range(micro_batches)
+    if schedule == "gpipe":
+        return [("forward", rank, m) for m in every] + [("backward", rank, m) for m in every]
+    ahead = min(micro_batches, stages - rank)
+    order = [("forward", rank, m) for m in range(ahead)]
+    for m in every:
+        order.append(("backward", rank, m))
+        if m + ahead < micro_batches:
+            order.append(("forward", rank, m + ahead))
+    return order
+
+
+def _interleaved_order(rank: int, ranks: int, local: int, micro_batches: int) -> list[tuple]:
+    in_round = micro_batches // max(1, micro_batches // ranks)
+    total = local * micro_batches
+    ahead = min((local - 1) * in_round + 2 * (ranks - 1 - rank), total)
+    passed: dict[tuple[str, int], int] = {}
+
+    def next_pass(kind: Kind, number: int) -> tuple:
+        place = number // in_round % local
+        stage = (place if kind == "forward" else local - 1 - place) * ranks + rank
+        micro_batch = passed.get((kind, stage), 0)
+        passed[kind, stage] = micro_batch + 1
+        return kind, stage, micro_batch
+
+    order = [next_pass("forward", number) for number in range(ahead)]
+    for number in range(total):
+        if number < total - ahead:
+            order.append(next_pass("forward", ahead + number))
+        order.append(next_pass("backward", number))
+    return order
+
+
+@dataclass
+class _Task:
+    key: Key
+    seconds: float
+    needs: tuple[Key, ...]
+    transfer: float
+
+
+def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list[list[_Task]]:
+    """What every worker does, in order."""
+    images = plan.batch_size / plan.micro_batches
+    workers: list[list[_Task]] = []
+    for replica in range(plan.replicas):
+        for rank in range(plan.ranks):
+            cost = {block.name: block for block in costs[rank]}
+            order = rank_order(plan.schedule, rank, plan.ranks, len(plan.stages), plan.micro_batches)
+            local = range(rank, len(plan.stages), plan.ranks)
+            tasks = []
+            for step in range(steps):
+                for kind, stage, m in order:
+                    blocks = [cost[name] for name in plan.stages[stage]]
+                    curves = [block.forward if kind == "forward" else block.backward for block in blocks]
+                    needs, transfer = _input(plan, costs[0], kind, replica, stage, m, step, images)
+                    seconds = sum(seconds_at(curve, images) for curve in curves)
+                    tasks.append(_Task((kind, replica, stage, m, step), seconds, needs, transfer))
+                tasks += _ends(plan, cost, local, replica, step)
+            workers.append(tasks)
+    return workers
+
+
+def _input(
+    plan: Plan, costs: Sequence[BlockCost], kind: Kind, replica: int, stage: int, m: int, step: int, images: float
+) -> tuple[tuple[Key, ...], float]:
+    """What a pass waits for, and how long that takes to arrive."""
+    other = stage - 1 if kind == "forward" else stage + 1
+    if not 0 <= other < len(plan.stages):
+        return (), 0.0
+    last = plan.stages[min(stage, other)][-1]
+    size = images * next(block.output_bytes for block in costs if block.name == last)
+    seconds = 0.0 if plan.ranks == 1 else plan.link.seconds(size)
+    return ((kind, replica, other, m, step),), seconds
+
+
+def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, step: int) -> list[_Task]:
+    """What a worker does after the passes of a step: gradients summed over replicas, then weights updated."""
+    blocks = [cost[name] for stage in local for name in plan.stages[stage]]
+    tasks = []
+    last = local[-1]
+    if plan.replicas > 1:
+        size = 2 * (plan.replicas - 1) / plan.replicas * sum(block.parameter_bytes for block in blocks)
+        peers: tuple[Key, ...] = tuple(
+            ("backward", other, stage, plan.micro_batches - 1, step)
+            for other in range(plan.replicas)
+            if other != replica
+            for stage in local
+        )
+        seconds = plan.reduce_link.seconds(size)
+        tasks.append(_Task(("reduce", replica, last, 0, step), seconds, peers, 0.0))
+    seconds = sum(block.finish for block in blocks)
+    tasks.append(_Task(("finish", replica, last, 0, step), seconds, (), 0.0))
+    return tasks
+
+
+def _run(workers: list[list[_Task]], cores: float) -> list[Span]:
+    """Let time pass from event to event until all is done."""
+    count = len(workers)
+    now, done = 0.0, set()
+    position, arrival = [0] * count, [math.nan] * count  # of the current task's input; nan: it cannot be sent yet
+    left, start = [math.nan] * count, [0.0] * count  # nan: not begun
+    spans: list[Span] = []
+    while True:
+        for w in range(count):
+            if position[w] == len(workers[w]):
+                continue
+            task = workers[w][position[w]]
+            if math.isnan(arrival[w]) and all(key in done for key in task.needs):
+                arrival[w] = now + task.transfer
+            if math.isnan(left[w]) and arrival[w] <= now:
+                left[w], start[w] = task.seconds, now
+        busy = [w for w in range(count) if not math.isnan(left[w])]
+        speed = min(1.0, cores / len(busy)) if busy else 1.0
+        coming = [arrival[w] for w in range(count) if arrival[w] > now]
+        if not busy and not coming:
+            break
+        until = min([*coming, *(now + left[w] / speed for w in busy)])
+        for w in busy:
+            left[w] -= (until - now) * speed
+            if left[w] <= 1e-12:
+                task = workers[w][position[w]]
+                done.add(task.key)
+                spans.append(Span(w, task.key, start[w], until))
+                position[w] += 1
+                arrival[w] = left[w] = math.nan
+        now = until
+    assert all(position[w] == len(workers[w]) for w in range(count)), "a pass waits for one that never comes"
+    return spans
+
+
+def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3) -> Result:
+    """Run a few steps; the last one is steady.
+
+    Args:
+        costs: of every block, on the device of each rank; with one list all ranks have the same.
+        steps: at least 2.
+    """
+    per_rank = list(costs) * plan.ranks if len(costs) == 1 else list(costs)
+    spans = _run(_tasks(plan, per_rank, steps), plan.cores)
+    ends = [max(span.end for span in spans if span.key[4] == step) for step in range(steps)]
+    chosen = tuple(span for span in spans if span.key[4] == steps - 1)
+    return Result(
+        seconds=(ends[-1] - ends[0]) / (steps - 1),
+        total=ends[-1],
+        spans=chosen,
+        bubble=bubble_fractions(chosen, plan.ranks * plan.replicas),
+    )
+
+
+def bubble_fractions(spans: Sequence[Span], workers: int) -> tuple[float, ...]:
+    """The share of the time from a step's first pass to its last in which each worker runs no pass.
+
+    For S balanced stages and M micro-batches on S workers: (S - 1) / (M + S - 1).
+    """
+    passes = [span for span in spans if span.key[0] in ("forward", "backward")]
+    window = max(span.end for span in passes) - min(span.start for span in passes)
+    busy = [sum(span.end - span.start for span in passes if span.worker == w) for w in range(workers)]
+    return tuple(1 - seconds / window for seconds in busy)

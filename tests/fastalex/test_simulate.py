@@ -1,0 +1,95 @@
+"""The simulated step against what can be worked out by hand."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from fastalex.costs import BlockCost, Link, seconds_at
+from fastalex.simulate import Plan, rank_order, simulate
+
+NAMES = tuple("abcdefgh")
+
+
+def block(name: str, forward: float = 1.0, backward: float = 2.0, finish: float = 0.0) -> BlockCost:
+    return BlockCost(name, ((1, forward),), ((1, backward),), finish, 1000, 4000)
+
+
+def even(stages: int) -> tuple[tuple[str, ...], ...]:
+    size = len(NAMES) // stages
+    return tuple(NAMES[i : i + size] for i in range(0, len(NAMES), size))
+
+
+def plan(stages: int, ranks: int, micro_batches: int, schedule: str, **more) -> Plan:
+    return Plan(even(stages), ranks, micro_batches, micro_batches, schedule, **more)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("micro_batches", [4, 8])
+def test_balanced_stages_wait_as_long_as_the_formula_says(schedule, ranks, micro_batches):
+    local = 2 if schedule == "interleaved" else 1
+    result = simulate(plan(ranks * local, ranks, micro_batches, schedule), [[block(name) for name in NAMES]])
+    expected = (ranks - 1) / (local * micro_batches + ranks - 1)
+    assert result.bubble == pytest.approx([expected] * ranks)
+    assert result.seconds == pytest.approx(8 * 3 * micro_batches / ranks / (1 - expected))
+
+
+def test_workers_share_cores():
+    costs = [[block(name) for name in NAMES]]
+    alone = simulate(plan(1, 1, 4, "gpipe"), costs).seconds
+    assert simulate(plan(1, 1, 4, "gpipe", replicas=4, cores=2), costs).seconds == pytest.approx(2 * alone)
+    assert simulate(plan(1, 1, 4, "gpipe", replicas=4, cores=8), costs).seconds == pytest.approx(alone)
+    # The work of two stages fits into one core end to end, whatever their order.
+    assert simulate(plan(2, 2, 4, "1f1b", cores=1), costs).seconds == pytest.approx(alone)
+
+
+def test_links_reductions_and_updates_take_their_time():
+    costs = [[block(name, finish=0.5) for name in NAMES]]
+    # 2 stages, 1 micro-batch: 24 s of passes one after the other, 2 transfers of 1 + 1000 / 500 s, then one update of
+    # 4 x 0.5 s; the last stage's falls into the first one's backward pass.
+    crossing = simulate(plan(2, 2, 1, "gpipe", link=Link(1.0, 500.0)), costs).seconds
+    assert crossing == pytest.approx(24 + 2 * 3 + 2)
+    # 2 replicas: 8 x 4000 bytes cross the link 2 (2 - 1) / 2 times.
+    reduced = simulate(plan(1, 1, 1, "gpipe", replicas=2, reduce_link=Link(1.0, 8000.0)), costs).seconds
+    assert reduced == pytest.approx(24 + 1 + 4 + 4)
+
+
+def test_seconds_between_and_beyond_the_points():
+    curve = ((2, 1.0), (4, 3.0))
+    assert [seconds_at(curve, n) for n in (1, 2, 3, 4, 6)] == pytest.approx([0, 1, 2, 3, 5])
+    assert seconds_at(((2, 1.0),), 4) == pytest.approx(2)
+
+
+def test_passes_are_in_the_order_of_torchs_schedules():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.empty(1, 1, device="meta")
+        for schedule, kind, stages in (
+            ("gpipe", ScheduleGPipe, 1),
+            ("1f1b", Schedule1F1B, 1),
+            ("interleaved", ScheduleInterleaved1F1B, 4),
+        ):
+            pipelined = [
+                PipelineStage(torch.nn.Linear(1, 1), i, stages, torch.device("cpu"), input_args=(x,), output_args=(x,))
+                for i in range(stages)
+            ]
+            seen: list[tuple[str, int, int]] = []
+            for stage in pipelined:
+                record_passes(stage, seen)
+            one = pipelined if schedule == "interleaved" else pipelined[0]
+            kind(one, 4, loss_fn=lambda y, _: y.sum(), scale_grads=False).step(torch.ones(4, 1), target=torch.ones(4))
+            assert seen == rank_order(schedule, 0, 1, stages, 4)
+    finally:
+        dist.destroy_process_group()
+
+
+def record_passes(stage: PipelineStage, seen: list[tuple[str, int, int]]) -> None:
+    for kind in ("forward", "backward"):
+        run = getattr(stage, f"{kind}_one_chunk")
+
+        def recorded(micro_batch, *arguments, run=run, kind=kind, **options):
+            seen.append((kind, stage.stage_index, micro_batch))
+            return run(micro_batch, *arguments, **options)
+
+        setattr(stage, f"{kind}_one_chunk", recorded)
