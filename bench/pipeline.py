@@ -256,7 +256,7 @@ def balanced() -> Architecture:
     """Ten blocks, of which eight cost the same and the outer two next to nothing."""
     middle = [ConvBlock(f"conv{number}", 192, 3, padding=1) for number in range(2, 10)]
     last = replace(middle[-1], steps=(*middle[-1].steps, MaxPool(14, 14)))
-    first = ConvBlock("conv1", 192, 1, 16, steps=())
+    first = ConvBlock("conv1", 192, 3, 16, steps=())
     end = LinearBlock("fc10", 10, activation=False, dropout="none")
     return Architecture("balanced", 224, (first, *middle[:-1], last, end))
 
