@@ -56,13 +56,11 @@ def stages_memory(config: RunConfig) -> list[StageMemory]:
     architecture, layout = config.network.build_architecture(), config.layout
     device = parse_devices(config.devices)[0].type
     layers = layer_costs(architecture, config.precision, "triton" if device == "cuda" else "native")
-    measured = config.split in ("auto", "analytic")
-    stages = (
-        partition(architecture, layout.stages) if measured else cut_before(architecture, config.split, layout.stages)
-    )
-    # Interleaved stages keep no fewer micro-batches alive than 1F1B does.
-    schedule = "gpipe" if config.schedule == "gpipe" else "1f1b"
-    return stage_memory(architecture, layers, stages, _micro_batches(config), schedule, config.precision)
+    if config.split in ("auto", "analytic"):
+        stages = partition(architecture, layout.stages)
+    else:
+        stages = list(cut_before(architecture, config.split, layout.stages))
+    return stage_memory(architecture, layers, stages, _micro_batches(config), config.schedule, config.precision)
 
 
 def _micro_batches(config: RunConfig) -> int:

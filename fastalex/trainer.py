@@ -56,8 +56,7 @@ def train(world: World, config: RunConfig) -> None:
         Interrupted: told to stop; a checkpoint was written first.
         ConfigurationError: the loss is no longer finite, or a checkpoint does not fit.
     """
-    world.arrange(config.layout)
-    trainer = Trainer(world, settle(world, config))
+    trainer = Trainer(world, config)
     try:
         trainer.run()
     finally:
@@ -82,6 +81,8 @@ class Trainer:
     def __init__(self, world: World, config: RunConfig) -> None:
         if world.device.type == "cpu":
             keep_freed_memory()
+        world.arrange(config.layout)
+        config = settle(world, config)
         self.world = world
         self.config = config
         self.recipe = config.recipe
