@@ -313,7 +313,7 @@ def predict(text: str, per_device: int, network_gb_per_s: float, machine: int, r
     records = [path for path in results.glob("*/pipeline_two.json") if device.lower() in path.parent.name]
     if not records or not numbers:
         print(
-            f"no record of a {device} is committed (bench/results/*/pipeline_two.json): run python bench/pipeline.py "
+            f"no record of {device} is committed (bench/results/*/pipeline_two.json): run python bench/pipeline.py "
             "--parts two on two of them, and nothing is predicted before"
         )
         return
