@@ -205,7 +205,7 @@ def new_run(options: TrainOptions) -> RunConfig:
         precision=options.machine.precision or "fp32",
         **_step_options(options.machine),
         seed=training.seed or 0,
-        output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
+        output=str(options.output or new_folder(f"{dataset.name}-{options.network.arch}")),
         **_given(options.reading),
         fraction=1.0 if training.fraction is None else training.fraction,
         init_from=_initial_weights(training.init_from, network),
@@ -343,7 +343,8 @@ def _default_micro_batches(devices: str, stages: int) -> int:
     return 4 if parse_devices(devices)[0].type == "cuda" else stages
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
+    """Where a run goes that nothing else is said of: ``runs/``, date, time and name."""
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
