@@ -19,6 +19,8 @@ import harness
 import sklearn
 from matplotlib.figure import Figure
 
+from fastalex.baseline_options import METHODS
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write down the errors of the methods before 2012.")
@@ -48,15 +50,15 @@ def record(runs: list[Path], output: Path) -> None:
 
 def draw(rows: list[dict[str, Any]], beside: list[dict[str, Any]], path: Path) -> None:
     """Bars of top-1 and top-5 errors: ours, and what they are compared with."""
-    ours = [{**row, "method": row["features"], "images": f"{row['data']}, {row['split']}"} for row in rows]
-    shown = [*ours, *beside][::-1]
+    shown = [*beside[::-1], *rows[::-1]]
+    names = [row.get("method") or f"{METHODS[row['features']]}, {row['data']} {row['split']}" for row in shown]
     figure = Figure(figsize=(9, 0.7 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()
     for offset, name in ((0.2, "top1_error"), (-0.2, "top5_error")):
         places = [place + offset for place in range(len(shown))]
         bars = axes.barh(places, [row[name] for row in shown], 0.38, label=name.replace("_", " "))
         axes.bar_label(bars, fmt="{:.1f}", padding=3)
-    axes.set_yticks(range(len(shown)), [f"{row['method']}\n{row['images']}" for row in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_xlabel("error (%)")
     axes.margins(x=0.1)
     axes.legend()

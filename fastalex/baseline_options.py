@@ -19,12 +19,12 @@ from fastalex.cli import optional
 from fastalex.config import RunConfig
 from fastalex.data import AnyDataset, open_data
 from fastalex.errors import ConfigurationError
-from fastalex.options import make_folder, new_folder
+from fastalex.options import new_folder
 from fastalex.progress import duration, read_metrics
 from fastalex.traditional import Traditional, check_traditional, classify
 
 RECORD = "baseline.json"
-METHODS = {"sift": "dense SIFT + Fisher vectors", "hog": "HOG"}
+METHODS = {"sift": "SIFT + Fisher vectors", "hog": "HOG"}
 
 
 class Errors(NamedTuple):
@@ -37,10 +37,10 @@ class Errors(NamedTuple):
 
 
 PAPER = (
-    Errors("SIFT + Fisher vectors (Sanchez and Perronnin 2011)", 45.7, 25.7, "ILSVRC-2010, test"),
-    Errors("the network (Krizhevsky et al. 2012)", 37.5, 17.0, "ILSVRC-2010, test"),
+    Errors("paper: SIFT + Fisher vectors", 45.7, 25.7, "ILSVRC-2010 test"),
+    Errors("paper: the network", 37.5, 17.0, "ILSVRC-2010 test"),
 )
-"""Table 1 of the paper of 2012."""
+"""Table 1 of Krizhevsky, Sutskever and Hinton (2012); its first row is of Sanchez and Perronnin (2011)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def run_baseline(options: BaselineOptions) -> Errors:
     check_traditional(dataset, options.method, options.split)
     rows = list(PAPER) if options.run is None else [_network(options.run, dataset, options.split), *PAPER]
     folder = options.output or new_folder(f"{dataset.name}-baseline-{options.features}")
-    make_folder(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"{folder} exists already; choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
         result = classify(dataset, options.method, options.split, folder)
@@ -93,9 +95,8 @@ def run_baseline(options: BaselineOptions) -> Errors:
         folder.rmdir()  # there is nothing in it yet, and the same command may be given again
         raise
     seconds = time.perf_counter() - start
-    name = f"{METHODS[options.features]} + linear SVM"
-    images = f"{dataset.name}, {options.split}: {result.metrics.images}"
-    ours = Errors(name, result.metrics.top1_error, result.metrics.top5_error, images)
+    images = f"{dataset.name} {options.split}: {result.metrics.images}"
+    ours = Errors(METHODS[options.features], result.metrics.top1_error, result.metrics.top5_error, images)
     record = {
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
@@ -129,12 +130,12 @@ def _network(run: Path, dataset: AnyDataset, split: str) -> Errors:
         what = "no finished epoch" if split == "val" else f"errors on val, not on {split}"
         raise ConfigurationError(f"{run} has {what}; leave --run out")
     best = min(validations, key=lambda line: line["top1_error"])
-    name = f"the network of {run}"
-    return Errors(name, best["top1_error"], best["top5_error"], f"{Path(config.data).name}, val: {best['images']}")
+    images = f"{dataset.name} val: {best['images']}"
+    return Errors(f"network: {run}", best["top1_error"], best["top5_error"], images)
 
 
 def _print(rows: list[Errors], seconds: float, folder: Path) -> None:
-    table = Table(title=f"baseline, {duration(seconds)}", title_justify="left")
+    table = Table(title=f"baseline: linear SVMs, {duration(seconds)}", title_justify="left")
     for column, justify in (("method", "left"), ("top-1 error", "right"), ("top-5 error", "right"), ("images", "left")):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:

@@ -344,7 +344,7 @@ def _default_micro_batches(devices: str, stages: int) -> int:
 
 
 def new_folder(name: str) -> Path:
-    """Where a run goes that nothing else is said of: ``runs/``, date, time and name."""
+    """Where a run goes if nothing else is said: ``runs/``, date, time and name."""
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 

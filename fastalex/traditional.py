@@ -36,7 +36,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 FEATURES = ("sift", "hog")
 _DESCRIPTORS_PER_GAUSSIAN = 2_000
-_SAMPLED_IMAGES = 5_000
+_SAMPLED_IMAGES = 1_000
 
 
 @dataclass(frozen=True)
