@@ -221,7 +221,7 @@ def new_run(options: TrainOptions) -> RunConfig:
         precision=options.machine.precision or "fp32",
         **_step_options(options.machine),
         seed=training.seed or 0,
-        output=str(options.output or _new_folder(f"{dataset.name}-{options.network.arch}")),
+        output=str(options.output or new_folder(f"{dataset.name}-{options.network.arch}")),
         **machine,
         **_given(options.reading),
         fraction=1.0 if training.fraction is None else training.fraction,
@@ -380,7 +380,8 @@ def _absolute(dataset: AnyDataset) -> str:
     return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
+    """Where a run goes if nothing else is said: ``runs/``, date, time and name."""
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 

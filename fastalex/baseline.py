@@ -1,0 +1,18 @@
+"""``python -m fastalex.baseline [DATA]``: errors of the methods before 2012 on the same images, to compare with."""
+
+from __future__ import annotations
+
+import tyro
+
+from fastalex import cli
+from fastalex.baseline_options import BaselineOptions, run_baseline
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    options = tyro.cli(BaselineOptions, prog="python -m fastalex.baseline", description=BaselineOptions.__doc__)
+    run_baseline(options)
+
+
+if __name__ == "__main__":
+    cli.main(main)
