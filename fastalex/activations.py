@@ -96,7 +96,7 @@ def _write_activations(world: World, extraction: Extraction, folder: Path) -> No
     network, dataset = extraction.network, open_prepared(extraction.data)
     engine = network.build_engine(world, extraction.batch_size, extraction.precision)
     recorder = _Recorder(extraction, folder, dataset.count(extraction.split))
-    engine.stage.watch = recorder.note
+    engine.watch(recorder.note)
     mean, size = network.mean_image_for(dataset), engine.stage.architecture.image_size
     loader = open_loader(world, extraction.data, mean, extraction.split, extraction.batch_size, size, views=1)
     try:

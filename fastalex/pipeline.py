@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,10 @@ class SingleDevice:
         images = images.to(self.device, non_blocking=True)
         return torch.cat([self.stage(part) for part in images.split(rows)])
 
+    def watch(self, tell: Callable[[str, Tensor], None]) -> None:
+        """From now on call ``tell(name, value)`` with every activation that :meth:`logits` computes here."""
+        self.stage.watch = tell
+
 
 class DataParallel(SingleDevice):
     """All blocks on each of several devices; every replica runs its rows of the batch.
@@ -203,7 +207,7 @@ class Pipeline:
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`, on this replica's rows."""
-        self.stage.train()
+        self._set_mode(training=True)
         self.stage.drop_kept_factors()
         self._counts.clear()
         inputs = () if images is None else (images.to(self.device, non_blocking=True),)
@@ -216,7 +220,7 @@ class Pipeline:
     @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations
     def logits(self, images: Tensor | None) -> Tensor | None:
         """As :meth:`SingleDevice.logits`."""
-        self.stage.eval()
+        self._set_mode(training=False)
         if images is not None:
             images = images.to(self.device, non_blocking=True)
         if self._evaluate is not None:
@@ -224,6 +228,16 @@ class Pipeline:
         assert images is not None
         parts = images.split(self.batch_size // self.micro_batches)
         return torch.cat([functools.reduce(lambda x, module: module(x), self._modules, part) for part in parts])
+
+    def watch(self, tell: Callable[[str, Tensor], None]) -> None:
+        """As :meth:`SingleDevice.watch`, of this worker's stages."""
+        for module in self._modules:
+            module.watch = tell
+
+    def _set_mode(self, *, training: bool) -> None:
+        # The stage's blocks are those of the modules that the schedule runs, but each has a mode of its own.
+        for module in (self.stage, *self._modules):
+            module.train(training)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = summed_loss(logits, labels)

@@ -201,7 +201,7 @@ def test_what_is_refused(runs, prepared, tmp_path):
         ((one,), {"predictions": tmp_path / "p.txt"}, "name a file that ends with .csv or .npz"),
         ((one,), {"predictions": tmp_path / "no" / "p.csv"}, "there is no folder"),
         ((one,), {"batch_size": 0}, "--batch-size is 0"),
-        ((one,), {"devices": ",".join(["cpu"] * 9)}, "9 devices for 8 blocks"),
+        ((one,), {"devices": ",".join(["cpu"] * 9)}, "9 stages for 8 blocks"),
     ):
         with pytest.raises((ConfigurationError, dataloading.DatasetError), match=message):
             resolve(EvaluateOptions(paths, **{"devices": "cpu", **options}))

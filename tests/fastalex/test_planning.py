@@ -130,7 +130,7 @@ def test_the_report(capsys, monkeypatch):
         ({"devices": "cpu", "batch_size": 0}, "--batch-size is 0"),
         ({"devices": "cpu", "epochs": 0}, "--epochs is 0"),
         ({"devices": "cpu,cpu", "batch_size": 9}, "2 micro-batches do not divide a batch of 9"),
-        ({"devices": ",".join(["cpu"] * 9)}, "9 devices for 8 blocks"),
+        ({"devices": ",".join(["cpu"] * 9)}, "9 stages for 8 blocks"),
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),
     ],
 )
