@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 Counter = Callable[[], None]
 _CONTEXT = multiprocessing.get_context("spawn")
 _NOT_BEGUN = -1
+_STOP = -1  # place of the request to stop, after those of the tasks
 _DEATHS = 3  # that no image explains, with no task finished in between, before it is given up
 
 
@@ -73,17 +74,16 @@ class _Crew(Generic[Result]):
 
     def __init__(self, work: Callable[[Task, Counter], Result], processes: int) -> None:
         self._work = work
-        self._strangers = set(multiprocessing.active_children())
-        # Images done of each task in work. Each number is written by one process only, so there is no lock that a dying
-        # process could keep.
-        self._places = _CONTEXT.RawArray("q", 2 * processes)
+        # Images done of each task in work, and at the end whether to stop. Each number is written by one process only,
+        # so there is no lock that a dying process could keep.
+        self._places = _CONTEXT.RawArray("q", 2 * processes + 1)
         self._tasks: dict[int, Task] = {}  # by number of the place
         self._futures: dict[Future[Result], int] = {}
         self._pool = ProcessPoolExecutor(processes, _CONTEXT, _start_worker, (self._places, os.getpid()))
 
     def take(self, tasks: Iterator[Task]) -> bool:
         """Fill the free places; return whether there is anything in work."""
-        free = [number for number in range(len(self._places)) if number not in self._tasks]
+        free = [number for number in range(len(self._places) - 1) if number not in self._tasks]
         with _main_module_hidden():  # submitting a task is what starts a process
             for number, task in zip(free, tasks, strict=False):
                 self._tasks[number], self._places[number] = task, _NOT_BEGUN
@@ -106,10 +106,10 @@ class _Crew(Generic[Result]):
         return [(task, self._places[number]) for number, task in self._tasks.items()]
 
     def end(self) -> None:
-        """End the processes; on errors and Ctrl-C at once: the shards in work are begun anew next time."""
-        if self._tasks:
-            for process in set(multiprocessing.active_children()) - self._strangers:
-                process.terminate()
+        """End the processes after the image that each is at; the shards in work are begun anew next time."""
+        # They are told, not killed: a process that is killed while it hands over a result leaves the pool waiting for
+        # the rest of it.
+        self._places[_STOP] = 1
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -156,7 +156,11 @@ def _main_module_hidden() -> Iterator[None]:
 
 # --- in the worker processes ------------------------------------------------------------------------------------------
 
-_places: Any = None  # shared by all: how many images are done of each task in work
+_places: Any = None  # shared by all: how many images are done of each task in work, and whether to stop
+
+
+class _Stopped(Exception):
+    """The result of this task is no longer wanted."""
 
 
 def _start_worker(places: Any, parent: int) -> None:
@@ -173,9 +177,11 @@ def _start_worker(places: Any, parent: int) -> None:
 
 def _in_worker(work: Callable[[Task, Counter], Result], task: Task, number: int) -> Result:
     def count() -> None:
+        if _places[_STOP]:
+            raise _Stopped
         _places[number] += 1
 
-    _places[number] = 0
+    count()  # from not begun to the first image
     return work(task, count)
 
 
