@@ -38,12 +38,13 @@ class LinearClassifier:
 
     def fit(self, features: Floats, labels: NDArray[np.int32], report: ProgressReport) -> LinearClassifier:
         """Train on N x D features, which lie in an order without meaning, and int32 labels of shape (N,)."""
-        starts, epochs = np.arange(0, len(labels), _BLOCK), passes(len(labels))
-        for _ in range(epochs):
-            for start in self._random.permutation(starts):
-                block = slice(start, start + _BLOCK)
-                self._svm.partial_fit(np.asarray(features[block]), labels[block], np.arange(self.classes))
-                report.update(report.done + len(labels[block]))
+        # Few images are given several times at once: starting costs more than a few steps.
+        images, repeats = len(labels), _repeats(len(labels))
+        for _ in range(passes(images) // repeats):
+            for start in self._random.permutation(np.arange(0, images, _BLOCK)):
+                rows = np.tile(np.arange(start, min(start + _BLOCK, images)), repeats)
+                self._svm.partial_fit(features[rows], labels[rows], np.arange(self.classes))
+                report.update(report.done + len(rows))
         return self
 
     def errors(self, features: Floats, labels: NDArray[np.int32]) -> Metrics:
@@ -63,7 +64,12 @@ class LinearClassifier:
 
 def passes(images: int) -> int:
     """How often all images are visited: 5 times or more."""
-    return max(5, math.ceil(_UPDATES / images))
+    repeats = _repeats(images)
+    return repeats * math.ceil(max(5, _UPDATES / images) / repeats)
+
+
+def _repeats(images: int) -> int:
+    return max(1, _BLOCK // images)
 
 
 def train_linear(
