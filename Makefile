@@ -21,7 +21,7 @@ train: install  ## train the 2012 network on the bundled digits and evaluate it
 	$(BIN)/python -m fastalex.train
 
 test: install lint  ## lint, type check, and run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: install  ## time operators, loader, training and the step; records go to bench/results
 	$(BIN)/python bench/all.py
