@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import reference
+from kernels import reference, winograd
 from kernels.layout import dense_as, empty_as, is_channels_last
 from kernels.philox import keep_mask
 
@@ -400,6 +400,8 @@ def conv2d_relu(
     *,
     relu: bool,
 ) -> Tensor:
+    if winograd.pays(x, weight, stride, sides):
+        return winograd.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
     top, bottom, left, right = sides
     if top == bottom and left == right:
         y = F.conv2d(x, weight, bias, stride, (top, left), 1, groups)

@@ -1,0 +1,385 @@
+"""Convolution, bias and ReLU on a CPU in a quarter to a sixth of the multiplications, from PyTorch's matrix products.
+
+m x m results of a filter of r x r come from a tile of n x n inputs, n = m + r - 1, and the next ones from a tile that
+overlaps it by r - 1. With polynomials' values at n - 1 points and their highest coefficients instead of the numbers
+themselves, a convolution is a product place by place:
+
+    y = A [sum over channels of (G w G^T) * (B d B^T)] A^T
+
+    d: n x n inputs of a tile     w: r x r weights     y: m x m results     A: m x n, G: n x r, B: n x n
+
+so that n^2 multiplications do for m^2 r^2 (49 for 225 where m = 5 and r = 3, 64 for 400 where m = 4 and r = 5). Each of
+the n^2 places is a matrix product over channels, of all tiles. A strided convolution is one of stride 1 in an image
+whose stride x stride pixels are channels of one. Backward is the adjoint of each step, and shares the gradient's
+transform:
+
+    M' = A^T y' A     w' = G^T [sum over tiles of (B d B^T) M'] G     d' = B^T [sum over filters of (G w G^T) M'] B
+
+with the d' of overlapping tiles added. Images go through all steps in blocks that the caches hold.
+
+Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural
+Networks (2015), https://arxiv.org/abs/1509.09308. Rounding errors are about seven times those of plain sums; what is
+not finite reaches all results of its tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.layout import dense_as, is_channels_last
+
+# Errors grow with the powers of the points, so there are few, near 1; in this order, the first five and six do best.
+_POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
+_LARGEST_TILE = len(_POINTS) + 1
+_SIZES = (3, 5)
+# Fewer channels or filters make products too thin to pay for the transforms, fewer tiles do not pay for the weights'.
+_LEAST_CHANNELS = 32
+_LEAST_TILES = 64
+# Tiles of one block: so many rows keep a matrix product at full speed.
+_TILES_PER_BLOCK = 384
+
+
+# ---------------------------------------------------------------------------------------------------- transforms
+
+
+@dataclass(frozen=True)
+class _Transforms:
+    """The matrices: results is A, weights G, inputs B."""
+
+    results: Tensor
+    weights: Tensor
+    inputs: Tensor
+
+
+@functools.lru_cache(maxsize=8)
+def _transforms(m: int, size: int, dtype: torch.dtype) -> _Transforms:
+    """For m x m results of filters of size x size, computed in fractions.
+
+    With p(x) the tile's polynomial read backwards, the product's is interpolated from its values by Lagrange's formula;
+    the filter's side carries the denominators. A power of two on each row keeps both sides of one magnitude.
+    """
+    points = _POINTS[: m + size - 2]
+    results = [[point**power for point in points] + [Fraction(power == m - 1)] for power in range(m)]
+    weights, inputs = [], []
+    for point in points:
+        others = [other for other in points if other != point]
+        denominator = math.prod(point - other for other in others)
+        row, values = [*_with_roots(others), Fraction(0)], [point**power / denominator for power in range(size)]
+        balance = Fraction(2) ** round(math.log2(max(map(abs, values)) / max(map(abs, row))) / 2)
+        inputs.append([value * balance for value in row])
+        weights.append([value / balance for value in values])
+    inputs.append(_with_roots(points))
+    weights.append([Fraction(power == size - 1) for power in range(size)])
+    with torch.inference_mode(False):
+        tensors = (
+            torch.tensor([[float(x) for x in row] for row in rows], dtype=dtype) for rows in (results, weights, inputs)
+        )
+        return _Transforms(*tensors)
+
+
+def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients, lowest first, of the product of all x - root."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [*(-root * c for c in coefficients), Fraction(0)]
+        coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
+    return coefficients
+
+
+def _transform(matrix: Tensor, values: Tensor, half: Tensor, out: Tensor) -> Tensor:
+    """matrix @ v @ matrix^T for each v of `values` (q x q x length), as p x p x length in the first part of `out`.
+
+    `half`, of one dimension like `out`, is overwritten with the first of the two products.
+    """
+    p, q = matrix.shape
+    length = values.numel() // q**2
+    rows = torch.mm(matrix, values.view(q, q * length), out=half[: p * q * length].view(p, q * length))
+    result = out[: p * p * length].view(p, p, length)
+    return torch.bmm(matrix.expand(p, p, q), rows.view(p, q, length), out=result)
+
+
+# -------------------------------------------------------------------------------------------------------- tiles
+
+
+def _grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """m, and the tiles of a map in each direction: those that need the fewest multiplications."""
+    grids = {m: (-(-out[0] // m), -(-out[1] // m)) for m in range(size - 1, _LARGEST_TILE - size + 2)}
+    m = min(grids, key=lambda m: (m + size - 1) ** 2 * math.prod(grids[m]))
+    return m, grids[m]
+
+
+class _Tiles:
+    """Where a convolution's tiles lie, and the steps of one block of images.
+
+    Blocks are images x rows x columns x channels. What a method returns is overwritten by the next call of the same.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
+        batch, channels, height, width = x.shape
+        top, bottom, left, right = sides
+        self.stride, self.groups, self.kernel = stride, groups, weight.shape[2]
+        self.size = -(-self.kernel // stride)
+        self.depth, self.filters = channels // groups, weight.shape[0] // groups
+        self.terms = self.depth * stride**2
+        self.out = (
+            (top + height + bottom - self.kernel) // stride + 1,
+            (left + width + right - self.kernel) // stride + 1,
+        )
+        self.m, self.grid = _grid(self.size, self.out)
+        self.n = self.m + self.size - 1
+        self.images = max(1, min(batch, -(-_TILES_PER_BLOCK // math.prod(self.grid))))
+        self.image = slice(top, top + height), slice(left, left + width)
+        # Rows and columns of whole tiles, one more than there are: inputs of the last ones reach into it.
+        side = self.m * stride
+        rows = max(self.grid[0] + 1, -(-(top + height) // side)) * side
+        columns = max(self.grid[1] + 1, -(-(left + width) // side)) * side
+        self.padded = x.new_zeros(self.images, rows, columns, channels)
+        self.results = x.new_zeros(self.images, self.m * self.grid[0], self.m * self.grid[1], weight.shape[0])
+        room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
+        self._plain, self._half, self._of_inputs, self._of_results = (x.new_empty(room) for _ in range(4))
+        transforms = _transforms(self.m, self.size, x.dtype)
+        self.inputs_matrix, self.weights_matrix, self.results_matrix = (
+            transforms.inputs,
+            transforms.weights,
+            transforms.results,
+        )
+
+    def of_weights(self, weight: Tensor) -> Tensor:
+        """G w G^T: (n^2 groups) x terms x filters."""
+        wide = self.size * self.stride
+        cells = F.pad(weight, (0, wide - self.kernel) * 2).view(
+            self.groups, self.filters, self.depth, self.size, self.stride, self.size, self.stride
+        )
+        cells = cells.permute(3, 5, 0, 4, 6, 2, 1).contiguous()
+        length = cells.numel() // self.size**2
+        half, out = weight.new_empty(self.n * self.size * length), weight.new_empty(self.n**2 * length)
+        return _transform(self.weights_matrix, cells, half, out).view(-1, self.terms, self.filters)
+
+    def weight_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The adjoint of :meth:`of_weights`."""
+        length = gradient.numel() // self.n**2
+        half, out = weight.new_empty(self.size * self.n * length), weight.new_empty(self.size**2 * length)
+        cells = _transform(self.weights_matrix.t(), gradient, half, out).view(
+            self.size, self.size, self.groups, self.stride, self.stride, self.depth, self.filters
+        )
+        wide = self.size * self.stride
+        cells = cells.permute(2, 6, 5, 0, 3, 1, 4).reshape(*weight.shape[:2], wide, wide)
+        return cells[:, :, : self.kernel, : self.kernel]
+
+    def of_inputs(self, block: Tensor) -> Tensor:
+        """B d B^T of all tiles of a block: (n^2 groups) x tiles x terms."""
+        images, n, stride = len(block), self.n, self.stride
+        self.padded[:images, *self.image] = block
+        _, rows, columns, channels = self.padded.shape
+        down, right = stride * columns * channels, stride * channels
+        tiles = self.padded.as_strided(
+            (n, n, self.groups, images, *self.grid, stride, stride, self.depth),
+            (down, right, self.depth, rows * columns * channels, self.m * down, self.m * right, columns * channels,
+             channels, 1),
+        )  # fmt: skip
+        plain = self._plain[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        transformed = _transform(self.inputs_matrix, plain, self._half, self._of_inputs)
+        return transformed.view(n**2 * self.groups, -1, self.terms)
+
+    def input_gradient(self, gradient: Tensor, images: int) -> Tensor:
+        """The adjoint of :meth:`of_inputs`: a block."""
+        m, n, stride, (down, right) = self.m, self.n, self.stride, self.grid
+        plain = _transform(self.inputs_matrix.t(), gradient, self._half, self._plain)
+        # Each tile has m x m pixels of its own, here, and reaches over to the next tiles' first ones.
+        tiles = plain.view(n, n, self.groups, images, down, right, stride, stride, self.depth)
+        tiles = tiles.permute(3, 4, 0, 6, 5, 1, 7, 2, 8)
+        padded = torch.zeros_like(self.padded[:images])
+        cells = padded.view(images, -1, m, stride, padded.shape[2] // (m * stride), m, stride, self.groups, self.depth)
+        here, over, first = slice(m), slice(m, n), slice(n - m)
+        cells[:, :down, :, :, :right] = tiles[:, :, here, :, :, here]
+        cells[:, 1 : down + 1, first, :, :right] += tiles[:, :, over, :, :, here]
+        cells[:, :down, :, :, 1 : right + 1, first] += tiles[:, :, here, :, :, over]
+        cells[:, 1 : down + 1, first, :, 1 : right + 1, first] += tiles[:, :, over, :, :, over]
+        return padded[:, *self.image]
+
+    def of_results(self, of_inputs: Tensor, of_weights: Tensor) -> Tensor:
+        """The product in each place: (n^2 groups) x tiles x filters."""
+        out = self._of_results[: of_inputs.shape[0] * of_inputs.shape[1] * self.filters]
+        return torch.bmm(of_inputs, of_weights, out=out.view(*of_inputs.shape[:2], self.filters))
+
+    def inputs_gradient(self, gradient: Tensor, of_weights: Tensor) -> Tensor:
+        """The adjoint of :meth:`of_results`, with respect to its inputs."""
+        out = self._of_inputs[: gradient.shape[0] * gradient.shape[1] * self.terms]
+        return torch.bmm(gradient, of_weights.transpose(1, 2), out=out.view(*gradient.shape[:2], self.terms))
+
+    def sums(self, of_results: Tensor, images: int) -> Tensor:
+        """A M A^T of all tiles: a block."""
+        plain = _transform(self.results_matrix, of_results, self._half, self._plain)
+        tiles = plain.view(self.m, self.m, self.groups, images, *self.grid, self.filters)
+        self._cells(images).copy_(tiles.permute(3, 4, 0, 5, 1, 2, 6))
+        return self.results[:images, : self.out[0], : self.out[1]]
+
+    def results_gradient(self, block: Tensor) -> Tensor:
+        """The adjoint of :meth:`sums`: (n^2 groups) x tiles x filters."""
+        images = len(block)
+        self.results[:images, : self.out[0], : self.out[1]] = block
+        tiles = self._cells(images).permute(2, 4, 5, 0, 1, 3, 6)
+        plain = self._plain[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        transformed = _transform(self.results_matrix.t(), plain, self._half, self._of_results)
+        return transformed.view(self.n**2 * self.groups, -1, self.filters)
+
+    def _cells(self, images: int) -> Tensor:
+        """View of the results by tile: images x rows x m x columns x m x groups x filters."""
+        return self.results[:images].view(images, self.grid[0], self.m, self.grid[1], self.m, self.groups, self.filters)
+
+
+# --------------------------------------------------------------------------------------------------- host functions
+
+
+@torch.library.custom_op("fastalex::winograd_forward", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: Sequence[int], groups: int, relu: bool
+) -> Tensor:
+    tiles = _Tiles(x, weight, stride, sides, groups)
+    of_weights = tiles.of_weights(weight)
+    y = _empty_result(x, weight, stride, sides)
+    blocks, results = x.permute(0, 2, 3, 1).split(tiles.images), y.permute(0, 2, 3, 1).split(tiles.images)
+    for block, result in zip(blocks, results, strict=True):
+        sums = tiles.sums(tiles.of_results(tiles.of_inputs(block), of_weights), len(block))
+        if bias is None:
+            result.copy_(sums)
+        else:
+            torch.add(sums, bias, out=result)
+        if relu:
+            result.relu_()
+    return y
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: Sequence[int], groups: int, relu: bool
+) -> Tensor:
+    return _empty_result(x, weight, stride, sides)
+
+
+def _empty_result(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> Tensor:
+    top, bottom, left, right = sides
+    height = (top + x.shape[2] + bottom - weight.shape[2]) // stride + 1
+    width = (left + x.shape[3] + right - weight.shape[3]) // stride + 1
+    return torch.empty(
+        (x.shape[0], weight.shape[0], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+
+
+@torch.library.custom_op("fastalex::winograd_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    stride: int,
+    sides: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias; those that are not needed are empty. With a ReLU, y is its result."""
+    tiles = _Tiles(x, weight, stride, sides, groups)
+    of_weights = tiles.of_weights(weight)
+    summed = torch.zeros_like(of_weights)
+    grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, needs)
+    grad_bias.zero_()
+    grad = dense_as(grad, channels_last=True)
+    tensors = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
+    blocks = [tensor.permute(0, 2, 3, 1).split(tiles.images) for tensor in tensors]
+    for upstream, result, block, place in zip(*blocks, strict=True):
+        if y is not None:
+            upstream = torch.ops.aten.threshold_backward(upstream, result, 0)
+        if needs[2]:
+            grad_bias += upstream.sum((0, 1, 2))
+        gradient = tiles.results_gradient(upstream)
+        if needs[1]:
+            summed.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
+        if needs[0]:
+            place.copy_(tiles.input_gradient(tiles.inputs_gradient(gradient, of_weights), len(block)))
+    if needs[1]:
+        grad_weight.copy_(tiles.weight_gradient(summed, weight))
+    return grad_x, grad_weight, grad_bias
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    stride: int,
+    sides: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(x, weight, needs)
+
+
+def _empty_gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[0])
+    return tuple(
+        gradient if needed else weight.new_empty(0)
+        for gradient, needed in zip((grad_x, grad_weight, grad_bias), needs, strict=True)
+    )  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------ autograd, public
+
+
+class _Winograd(torch.autograd.Function):
+    """Keeps x, the weight, and with a ReLU the result."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, sides, groups, relu):
+        y = _forward(x, weight, bias, stride, sides, groups, relu)
+        ctx.save_for_backward(x, weight, y if relu else None)
+        ctx.options = (stride, sides, groups)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+        wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+        return *wanted, None, None, None, None
+
+
+def pays(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
+    """Whether this is a convolution that is computed faster, and as exactly as its dtype deserves, this way."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
+    filters, depth, *kernel = weight.shape
+    if kernel[0] != kernel[1] or -(-kernel[0] // stride) not in _SIZES or not is_channels_last(x):
+        return False
+    top, bottom, left, right = sides
+    height = (top + x.shape[2] + bottom - kernel[0]) // stride + 1
+    width = (left + x.shape[3] + right - kernel[1]) // stride + 1
+    tiles = x.shape[0] * math.prod(_grid(-(-kernel[0] // stride), (height, width))[1])
+    groups = x.shape[1] // depth
+    return min(depth * stride**2, filters // groups) >= _LEAST_CHANNELS and tiles >= _LEAST_TILES
+
+
+def conv2d_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    sides: tuple[int, int, int, int],
+    groups: int,
+    *,
+    relu: bool,
+) -> Tensor:
+    return _Winograd.apply(x, weight, bias, stride, list(sides), groups, relu)

@@ -1,0 +1,179 @@
+"""Convolution by minimal filtering on a CPU, forward and backward, against the definition in fp64."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from comparing import examples, gradient_layouts, laid_out, saved_bytes, seeds
+from hypothesis import assume, given
+from torch import Tensor
+
+import kernels
+from kernels import arguments, winograd
+
+# Relative to the largest value. Plain sums of these lengths are off by 1e-6 in fp32; transforms of up to eight points
+# make that some ten times as much.
+TOLERANCES = {torch.float32: 3e-5, torch.float64: 6e-14}
+# Kernel and stride: those that make three or five taps of stride 1.
+SHAPES = [(3, 1), (5, 1), (11, 4), (12, 4), (9, 4), (5, 2), (6, 2), (9, 2), (15, 3)]
+# The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
+ALEXNET = [
+    (3, 224, 96, 11, 4, (0, 3, 0, 3), 1),
+    (96, 27, 256, 5, 1, (2, 2, 2, 2), 2),
+    (256, 13, 384, 3, 1, (1, 1, 1, 1), 1),
+    (384, 13, 384, 3, 1, (1, 1, 1, 1), 2),
+    (384, 13, 256, 3, 1, (1, 1, 1, 1), 2),
+]
+
+
+def random(shape: tuple[int, ...], seed: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return laid_out(values.to(dtype), "channels_last" if len(shape) == 4 else "nchw")
+
+
+def check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: tuple[int, int, int, int], groups: int,
+    relu: bool, gradient_layout: str = "channels_last",
+) -> None:  # fmt: skip
+    """Result and gradients against the definition."""
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    ours = [tensor.detach().requires_grad_() for tensor in tensors]
+    y = winograd.conv2d_relu(*ours[:2], ours[2] if bias is not None else None, stride, sides, groups, relu=relu)
+    grad = laid_out(random(y.shape, 9, x.dtype), gradient_layout)
+    found = [y.detach(), *torch.autograd.grad(y, ours, grad)]
+    # The ReLU's sign is taken from the result itself: near 0 it is a matter of rounding.
+    grad_z = grad.double() * (y > 0) if relu else grad.double()
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    with kernels.using("reference"):
+        z = kernels.conv2d_relu(*wide, stride=stride, padding=sides, groups=groups, relu=False)
+    wanted = [z.detach().relu() if relu else z.detach(), *torch.autograd.grad(z, wide, grad_z)]
+    for mine, theirs, what in zip(found, wanted, ("the result", "grad_x", "grad_weight", "grad_bias"), strict=False):
+        assert mine.shape == theirs.shape, what
+        assert mine.dtype == x.dtype, what
+        error = float((mine.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+        assert error <= TOLERANCES[x.dtype], f"{what}: off by {error:.1e} of the largest value"
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    # The optimizer's fast path wants gradients in their weights' layout.
+    assert found[2].stride() == weight.stride()
+
+
+@examples(60)
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 30), st.integers(1, 30)),
+    st.integers(1, 5),
+    st.sampled_from(SHAPES),
+    st.tuples(*[st.integers(0, 6)] * 4),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+    gradient_layouts,
+    st.sampled_from([1, 20, 384]),
+    seeds,
+)
+def test_result_and_gradients_are_the_definitions(
+    shape, filters, kernel, sides, groups, with_bias, relu, dtype, gradient_layout, tiles_per_block, seed
+):
+    batch, depth, height, width = shape
+    size, stride = kernel
+    top, bottom, left, right = sides
+    assume(height + top + bottom >= size and width + left + right >= size)
+    x = random((batch, depth * groups, height, width), seed, dtype)
+    weight = random((filters * groups, depth, size, size), seed + 1, dtype)
+    bias = random((filters * groups,), seed + 2, dtype) if with_bias else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_TILES_PER_BLOCK", tiles_per_block)
+        check(x, weight, bias, stride, sides, groups, relu, gradient_layout)
+
+
+@pytest.mark.parametrize("layer", ALEXNET)
+def test_the_networks_own_layers(layer: tuple) -> None:
+    channels, side, filters, kernel, stride, sides, groups = layer
+    x = random((8, channels, side, side), 0, torch.float32).relu_()
+    weight = random((filters, channels // groups, kernel, kernel), 1, torch.float32, 0.1)
+    assert winograd.pays(x, weight, stride, sides)
+    check(x, weight, random((filters,), 2, torch.float32), stride, sides, groups, relu=True)
+
+
+@pytest.mark.parametrize("kernel", SHAPES)
+def test_gradients(kernel: tuple[int, int]) -> None:
+    size, stride = kernel
+    x, weight = random((2, 2, 17, 15), 0, torch.float64), random((4, 1, size, size), 1, torch.float64, 0.2)
+    inputs = [x.requires_grad_(), weight.requires_grad_(), random((4,), 2, torch.float64).requires_grad_()]
+    for relu in (True, False):
+        assert torch.autograd.gradcheck(
+            lambda x, weight, bias, relu=relu: winograd.conv2d_relu(
+                x, weight, bias, stride, (0, 3, 1, 2), 2, relu=relu
+            ),
+            inputs,
+            fast_mode=True,
+        )
+
+
+def test_the_native_path_takes_it_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    run = winograd.conv2d_relu
+    monkeypatch.setattr(winograd, "conv2d_relu", lambda *a, **k: taken.append(1) or run(*a, **k))
+    x, weight = random((8, 32, 13, 13), 0, torch.float32), random((32, 32, 3, 3), 1, torch.float32)
+
+    def takes(x: Tensor, weight: Tensor, **options) -> bool:
+        taken.clear()
+        with kernels.using("native"):
+            kernels.conv2d_relu(x, weight, padding=1, **options)
+        return bool(taken)
+
+    assert takes(x, weight)
+    assert takes(x.double(), weight.double())
+    assert not takes(x.contiguous(), weight)
+    assert not takes(x.half(), weight.half())
+    assert not takes(x[:1], weight)
+    assert not takes(x[:, :16].contiguous(memory_format=torch.channels_last), weight[:, :16])
+    assert not takes(x, weight[:16])
+    assert not takes(x, weight, stride=2)
+    assert not takes(x, weight[:, :, :2, :2])
+    assert not takes(x, weight[:, :, :, :2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not takes(x, weight)
+
+
+def test_only_input_weight_and_result_are_kept() -> None:
+    x = random((4, 32, 13, 13), 0, torch.float32).requires_grad_()
+    weight, bias = random((32, 32, 3, 3), 1, torch.float32).requires_grad_(), torch.ones(32, requires_grad=True)
+    sides = arguments.four_sided(1)
+    for relu, result in ((True, 4 * 32 * 13 * 13 * 4), (False, 0)):
+        kept = saved_bytes(lambda relu=relu: winograd.conv2d_relu(x, weight, bias, 1, sides, 1, relu=relu))
+        assert kept == x.nbytes + weight.nbytes + result
+
+
+def test_unneeded_gradients_are_left_out_and_repeats_are_equal() -> None:
+    x, weight = random((4, 3, 9, 9), 0, torch.float32), random((6, 3, 3, 3), 1, torch.float32)
+    y = winograd._forward(x, weight, None, 1, [1] * 4, 1, False)
+    whole = winograd._backward(y, x, weight, None, 1, [1] * 4, 1, [True] * 3)
+    for index in range(3):
+        needs = [place == index for place in range(3)]
+        alone = winograd._backward(y, x, weight, None, 1, [1] * 4, 1, needs)
+        assert [gradient.numel() > 0 for gradient in alone] == needs
+        assert torch.equal(alone[index], whole[index])
+
+
+def test_compiles_into_one_graph() -> None:
+    x = random((4, 32, 13, 13), 0, torch.float32).requires_grad_()
+    weight, bias = random((32, 16, 3, 3), 1, torch.float32).requires_grad_(), torch.ones(32, requires_grad=True)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return winograd.conv2d_relu(x * 2, weight, bias, 1, (1, 1, 1, 1), 2, relu=True) + 1
+
+    y, wanted = torch.compile(function, fullgraph=True)(x, weight, bias), function(x, weight, bias)
+    torch.testing.assert_close(y, wanted)
+    found, expected = (torch.autograd.grad(z.square().sum(), (x, weight, bias)) for z in (y, wanted))
+    torch.testing.assert_close(found, expected)
+
+
+def test_registered_operators_keep_pytorchs_rules() -> None:
+    x, weight, bias = random((2, 4, 7, 6), 0, torch.float32), random((4, 2, 3, 3), 1, torch.float32), torch.ones(4)
+    options = (1, [1, 0, 0, 1], 2)
+    torch.library.opcheck(torch.ops.fastalex.winograd_forward, (x, weight, bias, *options, True))
+    y = torch.ops.fastalex.winograd_forward(x, weight, bias, *options, True)
+    for needs in ([True, True, True], [False, True, False]):
+        torch.library.opcheck(torch.ops.fastalex.winograd_backward, (y, x, weight, y, *options, needs))
