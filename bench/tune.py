@@ -193,3 +193,6 @@ def write_table(path: Path, gpu: str, entries: conv_settings.Table) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(table, indent=1) + "\n")
     unfinished.replace(path)
+    # What was read from the table before holds no longer.
+    conv_settings.load_table.cache_clear()
+    conv_settings.choose.cache_clear()

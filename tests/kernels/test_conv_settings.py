@@ -179,3 +179,15 @@ def test_nothing_is_chosen_where_every_candidate_is_wrong(tuning, monkeypatch: p
     problem = Problem(1, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")
     monkeypatch.setattr(tuning, "run", lambda *_: random_tensor((1, 2, 3, 3), 0, torch.float32))
     assert tuning.fastest("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) is None
+
+
+def test_one_measurement_after_the_other_fills_one_table(tuning, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: GPU)
+    monkeypatch.setattr(tuning, "candidates", lambda *_: [Settings(16, 16, 16, 4, 1)])
+    problems = [Problem(batch, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee") for batch in (1, 2)]
+    for problem in problems:
+        # As it would be chosen before the measurement, and as training asks.
+        assert choose("forward", problem, GPU, False) is None
+        path = tuning.tune([("forward", problem)], lambda work, settings: 2.0 if settings is None else 1.0)
+        assert choose("forward", problem, GPU, False) == Settings(16, 16, 16, 4, 1)
+    assert set(conv_settings.load_table(path)) == {("forward", problem) for problem in problems}
