@@ -113,8 +113,6 @@ def find_settings(bench: Benchmark) -> None:
                 tuned_problems(batch, dtype), lambda work, _: bench.time(lambda: None, lambda _: work())[1]
             )
     print(f"wrote {path}")
-    conv_settings.load_table.cache_clear()
-    conv_settings.choose.cache_clear()
 
 
 def main() -> None:

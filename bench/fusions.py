@@ -62,6 +62,7 @@ def main() -> None:
                         moved | {"both": sum(moved.values())},
                         others=((channels,),),
                         scale=10.0,
+                        chooses=True,
                     )
                 )
     bench.finish()

@@ -1,9 +1,12 @@
 """What the benchmarks share: measuring, judging, and writing down.
 
-A case is one operator at one shape. Each provider computes it; a provider whose result or gradients differ from the
-definition in fp64 gets no time. Bandwidth is counted from the fewest bytes that the operator must move, and compared
-with a device-to-device copy measured in the same run; what computes more than it moves is counted in floating-point
-operations, and compared with a large matrix product.
+A case is one operator at one shape. Each provider computes it; a provider that fails, or whose result or gradients
+differ from the definition in fp64, gets no time. Bandwidth is counted from the fewest bytes that the operator must
+move, and compared with a device-to-device copy measured in the same run; what computes more than it moves is counted in
+floating-point operations, and compared with a large matrix product.
+
+On a GPU, the times are the device's alone: before each of them it is kept waiting until the host has asked for all of
+the work, which often takes the host longer than the device needs.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ DEVICE = "cuda" if CUDA else "cpu"
 DIRECTIONS = ("forward", "backward", "both")
 # Errors allowed, relative to the largest value: of fp64 and fp32 arithmetic, and of one or two roundings of the rest.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# The part of a gradient's norm that may lie elsewhere where rounding decides which pixel of a window is the largest.
+MOVED = 0.2
+# Clock cycles that a GPU waits for the host: half a millisecond to begin with, and eight at most.
+_LEAD, _LONGEST_LEAD = 2**20, 2**24
 
 Operator = Callable[..., Tensor]
 
@@ -62,6 +69,8 @@ class Case:
         scale: standard deviation of the inputs.
         step: inputs are multiples of it, so that sums are exact, and no ReLU's sign is a matter of rounding.
         judges: name -> what is wrong with a provider's result, or None, for those that the definition cannot judge.
+        chooses: whether a maximum is taken of rounded values. In half precision, neighbours are then often equal, and a
+            provider may choose another one than the definition does: its gradients are judged by their norm.
     """
 
     op: str
@@ -77,6 +86,7 @@ class Case:
     scale: float = 1.0
     step: float | None = None
     judges: dict[str, Callable[[Tensor, list[Tensor]], str | None]] = field(default_factory=dict)
+    chooses: bool = False
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -125,12 +135,19 @@ class Benchmark:
         return [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
 
     def run(self, case: Case) -> None:
-        """Judge and time each provider of a case, in each direction."""
+        """Judge and time each provider of a case, in each direction. One that fails is wrong; the others still run."""
+        made = _inputs(case)
         for name, (operator, layout) in case.providers.items():
-            inputs, grad = _inputs(case, layout)
+            inputs, grad = _laid_out(case, *made, layout)
             judge = case.judges.get(name)
-            error = judge(operator(*inputs), inputs) if judge else _error(operator, case, inputs, grad)
-            saved, peak = _memory(operator, inputs)
+            saved = peak = error = None
+            # Dynamo compiles one function eight times at most, and then runs it as it is; cases share their functions.
+            torch._dynamo.reset()
+            try:
+                error = judge(operator(*inputs), inputs) if judge else _error(operator, case, inputs, grad)
+                saved, peak = _memory(operator, inputs)
+            except Exception as failure:
+                error = _reason(failure)
             for direction in case.directions:
                 row: dict[str, Any] = {
                     "op": case.op,
@@ -140,10 +157,13 @@ class Benchmark:
                     "dtype": str(case.dtype).removeprefix("torch."),
                     "layout": layout,
                 }
+                times = None
                 if error is None:
-                    times = self.time(*_work(operator, inputs, grad, direction, case))
-                else:
-                    times = None
+                    try:
+                        times = self.time(*_work(operator, inputs, grad, direction, case))
+                    except Exception as failure:
+                        error = _reason(failure)
+                if error is not None:
                     row |= {"wrong": error}
                 if case.operations:
                     row |= self._arithmetic(times, case.operations[direction], case.dtype)
@@ -153,14 +173,32 @@ class Benchmark:
             self.console.print(f"  {case.op} {case.shape} {name}" + (f": wrong, {error}" if error else ""), style="dim")
 
     def run_in_place(
-        self, op: str, shape: tuple[int, ...], dtype: torch.dtype, provider: str, work: Callable[[], Any], moved: int,
-        error: str | None,
+        self, op: str, shape: tuple[int, ...], dtype: torch.dtype, provider: str, make: Callable[[], Callable[[], Any]],
+        moved: int, judge: Callable[[], str | None],
     ) -> None:  # fmt: skip
-        """Time work that has one direction and keeps nothing, such as an optimizer's update."""
-        times = None if error else self.time(lambda: None, lambda _: work())
+        """Judge and time work that has one direction and keeps nothing for another, such as an optimizer's update.
+
+        Args:
+            make: makes the work. Its first call may allocate what later ones use again.
+            judge: what is wrong with the provider's result, or None.
+        """
+        times = peak = None
+        torch._dynamo.reset()
+        try:
+            error = judge()
+            # What was compiled for the judge's shapes would be compiled again for shapes of any size.
+            torch._dynamo.reset()
+            if error is None:
+                work = make()
+                work()
+                peak = _peak(work)
+                times = self.time(lambda: None, lambda _: work())
+        except Exception as failure:
+            error = _reason(failure)
         row = {"op": op, "provider": provider, "direction": "forward", "shape": list(shape)}
         row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "flat", **self._speed(times, moved)}
-        self.rows.append(row | {"saved_bytes": 0, "peak_bytes": None} | ({"wrong": error} if error else {}))
+        self.rows.append(row | {"saved_bytes": 0, "peak_bytes": peak} | ({"wrong": error} if error else {}))
+        self.console.print(f"  {op} {shape} {provider}" + (f": wrong, {error}" if error else ""), style="dim")
 
     def finish(self) -> None:
         """Print the table; write the record and the picture."""
@@ -227,20 +265,13 @@ class Benchmark:
         """p20, p50 and p80 of the milliseconds that `work(prepare())` takes after its preparation."""
         for _ in range(2):
             work(prepare())
-        # Larger than any second-level cache, so that no run finds its inputs there.
-        flush = torch.empty(256 * 2**20, dtype=torch.uint8, device=DEVICE) if CUDA else None
         times: list[float] = []
         end = time.perf_counter() + self.budget_s
+        clock = DeviceClock() if CUDA else None
         while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
             prepared = prepare()
-            if flush is not None:
-                flush.zero_()
-                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                work(prepared)
-                stop.record()
-                stop.synchronize()
-                times.append(start.elapsed_time(stop))
+            if clock is not None:
+                times.append(clock.time(work, prepared))
             else:
                 begin = time.perf_counter()
                 work(prepared)
@@ -273,7 +304,7 @@ class Benchmark:
                     f"{row['fraction_of_limit']:.0%}",
                 ]
             shape = "x".join(map(str, row["shape"]))
-            kept = f"{row['saved_bytes'] / 2**20:.1f} MiB"
+            kept = "-" if row["saved_bytes"] is None else f"{row['saved_bytes'] / 2**20:.1f} MiB"
             table.add_row(row["op"], row["provider"], row["direction"], shape, row["dtype"], *speed, kept)
         return table
 
@@ -317,22 +348,54 @@ def _main_dtype() -> torch.dtype:
     return torch.bfloat16 if CUDA else torch.float32
 
 
-def _inputs(case: Case, layout: str) -> tuple[list[Tensor], Tensor]:
+class DeviceClock:
+    """Times work on a GPU whose caches hold none of its inputs, and which waits for the host before it begins."""
+
+    def __init__(self) -> None:
+        # Larger than any second-level cache. It is read, as lines that were written would be written back meanwhile.
+        self.flush = torch.zeros(64 * 2**20, device=DEVICE)
+        self.lead = _LEAD
+
+    def time(self, work: Callable[[Any], Any], prepared: Any) -> float:
+        """Milliseconds that `work(prepared)` takes."""
+        while True:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.flush.sum()
+            torch.cuda._sleep(self.lead)
+            start.record()
+            work(prepared)
+            stop.record()
+            late = start.query()
+            stop.synchronize()
+            # Work that waits for the device itself is late however long the lead.
+            if not late or self.lead >= _LONGEST_LEAD:
+                return start.elapsed_time(stop)
+            self.lead *= 2
+
+
+def _inputs(case: Case) -> tuple[list[Tensor], Tensor]:
     """Random inputs and a random gradient of the result, the same for each provider."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        (torch.randn(shape, generator=generator) * case.scale).to(DEVICE, case.dtype)
-        for shape in (case.shape, *case.others)
-    ]
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, generator=generator, device=DEVICE)
+
+    inputs = [(draw(shape) * case.scale).to(case.dtype) for shape in (case.shape, *case.others)]
     if case.step is not None:
         inputs = [(tensor / case.step).round() * case.step for tensor in inputs]
-    if layout == "channels_last":
-        inputs = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in inputs]
-    inputs = [tensor.requires_grad_(index not in case.fixed) for index, tensor in enumerate(inputs)]
     with torch.no_grad():
         like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
-    grad = torch.randn((case.shape[0], *like.shape[1:]), generator=generator).to(DEVICE, case.dtype)
-    return inputs, grad.to(memory_format=torch.channels_last) if layout == "channels_last" else grad
+    return inputs, draw((case.shape[0], *like.shape[1:])).to(case.dtype)
+
+
+def _laid_out(case: Case, inputs: list[Tensor], grad: Tensor, layout: str) -> tuple[list[Tensor], Tensor]:
+    """The inputs and the gradient in one provider's layout."""
+
+    def lay(tensor: Tensor) -> Tensor:
+        wanted = layout == "channels_last" and tensor.dim() == 4
+        return tensor.detach().to(memory_format=torch.channels_last) if wanted else tensor.detach()
+
+    return [lay(tensor).requires_grad_(index not in case.fixed) for index, tensor in enumerate(inputs)], lay(grad)
 
 
 def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -> str | None:
@@ -356,10 +419,22 @@ def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -
         assert reference.grad is not None
         pairs.append((f"gradient {index}", mine.grad[:few] if index == 0 else mine.grad, reference.grad))
     for what, value, reference_value in pairs:
-        distance = (value.double() - reference_value).abs().max() / reference_value.abs().max().clamp(min=1e-12)
-        if not distance <= TOLERANCES[case.dtype]:
+        by_norm = case.chooses and what != "result" and case.dtype in (torch.float16, torch.bfloat16)
+        size = torch.linalg.vector_norm if by_norm else _largest
+        distance = size(value.double() - reference_value) / size(reference_value).clamp(min=1e-12)
+        if not distance <= (MOVED if by_norm else TOLERANCES[case.dtype]):
             return f"{what} is off by {float(distance):.1e}"
     return None
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().max()
+
+
+def _reason(failure: Exception) -> str:
+    """What a provider failed with, in one line."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"{type(failure).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
 def _memory(operator: Operator, inputs: list[Tensor]) -> tuple[int, int | None]:
@@ -370,13 +445,24 @@ def _memory(operator: Operator, inputs: list[Tensor]) -> tuple[int, int | None]:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    before = torch.cuda.memory_allocated() if CUDA else 0
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = operator(*inputs)
-    torch.autograd.grad(y, _needing(inputs), torch.ones_like(y))
-    return sum(kept.values()), torch.cuda.max_memory_allocated() - before if CUDA else None
+    def both() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = operator(*inputs)
+        torch.autograd.grad(y, _needing(inputs), torch.ones_like(y))
+
+    peak = _peak(both)
+    return sum(kept.values()), peak
+
+
+def _peak(work: Callable[[], Any]) -> int | None:
+    """The most bytes that are allocated meanwhile beyond those that are now, on a GPU."""
+    if not CUDA:
+        work()
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _work(

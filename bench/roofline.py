@@ -28,7 +28,7 @@ from functools import partial
 import rich.console
 import rich.table
 import torch
-from harness import CUDA, DEVICE
+from harness import CUDA, DEVICE, DeviceClock
 
 from fastalex.architecture import (
     Activation,
@@ -100,12 +100,14 @@ def copy_bandwidth(seconds: float = 1.0) -> float:
 def median_ms(work: Callable[[], object], seconds: float) -> float:
     """The median of the milliseconds that ``work`` takes, over so many seconds."""
     times: list[float] = []
+    clock = DeviceClock() if CUDA else None
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
+        if clock is not None:
+            times.append(clock.time(lambda _: work(), None))
+            continue
         begin = time.perf_counter()
         work()
-        if CUDA:
-            torch.cuda.synchronize()
         times.append((time.perf_counter() - begin) * 1e3)
     return statistics.median(times[1:])
 

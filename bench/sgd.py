@@ -6,7 +6,7 @@ the same weights, so it can be judged; it does not do what the 2012 rule does wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from harness import CUDA, DEVICE, Benchmark
@@ -22,12 +22,14 @@ SHAPES = [
 ]  # fmt: skip
 RATES = [0.01, 0.02] * (len(SHAPES) // 2)
 DECAYS = [0.0005, 0.0] * (len(SHAPES) // 2)
+NUMBERS = {"learning_rates": RATES, "weight_decays": DECAYS}
 STEPS = 3
+Numbers = Mapping[str, list[float] | Tensor]
 
 
 def tensors(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device=DEVICE) for shape in shapes]
 
 
 class Optimizer:
@@ -47,34 +49,38 @@ class Optimizer:
 
 
 def update(
-    function: Callable[..., None], weights: list[Tensor], gradients: list[Tensor], copies: bool
+    function: Callable[..., None],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    copies: bool = False,
+    numbers: Numbers = NUMBERS,
 ) -> Callable[[], None]:
     velocities = [torch.zeros_like(weight) for weight in weights]
     halves = [weight.bfloat16() for weight in weights] if copies else None
 
     def step() -> None:
-        function(
-            weights,
-            gradients,
-            velocities,
-            learning_rates=RATES,
-            weight_decays=DECAYS,
-            momentum=0.9,
-            copies=halves,
-        )
+        function(weights, gradients, velocities, **numbers, momentum=0.9, copies=halves)
 
     return step
 
 
+def ours(weights: list[Tensor], gradients: list[Tensor], copies: bool) -> Callable[[], None]:
+    numbers: Numbers = NUMBERS
+    if CUDA:
+        # As in training: no update copies them to the device.
+        numbers = {name: torch.tensor(values, dtype=torch.float64).to(DEVICE) for name, values in NUMBERS.items()}
+    return update(kernels.sgd_update_, weights, gradients, copies, numbers)
+
+
 def providers() -> dict[str, Callable[[list[Tensor], list[Tensor]], Callable[[], None]]]:
     return {
-        "ours": lambda w, g: update(kernels.sgd_update_, w, g, False),
-        "ours, with bf16 copies": lambda w, g: update(kernels.sgd_update_, w, g, True),
-        "plain definition": lambda w, g: update(reference.sgd_update_, w, g, False),
+        "ours": lambda w, g: ours(w, g, False),
+        "ours, with bf16 copies": lambda w, g: ours(w, g, True),
+        "plain definition": lambda w, g: update(reference.sgd_update_, w, g),
         "torch.optim.SGD for-loop": lambda w, g: Optimizer(w, g, foreach=False),
         "torch.optim.SGD foreach": lambda w, g: Optimizer(w, g, foreach=True),
         "torch.optim.SGD fused": lambda w, g: Optimizer(w, g, fused=True),
-        "torch.compile": lambda w, g: torch.compile(update(reference.sgd_update_, w, g, False)),
+        "torch.compile": lambda w, g: torch.compile(update(reference.sgd_update_, w, g)),
     }
 
 
@@ -83,7 +89,7 @@ def error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> s
     shapes = [(13, 7), (5,)] * (len(SHAPES) // 2)
     weights, gradients = tensors(0, shapes), tensors(1, shapes)
     wanted = [weight.double() for weight in weights]
-    definition = update(reference.sgd_update_, wanted, [gradient.double() for gradient in gradients], False)
+    definition = update(reference.sgd_update_, wanted, [gradient.double() for gradient in gradients])
     step = make(weights, gradients)
     for _ in range(STEPS):
         step()
@@ -95,13 +101,20 @@ def error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> s
 def main() -> None:
     bench = Benchmark("sgd", "The update of AlexNet's 61 million parameters")
     shapes = [(shape[0] // 8, *shape[1:]) for shape in SHAPES] if bench.quick and not CUDA else SHAPES
+    given, gradients = tensors(0, shapes), tensors(1, shapes)
+    count = sum(weight.numel() for weight in given)
     for name, make in providers().items():
-        wrong = error(make)
-        weights, gradients = tensors(0, shapes), tensors(1, shapes)
-        count = sum(weight.numel() for weight in weights)
         # Weight, gradient and velocity are read, weight and velocity written, and a copy in half the bytes.
         moved = count * (5 * 4 + (2 if "copies" in name else 0))
-        bench.run_in_place("sgd_update_", (count,), torch.float32, name, make(weights, gradients), moved, wrong)
+        bench.run_in_place(
+            "sgd_update_",
+            (count,),
+            torch.float32,
+            name,
+            lambda make=make: make([weight.clone() for weight in given], gradients),
+            moved,
+            lambda make=make: error(make),
+        )
     bench.finish()
 
 

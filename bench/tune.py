@@ -3,7 +3,8 @@
     python bench/conv_relu.py --tune
 
 writes `kernels/tuned/<gpu>.json`. A candidate that does not compile, does not fit the GPU, computes something else than
-PyTorch in fp64, or does not compute the same twice, gets no time and cannot be chosen.
+PyTorch in fp64, leaves a part of its result unwritten, or does not compute the same twice, gets no time and cannot be
+chosen.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import datetime
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import harness
@@ -138,7 +140,8 @@ def fastest(
     best = None
     for settings in tried:
         try:
-            found, again = (run(direction, given, problem, settings) for _ in range(2))
+            with uninitialised_as_nan():
+                found, again = (run(direction, given, problem, settings) for _ in range(2))
         except Exception as error:
             # Too much shared memory, or more registers than there are: Triton has no common type for them.
             refused[settings] = f"{type(error).__name__}: {error}"
@@ -153,6 +156,17 @@ def fastest(
             if best is None or taken < best[1]:
                 best = settings, taken
     return best
+
+
+@contextmanager
+def uninitialised_as_nan() -> Iterator[None]:
+    """Memory arrives full of NaN. It would hold the result of the candidate before, and hide what is never written."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def tune(problems: Sequence[tuple[Direction, Problem]], time: Timer) -> Path:
@@ -193,3 +207,6 @@ def write_table(path: Path, gpu: str, entries: conv_settings.Table) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(table, indent=1) + "\n")
     unfinished.replace(path)
+    # What was read from the table before holds no longer.
+    conv_settings.load_table.cache_clear()
+    conv_settings.choose.cache_clear()

@@ -255,7 +255,7 @@ def bias_relu_fwd_kernel(
     first = tl.program_id(0).to(tl.int64) * ITEMS
     item = tl.arange(0, ITEMS)
     lane = tl.arange(0, VECTOR)[None, :]
-    mask = (first + item < rows * VECTORS)[:, None]
+    mask = (first + item < rows.to(tl.int64) * VECTORS)[:, None]
     places = y_ptr + first * VECTOR + (item[:, None] * VECTOR + lane)
     value = wide(tl.load(places, mask=mask, other=0.0))
     if HAS_BIAS:

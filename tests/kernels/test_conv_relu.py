@@ -26,7 +26,7 @@ from hypothesis import assume, given
 from torch import Tensor
 
 import kernels
-from kernels import arguments, conv_relu, conv_settings
+from kernels import arguments, conv_relu, conv_settings, launch
 from kernels.conv_settings import Direction, Problem, Settings
 
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
@@ -156,6 +156,16 @@ def test_the_librarys_products_get_the_same_bias_and_relu(relu: bool, padding: t
     for library, triton, what in zip(*results, ("result", "grad_x", "grad_weight", "grad_bias"), strict=True):
         assert library.stride() == triton.stride()
         check_close(library, triton.double(), torch.float32, what)
+
+
+def test_bias_and_relu_reach_beyond_2_to_the_31_items() -> None:
+    """The first program of a launch for more items than 32 bits count; what it writes is all that is there."""
+    y, bias = random_tensor((launch.ITEMS // 16, 16), 0, torch.float32), random_tensor((16,), 1, torch.float32)
+    wanted = (y + bias).relu()
+    conv_relu.bias_relu_fwd_kernel[(1,)](
+        y, bias, 2**29, FILTERS=16, HAS_BIAS=True, RELU=True, ITEMS=launch.ITEMS, VECTOR=1, **launch.OPTIONS
+    )
+    assert torch.equal(y, wanted)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from comparing import examples, random_tensor
+from comparing import DEVICE, examples, random_tensor
 from hypothesis import given
 
 from kernels import conv_settings
@@ -149,11 +150,12 @@ def tuning(monkeypatch: pytest.MonkeyPatch):
 def test_a_setting_that_computes_wrongly_is_never_chosen(
     tuning, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fastest candidate is wrong in one element, the second does not run, the third leaves a tile out."""
+    """The fastest is wrong in one element, the second does not run, the others leave a tile out, or unwritten."""
     problem = Problem(2, 4, 5, 5, 6, (3, 3), 1, (1, 1, 1, 1), 2, "float32", "ieee")
     good, slow = Settings(16, 16, 16, 4, 1), Settings(32, 16, 16, 4, 1)
     wrong, failing, short = Settings(64, 16, 16, 4, 1), Settings(16, 64, 16, 4, 1), Settings(16, 16, 64, 4, 1)
-    times = {wrong: 0.1, failing: 0.2, short: 0.3, good: 0.4, slow: 0.5}
+    unwritten = Settings(32, 32, 16, 4, 1)
+    times = {wrong: 0.1, failing: 0.2, short: 0.3, unwritten: 0.35, good: 0.4, slow: 0.5}
     run = tuning.run
 
     def run_damaged(direction: str, operands: list[torch.Tensor], problem: Problem, settings: Settings) -> torch.Tensor:
@@ -164,13 +166,17 @@ def test_a_setting_that_computes_wrongly_is_never_chosen(
             result[-1, -1, -1, -1] += 0.1 * result.abs().max()
         if settings == short:
             result[-1:, -1:] = 0
+        if settings == unwritten:
+            # In place of what another candidate has left there.
+            fresh = torch.empty(1, device=DEVICE).item()
+            result[-1:, -1:] = fresh if math.isnan(fresh) else result[-1:, -1:]
         return result
 
     monkeypatch.setattr(tuning, "run", run_damaged)
     refused: dict[Settings, str] = {}
     chosen = tuning.fastest(direction, problem, list(times), lambda work, settings: times[settings], refused)
     assert chosen == (good, 0.4)
-    assert set(refused) == {wrong, failing, short}
+    assert set(refused) == {wrong, failing, short, unwritten}
     assert "shared memory" in refused[failing]
     assert "is off by" in refused[wrong]
 
@@ -179,3 +185,15 @@ def test_nothing_is_chosen_where_every_candidate_is_wrong(tuning, monkeypatch: p
     problem = Problem(1, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")
     monkeypatch.setattr(tuning, "run", lambda *_: random_tensor((1, 2, 3, 3), 0, torch.float32))
     assert tuning.fastest("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) is None
+
+
+def test_one_measurement_after_the_other_fills_one_table(tuning, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: GPU)
+    monkeypatch.setattr(tuning, "candidates", lambda *_: [Settings(16, 16, 16, 4, 1)])
+    problems = [Problem(batch, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee") for batch in (1, 2)]
+    for problem in problems:
+        # As it would be chosen before the measurement, and as training asks.
+        assert choose("forward", problem, GPU, False) is None
+        path = tuning.tune([("forward", problem)], lambda work, settings: 2.0 if settings is None else 1.0)
+        assert choose("forward", problem, GPU, False) == Settings(16, 16, 16, 4, 1)
+    assert set(conv_settings.load_table(path)) == {("forward", problem) for problem in problems}

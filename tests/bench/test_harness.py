@@ -1,0 +1,134 @@
+"""What the operators' benchmarks share: who gets a time, and what a record says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from kernels import reference
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
+    import harness
+
+    yield harness
+    sys.modules.pop("harness", None)
+
+
+@pytest.fixture
+def bench(harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--output", str(tmp_path)])
+    # A copy of a few bytes will do for a limit.
+    monkeypatch.setattr(harness.Benchmark, "_copy_bandwidth", lambda self: 1.0)
+    made = harness.Benchmark("tiny", "Doubling")
+    made.budget_s = 0.0
+    return made
+
+
+def double(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def fail(x: Tensor) -> Tensor:
+    raise RuntimeError("out of memory\nTried to allocate 20.00 GiB")
+
+
+def fail_in_backward(x: Tensor) -> Tensor:
+    y = double(x)
+    y.register_hook(lambda _: fail(x))
+    return y
+
+
+def test_a_provider_that_is_wrong_or_fails_gets_a_reason_and_no_time(harness, bench, tmp_path: Path) -> None:
+    providers = {
+        "fails": fail,
+        "fails in backward": fail_in_backward,
+        "wrong result": lambda x: x * 2.1,
+        # The result is right, and its gradient is not.
+        "wrong gradient": lambda x: x * 3 - x.detach(),
+        "right": double,
+    }
+    shape = (6, 2, 3, 3)
+    moved = {"forward": 864, "backward": 864, "both": 1728}
+    cases = {name: (operator, "channels_last") for name, operator in providers.items()}
+    bench.run(harness.Case("double", shape, torch.float32, double, cases, moved))
+    for name, work, judge in (("fails", fail, None), ("wrong", double, "is off"), ("right", double, None)):
+        x = torch.ones(3, device=harness.DEVICE)
+        bench.run_in_place(
+            "in place", (3,), torch.float32, name, lambda w=work, x=x: partial(w, x), 24, lambda j=judge: j
+        )
+    bench.finish()
+
+    record = json.loads((tmp_path / harness.slug(harness.device_name()) / "tiny.json").read_text())
+    assert {"device", "versions", "commit", "date", "settings", "rows"} == set(record)
+    assert (tmp_path / harness.slug(harness.device_name()) / "tiny.png").exists()
+    common = {"op", "provider", "direction", "shape", "dtype", "layout", "saved_bytes", "peak_bytes"}
+    common |= {"ms_p20", "ms_p50", "ms_p80", "gb_per_s", "fraction_of_limit"}
+    rows = {(row["op"], row["provider"], row["direction"]): row for row in record["rows"]}
+    assert len(rows) == len(record["rows"]) == 5 * 3 + 3
+    for (op, provider, direction), row in rows.items():
+        assert common == set(row) - {"wrong"}
+        assert (row["ms_p50"] is not None) == (provider == "right"), (op, provider, direction)
+        assert ("wrong" in row) == (provider != "right")
+    assert rows["double", "fails", "forward"]["wrong"] == "RuntimeError: out of memory"
+    assert rows["double", "fails in backward", "both"]["wrong"] == "RuntimeError: out of memory"
+    assert rows["double", "wrong result", "both"]["wrong"].startswith("result is off by")
+    assert rows["double", "wrong gradient", "forward"]["wrong"].startswith("gradient 0 is off by")
+    assert rows["in place", "fails", "forward"]["wrong"] == "RuntimeError: out of memory"
+    right = rows["double", "right", "forward"]
+    assert (right["shape"], right["dtype"], right["layout"]) == ([6, 2, 3, 3], "float32", "channels_last")
+    assert right["ms_p20"] <= right["ms_p50"] <= right["ms_p80"]
+
+
+def test_every_case_is_compiled_however_many_share_a_function(harness, bench) -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]):
+        compiled.append(graph)
+        return graph.forward
+
+    def scaled(x: Tensor, factor: int) -> Tensor:
+        return x * factor
+
+    moved = dict.fromkeys(("forward", "backward", "both"), 1)
+    factors = range(2, 12)
+    for factor in factors:
+        operator = partial(scaled, factor=factor)
+        provider = (torch.compile(operator, backend=backend, dynamic=False), "nchw")
+        bench.run(harness.Case("scale", (5, 1, 1, 1), torch.float32, operator, {"torch.compile": provider}, moved))
+    assert len(compiled) >= len(factors)
+    assert not any("wrong" in row for row in bench.rows)
+
+
+def test_maxima_chosen_by_rounding_are_no_error_and_wrong_gradients_are(harness) -> None:
+    def definition(x: Tensor) -> Tensor:
+        return reference.lrn_max_pool2d(x, 5, 1e-4, 0.75, 2.0, groups=1, kernel_size=3, stride=2, bias=None, relu=None)
+
+    def rounded_before_pooling(x: Tensor) -> Tensor:
+        return kernels.max_pool2d(kernels.local_response_norm(x))
+
+    def spread_over_windows(x: Tensor) -> Tensor:
+        normalised = kernels.local_response_norm(x)
+        mean = F.avg_pool2d(normalised, 3, 2)
+        return kernels.max_pool2d(normalised).detach() - mean.detach() + mean
+
+    verdicts = []
+    for chooses in (False, True):
+        case = harness.Case("pool", (4, 16, 27, 27), torch.float16, definition, {}, scale=10.0, chooses=chooses)
+        for operator in (rounded_before_pooling, spread_over_windows):
+            verdicts.append(harness._error(operator, case, *harness._laid_out(case, *harness._inputs(case), "nchw")))
+    assert verdicts[0].startswith("gradient 0 is off by")
+    assert verdicts[2] is None
+    assert verdicts[1].startswith("gradient 0 is off by")
+    assert verdicts[3].startswith("gradient 0 is off by")
