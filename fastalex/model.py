@@ -319,11 +319,14 @@ class _InPlaceOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, master: Tensor, copy: Tensor) -> Tensor:
         ctx.dtype = master.dtype
+        # A put-off gradient is None; as the zeros that autograd makes of it, it would be cast and added all the same.
+        ctx.set_materialize_grads(False)
         return copy.view_as(copy)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].to(ctx.dtype), None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        (gradient,) = gradients
+        return None if gradient is None else gradient.to(ctx.dtype), None
 
 
 class Convolution(_WeightedBlock):
