@@ -14,11 +14,16 @@ file begins, how long it is and what its CRC-32 is, so that any sample can be re
 another one. Everything in the folder is a function of the source and of the options: no dates, no host names.
 """
 
+import contextlib
+import errno
+import functools
 import hashlib
 import io
 import json
 import mmap
 import os
+import resource
+import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -189,7 +194,10 @@ class Dataset:
             }
         except (KeyError, TypeError) as error:
             raise DatasetError(f"{self.root / DESCRIPTION} is damaged: no usable entry {error}; {_REPAIR}") from None
-        self._maps: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        shards = sum(len(self._shards[split]) for split in self.splits)
+        room = _room_for_maps(shards)
+        self._all_stay_mapped = shards <= room
+        self._mapped = functools.lru_cache(room)(_mapped)
         self._subsets: tuple[tuple[str, float, int], ...] = ()
         self._index = {split: self._open_index(split) for split in self.splits}
         self.mean_image: NDArray[np.float32] = self._open_mean_image()
@@ -249,7 +257,7 @@ class Dataset:
         return self._shards[split]
 
     def read(self, split: str, i: int) -> memoryview:
-        """Return the JPEG file of sample `i`, read-only and not copied.
+        """Return the JPEG file of sample `i`, read-only, and not copied where all shards can be open at once.
 
         Raises `DatasetError`, naming shard and sample, when its bytes are not those that were prepared.
         """
@@ -259,6 +267,8 @@ class Dataset:
         """Like `read`, for a caller that has the index record of sample `i` already: uint8, shape (length,)."""
         shard, length, offset, _, crc32, _, _ = row.tolist() if isinstance(row, np.void) else row
         data = self._map(split, shard)[offset : offset + length]
+        if not self._all_stay_mapped:  # a view would keep its shard's file open
+            data = np.frombuffer(data.tobytes(), dtype=np.uint8)
         found = zlib.crc32(data.data)
         if found != crc32:
             raise DatasetError(
@@ -285,30 +295,24 @@ class Dataset:
         return header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == _BLOCK else "?"
 
     def _map(self, split: str, shard: int) -> NDArray[np.uint8]:
-        mapped = self._maps.get((split, shard))
-        if mapped is None:
-            path = self.root / self._shards[split][shard].file
-            try:
-                with path.open("rb") as file:
-                    mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-            except (OSError, ValueError) as error:
-                raise DatasetError(f"cannot read {path}: {error}; {_REPAIR}") from None
-            self._maps[split, shard] = mapped
-        return mapped
+        return self._mapped(os.path.join(self.root, self._shards[split][shard].file))
 
     def _open_index(self, split: str) -> NDArray[Any]:
         path, wanted = self.root / index_name(split), self._description["splits"][split]
         try:
             found = file_sha256(path)
         except OSError as error:
-            raise DatasetError(f"cannot read the index {path}: {error.strerror}; {_REPAIR}") from None
+            raise _unreadable(path, error) from None
         if found != wanted["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
                 f"{wanted['index_sha256'][:12]}...; {_REPAIR}"
             )
         # Read only now: NumPy's parser of headers makes something of many damaged ones, and raises anything at others.
-        index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
+        try:
+            index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
+        except OSError as error:
+            raise _unreadable(path, error) from None
         if index.dtype != INDEX_DTYPE or index.shape != (wanted["count"],):
             raise DatasetError(
                 f"{path} has {index.shape} records of {index.dtype}, not ({wanted['count']},) of {INDEX_DTYPE}"
@@ -326,7 +330,7 @@ class Dataset:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DatasetError(f"cannot read the mean image {path}: {error.strerror}; {_REPAIR}") from None
+            raise _unreadable(path, error) from None
         if hashlib.sha256(data).hexdigest() != self._description.get("mean_image_sha256"):
             raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {_REPAIR}")
         mean: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -367,6 +371,38 @@ def _reopened(root: Path, subsets: tuple[tuple[str, float, int], ...]) -> Datase
 _REPAIR = "copy the data set again or prepare it anew"
 
 
+def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> DatasetError:
+    remedy = _REPAIR
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        remedy = f"this process may have {limit:,} files open; allow more (ulimit -n)"
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return DatasetError(f"cannot read {os.fspath(path)}: {reason}; {remedy}")
+
+
+def _room_for_maps(shards: int) -> int:
+    """Return how many shards may be mapped at once, after raising the limit of open files where that helps.
+
+    A map keeps its file open. Half of the open files that the process is allowed are left to everything else.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in (allowed, most))
+    wanted = min(2 * shards + 1024, hard)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            soft = wanted
+    return max(1, soft // 2)
+
+
+def _mapped(path: str) -> NDArray[np.uint8]:
+    try:
+        with open(path, "rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _read_description(root: Path) -> dict[str, Any]:
     """Read `dataset.json`, or say what is at `root` instead."""
     path = root / DESCRIPTION
@@ -377,7 +413,9 @@ def _read_description(root: Path) -> dict[str, Any]:
         raise DatasetError(f"{root} is not a prepared data set: it has no {DESCRIPTION}; {remedy}")
     try:
         about = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged: {error}; {_REPAIR}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DatasetError(f"{path} does not describe a data set of this program; {remedy}")

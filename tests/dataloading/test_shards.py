@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, Loader, is_prepared
+from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare
 from dataloading.order import subset
 from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
 from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
@@ -244,6 +244,39 @@ def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
         DatasetError, match=r"sample 13 of train \(000000013-0005.jpg in .*train-000001.tar, offset \d+\) is"
     ):
         dataset.read("train", 13)
+
+
+READ_ALL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+from dataloading import Dataset, DatasetError
+dataset = Dataset(sys.argv[1])
+kept = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+again = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+print(len(kept), kept == again)
+files = []
+try:
+    while True:
+        files.append(open(sys.executable))
+except OSError:
+    pass
+try:
+    Dataset(sys.argv[1])
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(28, 28), (28, 200)])
+def test_more_shards_than_files_may_be_open(folders, tmp_path, soft, hard):
+    dataset = prepare(folders, tmp_path / "many", size=16, shard_images=1, workers=0, progress=False)
+    assert sum(len(dataset.shards(split)) for split in dataset.splits) == 36
+    script = [sys.executable, "-c", READ_ALL, dataset.root, str(soft), str(hard)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    read, refused = done.stdout.splitlines()
+    assert read == "36 True"
+    assert refused.endswith(f"Too many open files; this process may have {hard} files open; allow more (ulimit -n)")
 
 
 # --- the check --------------------------------------------------------------------------------------------------------
