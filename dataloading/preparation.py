@@ -255,11 +255,11 @@ def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
         "color_deviations": deviations.tolist(),
         "color_vectors": axes.tolist(),
         "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),
+        "rejected_sha256": shards.file_sha256(folder / shards.REJECTED),
         "splits": splits,
         "made": {**source.made(), **_options(treatment), "rejected": rejected},
     }
-    identity = json.dumps([source.classes, description["mean_image_sha256"], splits], sort_keys=True)
-    description["fingerprint"] = hashlib.sha256(identity.encode()).hexdigest()
+    description["fingerprint"] = shards.fingerprint(description)
     write_atomically(folder / shards.DESCRIPTION, json.dumps(description, indent=1).encode())
 
 

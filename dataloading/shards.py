@@ -2,7 +2,8 @@
 
 A prepared data set is one folder::
 
-    dataset.json            classes, counts, sizes and SHA-256 of every file, colour statistics, how it was made
+    dataset.json            classes, counts, SHA-256 of every file, colour statistics, how it was made; and, over all
+                            of these, the fingerprint
     mean-image.npy          float32, size x size x 3 (RGB, 0-255): the mean of the training images
     rejected.csv            the source files that were left out, with the reason
     train-000000.tar ...    shards: for each sample <key>.jpg and <key>.cls (the label in ASCII digits)
@@ -38,7 +39,7 @@ from dataloading import order
 from dataloading.errors import DatasetError
 
 FORMAT = "fastalex-dataset"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "dataset.json"
 MEAN_IMAGE = "mean-image.npy"
 REJECTED = "rejected.csv"
@@ -80,6 +81,12 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(description: dict[str, Any]) -> str:
+    """Return the SHA-256 of what `dataset.json` says, the hashes of all files among it, but for the fingerprint."""
+    content = {name: value for name, value in description.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -151,8 +158,9 @@ def is_prepared(path: str | os.PathLike[str]) -> bool:
 class Dataset:
     """A prepared data set, opened for reading.
 
-    Opening checks what can be checked at once: the description, the size of every shard, the index's hash, shape and
-    labels, and the first sample of up to 64 shards of each split. ``python -m dataloading.check`` reads every byte.
+    Opening checks what can be checked at once: the description's fingerprint, the size of every shard, the index's
+    hash, shape and labels, and the first sample of up to 64 shards of each split. ``python -m dataloading.check`` reads
+    every byte.
 
     Args:
         path: the folder that `prepare` wrote.
@@ -250,6 +258,16 @@ class Dataset:
         smaller._index = {**self._index, split: self.index(split)[chosen]}
         smaller._subsets = (*self._subsets, (split, fraction, seed))
         return smaller
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of every file in the folder but `dataset.json`, by the file's name."""
+        about = self._description
+        found = {MEAN_IMAGE: about["mean_image_sha256"], REJECTED: about["rejected_sha256"]}
+        for split in self.splits:
+            found[index_name(split)] = about["splits"][split]["index_sha256"]
+            found.update((shard.file, shard.sha256) for shard in self._shards[split])
+        return found
 
     def shards(self, split: str) -> Sequence[ShardFile]:
         """Return name, size, SHA-256 and sample count of the split's shards."""
@@ -422,5 +440,10 @@ def _read_description(root: Path) -> dict[str, Any]:
     if about.get("version") != VERSION:
         raise DatasetError(
             f"{root} has format version {about.get('version')!r}; this program reads {VERSION}; {remedy}"
+        )
+    if (found := fingerprint(about)) != about.get("fingerprint"):
+        raise DatasetError(
+            f"{path} is damaged: its fingerprint is {found[:12]}..., it says {str(about.get('fingerprint'))[:12]}...; "
+            f"{_REPAIR}"
         )
     return about
