@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dataloading.augment import Augmentation, Draws, draw
 from dataloading.errors import DatasetError
 from dataloading.order import Run, Schedule, Window, samples_of
-from dataloading.pipeline import Feed
+from dataloading.pipeline import Arrays, Feed, pack
 from dataloading.shards import Dataset
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ class Feeder:
         runs = self._schedule.runs(epoch, window)
         ticket = Ticket(plan, epoch, window.start, samples_of(runs))
         try:
-            return ticket, self._read(runs, ticket.samples)
+            return ticket, pack(self._read(runs, ticket.samples))
         except Exception as error:
             ticket.error = error
             return ticket, None
 
-    def _read(self, runs: list[Run], samples: NDArray[np.int64]) -> Feed:
+    def _read(self, runs: list[Run], samples: NDArray[np.int64]) -> Arrays:
         """Read the files of a batch and make its draws."""
         encoded, delivered = self._files(samples)
         rows = self._index[delivered]

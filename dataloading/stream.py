@@ -21,7 +21,7 @@ from dataloading.errors import DatasetError
 from dataloading.feed import Feeder, FeedThread, Ticket
 from dataloading.images import Rejected, decode
 from dataloading.order import Schedule, Window
-from dataloading.pipeline import DataType, Feed, build
+from dataloading.pipeline import PREFETCH, DataType, Feed, build, pack
 from dataloading.shards import Dataset
 
 
@@ -52,6 +52,7 @@ class DaliStream:
         self._same_every_epoch = not schedule.shuffle and augment is None
         self._plan_number = 0
         self._tickets: deque[Ticket] = deque()
+        self._fed: deque[Feed] = deque(maxlen=2 * PREFETCH)  # DALI reads this memory and does not own it
         feed = weakref.WeakMethod(self.feed)
 
         def source() -> Feed:
@@ -132,7 +133,8 @@ class DaliStream:
         """Give the graph its next batch. Errors come out in turn, and unwrapped, with the ticket."""
         ticket, feed = self._thread.take()
         self._tickets.append(ticket)
-        return self._grey() if feed is None else feed
+        self._fed.append(self._grey() if feed is None else feed)
+        return self._fed[-1]
 
     # --- bad samples --------------------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class DaliStream:
         Image.new("RGB", (self._dataset.size, self._dataset.size)).save(buffer, "JPEG")
         encoded = [np.frombuffer(buffer.getvalue(), dtype=np.uint8)]
         zero, zeros = np.zeros(1, dtype=np.float32), np.zeros((1, 3), dtype=np.float32)
-        return encoded, zero, zero, zero.astype(np.int32), zeros, zeros + 1
+        return pack((encoded, zero, zero, zero.astype(np.int32), zeros, zeros + 1))
 
     def _to_torch(self, output: Any) -> torch.Tensor:
         """Hand DALI's memory over to PyTorch as it is: N x H x W x C becomes channels_last by a change of strides."""
