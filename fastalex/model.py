@@ -241,9 +241,9 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
     return images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it.
+    # Kept for good: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it but reads it.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
