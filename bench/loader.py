@@ -15,6 +15,7 @@ and deliver float32 batches (float16 on a GPU). Rows:
 - ``originals, Pillow``: torch's DataLoader that also resizes originals, by workers
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -33,8 +34,9 @@ from PIL import Image
 
 from dataloading import Augmentation, Dataset, Loader, prepare
 from dataloading.augment import draw
+from dataloading.feed import Feeder
 from dataloading.images import centre_square, resize_shorter_side
-from dataloading.stream import DaliStream
+from dataloading.order import Schedule
 
 CROP = 224
 WARM_UP = 5  # batches
@@ -231,6 +233,15 @@ def endless(loader: Loader) -> Iterator[Any]:
         epoch += 1
 
 
+def fed(dataset: Dataset, batch_size: int) -> Iterator[Any]:
+    """What DALI is fed, without end, made by this thread."""
+    schedule = Schedule(dataset.count("train"), seed=0, shuffle=True, batch_size=batch_size, last="drop")
+    feeder = Feeder(dataset, "train", schedule, crop_size=CROP, augment=Augmentation(), skip=False)
+    batches = ((epoch, window) for epoch in itertools.count() for window in schedule.windows(0))
+    while True:
+        yield feeder.make(0, batches)
+
+
 def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
     load = partial(Loader, dataset, "train", options.batch_size, shuffle=True, augment=Augmentation(), drop_last=True)
     for threads in options.workers:
@@ -239,11 +250,7 @@ def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
         for share in (0.0, 0.65, 1.0):
             loader = load(threads=max(options.workers), device=0, dtype="float16", hardware_decoder_load=share)
             yield Reader("shards, DALI", f"GPU, hardware share {share:g}", endless(loader))
-    loader = load()
-    next(loader.epoch(0))
-    stream = loader._stream
-    assert isinstance(stream, DaliStream)
-    yield Reader("shards, source only", "1 thread", iter(stream.feed, None))
+    yield Reader("shards, source only", "1 thread", fed(dataset, options.batch_size))
 
 
 def torch_readers(dataset: Dataset, originals: Path | None, options: Options) -> Iterator[Reader]:

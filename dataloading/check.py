@@ -20,10 +20,11 @@ from rich.table import Table
 
 from dataloading.errors import DatasetError
 from dataloading.progress import ProgressReport
-from dataloading.shards import Dataset
+from dataloading.shards import DESCRIPTION, Dataset, file_sha256
 
 _BLOCK = tarfile.BLOCKSIZE
 _SHOWN = 20
+_OTHER_HASH = f"its SHA-256 is not the one in {DESCRIPTION}"
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Problem:
 def problems(
     dataset: Dataset, *, decode: bool = True, threads: int | None = None, progress: bool = True
 ) -> list[Problem]:
-    """Read every byte of every shard and return what does not fit, in the order of the data set.
+    """Read every byte of every file and return what does not fit, in the order of the data set.
 
-    Checked are: SHA-256 of each shard; that its members follow one another as the index says, with their keys, labels
-    and CRC-32; and, with `decode`, that every image decodes to the size in the index.
+    Checked are: that all files are there, and no others; the SHA-256 of each; that a shard's members follow one another
+    as the index says, with their keys, labels and CRC-32; and, with `decode`, that every image decodes to the size in
+    the index.
     """
-    found: list[Problem] = []
+    found = list(_file_problems(dataset))
     everything = [(split, shard) for split in dataset.splits for shard in range(len(dataset.shards(split)))]
     total, done = sum(dataset.count(split) for split in dataset.splits), 0
     with (
@@ -61,11 +63,28 @@ def problems(
     return found
 
 
+def _file_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Compare the folder with `dataset.json`, but for what is in the shards."""
+    shards = {file.file for split in dataset.splits for file in dataset.shards(split)}
+    for name, sha256 in dataset.files.items():
+        path = dataset.root / name
+        if not path.is_file():
+            yield Problem(path, "it is missing")
+        elif name not in shards and file_sha256(path) != sha256:
+            yield Problem(path, _OTHER_HASH)
+    for path in sorted(dataset.root.iterdir()):
+        if path.name != DESCRIPTION and path.name not in dataset.files:
+            yield Problem(path, "it does not belong to the data set")
+
+
 def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> Iterator[str]:
     file, index = dataset.shards(split)[shard], dataset.index(split)
-    data = (dataset.root / file.file).read_bytes()
+    try:
+        data = (dataset.root / file.file).read_bytes()
+    except FileNotFoundError:  # named already
+        return
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        yield "its SHA-256 is not the one in dataset.json"
+        yield _OTHER_HASH
     first, last = np.searchsorted(index["shard"], [shard, shard + 1])
     if last - first != file.samples:
         yield f"the index has {last - first} samples of it, dataset.json {file.samples}"

@@ -106,6 +106,7 @@ class Loader:
         self._begin = 0, 0  # of the epoch that a batch reached last, where its own first batch begins
         self._iteration = 0  # counts calls of epoch(): only the newest may go on
         self._stream: DaliStream | SyntheticStream | None = None
+        self._replaced: dict[int, int] = {}  # by streams that are closed
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch (with "carry": of the first; later ones may have one less)."""
@@ -114,7 +115,7 @@ class Loader:
     @property
     def replaced(self) -> dict[int, int]:
         """The damaged samples met so far, each with the sample that was delivered in its place."""
-        return dict(getattr(self._stream, "replaced", {}))
+        return self._replaced | (self._stream.replaced if self._stream else {})
 
     def epoch(self, epoch: int | None = None, start_sample: int | None = None) -> Iterator[Batch]:
         """Yield the batches of `epoch`, from the `start_sample`-th sample (of all replicas) in its order.
@@ -147,6 +148,9 @@ class Loader:
     def close(self) -> None:
         """Give back the pipeline's threads and memory. The loader can be used again; it then builds a new one."""
         self._iteration += 1
+        if self._stream:
+            self._replaced = self.replaced
+            self._stream.close()
         self._stream = None
 
     def _batches(self, epoch: int, start: int, iteration: int) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ promise for ``Generator.permutation``: an order written down today is the order 
 Batches, replicas and threads cut this one sequence into pieces and never enter into it.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -109,7 +110,8 @@ class Schedule:
     ) -> None:
         self.count, self.seed, self.shuffle, self.last = count, check_seed(seed), shuffle, last
         self.replica, self.replicas, self.whole = replica, replicas, batch_size * replicas
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        # Kept are this epoch's order and the next one's, which is being prefetched, in a thread of its own.
+        self._kept_order = functools.lru_cache(2)(functools.partial(_order, count, seed, shuffle))
 
     def start(self, epoch: int) -> int:
         """Return the place at which an epoch's first batch begins when all before it were run with these settings."""
@@ -146,12 +148,11 @@ class Schedule:
         return runs
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        key = epoch if self.shuffle else 0
-        if key not in self._orders:
-            if len(self._orders) > 1:  # kept are this epoch's and the next one's, which is being prefetched
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = epoch_order(self.count, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        return self._orders[key]
+        return self._kept_order(epoch if self.shuffle else 0)
+
+
+def _order(count: int, seed: int, shuffle: bool, epoch: int) -> NDArray[np.int64]:
+    return epoch_order(count, seed=seed, epoch=epoch, shuffle=shuffle)
 
 
 def samples_of(runs: list[Run]) -> NDArray[np.int64]:

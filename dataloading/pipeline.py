@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 # large ones, and batches of 32 images then spend a tenth of their time on fresh pages.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**20))
 
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, tensors, types
 
 DataType = Literal["float32", "float16", "uint8"]
 _DALI_TYPES = {"float32": types.DALIDataType.FLOAT, "float16": types.DALIDataType.FLOAT16}
 PREFETCH = 3  # batches asked of the source before the first is delivered; one of them is always in work
 
 # encoded files, crop x and y (0 to 1 of the room there is), flips, minus the colour shift (N x 3), divisor (N x 3)
-Feed = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+Arrays = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+Feed = list[Any]  # the same as DALI's own tensor lists
 
 
 def build(
@@ -43,7 +44,8 @@ def build(
     """Build the graph. Its one output is a batch of images, N x H x W x C, or N x 10 x H x W x C for ten views.
 
     Args:
-        source: called once per batch, in order; returns up to `batch_size` samples.
+        source: called once per batch, in order; returns up to `batch_size` samples (`pack`), which stay unchanged
+            until their images have been delivered.
         batch_size: the most samples in a batch.
         crop_size: side of the crop in pixels.
         image_size: shorter side of the stored images, and side of the mean image, in pixels.
@@ -59,7 +61,7 @@ def build(
     pipeline = Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH)
     inputs = 1 if views == 10 else 6 if noise else 4
     with pipeline:
-        encoded, *numbers = fn.external_source(lambda: source()[:inputs], num_outputs=inputs, batch=True)
+        encoded, *numbers = fn.external_source(lambda: source()[:inputs], num_outputs=inputs, batch=True, no_copy=True)
         decoder = _decoder(device, image_size, hardware_decoder_load)
         if views == 10:
             images = _ten_views(fn.decoders.image(encoded, **decoder), crop_size, image_size)
@@ -72,6 +74,15 @@ def build(
         pipeline.set_outputs(images)
     pipeline.build()
     return pipeline
+
+
+def pack(arrays: Arrays) -> Feed:
+    """Return a batch as DALI's own tensor lists, which it takes as they are; of arrays it would convert each by itself,
+    when it is asked to run.
+    """
+    encoded, *numbers = arrays
+    files = tensors.TensorListCPU([tensors.TensorCPU(file, "") for file in encoded], "")
+    return [files, *(tensors.TensorListCPU(array, "") for array in numbers)]
 
 
 def _decoder(device: int | None, image_size: int, hardware_load: float) -> dict[str, Any]:

@@ -83,19 +83,24 @@ def prepare(
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DatasetError(f"{dest} exists already; remove it or choose another destination")
     with _workplace(dest) as folder:
+        # An interruption at the very end has left a whole data set, of which the plan tells whether it is this one.
+        is_whole = all((folder / name).exists() for name in (PLAN, shards.DESCRIPTION))
         if verify and edition_in(Path(source)) is None:
             raise DatasetError(f"no MD5 sums are published for {source}; leave --verify out")
         opened = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
         if verify and isinstance(opened, ILSVRC):
             opened.verify(progress=progress)
         total = write_plan(opened, folder, treatment, shard_images, progress)
-        processes = len(os.sched_getaffinity(0)) if workers is None else workers
-        check_space(opened, folder, treatment, total, processes)
-        _make_shards(opened, folder, treatment, total, processes, progress)
-        _finish(opened, folder, treatment)
+        if not is_whole:
+            processes = len(os.sched_getaffinity(0)) if workers is None else workers
+            check_space(opened, folder, treatment, total, processes)
+            _make_shards(opened, folder, treatment, total, processes, progress)
+            _finish(opened, folder, treatment)
+        _clear(folder)
         if dest.exists():
             dest.rmdir()
         folder.rename(dest)
+        (dest / PLAN).unlink()
     return Dataset(dest)
 
 
@@ -186,12 +191,16 @@ def _make_shards(
 ) -> None:
     """Make the shards that are not there yet, and add up the training images as they come in."""
     sums, added = _load_sums(folder, treatment.size)
-    todo, done = set(), 0
+    images, recorded = {}, set()
     for task in tasks(source, folder, treatment):
-        if task.result.exists() and (task.split != "train" or task.shard in added):
-            done += len(task.entries)
-        else:
-            todo.add((task.split, task.shard))
+        images[task.split, task.shard] = len(task.entries)
+        if task.result.exists():
+            recorded.add((task.split, task.shard))
+    if not recorded.issuperset(("train", shard) for shard in added):  # a shard made again would be in the sums twice
+        sums, added = PixelSums(treatment.size), set()
+    finished_before = {(split, shard) for split, shard in recorded if split != "train" or shard in added}
+    todo = images.keys() - finished_before
+    done = sum(images[key] for key in finished_before)
     unfinished = (task for task in tasks(source, folder, treatment) if (task.split, task.shard) in todo)
     with (
         ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report,
@@ -224,7 +233,7 @@ def _save_sums(folder: Path, sums: PixelSums, added: set[int]) -> None:
 
 
 def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
-    """Write index, statistics, rejected.csv and, last, dataset.json; remove what only the preparation needed."""
+    """Write index, statistics, rejected.csv and, last, dataset.json."""
     sums, _ = _load_sums(folder, treatment.size)
     if not sums.count:
         raise DatasetError(
@@ -246,13 +255,12 @@ def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
         "color_deviations": deviations.tolist(),
         "color_vectors": axes.tolist(),
         "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),
+        "rejected_sha256": shards.file_sha256(folder / shards.REJECTED),
         "splits": splits,
         "made": {**source.made(), **_options(treatment), "rejected": rejected},
     }
-    identity = json.dumps([source.classes, description["mean_image_sha256"], splits], sort_keys=True)
-    description["fingerprint"] = hashlib.sha256(identity.encode()).hexdigest()
+    description["fingerprint"] = shards.fingerprint(description)
     write_atomically(folder / shards.DESCRIPTION, json.dumps(description, indent=1).encode())
-    _clear(folder)
 
 
 def _options(treatment: Treatment) -> dict[str, Any]:
@@ -304,7 +312,8 @@ def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
 
 
 def _clear(folder: Path) -> None:
-    kept = {shards.DESCRIPTION, shards.MEAN_IMAGE, shards.REJECTED}
+    """Remove what only the preparation needed, but for its plan, by which the same command knows it again."""
+    kept = {PLAN, shards.DESCRIPTION, shards.MEAN_IMAGE, shards.REJECTED}
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -2,7 +2,8 @@
 
 A prepared data set is one folder::
 
-    dataset.json            classes, counts, sizes and SHA-256 of every file, colour statistics, how it was made
+    dataset.json            classes, counts, SHA-256 of every file, colour statistics, how it was made; and, over all
+                            of these, the fingerprint
     mean-image.npy          float32, size x size x 3 (RGB, 0-255): the mean of the training images
     rejected.csv            the source files that were left out, with the reason
     train-000000.tar ...    shards: for each sample <key>.jpg and <key>.cls (the label in ASCII digits)
@@ -14,11 +15,16 @@ file begins, how long it is and what its CRC-32 is, so that any sample can be re
 another one. Everything in the folder is a function of the source and of the options: no dates, no host names.
 """
 
+import contextlib
+import errno
+import functools
 import hashlib
 import io
 import json
 import mmap
 import os
+import resource
+import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -33,7 +39,7 @@ from dataloading import order
 from dataloading.errors import DatasetError
 
 FORMAT = "fastalex-dataset"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "dataset.json"
 MEAN_IMAGE = "mean-image.npy"
 REJECTED = "rejected.csv"
@@ -75,6 +81,12 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(description: dict[str, Any]) -> str:
+    """Return the SHA-256 of what `dataset.json` says, the hashes of all files among it, but for the fingerprint."""
+    content = {name: value for name, value in description.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -146,8 +158,9 @@ def is_prepared(path: str | os.PathLike[str]) -> bool:
 class Dataset:
     """A prepared data set, opened for reading.
 
-    Opening checks what can be checked at once: the description, the size of every shard, the index's hash, shape and
-    labels, and the first sample of up to 64 shards of each split. ``python -m dataloading.check`` reads every byte.
+    Opening checks what can be checked at once: the description's fingerprint, the size of every shard, the index's
+    hash, shape and labels, and the first sample of up to 64 shards of each split. ``python -m dataloading.check`` reads
+    every byte.
 
     Args:
         path: the folder that `prepare` wrote.
@@ -189,7 +202,10 @@ class Dataset:
             }
         except (KeyError, TypeError) as error:
             raise DatasetError(f"{self.root / DESCRIPTION} is damaged: no usable entry {error}; {_REPAIR}") from None
-        self._maps: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        shards = sum(len(self._shards[split]) for split in self.splits)
+        room = _room_for_maps(shards)
+        self._all_stay_mapped = shards <= room
+        self._mapped = functools.lru_cache(room)(_mapped)
         self._subsets: tuple[tuple[str, float, int], ...] = ()
         self._index = {split: self._open_index(split) for split in self.splits}
         self.mean_image: NDArray[np.float32] = self._open_mean_image()
@@ -243,13 +259,23 @@ class Dataset:
         smaller._subsets = (*self._subsets, (split, fraction, seed))
         return smaller
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of every file in the folder but `dataset.json`, by the file's name."""
+        about = self._description
+        found = {MEAN_IMAGE: about["mean_image_sha256"], REJECTED: about["rejected_sha256"]}
+        for split in self.splits:
+            found[index_name(split)] = about["splits"][split]["index_sha256"]
+            found.update((shard.file, shard.sha256) for shard in self._shards[split])
+        return found
+
     def shards(self, split: str) -> Sequence[ShardFile]:
         """Return name, size, SHA-256 and sample count of the split's shards."""
         self.index(split)
         return self._shards[split]
 
     def read(self, split: str, i: int) -> memoryview:
-        """Return the JPEG file of sample `i`, read-only and not copied.
+        """Return the JPEG file of sample `i`, read-only, and not copied where all shards can be open at once.
 
         Raises `DatasetError`, naming shard and sample, when its bytes are not those that were prepared.
         """
@@ -259,6 +285,8 @@ class Dataset:
         """Like `read`, for a caller that has the index record of sample `i` already: uint8, shape (length,)."""
         shard, length, offset, _, crc32, _, _ = row.tolist() if isinstance(row, np.void) else row
         data = self._map(split, shard)[offset : offset + length]
+        if not self._all_stay_mapped:  # a view would keep its shard's file open
+            data = np.frombuffer(data.tobytes(), dtype=np.uint8)
         found = zlib.crc32(data.data)
         if found != crc32:
             raise DatasetError(
@@ -285,30 +313,24 @@ class Dataset:
         return header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == _BLOCK else "?"
 
     def _map(self, split: str, shard: int) -> NDArray[np.uint8]:
-        mapped = self._maps.get((split, shard))
-        if mapped is None:
-            path = self.root / self._shards[split][shard].file
-            try:
-                with path.open("rb") as file:
-                    mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-            except (OSError, ValueError) as error:
-                raise DatasetError(f"cannot read {path}: {error}; {_REPAIR}") from None
-            self._maps[split, shard] = mapped
-        return mapped
+        return self._mapped(os.path.join(self.root, self._shards[split][shard].file))
 
     def _open_index(self, split: str) -> NDArray[Any]:
         path, wanted = self.root / index_name(split), self._description["splits"][split]
         try:
             found = file_sha256(path)
         except OSError as error:
-            raise DatasetError(f"cannot read the index {path}: {error.strerror}; {_REPAIR}") from None
+            raise _unreadable(path, error) from None
         if found != wanted["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
                 f"{wanted['index_sha256'][:12]}...; {_REPAIR}"
             )
         # Read only now: NumPy's parser of headers makes something of many damaged ones, and raises anything at others.
-        index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
+        try:
+            index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
+        except OSError as error:
+            raise _unreadable(path, error) from None
         if index.dtype != INDEX_DTYPE or index.shape != (wanted["count"],):
             raise DatasetError(
                 f"{path} has {index.shape} records of {index.dtype}, not ({wanted['count']},) of {INDEX_DTYPE}"
@@ -326,7 +348,7 @@ class Dataset:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DatasetError(f"cannot read the mean image {path}: {error.strerror}; {_REPAIR}") from None
+            raise _unreadable(path, error) from None
         if hashlib.sha256(data).hexdigest() != self._description.get("mean_image_sha256"):
             raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {_REPAIR}")
         mean: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -367,6 +389,38 @@ def _reopened(root: Path, subsets: tuple[tuple[str, float, int], ...]) -> Datase
 _REPAIR = "copy the data set again or prepare it anew"
 
 
+def _unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> DatasetError:
+    remedy = _REPAIR
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        remedy = f"this process may have {limit:,} files open; allow more (ulimit -n)"
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return DatasetError(f"cannot read {os.fspath(path)}: {reason}; {remedy}")
+
+
+def _room_for_maps(shards: int) -> int:
+    """Return how many shards may be mapped at once, after raising the limit of open files where that helps.
+
+    A map keeps its file open. Half of the open files that the process is allowed are left to everything else.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in (allowed, most))
+    wanted = min(2 * shards + 1024, hard)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            soft = wanted
+    return max(1, soft // 2)
+
+
+def _mapped(path: str) -> NDArray[np.uint8]:
+    try:
+        with open(path, "rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _read_description(root: Path) -> dict[str, Any]:
     """Read `dataset.json`, or say what is at `root` instead."""
     path = root / DESCRIPTION
@@ -377,12 +431,19 @@ def _read_description(root: Path) -> dict[str, Any]:
         raise DatasetError(f"{root} is not a prepared data set: it has no {DESCRIPTION}; {remedy}")
     try:
         about = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged: {error}; {_REPAIR}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DatasetError(f"{path} does not describe a data set of this program; {remedy}")
     if about.get("version") != VERSION:
         raise DatasetError(
             f"{root} has format version {about.get('version')!r}; this program reads {VERSION}; {remedy}"
+        )
+    if (found := fingerprint(about)) != about.get("fingerprint"):
+        raise DatasetError(
+            f"{path} is damaged: its fingerprint is {found[:12]}..., it says {str(about.get('fingerprint'))[:12]}...; "
+            f"{_REPAIR}"
         )
     return about

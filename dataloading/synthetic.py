@@ -59,7 +59,11 @@ class SyntheticStream:
         flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
         images = flat if dtype == torch.uint8 else flat.to(dtype) - 127.5
         self._images = images.to(device).unflatten(0, shape[:-3])
+        self.replaced: dict[int, int] = {}
 
     def images(self, epoch: int, window: Window) -> torch.Tensor:
         """Return as many images as the batch has samples."""
         return self._images[: window.last - window.first]
+
+    def close(self) -> None:
+        """There is nothing to end."""

@@ -7,8 +7,9 @@ a batch that is refused before training cannot fit, one that is not may still fa
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,9 @@ from fastalex.planning import StageMemory, layer_costs, stage_memory
 _PROCESS_BYTES = 400 * 2**20
 # An image takes less than this in any network here; where so much is free, nothing has to be counted.
 _AMPLE_PER_IMAGE = 64 * 2**20
+
+# What torch's allocator says on a CPU, as a plain RuntimeError.
+_CPU_ALLOCATION_FAILED = "can't allocate memory"
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -80,35 +84,31 @@ def check_memory(config: RunConfig) -> None:
     if available is None or 16 * parameters + config.recipe.batch_size * _AMPLE_PER_IMAGE < min(available):
         return
     stages, rows = stages_memory(config), config.recipe.batch_size // layout.replicas
-    for rank in range(layout.ranks):
-        needed, there = sum(stages[i].total(rows) for i in layout.local_stages(rank)), available[rank % len(available)]
+    by_rank = {rank: available[rank % len(available)] for rank in range(layout.ranks)}
+    for rank, there in by_rank.items():
+        needed = sum(stages[i].total(rows) for i in layout.local_stages(rank))
         if needed > there:
             numbers = " and ".join(map(str, layout.local_stages(rank)))
-            what = f"stage {numbers} needs {_gb(needed)} and more; {_gb(there)} are free"
-            raise does_not_fit(config, what, available)
+            raise does_not_fit(config, f"stage {numbers} needs {_gb(needed)} and more; {_gb(there)} are free", by_rank)
 
 
-def does_not_fit(config: RunConfig, what: str, available: Sequence[int] | None = None) -> ConfigurationError:
+def does_not_fit(config: RunConfig, what: str, available: Mapping[int, int | None]) -> ConfigurationError:
     """The error that names the largest batch that would fit.
 
     Args:
         what: happened.
-        available: bytes for each device; None looks now.
+        available: bytes for the stages of each rank in question; None where that is unknown.
     """
     layout, micro_batches = config.layout, _micro_batches(config)
     rows = config.recipe.batch_size // layout.replicas
-    available = available or _available(config)
-    batch = 0
-    if available is not None:
-        # What does not fit takes more than there is, whatever was counted: a tenth less at least is what to try.
-        stages = stages_memory(config)
-        largest = []
-        for rank in range(layout.ranks):
-            local = [stages[i] for i in layout.local_stages(rank)]
-            needed = sum(stage.total(rows) for stage in local)
-            limit = min(available[rank % len(available)], needed / 1.1) / needed  # of what each of its stages needs
-            largest += [stage.largest_batch(int(limit * stage.total(rows))) for stage in local]
-        batch = min(*largest, rows - 1) // micro_batches * micro_batches * layout.replicas
+    # What does not fit takes more than there is, whatever was counted: a tenth less at least is what to try.
+    stages, largest = stages_memory(config), [rows - 1]
+    for rank, there in available.items():
+        local = [stages[i] for i in layout.local_stages(rank)]
+        needed = sum(stage.total(rows) for stage in local)
+        limit = needed / 1.1 if there is None else min(there, needed / 1.1)
+        largest += [stage.largest_batch(int(limit / needed * stage.total(rows))) for stage in local]
+    batch = min(largest) // micro_batches * micro_batches * layout.replicas
     fits = f"about {batch} would fit: --batch-size {batch}" if batch else "not even the smallest would fit"
     return ConfigurationError(
         f"a batch of {config.recipe.batch_size} does not fit into memory ({what}); {fits}, or cut it into more parts "
@@ -116,14 +116,40 @@ def does_not_fit(config: RunConfig, what: str, available: Sequence[int] | None =
     )
 
 
-def _available(config: RunConfig) -> list[int] | None:
-    devices = parse_devices(config.devices)
-    available = [available_bytes(device) for device in devices]
-    if any(there is None for there in available):
+def ran_out(error: BaseException, config: RunConfig, rank: int, device: torch.device) -> ConfigurationError | None:
+    """The error that a worker ends with where ``error`` says that its memory ran out, else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
+        if isinstance(cause, RuntimeError) and _CPU_ALLOCATION_FAILED in str(cause):
+            break
+        cause = cause.__cause__  # the pipeline's schedule wraps what a stage raises
+    if cause is None:
         return None
+    text = str(cause)
+    what = text[max(0, text.find(_CPU_ALLOCATION_FAILED)) :].split(". ")[0] or "out of memory"
+    # Stages and memory of this worker alone: it knows nothing of the others', and asking their GPUs would take some.
+    there = available_bytes(device)
+    if there is not None and device.type == "cpu":
+        there += _resident_bytes() - _PROCESS_BYTES
+    return does_not_fit(config, what, {rank: there})
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _available(config: RunConfig) -> list[int] | None:
+    """Bytes for each device of this machine, while no worker runs."""
+    devices = parse_devices(config.devices)
     if devices[0].type == "cpu":  # all stages share it
-        return [max(0, (there or 0) // len(devices) - _PROCESS_BYTES) for there in available]
-    return [there or 0 for there in available]
+        there = available_bytes(devices[0])
+        return None if there is None else [max(0, there // len(devices) - _PROCESS_BYTES)] * len(devices)
+    # A process that asks a GPU keeps hundreds of megabytes of it until it ends; this one goes on beside the workers.
+    ask = "import sys, torch; print(*(torch.cuda.mem_get_info(int(index))[0] for index in sys.argv[1:]))"
+    command = [sys.executable, "-c", ask, *(str(device.index) for device in devices)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
+    free = [int(word) for word in answer.split()]
+    return free if len(free) == len(devices) else None
 
 
 def _gb(count: int) -> str:

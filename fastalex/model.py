@@ -241,9 +241,9 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
     return images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it.
+    # Kept for good: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it but reads it.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
@@ -319,11 +319,14 @@ class _InPlaceOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, master: Tensor, copy: Tensor) -> Tensor:
         ctx.dtype = master.dtype
+        # A put-off gradient is None; as the zeros that autograd makes of it, it would be cast and added all the same.
+        ctx.set_materialize_grads(False)
         return copy.view_as(copy)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].to(ctx.dtype), None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        (gradient,) = gradients
+        return None if gradient is None else gradient.to(ctx.dtype), None
 
 
 class Convolution(_WeightedBlock):

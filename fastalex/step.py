@@ -120,6 +120,8 @@ class GraphedStep(TrainingStep):
         self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._outputs: tuple[Tensor | None, Tensor | None] = (None, None)
+        # DALI synchronises the device when it gets a batch's memory back, which ends the process during a capture.
+        self._held: list[Tensor] = []
 
     def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
         """As :meth:`TrainingStep.__call__`."""
@@ -129,14 +131,20 @@ class GraphedStep(TrainingStep):
         assert labels is not None
         inputs = self._take(images, labels, seed)
         self._calls += 1
+        if self._graphs is None:
+            self._held.append(images)
         if self._calls <= WARM_UP_STEPS:
             return self._warm_up(*inputs)
         if self._graphs is None:
+            current = torch.cuda.current_stream(self.engine.device)
             try:
                 self._graphs = self._capture(*inputs)
             except RuntimeError as error:
+                torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
                 self._give_up(error)
                 return super().__call__(images, labels, seed)
+            finally:
+                self._held.clear()
         for graph in self._graphs:
             graph.replay()
         return self._outputs[0]

@@ -37,7 +37,7 @@ from fastalex.data import open_prepared
 from fastalex.errors import NonFiniteLoss
 from fastalex.evaluation import count_errors
 from fastalex.launch import Interrupted, World
-from fastalex.memory import does_not_fit, peak_bytes
+from fastalex.memory import peak_bytes, ran_out
 from fastalex.metrics import Metrics
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import cut_before
@@ -54,13 +54,20 @@ def train(world: World, config: RunConfig) -> None:
 
     Raises:
         Interrupted: told to stop; a checkpoint was written first.
-        ConfigurationError: the loss is no longer finite, or a checkpoint does not fit.
+        ConfigurationError: the loss is no longer finite, the memory does not suffice, or a checkpoint does not fit.
     """
-    trainer = Trainer(world, config)
+    trainer = None
     try:
+        trainer = Trainer(world, config)
         trainer.run()
+    except (RuntimeError, MemoryError) as error:
+        full = ran_out(error, trainer.config if trainer else config, world.pipeline_rank, world.device)
+        if full is None:
+            raise
+        raise full from None
     finally:
-        trainer.close()
+        if trainer:
+            trainer.close()
 
 
 # So many skipped steps in a row, or an epoch of them, end the run: weights that no step changes do not get better.
@@ -248,10 +255,7 @@ class Trainer:
                 self.progress.epoch + (self.progress.samples + self.batch_size) / self.dataset.count("train")
             )
         )
-        try:
-            counts = self.step(batch.images, batch.labels, seed)
-        except torch.OutOfMemoryError as error:
-            raise does_not_fit(self.config, str(error).split(". ")[0]) from None
+        counts = self.step(batch.images, batch.labels, seed)
         self.progress.step += 1
         self.progress.samples += self.batch_size
         return counts

@@ -109,6 +109,10 @@ def _addresses(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tenso
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
+# What launches recorded in CUDA graphs read: a graph may be replayed after the caches have dropped it.
+_recorded: list[tuple[Tensor, ...]] = []
+
+
 @torch.library.custom_op("fastalex::sgd_update", mutates_args=("weights", "velocities", "copies"))
 def _update(
     weights: Sequence[Tensor],
@@ -127,10 +131,13 @@ def _update(
     part, length = _parts(tuple(w.numel() for w in weights), weights[0].device)
     if part.shape[0] == 0:
         return
+    table = _addresses(addresses, weights[0].device)
+    if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        _recorded.append((part, length, table))
     with launch.on(weights[0]):
         sgd_kernel[(part.shape[0],)](
             part,
-            _addresses(addresses, weights[0].device),
+            table,
             length,
             rates,
             decays,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloading.shards import file_sha256
+from dataloading.shards import file_sha256, fingerprint
 
 
 def copied(root: Path, dest: Path) -> Path:
@@ -23,9 +23,10 @@ def flip_bit(path: Path, place: float, bit: int) -> None:
 
 
 def rewritten(root: Path, change: Callable[[dict], object]) -> None:
-    """Change dataset.json."""
+    """Change dataset.json, as if it had been prepared so."""
     about = json.loads((root / "dataset.json").read_bytes())
     change(about)
+    about["fingerprint"] = fingerprint(about)
     (root / "dataset.json").write_text(json.dumps(about))
 
 

@@ -1,6 +1,7 @@
 import io
 import os
 import resource
+import threading
 
 import numpy as np
 import pytest
@@ -343,6 +344,17 @@ def test_the_next_epoch_is_prefetched(small):
     assert validating._stream._plan_number == 1
 
 
+def test_files_are_read_by_a_thread_of_the_loader(small, monkeypatch):
+    readers = []
+    view = Dataset.view
+    monkeypatch.setattr(Dataset, "view", lambda *a: readers.append(threading.get_ident()) or view(*a))
+    source = loader(small, batch_size=4)
+    for epoch in (0, 5):  # the second one is not what was being made
+        list(source.epoch(epoch))
+    assert len(set(readers)) == 1
+    assert threading.get_ident() not in readers
+
+
 def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
@@ -353,6 +365,7 @@ def test_a_closed_loader_gives_its_threads_back_and_can_be_used_again(small):
     running = thread_count()
     source.close()
     assert thread_count() <= running - 4
+    assert not any(thread.name.startswith("feed") for thread in threading.enumerate())
     assert same(next(source.epoch(0)), first)
     del source
     assert thread_count() <= running - 4, "a loader that is dropped keeps its threads"
@@ -410,6 +423,8 @@ def test_a_bad_sample_can_be_replaced_and_counted(kind, small, request, caplog):
     named = [record.getMessage() for record in caplog.records]
     assert len(named) == 1
     assert "replaced by sample 14: sample 13 of train (000000013-0005.jpg in" in named[0]
+    source.close()
+    assert source.replaced == {13: 14}
 
 
 def test_a_class_without_any_good_sample_stops_even_then(small, tmp_path):

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, is_prepared, prepare
+from dataloading import Dataset, DatasetError, is_prepared, preparation, prepare
 from dataloading.check import problems
 from dataloading.images import Treatment, treat
 from dataloading.plan import Task
@@ -390,6 +391,36 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(many, many_prepared, tmp
     quietly(many, tmp_path / "out", size=128, shard_images=14)
     assert contents(tmp_path / "out") == many_prepared
     assert all((tmp_path / "out" / path.name).stat().st_ino == inode for path, inode in kept.items()), "made anew"
+
+
+def test_an_interruption_while_tidying_up_changes_nothing(folders, small, tmp_path, monkeypatch):
+    for removed in range(9):
+        dest, left = tmp_path / f"out{removed}", iter(range(removed))
+
+        def unlink(path: Path, missing_ok: bool = False, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            os.unlink(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", unlink)
+            with pytest.raises(KeyboardInterrupt):
+                quietly(folders, dest, shard_images=10)
+        if not is_prepared(dest):
+            with pytest.raises(DatasetError, match=r"interrupted preparation from another source or with other"):
+                quietly(folders, dest, shard_images=9)
+            quietly(folders, dest, shard_images=10)
+            assert contents(dest) == contents(small.root)
+
+
+def test_a_lost_record_of_a_shard_does_not_count_its_images_twice(folders, small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "_finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            quietly(folders, tmp_path / "out", shard_images=10)
+    (tmp_path / "out.preparing" / "train-000001.json").unlink()
+    quietly(folders, tmp_path / "out", shard_images=10)
+    assert contents(tmp_path / "out") == contents(small.root)
 
 
 def test_ctrl_c_ends_with_one_line_and_leaves_no_worker(many, tmp_path):

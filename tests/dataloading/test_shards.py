@@ -1,3 +1,4 @@
+import contextlib
 import io
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, Loader, is_prepared
+from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare
 from dataloading.order import subset
 from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
 from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
@@ -183,6 +184,14 @@ def test_no_bit_of_index_or_mean_image_flips_unnoticed(small, tmp_path_factory, 
         Dataset(root)
 
 
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_bit_of_the_description_flips_unnoticed(small, tmp_path_factory, place, bit):
+    root = copied(small.root, tmp_path_factory.mktemp("flip") / "copy")
+    flip_bit(root / "dataset.json", place, bit)
+    with contextlib.suppress(DatasetError):
+        assert Dataset(root)._description == small._description  # 1E-5 for 1e-5
+
+
 def test_the_index_of_another_data_set_is_refused(small, full_size, tmp_path):
     root = copied(small.root, tmp_path / "copy")
     (root / "train-index.npy").write_bytes((full_size.root / "train-index.npy").read_bytes())
@@ -203,7 +212,7 @@ def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(version=99), "has format version 99; this program reads 1"),
+        (lambda about: about.update(version=99), "has format version 99; this program reads 2"),
         (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
         (lambda about: about.pop("classes"), "dataset.json is damaged: no usable entry 'classes'"),
         (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),
@@ -246,6 +255,39 @@ def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
         dataset.read("train", 13)
 
 
+READ_ALL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+from dataloading import Dataset, DatasetError
+dataset = Dataset(sys.argv[1])
+kept = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+again = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+print(len(kept), kept == again)
+files = []
+try:
+    while True:
+        files.append(open(sys.executable))
+except OSError:
+    pass
+try:
+    Dataset(sys.argv[1])
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(28, 28), (28, 200)])
+def test_more_shards_than_files_may_be_open(folders, tmp_path, soft, hard):
+    dataset = prepare(folders, tmp_path / "many", size=16, shard_images=1, workers=0, progress=False)
+    assert sum(len(dataset.shards(split)) for split in dataset.splits) == 36
+    script = [sys.executable, "-c", READ_ALL, dataset.root, str(soft), str(hard)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    read, refused = done.stdout.splitlines()
+    assert read == "36 True"
+    assert refused.endswith(f"Too many open files; this process may have {hard} files open; allow more (ulimit -n)")
+
+
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +311,25 @@ def test_the_check_finds_any_flipped_bit(small, tmp_path):
         except DatasetError as error:
             found = [str(error)]
         assert any(path.name in str(problem) for problem in found), step
+
+
+def test_the_check_knows_every_file_of_the_folder(small, tmp_path):
+    from dataloading.check import problems
+
+    root = copied(small.root, tmp_path / "copy")
+    dataset = Dataset(root)
+    (root / "rejected.csv").write_text("split,file,reason\ntrain,innocent.jpg,no reason\n")
+    (root / "train-000001.tar").unlink()
+    (root / "train-000099.tar").write_bytes((root / "train-000000.tar").read_bytes())
+    (root / "plan.json").touch()
+    flip_bit(root / "mean-image.npy", 0.5, 3)
+    assert [f"{problem.file.name}: {problem.text}" for problem in problems(dataset, progress=False)] == [
+        "mean-image.npy: its SHA-256 is not the one in dataset.json",
+        "rejected.csv: its SHA-256 is not the one in dataset.json",
+        "train-000001.tar: it is missing",
+        "plan.json: it does not belong to the data set",
+        "train-000099.tar: it does not belong to the data set",
+    ]
 
 
 def test_the_check_names_the_sample_and_ends_with_2(small, tmp_path):

@@ -23,10 +23,26 @@ def test_a_batch_that_cannot_fit_is_refused_and_the_largest_that_can_is_named(co
 
 
 def test_what_failed_is_never_recommended(config):
-    plenty = [10**15]
-    error = does_not_fit(config, "CUDA out of memory", plenty)
-    assert "about 6 would fit: --batch-size 6" in str(error)  # 8 did not; micro-batches are pairs
-    assert "not even the smallest would fit" in str(does_not_fit(config, "CUDA out of memory", [1]))
+    for plenty in (10**15, None):
+        error = does_not_fit(config, "CUDA out of memory", {0: plenty})
+        assert "about 6 would fit: --batch-size 6" in str(error)  # 8 did not; micro-batches are pairs
+    assert "not even the smallest would fit" in str(does_not_fit(config, "CUDA out of memory", {0: 1}))
+
+
+def test_a_worker_counts_its_own_stages(config):
+    recipe = replace(config.recipe, batch_size=1000)
+    config = replace(config, devices="cpu,cpu", stages=2, split="conv3", recipe=recipe)
+    stages = stages_memory(config)
+    there = stages[1].total(500)
+    assert stages[1].total(1000) < stages[0].total(500)  # the first stage would not fit into that
+    assert "about 500 would fit" in str(does_not_fit(config, "out of memory", {1: there}))
+    assert "about 500 would fit" not in str(does_not_fit(config, "out of memory", {0: there, 1: there}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpus_are_asked_by_another_process(config):
+    (free,) = memory._available(replace(config, devices="0"))
+    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
 
 
 def test_memory_of_this_machine_is_known():

@@ -239,13 +239,16 @@ def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, with
         torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding * scale, msg=name)
 
 
-def test_a_weight_gradient_takes_the_memory_of_the_one_before():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_weight_gradient_waits_and_takes_the_memory_of_the_one_before(precision):
     model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
+    model.set_precision(precision)
     stage = model.stage(model.architecture.block_names)
     stage.defer_weight_gradients()
     addresses = set()
     for _ in range(2):
         stage(images(2), seed=1).sum().backward()
+        assert [n for n, p in stage.named_parameters() if p.grad is None] == [f"fc{i}.weight" for i in (6, 7, 8)]
         stage.finish_gradients()
         addresses.add(stage.get_parameter("fc6.weight").grad.data_ptr())
         stage.zero_grad()

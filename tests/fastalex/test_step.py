@@ -1,5 +1,6 @@
 """One training step: keys and rates from memory, skipped updates, late counts, and what becomes of a failed capture."""
 
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -142,26 +143,34 @@ class _Recorder:
     """Stands for CUDA where there is none: a capture runs the code under it once, a replay does nothing."""
 
     def __init__(self, error: str | None = None) -> None:
-        self.error, self.captures, self.replays = error, 0, 0
+        self.error, self.captures = error, 0
+        self.images: list[weakref.ref] = []
+        self.dropped = 0  # of these, before the end of a capture
 
-    def __call__(self, graph, **_):
+    def __call__(self, graph, stream, **_):
         self.captures += 1
+        self.stream = stream
         return self
 
     def __enter__(self):
-        if self.error:
-            raise RuntimeError(self.error)
+        self.before = torch.cuda.current_stream(None)
+        torch.cuda.set_stream(self.stream)
 
     def __exit__(self, *_):
-        return False
+        self.dropped += sum(image() is None for image in self.images)
+        if self.error:  # as in torch, the stream is then not put back
+            raise RuntimeError(self.error)
+        torch.cuda.set_stream(self.before)
 
 
 @pytest.fixture
 def without_cuda(monkeypatch):
     """`torch.cuda`'s streams do nothing, so that the order of GraphedStep's calls can be followed on a CPU."""
-    nothing = SimpleNamespace(wait_stream=lambda _: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: nothing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: nothing)
+    current, capturing = (SimpleNamespace(wait_stream=lambda _: None) for _ in range(2))
+    streams = [current]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None, pool=lambda: None))
@@ -171,6 +180,7 @@ def without_cuda(monkeypatch):
 def test_a_capture_that_fails_says_so_once_and_the_run_goes_on_unchanged(without_cuda):
     recorder = _Recorder("operation not permitted when stream is capturing\nmore")
     without_cuda.setattr(torch.cuda, "graph", recorder)
+    current = torch.cuda.current_stream(None)
     said: list[str] = []
     expected, other = build(), build()
     graphed = GraphedStep(other.engine, other.optimizer, say=said.append)
@@ -181,6 +191,7 @@ def test_a_capture_that_fails_says_so_once_and_the_run_goes_on_unchanged(without
     assert recorder.captures == 1
     assert said == ["CUDA graphs are off, as the capture failed: operation not permitted when stream is capturing"]
     assert same(weights(graphed), weights(expected))
+    assert torch.cuda.current_stream(None) is current
 
 
 def test_the_steps_before_a_capture_are_steps_of_the_run(without_cuda):
@@ -190,14 +201,18 @@ def test_the_steps_before_a_capture_are_steps_of_the_run(without_cuda):
     graphed = GraphedStep(other.engine, other.optimizer)
     for number in range(step_module.WARM_UP_STEPS):
         images, labels = batch(number)
+        recorder.images.append(weakref.ref(images))
         counts, others = expected(images, labels, number), graphed(images, labels, number)
         assert counts is not None
         assert others is not None
         assert torch.equal(counts, others)
+    del images
     assert recorder.captures == 0
     assert same(weights(graphed), weights(expected))
     graphed(*batch(9), 9)
     assert recorder.captures == 2  # gradients, then the update, which needs their addresses
+    assert recorder.dropped == 0  # the loader would synchronise
+    assert all(image() is None for image in recorder.images)
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
