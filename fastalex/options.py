@@ -32,6 +32,9 @@ from fastalex.recipe import Recipe, build_recipe
 from fastalex.step import NonFinitePolicy
 from fastalex.trainer import train
 
+MACHINE_FIELDS = ("devices", "machines", "stages", "replicas", "schedule", "split", "micro_batches")
+"""The fields of a run that say what computes which part of it; they may change when it goes on."""
+
 
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -284,7 +287,7 @@ def _resumed(options: TrainOptions) -> RunConfig:
     edits = options.training.edits
     layers = config.network.build_architecture().block_names
     recipe = edited(_override(recipe, options.training), edits, layers=layers, epoch=done)
-    machine = _machine_again(options.machine, config)
+    machine = machine_again(options.machine, config)
     return replace(
         config,
         data=_absolute(dataset),
@@ -312,13 +315,16 @@ def _machine(options: MachineOptions, devices: str) -> dict[str, Any]:
     }
 
 
-def _machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
-    """The same for a resumed run, which keeps its cut and micro-batches as long as it stays on the same devices."""
-    if options.devices or options.stages or options.replicas or options.schedule or machines() != config.machines:
+def machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
+    """The fields that say so of a run that goes on; what it found out stays as long as its devices share it alike."""
+    asked = {name: getattr(options, name) for name in ("devices", "stages", "replicas", "schedule")}
+    changed = any(value is not None and value != getattr(config, name) for name, value in asked.items())
+    if changed or machines() != config.machines:
         return _machine(options, options.devices or config.devices)
-    if options.split:
-        return {"split": options.split, "micro_batches": options.micro_batches}
-    return {"micro_batches": options.micro_batches or config.micro_batches}
+    kept = {name: getattr(config, name) for name in MACHINE_FIELDS}
+    if options.split not in (None, config.split):
+        return kept | {"split": options.split, "micro_batches": options.micro_batches}
+    return kept | {"micro_batches": options.micro_batches or config.micro_batches}
 
 
 def _given(options: ReadingOptions) -> dict[str, Any]:
