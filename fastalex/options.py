@@ -20,7 +20,7 @@ from fastalex.checkpoint import Description, latest_checkpoint, load_description
 from fastalex.cli import optional as _optional
 from fastalex.config import BadSamplePolicy, RunConfig
 from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
-from fastalex.edits import Edit, edited
+from fastalex.edits import Edit, edited, overridden
 from fastalex.errors import ConfigurationError
 from fastalex.launch import World, default_devices, machines, parse_devices
 from fastalex.layout import ScheduleName, arrange, check_batch, possible_micro_batches
@@ -284,9 +284,10 @@ def _resumed(options: TrainOptions) -> RunConfig:
         raise ConfigurationError(
             f"{options.resume} is finished: {done} of {recipe.epochs} epochs; go on with --epochs {done + 1} or more"
         )
-    edits = options.training.edits
+    recipe = _override(recipe, options.training)
+    edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
     layers = config.network.build_architecture().block_names
-    recipe = edited(_override(recipe, options.training), edits, layers=layers, epoch=done)
+    recipe = edited(recipe, options.training.edits, layers=layers, epoch=done)
     machine = machine_again(options.machine, config)
     return replace(
         config,
