@@ -465,6 +465,8 @@ def _vary(architecture: Architecture, variation: Variation) -> Architecture:
     if variation.init is not None:
         blocks = _initialised(blocks, variation.init, variation.width)
     dropout = architecture.dropout if variation.dropout is None else variation.dropout
+    if not any(isinstance(block, LinearBlock) and block.dropout != "none" for block in blocks):
+        dropout = 0.0
     activation = variation.activation or architecture.activation
     return replace(architecture, blocks=blocks, dropout=dropout, activation=activation)
 

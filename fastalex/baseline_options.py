@@ -17,7 +17,7 @@ import dataloading
 from fastalex.checkpoint import write_atomically
 from fastalex.cli import optional
 from fastalex.config import RunConfig
-from fastalex.data import AnyDataset, open_data
+from fastalex.data import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.options import new_folder
 from fastalex.progress import duration, read_metrics
@@ -58,7 +58,7 @@ class BaselineOptions:
     split: str = "val"
     """Which part of the data set errors are measured on."""
     run: Annotated[Path | None, optional("RUN")] = None
-    """A training run on the same classes: its lowest validation errors join the table."""
+    """A training run on the same data: its validation errors after the last epoch join the table."""
     seed: int = 0
     """Of the descriptors that the Gaussians are fitted to and of the order of training."""
     threads: Annotated[int | None, optional("N")] = None
@@ -118,20 +118,22 @@ def run_baseline(options: BaselineOptions) -> Errors:
 
 
 def _network(run: Path, dataset: AnyDataset, split: str) -> Errors:
-    """The lowest validation errors of a training run."""
+    """The validation errors of a training run after its last epoch; nobody chose among epochs by looking at them."""
     config = RunConfig.load(run)
-    if config.network.classes != tuple(dataset.classes):
+    if open_prepared(config.data).fingerprint != dataset.fingerprint:
         raise ConfigurationError(
-            f"{run} was trained on {config.network.num_classes} classes that are not the {len(dataset.classes)} of "
-            f"{dataset.root}; name a run on the same data"
+            f"{run} was trained on {config.data}, which is not the data set in {dataset.root}: their fingerprints "
+            "differ; name a run on the same data, or leave --run out"
         )
     validations: list[dict[str, Any]] = [line for line in read_metrics(run) if line["kind"] == "val"]
     if split != "val" or not validations:
         what = "no finished epoch" if split == "val" else f"errors on val, not on {split}"
         raise ConfigurationError(f"{run} has {what}; leave --run out")
-    best = min(validations, key=lambda line: line["top1_error"])
-    images = f"{dataset.name} val: {best['images']}"
-    return Errors(f"network: {run}", best["top1_error"], best["top5_error"], images)
+    last = validations[-1]
+    name = f"network: {run}, {last['epoch'] + 1} epochs"
+    if config.fraction != 1:
+        name += f" of {100 * config.fraction:g} % of the images"
+    return Errors(name, last["top1_error"], last["top5_error"], f"{dataset.name} val: {last['images']}")
 
 
 def _print(rows: list[Errors], seconds: float, folder: Path) -> None:

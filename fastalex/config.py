@@ -40,7 +40,7 @@ class RunConfig:
         hardware_decoder_load: share of a batch that a GPU's JPEG hardware decodes, 0 to 1.
         fraction: of the training images of each class that it trains on; ``seed`` chooses them.
         init_from: None, or the file of another network's weights that it starts from.
-        edits: what was changed in the recipe by hand; ``recipe`` is what it became.
+        edits: what was changed in the recipe by hand or when it was resumed; ``recipe`` is what it became.
         on_non_finite: ``stop`` at a loss that is not finite, or ``skip`` the updates of such steps.
         cuda_graphs: whether steps on one GPU are captured in CUDA graphs.
     """

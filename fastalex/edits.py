@@ -5,6 +5,8 @@ An edit says from which epoch on (counted from 0: so many are finished by then) 
 - ``lr``, ``conv1.lr``: the weights' learning rate, everywhere or in one layer. The biases' follows at its multiple.
 - ``conv1.weight.lr``, ``conv1.bias.lr``: one of the two alone. 0 freezes.
 - ``color_noise``: the standard deviations of the colour noise.
+
+Options that change the recipe of a resumed run are kept in the same list: ``lr=0.02``.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from fastalex.errors import ConfigurationError
 from fastalex.recipe import Change, Parameters, Recipe
 
-_FORM = re.compile(r"epoch=(\d+):(?:(?:(?!weight|bias)(\w+)\.)?(?:(weight|bias)\.)?(lr)|(color_noise))=([^=:]+)")
+_FORM = re.compile(
+    r"epoch=(\d+):(?:(?:(?!weight|bias)(\w+)\.)?(?:(weight|bias)\.)?(lr)|(color_noise))=([^=:]+)", re.ASCII
+)
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _PARAMETERS: dict[str | None, Parameters] = {"weight": "weights", "bias": "biases", None: "all"}
 
 
@@ -54,7 +59,7 @@ def _change(text: str, recipe: Recipe, layers: Sequence[str], now: int) -> Chang
             "epoch=67:color_noise=0"
         )
     epoch, layer, kind, _, noise, value = match.groups()
-    number = _number(text, value)
+    number = _number(text, value, "colour noise" if noise else "rate")
     if not now <= int(epoch) < recipe.epochs:
         raise ConfigurationError(
             f"--set {text}: epoch {epoch} is not ahead of the run, which has finished {now} of {recipe.epochs} epochs; "
@@ -72,11 +77,28 @@ def _change(text: str, recipe: Recipe, layers: Sequence[str], now: int) -> Chang
     return Change(int(epoch), scale, (layer,) if layer else (), _PARAMETERS[kind])
 
 
-def _number(text: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not (number >= 0 and math.isfinite(number)):
-        raise ConfigurationError(f"--set {text}: {value!r} is no rate; a number from 0 up is wanted")
+def _number(text: str, value: str, kind: str) -> float:
+    number = float(value) if _NUMBER.fullmatch(value) else math.nan
+    if not math.isfinite(number):
+        raise ConfigurationError(f"--set {text}: {value!r} is no {kind}; a number from 0 up is wanted")
     return number
+
+
+def overridden(edits: Sequence[Edit], before: Recipe, after: Recipe) -> list[str]:
+    """What options changed in the recipe of a run that goes on, as texts of edits.
+
+    Args:
+        edits: what was changed before.
+
+    Raises:
+        ConfigurationError: another ``lr`` where rates were set by hand, which are kept as its multiples.
+    """
+    by_hand = [edit.text for edit in edits if edit.text.startswith("epoch=") and "lr=" in edit.text]
+    if after.lr != before.lr and by_hand:
+        raise ConfigurationError(
+            f"--lr {after.lr:g} would also change the rates that were set by hand ({', '.join(by_hand)}); set the rate "
+            "from an epoch on, such as --set epoch=67:lr=1e-4"
+        )
+    names = [field.name for field in fields(Recipe) if field.name != "changes"]
+    pairs = [(name, getattr(before, name), getattr(after, name)) for name in names]
+    return [f"{name}={new}" for name, old, new in pairs if new != old]

@@ -7,8 +7,10 @@ from there, all others begin.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,23 @@ from fastalex.checkpoint import latest_checkpoint, load_progress
 from fastalex.config import RunConfig
 from fastalex.data import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
-from fastalex.options import NetworkOptions, RecipeOptions, TrainOptions, check, make_folder, new_run
+from fastalex.options import (
+    MACHINE_FIELDS,
+    MachineOptions,
+    NetworkOptions,
+    RecipeOptions,
+    TrainOptions,
+    check,
+    machine_again,
+    make_folder,
+    new_run,
+)
 from fastalex.progress import read_metrics
 from fastalex.studies import TRAINING_ERROR_GOAL, Study, Variant
 from fastalex.trainer import train
 
 # What may differ when a run goes on; everything else makes another run.
-_FREE = ("devices", "micro_batches", "schedule", "output", "hardware_decoder_load")
+_FREE = (*MACHINE_FIELDS, "output", "hardware_decoder_load")
 _DIVERGED = "diverged.txt"
 
 
@@ -72,16 +84,18 @@ def plan(study: Study, options: TrainOptions, seeds: int, folder: Path) -> list[
     _check_free(study, options)
     # Prepared once, and then named by where it lies.
     shared = replace(options, data=Path(new_run(_with(study, study.variants[0], options)).data))
-    members = []
+    members: list[Member] = []
     for seed in range(options.training.seed or 0, (options.training.seed or 0) + seeds):
         for variant in study.variants:
             output = folder / variant.folder / f"seed-{seed}"
             own = _with(study, variant, shared)
             own = replace(own, training=replace(own.training, seed=seed), output=output)
             config = _same_updates(own, new_run(own))
-            check(config)
             _check_same(config)
+            config = _going_on(config, own.machine)
+            check(config)
             members.append(Member(variant, config))
+        _check_different(study, members[-len(study.variants) :])
     return members
 
 
@@ -97,6 +111,19 @@ def _check_free(study: Study, options: TrainOptions) -> None:
                 raise ConfigurationError(
                     f"study {study.name} compares values of --{name.replace('_', '-')} itself; leave it out"
                 )
+
+
+def _check_different(study: Study, members: Sequence[Member]) -> None:
+    """Refuse to compare a network with itself, such as one without any normalisation with and without it."""
+    seen: dict[Any, str] = {}
+    for member in members:
+        config, name = member.config, member.variant.name
+        first = seen.setdefault((config.network.build_architecture(), config.recipe, config.fraction), name)
+        if first != name:
+            raise ConfigurationError(
+                f"study {study.name}: {first!r} and {name!r} are the same run with --arch "
+                f"{config.network.architecture} and these options; choose others"
+            )
 
 
 def _with(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions:
@@ -140,6 +167,15 @@ def _check_same(config: RunConfig) -> None:
             )
 
 
+def _going_on(config: RunConfig, machine: MachineOptions) -> RunConfig:
+    """A run that has a checkpoint keeps what it found out at its start, such as where its network is cut."""
+    folder = Path(config.output)
+    if not _has_checkpoint(folder):
+        return config
+    asked = replace(machine, devices=config.devices, split=None if machine.split == "auto" else machine.split)
+    return replace(config, **machine_again(asked, RunConfig.load(folder)))
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
@@ -148,8 +184,29 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + name, value
 
 
-def carry_out(member: Member) -> None:
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the study's folder if need be, and keep other commands out of it.
+
+    Raises:
+        ConfigurationError: another command is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:  # the kernel lets go of it however the command ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another command is carrying out the study in {folder}; wait for it, or give another --output"
+            ) from None
+        yield
+
+
+def carry_out(member: Member, restarts: int = 0) -> None:
     """Make the run, or the rest of it; return at once where it is finished.
+
+    Args:
+        restarts: how often to go on from the last checkpoint after a worker has failed.
 
     Raises:
         Interrupted: told to stop; a checkpoint was written first.
@@ -164,7 +221,7 @@ def carry_out(member: Member) -> None:
         make_folder(folder)
     member.config.save()
     try:
-        launch.run(train, member.config, launch.parse_devices(member.config.devices))
+        launch.run(train, member.config, launch.parse_devices(member.config.devices), restarts)
     except NonFiniteLoss as error:  # a result like any other: it would come again
         (folder / _DIVERGED).write_text(f"{error}\n")
 
@@ -188,9 +245,18 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def outcome(member: Member) -> Outcome:
-    """Read a finished run."""
+    """Read a finished run.
+
+    Raises:
+        ConfigurationError: its log lacks the end.
+    """
     lines = read_metrics(member.folder)
-    last = [line for line in lines if line["kind"] == "val"][-1]
+    last, epochs = next((line for line in reversed(lines) if line["kind"] == "val"), None), member.config.recipe.epochs
+    if last is None or last["epoch"] != epochs - 1:
+        raise ConfigurationError(
+            f"{member.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has made; "
+            f"remove the run (rm -r {member.folder}) and give the same command again"
+        )
     errors: dict[int, list[tuple[float, int]]] = {}
     for line in lines:
         if line["kind"] == "train":

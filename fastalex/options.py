@@ -20,7 +20,7 @@ from fastalex.checkpoint import Description, latest_checkpoint, load_description
 from fastalex.cli import optional as _optional
 from fastalex.config import BadSamplePolicy, RunConfig
 from fastalex.data import AnyDataset, default_recipe, open_data, open_prepared
-from fastalex.edits import Edit, edited
+from fastalex.edits import Edit, edited, overridden
 from fastalex.errors import ConfigurationError
 from fastalex.launch import World, default_devices, machines, parse_devices
 from fastalex.layout import ScheduleName, arrange, check_batch, possible_micro_batches
@@ -31,6 +31,9 @@ from fastalex.precision import check_precision
 from fastalex.recipe import Recipe, build_recipe
 from fastalex.step import NonFinitePolicy
 from fastalex.trainer import train
+
+MACHINE_FIELDS = ("devices", "machines", "stages", "replicas", "schedule", "split", "micro_batches")
+"""The fields of a run that say what computes which part of it; they may change when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -281,10 +284,11 @@ def _resumed(options: TrainOptions) -> RunConfig:
         raise ConfigurationError(
             f"{options.resume} is finished: {done} of {recipe.epochs} epochs; go on with --epochs {done + 1} or more"
         )
-    edits = options.training.edits
+    recipe = _override(recipe, options.training)
+    edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
     layers = config.network.build_architecture().block_names
-    recipe = edited(_override(recipe, options.training), edits, layers=layers, epoch=done)
-    machine = _machine_again(options.machine, config)
+    recipe = edited(recipe, options.training.edits, layers=layers, epoch=done)
+    machine = machine_again(options.machine, config)
     return replace(
         config,
         data=_absolute(dataset),
@@ -312,13 +316,16 @@ def _machine(options: MachineOptions, devices: str) -> dict[str, Any]:
     }
 
 
-def _machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
-    """The same for a resumed run, which keeps its cut and micro-batches as long as it stays on the same devices."""
-    if options.devices or options.stages or options.replicas or options.schedule or machines() != config.machines:
+def machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
+    """The fields that say so of a run that goes on; what it found out stays as long as its devices share it alike."""
+    asked = {name: getattr(options, name) for name in ("devices", "stages", "replicas", "schedule")}
+    changed = any(value is not None and value != getattr(config, name) for name, value in asked.items())
+    if changed or machines() != config.machines:
         return _machine(options, options.devices or config.devices)
-    if options.split:
-        return {"split": options.split, "micro_batches": options.micro_batches}
-    return {"micro_batches": options.micro_batches or config.micro_batches}
+    kept = {name: getattr(config, name) for name in MACHINE_FIELDS}
+    if options.split not in (None, config.split):
+        return kept | {"split": options.split, "micro_batches": options.micro_batches}
+    return kept | {"micro_batches": options.micro_batches or config.micro_batches}
 
 
 def _given(options: ReadingOptions) -> dict[str, Any]:

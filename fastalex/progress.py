@@ -7,6 +7,7 @@ picture of the training curve.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,8 @@ class MetricsLog:
             **more,
         }
         self._file.write(json.dumps(line) + "\n")
+        if kind == "val":
+            os.fsync(self._file.fileno())  # a checkpoint that counts this epoch must not outlive its errors
         for name in ("loss", "top1_error", "top5_error", "images_per_second", *more):
             self._events.add_scalar(f"{kind}/{name}", line[name], step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from fastalex.cli import optional
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted
 from fastalex.options import MachineOptions, NetworkOptions, ReadingOptions, RecipeOptions, TrainOptions
-from fastalex.studies import STUDIES, find_study
+from fastalex.studies import STUDIES, Study, find_study
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def run(options: StudyOptions) -> None:
     named = options.data.resolve().name if options.data else "digits"
     folder = options.output or Path("studies") / f"{named}-{study.name}"
     members = experiment.plan(study, shared, options.seeds, folder)
+    with experiment.alone_in(folder):
+        _carry_out(study, members, folder, options.machine.max_restarts)
+
+
+def _carry_out(study: Study, members: Sequence[experiment.Member], folder: Path, restarts: int) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = 140
@@ -60,7 +66,7 @@ def run(options: StudyOptions) -> None:
         if not experiment.is_finished(member):
             console.print(f"{study.name}, run {number} of {len(members)}: {member.variant.name}, {member.folder.name}")
             try:
-                experiment.carry_out(member)
+                experiment.carry_out(member, restarts)
             except Interrupted as error:
                 text = f"stopped in run {number} of {len(members)}; the same command goes on from there"
                 raise Interrupted(text, error.signal_number) from None

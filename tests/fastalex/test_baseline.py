@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -207,15 +208,21 @@ def test_the_command_prints_the_papers_figures_beside_and_writes_a_record(textur
     assert "out exists already" in refused(tmp_path, "fastalex.baseline", *arguments)
 
 
-def test_a_training_run_joins_the_table(textures, config, tmp_path, capsys):
-    lines = [{"kind": "val", "step": 1, "top1_error": error, "top5_error": 0.5, "images": 18} for error in (33.3, 22.2)]
+def test_a_training_run_joins_the_table(textures, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    about = {"kind": "val", "step": 1, "top5_error": 0.5, "images": 18}
+    lines = [about | {"epoch": epoch, "top1_error": error} for epoch, error in enumerate((11.1, 22.2))]
     (Path(config.output) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = BaselineOptions(textures, features="hog", run=Path(config.output), output=tmp_path / "out")
-    with pytest.raises(ConfigurationError, match=r"was trained on 3 classes that are not the 3 of"):
+    with pytest.raises(ConfigurationError, match=r"was trained on .*, which is not the data set in .*: their finger"):
         run_baseline(options)
-    replace(config, network=replace(config.network, classes=("flat", "steep", "upright"))).save()
+    shutil.copytree(textures, tmp_path / "elsewhere")
+    replace(config, data=str(tmp_path / "elsewhere"), fraction=0.5).save()
     run_baseline(options)
-    assert "22.20 %" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "22.20 %" in out
+    assert "2 epochs of 50 % of the images" in out
+    assert "11.10 %" not in out
 
 
 @pytest.mark.parametrize(

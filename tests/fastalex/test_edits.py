@@ -59,6 +59,12 @@ def test_the_last_edit_of_an_epoch_holds():
         ("epoch=30:lr=fast", "'fast' is no rate"),
         ("epoch=30:lr=-1", "'-1' is no rate"),
         ("epoch=30:lr=nan", "'nan' is no rate"),
+        ("epoch=30:lr=1_0", "'1_0' is no rate"),
+        ("epoch=30:lr= 1", "' 1' is no rate"),
+        ("epoch=30:lr=1e999", "'1e999' is no rate"),
+        ("epoch=30:lr=\u0661", "is no rate"),
+        ("epoch=\u0663\u0660:lr=1", "cannot be read"),
+        ("epoch=30:color_noise=loud", "'loud' is no colour noise; a number from 0 up is wanted"),
         ("epoch=30:conv9.lr=1", "no layer 'conv9'; it has conv1, conv2, fc8"),
         (
             "epoch=19:lr=1",
@@ -85,8 +91,27 @@ def test_a_stopped_run_is_edited_goes_on_and_remembers(config):
     kept = RunConfig.load(Path(config.output))
     assert kept.edits == (Edit(3, "epoch=1:conv1.lr=1e-5"),)
     assert kept.recipe.lr_scale_at(1, "conv2", "weights") == 0.1
-    longer = replace(resumed, training=RecipeOptions(epochs=3, edits=("epoch=2:lr=1e-6",)))
-    assert resolve(longer).edits == (*kept.edits, Edit(8, "epoch=2:lr=1e-6"))
+    before = (Path(config.output) / "config.json").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"--lr 0.1 would also change the rates .* \(epoch=1:conv1.lr=1e-5\)"):
+        resolve(replace(resumed, training=RecipeOptions(epochs=3, lr=0.1)))
+    assert (Path(config.output) / "config.json").read_bytes() == before
+    longer = replace(resumed, training=RecipeOptions(epochs=3, lr=0.002, wd=0.001, edits=("epoch=2:lr=1e-6",)))
+    changed = [Edit(8, text) for text in ("epochs=3", "weight_decay=0.001", "epoch=2:lr=1e-6")]
+    assert resolve(longer).edits == (*kept.edits, *changed)
+
+
+def test_another_rate_of_a_resumed_run_is_remembered(config):
+    stop_after(config, 3)
+    for lr, color_noise in ((0.004, None), (0.001, 0.05)):
+        training = RecipeOptions(lr=lr, color_noise=color_noise)
+        resolve(TrainOptions(resume=Path(config.output), training=training))
+    kept = RunConfig.load(Path(config.output))
+    assert [(edit.step, edit.text) for edit in kept.edits] == [
+        (3, "lr=0.004"),
+        (3, "lr=0.001"),
+        (3, "color_noise=0.05"),
+    ]
+    assert kept.recipe.lr == 0.001
 
 
 def test_a_malformed_edit_changes_nothing(config):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fastalex import study
+from fastalex import launch, study
 from fastalex.architecture import Variation, build_architecture
 from fastalex.comparison import Difference, Figure, fastest, rows
+from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
-from fastalex.experiment import carry_out, is_finished, plan
+from fastalex.experiment import alone_in, carry_out, is_finished, outcome, plan
 from fastalex.options import MachineOptions, NetworkOptions, RecipeOptions, TrainOptions
 from fastalex.progress import read_metrics
 from fastalex.studies import STUDIES, find_study
@@ -19,7 +20,13 @@ from fastalex.study import StudyOptions
 from tests.fastalex.test_commands import command, refused, start, wait_for_steps
 from tests.fastalex.test_trainer import assert_same_state, curve
 
-SMALL = ["--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small", "--devices", "cpu"]
+
+def study_of(name: str, data: Path, devices: str = "cpu") -> list[str | Path]:
+    """The command line of a small study."""
+    return [
+        "fastalex.study", name, data, "--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small",
+        "--devices", devices,
+    ]  # fmt: skip
 
 
 def options(prepared: Path, **training) -> TrainOptions:
@@ -62,6 +69,34 @@ def test_what_the_variants_are():
     assert find_study("activation").variants[0].network == {"activation": "relu"}
 
 
+@pytest.mark.parametrize(
+    ("name", "arch", "expected"),
+    [
+        (
+            "dropout",
+            "four-layer",
+            "study dropout: 'dropout 0.5' and 'no dropout' are the same run with --arch four-layer",
+        ),
+        ("lrn", "owt", "study lrn: 'with normalisation' and 'without any' are the same run with --arch owt"),
+    ],
+)
+def test_a_network_is_not_compared_with_itself(prepared, tmp_path, monkeypatch, name, arch, expected):
+    monkeypatch.chdir(tmp_path)
+    asked = replace(options(prepared), network=NetworkOptions(arch=arch, width=0.0625))
+    with pytest.raises(ConfigurationError, match=expected):
+        plan(find_study(name), asked, seeds=1, folder=tmp_path / "study")
+
+
+def test_the_base_of_augmentation_has_all_of_it_with_any_recipe(prepared, tmp_path):
+    members = plan(find_study("augmentation"), options(prepared, recipe="digits"), seeds=1, folder=tmp_path)
+    recipes = [member.config.recipe for member in members]
+    assert [(recipe.crops, recipe.flip, recipe.color_noise) for recipe in recipes] == [
+        (True, True, 0.1),
+        (True, True, 0.0),
+        (False, False, 0.0),
+    ]
+
+
 def test_widths_multiply(prepared, tmp_path):
     members = plan(find_study("width"), options(prepared), seeds=1, folder=tmp_path)
     assert [member.config.network.variation.width for member in members] == [0.0625, 0.046875, 0.03125, 0.015625]
@@ -80,7 +115,7 @@ def straight(prepared, tmp_path_factory) -> Path:
     """A small study, never interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     code, out, err = command(
-        folder, "fastalex.study", "dropout", prepared, *SMALL, "--epochs", "4", "--seeds", "2", "--output", "study"
+        folder, *study_of("dropout", prepared), "--epochs", "4", "--seeds", "2", "--output", "study"
     )
     assert code == 0, err
     assert "2 x 4 epochs" in out
@@ -105,9 +140,9 @@ def test_a_study_writes_its_figures(straight):
     assert written["data"]["train"] == 32
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared, tmp_path, how):
-    arguments = ["fastalex.study", "dropout", prepared, *SMALL, "--epochs", "4", "--seeds", "2", "--output", "study"]
+@pytest.mark.parametrize(("how", "devices", "seeds"), [(signal.SIGINT, "cpu,cpu", 1), (signal.SIGKILL, "cpu", 2)])
+def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared, tmp_path, how, devices, seeds):
+    arguments = [*study_of("dropout", prepared, devices), "--epochs", "4", "--seeds", str(seeds), "--output", "study"]
     process = start(tmp_path, *arguments)
     second = tmp_path / "study" / "no-dropout" / "seed-0"
     wait_for_steps(second, 6)
@@ -115,17 +150,26 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
     _, err = process.communicate(timeout=30)
     if how == signal.SIGINT:
         assert process.returncode == 130, err
-        assert err.splitlines() == ["stopped in run 2 of 4; the same command goes on from there"]
+        assert err.splitlines() == [f"stopped in run 2 of {2 * seeds}; the same command goes on from there"]
     finished = tmp_path / "study" / "dropout-0.5" / "seed-0" / "last.safetensors"
     made = finished.stat().st_mtime_ns
+    settled = RunConfig.load(second)
     code, out, err = command(tmp_path, *arguments)
     assert code == 0, err
-    assert "run 1 of 4" not in out
+    assert "run 1 of" not in out
     assert "resumed" in out or how == signal.SIGKILL
     assert finished.stat().st_mtime_ns == made
+    if devices != "cpu":  # sums in another order, and one cut for the whole run
+        assert RunConfig.load(second) == settled
+        assert "measured milliseconds" not in out
+        ours, theirs = (read_metrics(folder / "no-dropout" / "seed-0") for folder in (tmp_path / "study", straight))
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-3)
+        study.run(given("dropout", prepared, tmp_path / "study", seeds=seeds, devices=devices))  # only shown
+        return
     for variant in ("dropout-0.5", "no-dropout"):
-        for seed in ("seed-0", "seed-1"):
-            ours, theirs = tmp_path / "study" / variant / seed, straight / variant / seed
+        for seed in range(seeds):
+            ours, theirs = (folder / variant / f"seed-{seed}" for folder in (tmp_path / "study", straight))
             assert curve(read_metrics(ours)) == curve(read_metrics(theirs))
             assert_same_state(ours, theirs)
 
@@ -133,7 +177,7 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
 def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
     """What the command lines of this file ask for."""
     network, training = {"width": 0.0625, "lrn": False}, {"recipe": "small", "batch_size": 8, "epochs": 4}
-    seeds = more.pop("seeds", 2)
+    seeds, devices = more.pop("seeds", 2), more.pop("devices", "cpu")
     network |= {name: more.pop(name) for name in list(more) if name in ("dropout",)}
     return StudyOptions(
         study,
@@ -141,7 +185,7 @@ def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
         seeds,
         NetworkOptions(**network),
         RecipeOptions(**training | more),
-        MachineOptions(devices="cpu"),
+        MachineOptions(devices=devices),
         output=folder,
     )
 
@@ -177,6 +221,38 @@ def test_what_a_study_refuses(straight, prepared, name, more, expected):
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
+def test_a_second_command_is_kept_out_while_one_is_at_work(straight, prepared):
+    before = (straight / "study.json").stat().st_mtime_ns
+    with (
+        alone_in(straight),
+        pytest.raises(ConfigurationError, match=r"another command is carrying out the study in .*; wait for it, or"),
+    ):
+        study.run(given("dropout", prepared, straight))
+    assert (straight / "study.json").stat().st_mtime_ns == before
+
+
+def test_restarts_are_passed_on(prepared, tmp_path, monkeypatch):
+    member = plan(find_study("dropout"), options(prepared), seeds=1, folder=tmp_path)[0]
+    called = []
+    monkeypatch.setattr(launch, "run", lambda *arguments: called.append(arguments[1:]))
+    carry_out(member, restarts=2)
+    assert called == [(member.config, launch.parse_devices("cpu"), 2)]
+
+
+def test_a_log_without_its_end_is_named(straight, prepared):
+    asked = given("dropout", prepared, straight)
+    trained = TrainOptions(prepared, asked.network, asked.training, asked.machine)
+    member = plan(find_study("dropout"), trained, seeds=1, folder=straight)[0]
+    log = member.folder / "metrics.jsonl"
+    whole = log.read_text()
+    try:
+        log.write_text("".join(line for line in whole.splitlines(keepends=True) if '"epoch": 3' not in line))
+        with pytest.raises(ConfigurationError, match=r"ends before the errors of epoch 4, .* \(rm -r .*seed-0\)"):
+            outcome(member)
+    finally:
+        log.write_text(whole)
 
 
 def test_a_study_under_torchrun_is_refused(straight, prepared, monkeypatch):

@@ -1,5 +1,7 @@
 """How devices share the network and the batch, and what cannot be shared out."""
 
+from dataclasses import replace
+
 import pytest
 
 from fastalex.errors import ConfigurationError
@@ -11,6 +13,7 @@ from fastalex.layout import (
     possible_micro_batches,
     usual_micro_batches,
 )
+from fastalex.options import MachineOptions, machine_again
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,22 @@ def test_micro_batches_to_choose_from():
     assert usual_micro_batches(Layout(1, 2, 2), "1f1b", 33, "cpu") == 3
     assert usual_micro_batches(Layout(1, 2, 2), "1f1b", 32, "cuda") == 4
     assert usual_micro_batches(Layout(4, 1, 1), "1f1b", 32, "cuda") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, True),
+        ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv4"}, True),
+        ({"split": "auto"}, False),
+        ({"devices": "cpu,cpu,cpu"}, False),
+        ({"schedule": "gpipe"}, False),
+        ({"replicas": 2, "stages": 1}, False),
+    ],
+)
+def test_a_run_that_goes_on_alike_keeps_what_it_measured(config, options, kept):
+    run = replace(config, devices="cpu,cpu", stages=2, replicas=1, split="conv4", micro_batches=4)
+    again = replace(run, **machine_again(MachineOptions(**options), run))
+    assert (again == run) == kept
+    assert kept or (again.split, again.micro_batches) == ("auto", None)
+    assert replace(run, **machine_again(MachineOptions(micro_batches=8), run)) == replace(run, micro_batches=8)
