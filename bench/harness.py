@@ -67,7 +67,8 @@ class Case:
         others: inputs after `x`, each a shape.
         fixed: inputs that need no gradient, by number.
         scale: standard deviation of the inputs.
-        step: inputs are multiples of it, so that sums are exact, and no ReLU's sign is a matter of rounding.
+        step: inputs are multiples of it, so that sums of products are exact. The last one, a bias, lies half a product's
+            step beside them, so that no sum is near 0 and no ReLU's sign a matter of rounding.
         judges: name -> what is wrong with a provider's result, or None, for those that the definition cannot judge.
         chooses: whether a maximum is taken of rounded values. In half precision, neighbours are then often equal, and a
             provider may choose another one than the definition does: its gradients are judged by their norm.
@@ -383,6 +384,7 @@ def _inputs(case: Case) -> tuple[list[Tensor], Tensor]:
     inputs = [(draw(shape) * case.scale).to(case.dtype) for shape in (case.shape, *case.others)]
     if case.step is not None:
         inputs = [(tensor / case.step).round() * case.step for tensor in inputs]
+        inputs[-1] += case.step**2 / 2
     with torch.no_grad():
         like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
     return inputs, draw((case.shape[0], *like.shape[1:])).to(case.dtype)
@@ -400,7 +402,7 @@ def _laid_out(case: Case, inputs: list[Tensor], grad: Tensor, layout: str) -> tu
 
 def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -> str | None:
     """What is wrong with a provider's result or gradients on the first images, or None."""
-    few = 4
+    few = 8  # CPUs compute fewer images in another way
     ours = [t.detach()[:few] if i == 0 else t.detach() for i, t in enumerate(inputs)]
     theirs = [tensor.double().requires_grad_(index not in case.fixed) for index, tensor in enumerate(ours)]
     wanted = case.definition(*theirs)
