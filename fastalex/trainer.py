@@ -181,7 +181,10 @@ class Trainer:
             "hardware_decoder_load": self.config.hardware_decoder_load,
         }
         augment = dataloading.Augmentation(
-            flip=recipe.flip, color_noise=recipe.color_noise_at, random_crop=recipe.crops
+            flip=recipe.flip,
+            color_noise=recipe.color_noise_at,
+            crops_shared_by=recipe.crops_shared_by,
+            random_crop=recipe.crops,
         )
         ours = engine.batch_size
         training = Loader(self.dataset, "train", ours, shuffle=True, augment=augment, drop_last=True, **common)
