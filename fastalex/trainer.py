@@ -167,12 +167,14 @@ class Trainer:
     def _open_loaders(self) -> tuple[Loader, Loader]:
         engine, world, recipe = self.engine, self.world, self.recipe
         on_gpu = world.device.type == "cuda"
+        # Only the first stages decode. Each thread has buffers of its own on the GPU; 64 are plenty.
         cores = len(os.sched_getaffinity(0))
+        threads = max(1, min(64, cores, cores * self.config.machines // world.layout.replicas)) if on_gpu else 1
         common: dict[str, Any] = {
             "crop_size": engine.stage.architecture.image_size,
             "seed": self.config.seed,
             "device": world.device.index if on_gpu else None,
-            "threads": max(1, min(8, cores * self.config.machines // world.size)) if on_gpu else 1,
+            "threads": threads,
             "replica": world.replica,
             "replicas": world.layout.replicas,
             "images": engine.is_first,
