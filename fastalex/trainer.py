@@ -301,9 +301,12 @@ class Trainer:
                 )
             return
         self._last_finite_step = step
-        learning_rate = self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
-        self.reporter.trained(mark.progress, Metrics.from_counts(self._window), mark.rate, learning_rate)
+        metrics = Metrics.from_counts(self._window)
+        self.reporter.trained(mark.progress, metrics, mark.rate, self._learning_rate())
         self._window.zero_()
+
+    def _learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
 
     def _exchange(self, values: Tensor) -> Tensor:
         """Add up a vector of all workers on the CPU, and learn whether anyone was told to stop."""
@@ -314,7 +317,7 @@ class Trainer:
 
     def _check_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            rate = self.optimizer.param_groups[0]["lr"]
+            rate = self._learning_rate()
             raise NonFiniteLoss(f"the loss is {loss} at step {step} with learning rate {rate:g}; {self._way_out()}")
 
     def _way_out(self) -> str:
