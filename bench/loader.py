@@ -17,9 +17,11 @@ and deliver float32 batches (float16 on a GPU). Rows:
 
 import itertools
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,13 +35,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataloading import Augmentation, Dataset, Loader, prepare
-from dataloading.augment import draw
 from dataloading.feed import Feeder
 from dataloading.images import centre_square, resize_shorter_side
 from dataloading.order import Schedule
 
 CROP = 224
 WARM_UP = 5  # batches
+NOISE = Augmentation().color_noise
 
 
 class Reader(NamedTuple):
@@ -93,12 +95,12 @@ class Options:
 
 def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
     """Return noise with the spectrum, contrast and correlated colours of photographs: uint8, height x width x 3."""
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
 
     def layer() -> NDArray[np.float64]:
-        phases = np.exp(2j * np.pi * random.random(frequency.shape))
+        phases = np.exp(2j * np.pi * generator.random(frequency.shape))
         pixels = np.fft.irfft2(phases / frequency**1.5, s=(height, width))
         return pixels / pixels.std()
 
@@ -110,12 +112,16 @@ def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
 
 def make_up_photographs(root: Path, count: int) -> Path:
     """Write `count` photographs of ImageNet's usual size, 500 x 375, into class folders."""
-    for i in range(count):
-        path = root / ("val" if i % 20 == 19 else "train") / f"class{i // 20 % 5}" / f"{i:05d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        width, height = (375, 500) if i % 4 == 3 else (500, 375)
-        Image.fromarray(made_up_photograph(i, width, height)).save(path, quality=92)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(partial(_make_up, root), range(count), chunksize=20))
     return root
+
+
+def _make_up(root: Path, i: int) -> None:
+    path = root / ("val" if i % 20 == 19 else "train") / f"class{i // 20 % 5}" / f"{i:05d}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = (375, 500) if i % 4 == 3 else (500, 375)
+    Image.fromarray(made_up_photograph(i, width, height)).save(path, quality=92)
 
 
 # --- the alternatives -------------------------------------------------------------------------------------------------
@@ -136,23 +142,12 @@ class TorchImages(torch.utils.data.Dataset[torch.Tensor]):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         pixels = self.decode(self.read(i))
-        sample = np.array([i])
-        found = draw(
-            Augmentation(),
-            seed=0,
-            epoch=0,
-            samples=sample,
-            positions=sample,
-            heights=np.array([pixels.shape[0]]),
-            widths=np.array([pixels.shape[1]]),
-            crop_size=CROP,
-            color_deviations=self.dataset.color_deviations,
-            color_vectors=self.dataset.color_vectors,
-        )
-        crop = pixels[found.top[0] :, found.left[0] :][:CROP, :CROP]
-        image = (crop[:, ::-1] if found.flip[0] else crop) - self.mean
-        image += found.shift[0]
-        image /= found.divisor[0]
+        top, left = (random.randrange(side - CROP + 1) for side in pixels.shape[:2])
+        crop = pixels[top : top + CROP, left : left + CROP]
+        image = (crop[:, ::-1] if random.random() < 0.5 else crop) - self.mean
+        noise = self.dataset.color_deviations * [random.gauss(0, NOISE) for _ in range(3)]
+        image += (self.dataset.color_vectors @ noise).astype(np.float32)
+        image /= 1 + NOISE
         return torch.from_numpy(image)
 
 
@@ -248,8 +243,10 @@ def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
         yield Reader("shards, DALI", _count(threads, "thread"), endless(load(threads=threads)))
     if torch.cuda.is_available():
         for share in (0.0, 0.65, 1.0):
-            loader = load(threads=max(options.workers), device=0, dtype="float16", hardware_decoder_load=share)
-            yield Reader("shards, DALI", f"GPU, hardware share {share:g}", endless(loader))
+            cores = len(os.sched_getaffinity(0))
+            loader = load(threads=cores, device=0, dtype="float16", hardware_decoder_load=share)
+            setting = f"GPU, {_count(cores, 'thread')}, hardware share {share:g}"
+            yield Reader("shards, DALI", setting, endless(loader))
     yield Reader("shards, source only", "1 thread", fed(dataset, options.batch_size))
 
 

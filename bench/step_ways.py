@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +31,8 @@ CHECKED = 4
 # agree to the last bits, another order of summation hands the gradient to another pixel: f of the windows make a
 # distance of sqrt(2 f), which is 4e-3 for f = 1e-5. Eight-bit mantissas through eight layers make more.
 TOLERANCES = {"fp32": 1e-2, "tf32": 2e-2, "bf16": 0.1}
+# Losses of one network whose dropout masks differ.
+DROPOUT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,13 @@ def ways() -> list[Way]:
     if CUDA:
         return [
             Way("ours bf16", "bf16", ours=True, graphs=True),
-            Way("ours bf16, no graphs", "bf16", ours=True),
-            Way("ours tf32", "tf32", ours=True, graphs=True),
-            Way("ours fp32", "fp32", ours=True, graphs=True),
             Way("compile max-autotune bf16", "bf16", compile="max-autotune"),
             Way("compile bf16", "bf16", compile="default"),
             Way("eager bf16", "bf16"),
             Way("eager fp32", "fp32", channels_last=False),
+            Way("ours bf16, no graphs", "bf16", ours=True),
+            Way("ours tf32", "tf32", ours=True, graphs=True),
+            Way("ours fp32", "fp32", ours=True, graphs=True),
         ]
     return [
         Way("ours fp32", "fp32", ours=True),
@@ -123,14 +126,14 @@ class Step:
         if self.way.ours:
             self.step(self.images, self.labels, self.number)
         else:
-            self._plain_loss(self.images, self.labels).backward()
+            self._plain_loss(self.forward, self.images, self.labels).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def _plain_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _plain_loss(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
         half = self.way.precision == "bf16"
         with torch.autocast(DEVICE, torch.bfloat16) if half else nullcontext():
-            logits = self.forward(images)
+            logits = forward(images)
         return F.cross_entropy(logits.float(), labels)
 
     def warm_up(self) -> str | None:
@@ -140,10 +143,22 @@ class Step:
         _synchronise()
         return self.notes[0] if self.way.ours and self.notes else None
 
-    def check_replay(self) -> str | None:
-        """What is wrong with the loss that a replayed graph finds, after the warm-up, or None."""
-        if not (self.way.ours and self.way.graphs):
-            return None
+    def check_warm(self) -> str | None:
+        """What is wrong with the loss that a replayed graph or a compiled network finds, or None."""
+        if self.way.compile is not None:
+            return self._check_compiled()
+        return self._check_replay() if self.way.graphs else None
+
+    def _check_compiled(self) -> str | None:
+        with torch.no_grad():
+            wanted = self._plain_loss(self.network, self.images, self.labels).item()
+        loss = self._plain_loss(self.forward, self.images, self.labels)
+        loss.backward()
+        self.optimizer.zero_grad()
+        off = abs(loss.item() - wanted) / abs(wanted)
+        return None if off <= DROPOUT_TOLERANCE else f"the compiled network's loss is off by {off:.1e}"
+
+    def _check_replay(self) -> str | None:
         self.number += 1
         plain = self.engine.train_step(self.images, self.labels, self.number)
         assert plain is not None
@@ -155,6 +170,8 @@ class Step:
 
     def time(self, steps: int) -> float:
         """Milliseconds per step of so many in a row."""
+        if CUDA:
+            self()  # takes back the memory that the turn before gave back
         _synchronise()
         begin = time.perf_counter()
         for _ in range(steps):
@@ -180,7 +197,7 @@ class Step:
             loss = summed_loss(self.engine.stage(images), labels) / len(labels)
         else:
             module = self.network.eval()
-            loss = self._plain_loss(images, labels)
+            loss = self._plain_loss(self.network, images, labels)
         loss.backward()
         if self.way.ours:
             self.engine.stage.finish_gradients()
@@ -207,6 +224,12 @@ def _difference(
         if not off <= tolerance:
             return f"the gradient of {name} is off by {off:.1e}"
     return None
+
+
+def give_back_memory() -> None:
+    """Leave a GPU's memory to the other processes: at large batches all of them together need more than there is."""
+    if CUDA:
+        torch.cuda.empty_cache()
 
 
 def _synchronise() -> None:

@@ -1,8 +1,10 @@
 """One whole training step (forward, loss, backward, update), ours against plain PyTorch: python bench/train_step.py
 
 Every way of computing the step gets a process of its own, with weights, images and labels that are the same in all. A
-way whose loss or gradients differ from plain fp32 PyTorch's gets no time. The processes then take turns, so that a
-machine that becomes slower does so for all, and every turn ends with one synchronisation. Ways of PyTorch:
+way whose loss or gradients differ from plain fp32 PyTorch's gets no time. (Compiled ways are compared before they are
+compiled, and then by their loss alone: another compilation would take as long as the first.) The processes are made
+ready one after the other. Then they take turns, so that a machine that becomes slower does so for all, and every turn
+ends with one synchronisation. Ways of PyTorch:
 
 - eager NCHW and eager channels_last in fp32, channels_last with autocast to bf16
 - torch.compile in its default mode, and with max-autotune (CUDA graphs), channels_last, autocast to bf16 on a GPU
@@ -10,7 +12,7 @@ machine that becomes slower does so for all, and every turn ends with one synchr
 each with its fused SGD. ``owt`` is torchvision's AlexNet. A way is left out, and the record says so, where
 
 - it computes in bf16 and the device's matrix product is slower in bf16 than in fp32
-- it is not ready within ``--ready`` seconds (compilation), or the seconds for its network are used up
+- it is not ready within ``--ready`` seconds (compilation)
 
 ``--profile WAY`` writes a table of where that way's time goes, by kernel, and a trace for chrome://tracing.
 """
@@ -31,6 +33,7 @@ import harness
 import rich.console
 import rich.table
 import roofline
+import step_ways
 import torch
 from harness import CUDA, DEVICE
 from step_ways import Step, Way, ways
@@ -117,13 +120,12 @@ def serve(connection: Connection, task: Task) -> None:
             if question == "ready":
                 step = Step(task.way, task.architecture, task.batch)
                 wrong, note = step.check(), step.warm_up()
-                connection.send({"wrong": wrong or step.check_replay(), "note": note})
+                peak = step.peak_bytes()  # before what follows, which is no step of this way
+                connection.send({"wrong": wrong or step.check_warm(), "note": note, "peak": peak})
             elif question == "turn":
                 assert step is not None
                 connection.send(step.time(task.steps))
-            elif question == "peak":
-                assert step is not None
-                connection.send(step.peak_bytes())
+            step_ways.give_back_memory()
         except Exception as error:
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
@@ -132,31 +134,25 @@ def compare(
     name: str, batch: int, chosen: list[Way], seconds: float, ready: float, console: rich.console.Console
 ) -> list[Row]:
     """Rows of all ways for one network and batch."""
-    begin = time.perf_counter()
-    runners: dict[str, Runner] = {}
     rows = {way.name: Row(name, batch, way.name, way.ours, way.precision) for way in chosen}
+    steps = 20 if CUDA else 1
+    runners = {way.name: Runner(Task(way, name, batch, steps, torch.get_num_threads())) for way in chosen}
+    peaks: dict[str, int] = {}
     try:
-        for way in chosen:
-            row = rows[way.name]
-            if time.perf_counter() - begin > seconds / 2:
-                row.left_out = f"more than half of the {seconds:.0f} s for this network were used up"
-                continue
-            started = time.perf_counter()
-            runner = Runner(Task(way, name, batch, 20 if CUDA else 1, torch.get_num_threads()))
+        for way_name, runner in list(runners.items()):
+            row, started = rows[way_name], time.perf_counter()
             try:
                 answer = runner.ask("ready", ready)
             except RuntimeError as error:
                 row.left_out = str(error)
-                runner.close()
+                runners.pop(way_name).close()
                 continue
-            row.wrong, row.note = answer["wrong"], answer["note"]
+            row.wrong, row.note, peaks[way_name] = answer["wrong"], answer["note"], answer["peak"]
             row.ready_seconds = round(time.perf_counter() - started, 1)
-            console.print(f"  {name} {batch} {way.name}: {row.wrong or 'ready'}, {row.ready_seconds} s", style="dim")
-            if row.wrong is None:
-                runners[way.name] = runner
-            else:
-                runner.close()
-        turns = 0
+            console.print(f"  {name} {batch} {way_name}: {row.wrong or 'ready'}, {row.ready_seconds} s", style="dim")
+            if row.wrong is not None:
+                runners.pop(way_name).close()
+        turns, begin = 0, time.perf_counter()
         while runners and (turns < 5 or (turns < 25 and time.perf_counter() - begin < seconds)):
             for way_name, runner in list(runners.items()):
                 try:
@@ -166,7 +162,7 @@ def compare(
                     runners.pop(way_name).close()
             turns += 1
         for way_name, runner in runners.items():
-            summarise(rows[way_name], runner.times, runner.ask("peak", ready))
+            summarise(rows[way_name], runner.times, peaks[way_name])
     finally:
         for runner in runners.values():
             runner.close()
@@ -268,7 +264,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="default: 128 256 1024 on a GPU, 64 elsewhere")
     parser.add_argument("--architectures", nargs="+", default=["krizhevsky", "owt"])
     parser.add_argument("--ways", nargs="+", help="parts of the names of the ways to time")
-    parser.add_argument("--seconds", type=float, default=40 if CUDA else 120, help="for each network and batch")
+    parser.add_argument(
+        "--seconds", type=float, default=15 if CUDA else 120, help="of turns, for each network and batch"
+    )
     parser.add_argument(
         "--ready", type=float, default=90, help="seconds that a way may take to be ready, or for a turn"
     )

@@ -114,7 +114,7 @@ def _sample_problems(data: bytes, position: int, row: Any, decode: bool) -> Iter
         yield f"its CRC-32 is {zlib.crc32(jpeg):08x}, the index says {crc32:08x}"
     elif decode:
         try:
-            with Image.open(io.BytesIO(jpeg)) as picture:
+            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
                 picture.load()
         except Exception as error:  # whatever Pillow's decoders meet in foreign bytes
             yield f"does not decode: {error}"

@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+# What is used as images. Of what else Pillow reads, EPS files would be programs to run.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+
 
 class Rejected(Exception):
     """An image that cannot be used; the message is the reason, without the name."""
@@ -64,7 +67,7 @@ def gunzip(data: bytes, limit: int) -> bytes:
 
 
 def decode(data: bytes, *, max_pixels: int = Treatment.max_pixels) -> Image.Image:
-    """Decode an image file of any format that Pillow reads, to its last byte, and return it in RGB.
+    """Decode an image file (JPEG, PNG, GIF, BMP, PPM, TIFF, WebP), to its last byte, and return it in RGB.
 
     Raises `Rejected` with the reason for an empty, truncated, foreign or over-large file.
     """
@@ -73,7 +76,7 @@ def decode(data: bytes, *, max_pixels: int = Treatment.max_pixels) -> Image.Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise Rejected(f"not an image: starts with {data[:8]!r}") from None
     except Image.DecompressionBombError as error:

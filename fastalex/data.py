@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import dataloading
@@ -51,12 +52,17 @@ def open_data(data: Path | None, size: int | None = None, *, for_training: bool 
 
 def _identity(source: Path) -> str:
     """Eight digits that tell apart folders of one name, and a folder from what it was before its files changed."""
-    digest = hashlib.sha256(str(source.resolve()).encode())
-    paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    for path in paths:
-        about = path.stat()
-        digest.update(f"\n{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}".encode())
-    return digest.hexdigest()[:8]
+    total = _number(os.fsencode(source.resolve()))
+    for path in source.rglob("*") if source.is_dir() else [source]:
+        if path.is_file():
+            about = path.stat()
+            # A sum does not depend on the order in which files are found; sorted, millions of names would be in memory.
+            total += _number(os.fsencode(f"{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}"))
+    return f"{total % 2**32:08x}"
+
+
+def _number(text: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(text).digest())
 
 
 def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset:

@@ -113,6 +113,9 @@ class RecipeOptions:
     """Crop training images at random places; otherwise at the centre. Default: the recipe's."""
     flip: Annotated[bool | None, _optional("")] = None
     """Mirror half of the training images. Default: the recipe's."""
+    crops_shared_by: Annotated[int | None, _optional("N")] = None
+    """Let so many images in a row share one crop place and one flip. Default: the recipe's; 32 as in the source of
+    2012 for krizhevsky and source-..., else 1."""
     color_noise: Annotated[float | None, _optional("S")] = None
     """Colour noise in standard deviations; 0 for none. Default: the recipe's."""
     fraction: Annotated[float | None, _optional("F")] = None
@@ -345,6 +348,7 @@ def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
         "weight_decay": options.wd,
         "crops": options.crops,
         "flip": options.flip,
+        "crops_shared_by": options.crops_shared_by,
         "color_noise": options.color_noise,
         "warmup_epochs": 5.0 if options.scale_lr and options.warmup_epochs is None else options.warmup_epochs,
         "lars": options.lars,

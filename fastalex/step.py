@@ -4,6 +4,10 @@ The same calls on every device. On one GPU the step is captured in CUDA graphs, 
 host longer than the GPU takes to compute them. What differs from step to step is read from the device's memory: images,
 labels, the key of the dropout masks and the learning rates.
 
+torch.compile has no part in this: what it would fuse is fused by hand in :mod:`kernels`, the launches that it would
+save are in the graphs, and it would have to compile anew for every architecture, batch size and cut.
+``bench/train_step.py`` times it beside this step.
+
 Nothing here waits for the device. Counts stay on it; :class:`LateReader` brings them to the host while later steps run.
 """
 

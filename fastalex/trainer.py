@@ -167,12 +167,14 @@ class Trainer:
     def _open_loaders(self) -> tuple[Loader, Loader]:
         engine, world, recipe = self.engine, self.world, self.recipe
         on_gpu = world.device.type == "cuda"
+        # Only the first stages decode. Each thread has buffers of its own on the GPU; 64 are plenty.
         cores = len(os.sched_getaffinity(0))
+        threads = max(1, min(64, cores, cores * self.config.machines // world.layout.replicas)) if on_gpu else 1
         common: dict[str, Any] = {
             "crop_size": engine.stage.architecture.image_size,
             "seed": self.config.seed,
             "device": world.device.index if on_gpu else None,
-            "threads": max(1, min(8, cores * self.config.machines // world.size)) if on_gpu else 1,
+            "threads": threads,
             "replica": world.replica,
             "replicas": world.layout.replicas,
             "images": engine.is_first,
@@ -181,7 +183,10 @@ class Trainer:
             "hardware_decoder_load": self.config.hardware_decoder_load,
         }
         augment = dataloading.Augmentation(
-            flip=recipe.flip, color_noise=recipe.color_noise_at, random_crop=recipe.crops
+            flip=recipe.flip,
+            color_noise=recipe.color_noise_at,
+            crops_shared_by=recipe.crops_shared_by,
+            random_crop=recipe.crops,
         )
         ours = engine.batch_size
         training = Loader(self.dataset, "train", ours, shuffle=True, augment=augment, drop_last=True, **common)
@@ -296,9 +301,12 @@ class Trainer:
                 )
             return
         self._last_finite_step = step
-        learning_rate = self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
-        self.reporter.trained(mark.progress, Metrics.from_counts(self._window), mark.rate, learning_rate)
+        metrics = Metrics.from_counts(self._window)
+        self.reporter.trained(mark.progress, metrics, mark.rate, self._learning_rate())
         self._window.zero_()
+
+    def _learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
 
     def _exchange(self, values: Tensor) -> Tensor:
         """Add up a vector of all workers on the CPU, and learn whether anyone was told to stop."""
@@ -309,7 +317,7 @@ class Trainer:
 
     def _check_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            rate = self.optimizer.param_groups[0]["lr"]
+            rate = self._learning_rate()
             raise NonFiniteLoss(f"the loss is {loss} at step {step} with learning rate {rate:g}; {self._way_out()}")
 
     def _way_out(self) -> str:

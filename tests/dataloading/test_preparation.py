@@ -453,7 +453,8 @@ from PIL import Image
 def crash(file, name):
     ctypes.string_at(0)
 
-Image.register_open("CRASH", crash, lambda start: start.startswith(b"CRASH"))
+Image.init()
+Image.register_open("PPM", crash, lambda start: start.startswith(b"CRASH"))
 """
 
 

@@ -1,4 +1,6 @@
+import dataclasses
 import gzip
+import hashlib
 import json
 import shutil
 import tracemalloc
@@ -8,6 +10,7 @@ import pytest
 
 from dataloading import DatasetError
 from dataloading.archives import members
+from dataloading.images import Rejected
 from dataloading.plan import read_entry
 from dataloading.sources import Entry, Source, open_source
 from tests.dataloading.small_sources import (
@@ -263,6 +266,24 @@ def test_md5_sums_are_compared(tmp_path):
         source.verify(progress=False)
     with pytest.raises(DatasetError, match=r"no MD5 sums were published for ILSVRC2010"):
         opened(ilsvrc2010(tmp_path / "2010")).verify(progress=False)
+
+
+def test_md5_sums_that_agree_are_accepted(tmp_path, monkeypatch):
+    source = opened(ilsvrc2012(tmp_path))
+    published = {name: hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in source.edition.md5}
+    monkeypatch.setattr(source, "edition", dataclasses.replace(source.edition, md5=published))
+    source.verify(progress=False)
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "reason"),
+    [(100, 99, "too large: 100 bytes, more than 99"), (101, 10**9, "cut off: 100 of 101 bytes are there")],
+)
+def test_a_file_is_read_within_its_limits(tmp_path, length, limit, reason):
+    (tmp_path / "archive").write_bytes(bytes(20) + b"x" * 100)
+    assert read_entry(Entry(str(tmp_path / "archive"), 20, 100, 0, "x"), 100) == b"x" * 100
+    with pytest.raises(Rejected, match=reason):
+        read_entry(Entry(str(tmp_path / "archive"), 20, length, 0, "x"), limit)
 
 
 def test_links_and_paths_in_archives_are_names_only(tmp_path):

@@ -69,6 +69,14 @@ def test_schedules_as_they_were_run(name):
         assert recipe.color_noise_at(epoch) == noise
 
 
+def test_the_runs_of_2012_share_crops_as_their_source_did():
+    shared = {name: build_recipe(name).crops_shared_by for name in RECIPES}
+    assert {name for name, count in shared.items() if count == 32} == {"krizhevsky", "source-145-2010", "source-170"}
+    assert set(shared.values()) == {1, 32}
+    with pytest.raises(ConfigurationError, match="crops_shared_by is 0; at least 1 is wanted"):
+        replace(build_recipe("digits"), crops_shared_by=0)
+
+
 def test_the_run_of_2012_has_two_names():
     assert build_recipe("source-145") == build_recipe("krizhevsky")
 

@@ -216,6 +216,30 @@ def test_the_steps_before_a_capture_are_steps_of_the_run(without_cuda):
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("on_non_finite", ["stop", "skip"])
+def test_steady_steps_never_wait_for_the_device(graphs, on_non_finite):
+    step = build("cuda", graphs=graphs, on_non_finite=on_non_finite)
+    images, labels = (tensor.cuda() for tensor in batch(0))
+    late: LateReader[int] = LateReader(1)
+
+    def steps(numbers: range) -> None:
+        for number in numbers:
+            step.optimizer.set_warmup(1 / (20 - number))
+            counts = step(images, labels, number)
+            assert counts is not None
+            late.put(counts, number)
+
+    steps(range(6))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps(range(6, 12))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [number for _, number in late.take(everything=True)] == list(range(12))
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_replays_are_the_plain_steps(precision):
     made = []

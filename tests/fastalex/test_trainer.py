@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_a_run_of_more_epochs_goes_on(config):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
-    wild = moved(config, "wild", recipe=replace(config.recipe, lr=1e6, epochs=5))
+    half = {"warmup_epochs": 1e6, "warmup_start": 0.5}  # of the rate, for the whole run
+    wild = moved(config, "wild", recipe=replace(config.recipe, lr=2e6, epochs=5, **half))
     message = r"the loss is (nan|inf) at step \d+ with learning rate 1e\+06; there is no checkpoint yet: .*lower --lr"
     with pytest.raises(ConfigurationError, match=message):
         run_here(wild)
@@ -270,13 +272,44 @@ def test_a_run_without_any_finite_step_ends(config, monkeypatch):
         run_here(replace(config, on_non_finite="skip"))
 
 
-def test_a_batch_that_does_not_fit_while_training_names_one_that_would(config, monkeypatch):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More advice follows.")
+def full_gpu(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More advice follows.")
 
-    monkeypatch.setattr(SingleDevice, "train_step", full)
-    message = r"a batch of 8 does not fit into memory \(CUDA out of memory\); about [246] would fit: --batch-size [246]"
+
+def full_cpu(*_, **__):
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except RuntimeError as error:  # as the pipeline's schedule does
+        raise RuntimeError("[Stage 0] failed to run forward") from error
+
+
+@pytest.mark.parametrize("where", ["train_step", "logits", "__init__"])
+@pytest.mark.parametrize(("full", "what"), [(full_gpu, "CUDA out of memory"), (full_cpu, r"can't allocate memory: .*")])
+def test_memory_that_runs_out_anywhere_names_a_batch_that_would_fit(config, monkeypatch, where, full, what):
+    monkeypatch.setattr(SingleDevice, where, full)
+    message = rf"a batch of 8 does not fit into memory \({what}\); about [246] would fit: --batch-size [246]"
     with pytest.raises(ConfigurationError, match=message):
+        run_here(config)
+
+
+def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
+    trainer = Trainer(World(0, 1, CPU), replace(config, recipe=replace(config.recipe, crops_shared_by=4)))
+    try:
+        engine = trainer.engine
+        for first, last in ((True, False), (False, False), (False, True)):
+            trainer.engine = SimpleNamespace(is_first=first, is_last=last, stage=engine.stage, batch_size=8)
+            for loader in trainer._open_loaders():
+                batch = next(loader.epoch(0))
+                assert (batch.images is not None, batch.labels is not None) == (first, last)
+                loader.close()
+        assert trainer.training_data.augment.crops_shared_by == 4
+    finally:
+        trainer.close()
+
+
+def test_other_errors_stay_what_they_are(config, monkeypatch):
+    monkeypatch.setattr(SingleDevice, "train_step", lambda *_: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"must match the size of tensor"):
         run_here(config)
 
 
