@@ -67,8 +67,8 @@ class Case:
         others: inputs after `x`, each a shape.
         fixed: inputs that need no gradient, by number.
         scale: standard deviation of the inputs.
-        step: inputs are multiples of it, so that sums of products are exact. The last one, a bias, lies half a product's
-            step beside them, so that no sum is near 0 and no ReLU's sign a matter of rounding.
+        step: inputs are multiples of it, so that sums of products are exact. The last one, a bias, lies half a step of
+            the products beside them, so that no sum is near 0 and no ReLU's sign a matter of rounding.
         judges: name -> what is wrong with a provider's result, or None, for those that the definition cannot judge.
         chooses: whether a maximum is taken of rounded values. In half precision, neighbours are then often equal, and a
             provider may choose another one than the definition does: its gradients are judged by their norm.

@@ -29,10 +29,9 @@ def main() -> None:
     if arguments.record:
         options = json.loads(asked.read_text())
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        asked.write_text(json.dumps(options))
         command = [sys.executable, "-m", "fastalex.study", arguments.name, arguments.data, *options]
         subprocess.run([*command, "--output", str(folder)], check=True)
+        asked.write_text(json.dumps(options))
     study = json.loads((folder / "study.json").read_text())
     rows = study.pop("rows")
     settings = {"options": options, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), **study}

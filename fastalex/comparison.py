@@ -96,7 +96,8 @@ def rows(study: Study, members: Sequence[Member]) -> list[Row]:
         config = mine[0].config
         outcomes = tuple(outcome(member) for member in mine if is_finished(member) and not has_diverged(member))
         top1, top5 = Figure.of([o.top1_error for o in outcomes]), Figure.of([o.top5_error for o in outcomes])
-        base = result[0] if result else None
+        # Learning rates to choose among have no base.
+        base = result[0] if result and study.measure == "error" else None
         shapes = block_shapes(config.network.build_architecture())
         result.append(
             Row(
@@ -131,28 +132,31 @@ def shown(study: Study, table: Sequence[Row]) -> Table:
     """The study as a table for the console."""
     result = Table(title=f"{study.name}: {study.claim}", title_justify="left")
     result.add_column("variant", overflow="fold")
-    headings = ["runs", "top-1 error %", "top-5 error %", "difference", "published", "time", "parameters"]
     if study.measure == "epochs":
-        headings.insert(1, f"epochs to {TRAINING_ERROR_GOAL:g} %")
+        third = [f"epochs to {TRAINING_ERROR_GOAL:g} %"]
+    else:
+        third = ["difference", "published"]
+    headings = ["runs", "top-1 error %", "top-5 error %", *third, "time", "parameters"]
     for name in headings:
         result.add_column(name, justify="right", overflow="fold")
     for row in table:
         runs = f"{len(row.outcomes)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
-        is_base = row is table[0]
         differences = " / ".join(str(d) for d in (row.top1_difference, row.top5_difference) if d is not None)
-        cells = [
-            runs,
-            _text(row.top1),
-            _text(row.top5),
-            "base" if is_base else differences or "-",
-            "base" if is_base else _text(row.variant.published, "none"),
-            "-" if row.seconds is None else duration(row.seconds),
-            f"{row.parameters:,}",
-        ]
         if study.measure == "epochs":
-            cells.insert(1, _text(row.epochs_to_goal, "not reached" if row.outcomes else "-"))
+            third = [_text(row.epochs_to_goal, _why_missing(row))]
+        elif row is table[0]:
+            third = ["base", "base"]
+        else:
+            third = [differences or "-", _text(row.variant.published, "none")]
+        time = "-" if row.seconds is None else duration(row.seconds)
+        cells = [runs, _text(row.top1), _text(row.top5), *third, time, f"{row.parameters:,}"]
         result.add_row(row.variant.name, *cells)
     return result
+
+
+def _why_missing(row: Row) -> str:
+    """What stands in place of a variant's figure."""
+    return "not reached" if row.outcomes else "diverged" if row.diverged else "-"
 
 
 def _text(value: object | None, otherwise: str = "-") -> str:
@@ -163,20 +167,21 @@ def remarks(study: Study, members: Sequence[Member], table: Sequence[Row]) -> li
     """What has to be said beside the table."""
     lines = []
     if study.measure == "epochs":
-        lines.append(_ratio(study, table))
+        lines.append(ratio(study, table))
     images = open_prepared(members[0].config.data).count("val")
     lines.append(
         f"Errors after the last epoch on {images} validation images, one centre crop; one image is {100 / images:.2g} "
-        "points. ± is the standard deviation over seeds, the differences are top-1 / top-5 in points, time is a run's "
-        "training."
+        "points. ± is the standard deviation over seeds, "
+        + ("the differences are top-1 / top-5 in points, " if study.measure == "error" else "")
+        + "time is a run's training."
     )
-    lines += _verdicts(table)
+    lines += verdicts(table)
     published = ((row.variant.name, row.variant.published) for row in table)
     lines += [f"Published for {name}: {difference.where}." for name, difference in published if difference]
     return [*lines, study.note] if study.note else lines
 
 
-def _verdicts(table: Sequence[Row]) -> list[str]:
+def verdicts(table: Sequence[Row]) -> list[str]:
     """Which differences may be chance."""
     compared = [(row.variant.name, row.top1_difference, row.top5_difference) for row in table[1:]]
     small = [
@@ -184,22 +189,32 @@ def _verdicts(table: Sequence[Row]) -> list[str]:
         for name, one, five in compared
         if any(d is not None and d.is_larger is False for d in (one, five))
     ]
+    lines = [f"~: smaller than the spread over seeds, so perhaps chance: {', '.join(small)}."] if small else []
     if any(one is not None and one.is_larger is None for _, one, _ in compared):
-        return ["?: one run says nothing about the spread, so the differences may be chance."]
-    return [f"~: smaller than the spread over seeds, so perhaps chance: {', '.join(small)}."] if small else []
+        lines.append("?: one run says nothing about the spread, so the differences may be chance.")
+    return lines
 
 
-def _ratio(study: Study, table: Sequence[Row]) -> str:
+def ratio(study: Study, table: Sequence[Row]) -> str:
+    """The fastest variant of each family, and how many times as many epochs the second family takes."""
     best = fastest(study, table)
     texts = [f"{row.variant.name} {_text(row.epochs_to_goal)} epochs" for row in best.values()]
     missing = [family for family in study.families if family not in best]
     if missing:
         texts.append(f"{', '.join(missing)} not in the epochs given")
         return f"Fastest to {TRAINING_ERROR_GOAL:g} % training error: {'; '.join(texts)}."
-    ratio = _measured_ratio(study, best)
+    measured = _measured_ratio(study, best)
+    first, second = (best[family].epochs_to_goal for family in study.families)
+    difference = Difference.between(second, first)
+    assert difference is not None
+    chance = {
+        True: "",
+        False: " The difference is smaller than the spread over seeds, so perhaps chance.",
+        None: " One run says nothing about the spread, so this may be chance.",
+    }[difference.is_larger]
     return (
-        f"Fastest to {TRAINING_ERROR_GOAL:g} % training error: {'; '.join(texts)}. Ratio {ratio:.1f} (paper: "
-        f"{study.published_ratio:g})."
+        f"Fastest to {TRAINING_ERROR_GOAL:g} % training error: {'; '.join(texts)}. Ratio {measured:.1f} (paper: "
+        f"{study.published_ratio:g}).{chance}"
     )
 
 
@@ -271,7 +286,7 @@ def write(study: Study, members: Sequence[Member], folder: Path) -> list[Row]:
 
 
 def draw(study: Study, table: Sequence[Row], path: Path) -> None:
-    """Draw a point a run and a bar a variant: errors, or epochs to the goal."""
+    """Draw a point a run and a bar a variant: errors, or epochs to the goal; in words where a variant has none."""
     from matplotlib.figure import Figure as Picture
 
     picture = Picture(figsize=(9, 1.2 + 0.45 * len(table)), layout="constrained")
@@ -284,8 +299,12 @@ def draw(study: Study, table: Sequence[Row], path: Path) -> None:
         panels = [(f"epochs to {TRAINING_ERROR_GOAL:g} % training error", [[float(v) for v in g] for g in goals])]
     for axes, (label, values) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         places = range(len(table))
-        axes.barh(places, [statistics.fmean(v) if v else 0.0 for v in values], color="0.85")
-        for place, points in zip(places, values, strict=True):
+        for place, (row, points) in enumerate(zip(table, values, strict=True)):
+            has_bar = row.epochs_to_goal is not None if study.measure == "epochs" else bool(points)
+            if has_bar:
+                axes.barh(place, statistics.fmean(points), color="0.85")
+            else:
+                axes.text(0.02, place, _why_missing(row), transform=axes.get_yaxis_transform(), va="center")
             axes.plot(points, [place] * len(points), "ko", markersize=3)
         axes.set(xlabel=label, yticks=list(places), yticklabels=[row.variant.name for row in table])
         axes.invert_yaxis()

@@ -100,7 +100,7 @@ def resolve(options: EvaluateOptions) -> EvaluationJob:
     _check_alike(networks)
     for network in networks:
         partition(network.description.build_architecture(), stages)
-    dataset = _open(data, networks[0])
+    dataset = _open(data, networks)
     check_split(dataset, options.split)
     if options.fit_coefficients:
         check_split(dataset, options.fit_coefficients)
@@ -190,12 +190,14 @@ def _coefficients(options: EvaluateOptions, networks: int) -> tuple[float, ...] 
     return tuple(c / sum(given) for c in given)
 
 
-def _open(data: Path | None, network: TrainedNetwork) -> AnyDataset:
+def _open(data: Path | None, networks: Sequence[TrainedNetwork]) -> AnyDataset:
+    network = networks[0]
     if data is None and network.data is None:
         raise ConfigurationError(f"{network.weights} is a file of weights: name the data set to evaluate it on")
     if data is None:
         return open_data(Path(str(network.data)))
-    return open_data(data, network.stored_size, for_training=False)
+    size = next((network.stored_size for network in networks if network.stored_size is not None), None)
+    return open_data(data, size, for_training=False)
 
 
 def _check_alike(networks: Sequence[TrainedNetwork]) -> None:
@@ -207,6 +209,12 @@ def _check_alike(networks: Sequence[TrainedNetwork]) -> None:
                 f"({_difference(network.description.classes, first.description.classes)}); networks that answer "
                 "together need the same classes"
             )
+    sizes = {network.stored_size: network.weights for network in networks if network.stored_size is not None}
+    if len(sizes) > 1:
+        texts = [f"{weights} with images stored in {size} pixels" for size, weights in sorted(sizes.items())]
+        raise ConfigurationError(
+            f"networks that answer together see the same images: {', '.join(texts)}; evaluate them one by one"
+        )
 
 
 def _check_classes(network: TrainedNetwork, dataset: AnyDataset) -> None:

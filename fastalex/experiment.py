@@ -142,15 +142,29 @@ def _with(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions
 
 
 def _same_updates(options: TrainOptions, config: RunConfig) -> RunConfig:
-    """On a part of the images, as many more epochs as it takes to make the updates of all images."""
+    """On a part of the images, as many more epochs as it takes to make the updates of all images.
+
+    Raises:
+        ConfigurationError: an edit of the schedule, whose epoch would come at another time in each variant.
+    """
     if config.fraction == 1:
         return config
+    if config.edits:
+        raise ConfigurationError(
+            f"runs on a fraction of {config.fraction:g} make more epochs of fewer images, so --set "
+            f"{config.edits[0].text} would come at another time than with all images; leave it out"
+        )
     batch = config.recipe.batch_size
     whole, part = (
         open_prepared(config.data, fraction, config.seed).count("train") // batch for fraction in (1.0, config.fraction)
     )
-    epochs = round(config.recipe.epochs * whole / max(1, part))
-    return new_run(replace(options, training=replace(options.training, epochs=epochs)))
+    longer = whole / max(1, part)
+    epochs = round(config.recipe.epochs * longer)
+    config = new_run(replace(options, training=replace(options.training, epochs=epochs)))
+    recipe = replace(config.recipe, warmup_epochs=config.recipe.warmup_epochs * longer)
+    if recipe.plateau:
+        recipe = replace(recipe, plateau=replace(recipe.plateau, patience=round(recipe.plateau.patience * longer)))
+    return replace(config, recipe=recipe)
 
 
 def _check_same(config: RunConfig) -> None:

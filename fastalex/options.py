@@ -379,9 +379,13 @@ def check(config: RunConfig) -> None:
     possible_micro_batches(layout, config.schedule, config.recipe.batch_size)
     images = open_prepared(config.data, config.fraction, config.seed).count("train")
     if images < config.recipe.batch_size:
+        part = ""
+        if config.fraction != 1:
+            whole = open_prepared(config.data).count("train")
+            part = f" in a fraction of {config.fraction:g} of its {whole}"
         raise ConfigurationError(
-            f"{config.data} has {images} training images, fewer than one batch of {config.recipe.batch_size}; lower "
-            "--batch-size"
+            f"{config.data} has {images} training images{part}, fewer than one batch of {config.recipe.batch_size}; "
+            "lower --batch-size"
         )
     check_memory(config)
 

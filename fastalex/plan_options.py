@@ -58,9 +58,9 @@ class PlanOptions:
     micro_batches: Annotated[int | None, optional("N")] = None
     """In how many parts a batch passes through. Default: as in training."""
     schedule: ScheduleName = "1f1b"
-    """Order of the micro-batches' forward and backward passes."""
+    """Order of the micro-batches' forward and backward passes: 1f1b or gpipe, with one stage a device."""
     precision: Precision = "fp32"
-    """fp32 or bf16."""
+    """fp32, tf32 or bf16."""
     images: int = PAPER_IMAGES
     """Training images; the default is ILSVRC-2012's."""
     epochs: int = PAPER_EPOCHS
@@ -91,6 +91,10 @@ def resolve(options: PlanOptions) -> Plan:
     """
     for name in ("classes", "batch_size", "images", "epochs"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
+    if options.schedule == "interleaved":
+        raise ConfigurationError(
+            "--schedule interleaved puts several stages on a device, of which plan knows nothing; take 1f1b or gpipe"
+        )
     architecture = build_architecture(options.network.arch, options.classes, options.network.variation)
     devices = options.devices or default_devices()
     count, on_gpus, memory = _devices(options, devices)

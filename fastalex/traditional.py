@@ -89,9 +89,11 @@ def check_traditional(dataset: Dataset, method: Traditional, split: str) -> None
         )
     if len(dataset.classes) < 2:
         raise ConfigurationError(f"{dataset.root} has {len(dataset.classes)} class; a classifier needs 2 or more")
-    for name in ("train", split):
-        if not dataset.count(name):
-            raise ConfigurationError(f"{dataset.root} has no images in its part {name!r}; prepare it anew")
+    for name, least in (("train", 2), (split, 1)):  # one of them is held out to choose the regularisation
+        if dataset.count(name) < least:
+            raise ConfigurationError(
+                f"{dataset.root} has {dataset.count(name)} images in its part {name!r}; {least} or more are wanted"
+            )
     if method.features == "sift" and dataset.count("train") < method.gaussians:
         raise ConfigurationError(
             f"{dataset.root} has {dataset.count('train')} training images, fewer than {method.gaussians} Gaussians; "

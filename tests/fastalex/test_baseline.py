@@ -246,14 +246,18 @@ def test_options_that_do_not_fit(textures, tmp_path, options, message):
 
 
 def test_one_class_and_tiny_images_are_refused(tmp_path):
-    for size, kinds in ((32, ("a", "b")), (64, ("a",))):
+    for size, kinds in ((32, ("a", "b")), (64, ("a",)), (65, ("a", "b"))):
         for split in ("train", "val"):
             for name in kinds:
                 (tmp_path / f"in{size}" / split / name).mkdir(parents=True)
                 Image.new("RGB", (64, 64)).save(tmp_path / f"in{size}" / split / name / "1.jpg")
+        if size == 65:
+            (tmp_path / "in65" / "train" / "b" / "1.jpg").write_bytes(b"?")  # and is rejected
         dataloading.prepare(tmp_path / f"in{size}", tmp_path / f"out{size}", size=size, workers=0, progress=False)
     with pytest.raises(ConfigurationError, match=r"has 1 class; a classifier needs 2 or more"):
         run_baseline(BaselineOptions(tmp_path / "out64", gaussians=1))
+    with pytest.raises(ConfigurationError, match=r"has 1 images in its part 'train'; 2 or more are wanted"):
+        run_baseline(BaselineOptions(tmp_path / "out65", features="hog"))
     with pytest.raises(ConfigurationError, match=r"images of 32 pixels; dense SIFT wants 48 or more"):
         run_baseline(BaselineOptions(tmp_path / "out32", gaussians=1))
 

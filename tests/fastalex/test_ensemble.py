@@ -18,7 +18,7 @@ from fastalex.launch import World
 from fastalex.metrics import Metrics
 from fastalex.pipeline import SingleDevice
 from fastalex.trained import TrainedNetwork
-from tests.dataloading.small_sources import ilsvrc2012
+from tests.dataloading.small_sources import SYNSETS, TEST_TRUTH, ilsvrc2010, ilsvrc2012
 from tests.fastalex.conftest import save_run, write_images
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -121,6 +121,20 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
     assert torch.equal(own.predictions.top_probabilities, other.predictions.top_probabilities)
 
 
+def test_the_test_set_of_2010_is_judged_by_its_own_labels(tmp_path):
+    archives = ilsvrc2010(tmp_path / "archives")
+    for order in ("sorted", "devkit"):
+        dataloading.prepare(archives, tmp_path / order, progress=False, workers=1, label_order=order)
+    run = save_run(tmp_path / "run", tmp_path / "sorted")
+    for order in ("sorted", "devkit"):
+        predictions = judged(run, data=tmp_path / order, split="test").predictions
+        classes = np.array(dataloading.Dataset(tmp_path / order).classes)
+        wanted = classes[predictions.labels.numpy()]
+        assert wanted.tolist() == [SYNSETS[number - 1][1] for number in TEST_TRUTH]
+        wrong = (classes[predictions.top_classes[:, 0].numpy()] != wanted).mean()
+        assert (predictions.metrics.images, predictions.metrics.top1_error) == (3, pytest.approx(100 * wrong))
+
+
 def test_images_lose_the_mean_that_the_network_learnt_with(runs, prepared, tmp_path):
     """Other data with another mean image, same validation images: the errors stay, because the mean does."""
     source = write_images(tmp_path / "source", train=2, val=3)
@@ -179,6 +193,10 @@ def test_what_is_refused(runs, prepared, tmp_path):
         write_images(tmp_path / "o", train=1, val=1, classes=("cat", "red")), tmp_path / "p", progress=False, workers=1
     )
     stranger = save_run(tmp_path / "stranger", other.root)
+    tiny = dataloading.prepare(
+        write_images(tmp_path / "t", train=1, val=1), tmp_path / "q", size=64, progress=False, workers=1
+    )
+    short = save_run(tmp_path / "short", tiny.root)
     started = tmp_path / "started"
     started.mkdir()
     (started / "config.json").write_text((one / "config.json").read_text())
@@ -191,6 +209,7 @@ def test_what_is_refused(runs, prepared, tmp_path):
         ((started,), {}, "has no best.safetensors yet: it has not saved a checkpoint"),
         ((tmp_path / "file.txt",), {}, "file.txt is damaged"),
         ((one, stranger), {}, r"other classes than .* \(it has 'cat' and lacks 'blue'\)"),
+        ((one, short), {}, r"short.* with images stored in 64 pixels, .*one.* in 256 pixels; evaluate them one by one"),
         ((one, other.root), {}, r"2 classes that are not the network's 3 \(it has 'cat' and lacks 'blue'\)"),
         ((one,), {"split": "test"}, "no images in split 'test'; choose --split from train, val"),
         ((one, two), {"fit_coefficients": "test"}, "no images in split 'test'"),

@@ -1,21 +1,24 @@
 """Studies: every variant can be built, a study goes on after anything, and its figures are those of its runs."""
 
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure as Picture
+from rich.console import Console
 
 from fastalex import launch, study
 from fastalex.architecture import Variation, build_architecture
-from fastalex.comparison import Difference, Figure, fastest, rows
+from fastalex.comparison import Difference, Figure, Row, draw, fastest, ratio, rows, shown, verdicts
 from fastalex.config import RunConfig
 from fastalex.errors import ConfigurationError
-from fastalex.experiment import alone_in, carry_out, is_finished, outcome, plan
+from fastalex.experiment import Outcome, alone_in, carry_out, is_finished, outcome, plan
 from fastalex.options import MachineOptions, NetworkOptions, RecipeOptions, TrainOptions
 from fastalex.progress import read_metrics
-from fastalex.studies import STUDIES, find_study
+from fastalex.studies import STUDIES, Variant, find_study
 from fastalex.study import StudyOptions
 from tests.fastalex.test_commands import command, refused, start, wait_for_steps
 from tests.fastalex.test_trainer import assert_same_state, curve
@@ -108,6 +111,9 @@ def test_smaller_sets_make_the_same_number_of_updates(prepared, tmp_path):
     whole, part = plan(chosen, options(prepared, epochs=4), seeds=1, folder=tmp_path)
     assert (whole.config.fraction, whole.config.recipe.epochs) == (1.0, 4)
     assert (part.config.fraction, part.config.recipe.epochs) == (0.5, 8)  # 2 updates an epoch instead of 4
+    whole, part = plan(chosen, options(prepared, recipe="paper", warmup_epochs=0.5), seeds=1, folder=tmp_path)
+    assert [run.config.recipe.warmup_epochs for run in (whole, part)] == [0.5, 1.0]
+    assert [run.config.recipe.plateau.patience for run in (whole, part)] == [5, 10]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +216,8 @@ def test_a_finished_study_is_only_shown(straight, prepared, capsys):
         ),
         ("dropout", {"dropout": 0.1}, "study dropout compares values of --dropout itself; leave it out"),
         ("dropout", {"seeds": 0}, "--seeds is 0"),
-        ("dataset-size", {}, "has 3 training images, fewer than one batch of 8"),
+        ("dataset-size", {}, "has 3 training images in a fraction of 0.1 of its 32, fewer than one batch of 8"),
+        ("dataset-size", {"edits": ("epoch=2:lr=1e-4",)}, "make more epochs of fewer images, so --set epoch=2:lr=1e-4"),
         ("dataset-size", {"fraction": 0.5}, "compares values of --fraction itself"),
     ],
 )
@@ -303,6 +310,55 @@ def write_history(member, within: int) -> None:
         for error, images in ((20.0, 24) if good else (40.0, 24)), (40.0, 8):  # in windows of unequal size
             lines.insert(-1, {**lines[-1], "kind": "train", "epoch": epoch, "top1_error": error, "images": images})
     (member.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
+    """A variant whose runs reached the training error in these epochs."""
+    outcomes = tuple(Outcome(seed, 10.0 + seed, 5.0, 1.0, epoch) for seed, epoch in enumerate(epochs))
+    error = Figure.of([outcome.top1_error for outcome in outcomes])
+    return Row(variant, 1, 9, outcomes, diverged, error, error, None, None)
+
+
+def test_what_was_not_reached_is_said_and_not_drawn(tmp_path, monkeypatch, capsys):
+    chosen = find_study("activation")
+    table = [row(v, *e) for v, e in zip(chosen.variants, [(4, 5), (None, 6), (), (8, 9), (7, None)], strict=False)]
+    table[2] = replace(table[2], diverged=2)
+    drawn: list[Picture] = []
+    monkeypatch.setattr(Picture, "savefig", lambda picture, *_, **__: drawn.append(picture))
+    draw(chosen, table, tmp_path / "study.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [4.5, 8.5]
+    assert [(text.get_position()[1], text.get_text()) for text in axes.texts] == [
+        (1, "not reached"),
+        (2, "diverged"),
+        (4, "not reached"),
+    ]
+    draw(find_study("dropout"), table[1:3], tmp_path / "study.png")
+    for axes in drawn[1].axes:
+        assert len(axes.patches) == 1
+        assert [text.get_text() for text in axes.texts] == ["diverged"]
+    Console(width=200).print(shown(chosen, table))
+    out = capsys.readouterr().out
+    assert "difference" not in out
+    assert out.count("not reached") == 2
+
+
+def test_a_ratio_within_the_spread_is_called_so():
+    chosen = find_study("activation")
+    relu, tanh = chosen.variants[0], chosen.variants[4]
+    for epochs, expected in (
+        (((4, 4), (8, 9)), r"Ratio 2\.1 \(paper: 6\)\.$"),
+        (((4, 4), (3, 9)), r"Ratio 1\.5 .* smaller than the spread over seeds, so perhaps chance"),
+        (((4,), (8,)), r"Ratio 2\.0 .* One run says nothing about the spread"),
+    ):
+        assert re.search(expected, ratio(chosen, [row(relu, *epochs[0]), row(tanh, *epochs[1])]))
+
+
+def test_both_kinds_of_chance_are_explained():
+    base, small, alone = (row(variant) for variant in find_study("depth").variants[:3])
+    small = replace(small, top1_difference=Difference(0.1, False))
+    alone = replace(alone, top1_difference=Difference(3.0, None))
+    assert [line[:2] for line in verdicts([base, small, alone])] == ["~:", "?:"]
 
 
 def test_differences_within_the_spread_are_called_so():

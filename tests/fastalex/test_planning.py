@@ -97,7 +97,8 @@ def test_records_are_ours_and_of_the_network(tmp_path: Path):
         {"ours": True, "architecture": "krizhevsky", "images_per_second": None, "batch": 128},
     ]
     (tmp_path / "machine").mkdir()
-    (tmp_path / "machine" / "steps.json").write_text(json.dumps({"device": "a machine", "rows": rows}))
+    for name in ("steps", "steps-before"):
+        (tmp_path / "machine" / f"{name}.json").write_text(json.dumps({"device": "a machine", "rows": rows}))
     found = recorded_speeds("krizhevsky", tmp_path)
     assert [speed.images_per_second for speed in found] == [30.0, 27.0]
     assert found[1].days(27 * 86_400, 2) == pytest.approx(2)
@@ -129,6 +130,7 @@ def test_the_report(capsys, monkeypatch):
         ({"devices": "7", "device_memory": 3, "measure": True}, "device 7 does not exist"),
         ({"devices": "cpu", "batch_size": 0}, "--batch-size is 0"),
         ({"devices": "cpu", "epochs": 0}, "--epochs is 0"),
+        ({"devices": "cpu,cpu", "schedule": "interleaved"}, "--schedule interleaved puts several stages on a device"),
         ({"devices": "cpu,cpu", "batch_size": 9}, "2 micro-batches do not divide a batch of 9"),
         ({"devices": ",".join(["cpu"] * 9)}, "9 stages for 8 blocks"),
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),

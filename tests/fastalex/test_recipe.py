@@ -77,6 +77,21 @@ def test_the_runs_of_2012_share_crops_as_their_source_did():
         replace(build_recipe("digits"), crops_shared_by=0)
 
 
+def test_the_papers_schedule_divides_by_ten_where_validation_stalls():
+    recipe = build_recipe("paper")
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (90, 128, 0.9, 0.0005)
+    errors = [60.0, 50.0, *[51.0] * 5, 45.0, *[46.0] * 5, 44.0, *[45.0] * 5, 43.0, *[44.0] * 10]
+    expected = [1e-2] * 7 + [1e-3] * 6 + [1e-4] * 6 + [1e-5] * 12  # by the epochs that are finished
+    optimizer = KrizhevskySGD(AlexNet("paper", 10, seed=0, width=1 / 16), recipe)
+    for epoch, rate in enumerate(expected):
+        assert recipe.plateau is not None
+        optimizer.set_epoch(epoch, plateau_divisions(errors[:epoch], recipe.plateau))
+        found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert found == pytest.approx(dict.fromkeys(found, rate)), epoch  # biases learn at the weights' rate
+        assert recipe.color_noise_at(epoch) == 0.1
+    assert len(errors) >= len(expected) - 1
+
+
 def test_the_run_of_2012_has_two_names():
     assert build_recipe("source-145") == build_recipe("krizhevsky")
 
