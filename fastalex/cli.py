@@ -24,18 +24,18 @@ def main(command: Callable[[], None]) -> NoReturn:
         command()
         code = 0
     except (ConfigurationError, DatasetError) as error:
-        code = _say(f"error: {error}", 2, everywhere=getattr(error, "everywhere", False))
+        code = _say(f"error: {error}", 2, error)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise  # not a file that a user named
         place = f"{error.filename}: " if error.filename is not None else ""
-        code = _say(f"error: {place}{error.strerror}", 2)
+        code = _say(f"error: {place}{error.strerror}", 2, error)
     except WorkerError as error:
-        code = _say(f"error: {error}", 1)
+        code = _say(f"error: {error}", 1, error)
     except Interrupted as error:
-        code = _say(str(error), 128 + error.signal_number, everywhere=True)
-    except KeyboardInterrupt:
-        code = _say("interrupted", 130)
+        code = _say(str(error), 128 + error.signal_number, error)
+    except KeyboardInterrupt as error:
+        code = _say("interrupted", 130, error)
     sys.stdout.flush()
     if code and is_worker():
         os._exit(code)  # an orderly exit would wait for operations with the other workers
@@ -47,8 +47,7 @@ def optional(metavar: str, *aliases: str) -> Any:
     return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
 
 
-def _say(message: str, code: int, *, everywhere: bool = False) -> int:
-    """Print the message, once a machine if all workers of an outer launcher say the same."""
-    if not everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+def _say(message: str, code: int, error: BaseException) -> int:
+    if not getattr(error, "said", False):
         print(message, file=sys.stderr, flush=True)
     return code

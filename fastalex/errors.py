@@ -4,11 +4,11 @@
 class ConfigurationError(ValueError):
     """Something asked for cannot be done: one line with the thing, the value found, the value wanted and the remedy.
 
-    Command lines print it after ``error:`` and exit with 2, without a traceback. ``everywhere`` says that all workers
-    of an outer launcher raise the same one, so that one of them prints it.
+    Command lines print it after ``error:`` and exit with 2, without a traceback. ``said`` means that another worker of
+    this machine prints the same one.
     """
 
-    everywhere = False
+    said = False
 
 
 class NonFiniteLoss(ConfigurationError):

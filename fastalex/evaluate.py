@@ -12,8 +12,7 @@ def main() -> None:
     """Parse, then evaluate here, in new workers, or as one of torchrun's."""
     options = tyro.cli(EvaluateOptions, prog="python -m fastalex.evaluate", description=EvaluateOptions.__doc__)
     if launch.is_worker():
-        devices = launch.devices_under_torchrun(options.devices)
-        launch.run(resolve_and_evaluate, options.on(devices), devices)
+        launch.run_under_torchrun(resolve_and_evaluate, options.on, options.devices)
     else:
         job = resolve(options)
         launch.run(evaluate_and_report, job, launch.parse_devices(job.devices))

@@ -12,8 +12,7 @@ def main() -> None:
     """Parse, then extract here, in new workers, or as one of torchrun's."""
     options = tyro.cli(FeaturesOptions, prog="python -m fastalex.features", description=FeaturesOptions.__doc__)
     if launch.is_worker():
-        devices = launch.devices_under_torchrun(options.devices)
-        launch.run(resolve_and_extract, options.on(devices), devices)
+        launch.run_under_torchrun(resolve_and_extract, options.on, options.devices)
     else:
         extraction, chosen = resolve(options)
         launch.run(extract_and_report, extraction, launch.parse_devices(chosen))

@@ -41,7 +41,16 @@ PEER_TIMEOUT = timedelta(minutes=10)
 # How long workers wait for each other at the start, in seconds; machines may need different times to import torch.
 JOIN_TIMEOUT = 300
 _USER_ERRORS = {"NonFiniteLoss": NonFiniteLoss}  # what a worker raised is raised again by its name
-_LOST_PEER = ("connection closed by peer", "connection reset", "connection was likely closed", "timed out waiting")
+# What gloo, NCCL and the store say when another worker has ended. Other NCCL errors may be causes themselves.
+_LOST_PEER = (
+    "connection closed by peer",
+    "connection reset",
+    "connection was likely closed",
+    "timed out waiting",
+    "remote process exited",
+    "ncclremoteerror",
+    "communicator was aborted",
+)
 
 
 T = TypeVar("T")
@@ -57,6 +66,8 @@ class Interrupted(Exception):
 
 class WorkerError(Exception):
     """A worker failed for a reason that is not the user's input; the message says which and how."""
+
+    said = False
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -130,7 +141,7 @@ class World:
             )
         if self.size == 1 and layout.stages > 1 and not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # the stages' engine asks
-        self.layout = layout
+        self.layout, self._groups = layout, (None, None)
         if layout.replicas > 1:
             names = ("replicas", "stages")
             mesh = init_device_mesh(self.device.type, (layout.replicas, layout.ranks), mesh_dim_names=names)
@@ -184,7 +195,6 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(made, 0)
         if isinstance(made[0], Exception):
-            made[0].everywhere = True  # type: ignore[attr-defined]
             raise made[0]
         return made[0]
 
@@ -240,6 +250,18 @@ def is_worker() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def refuse_launcher(remedy: str) -> None:
+    """Refuse to be started by an outer launcher.
+
+    Raises:
+        ConfigurationError: it was.
+    """
+    if is_worker():
+        error = ConfigurationError(remedy)
+        error.said = _is_said(None, remedy)
+        raise error
+
+
 def machines() -> int:
     """On how many machines the workers are: as torchrun says, else one."""
     return int(os.environ.get("GROUP_WORLD_SIZE", 1)) if is_worker() else 1
@@ -252,14 +274,6 @@ def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
         ConfigurationError: as :func:`parse_devices`; another number of devices than workers; machines with unequal
             numbers of workers.
     """
-    try:
-        return _devices_under_torchrun(text)
-    except ConfigurationError as error:
-        error.everywhere = True  # every worker of this machine finds the same
-        raise
-
-
-def _devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
     workers, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if here * machines() != workers:
         raise ConfigurationError(
@@ -289,10 +303,7 @@ def run(worker: Worker, argument: Any, devices: Sequence[torch.device], restarts
         ConfigurationError, Interrupted: raised by a worker.
         WorkerError: a worker failed or was killed.
     """
-    if is_worker():
-        _die_with_parent(os.getppid())
-        _run_worker(worker, argument, devices)
-    elif len(devices) == 1 and not restarts:
+    if len(devices) == 1 and not restarts:
         _run_here(worker, argument, World(0, 1, devices[0]))
     else:
         _run_with_restarts(worker, argument, devices, restarts)
@@ -306,18 +317,41 @@ def run_under_torchrun(worker: Worker, argument: Callable[[Sequence[torch.device
         text: names them; None for one GPU each, or CPUs.
     """
     _die_with_parent(os.getppid())
+    store: dist.Store | None = None
     try:
-        devices = devices_under_torchrun(text)
-    except ConfigurationError as error:  # perhaps on this machine only: the others must not wait for it
-        _meet(World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
-        raise
-    try:
-        _run_worker(worker, argument(devices), devices)
+        store = _open_store()
+        try:
+            devices = devices_under_torchrun(text)
+        except ConfigurationError as error:  # perhaps on this machine only: the others must not wait for it
+            _meet(store, World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
+            raise
+        _run_worker(worker, argument(devices), devices, store)
     except Exception as error:
         if not _lost_a_peer(str(error)):
+            error.said = _is_said(store, str(error))  # type: ignore[attr-defined]
+            if _keeps_store():
+                time.sleep(1)  # for the others to ask it the same
             raise
-        where = f"worker {os.environ['RANK']} on {socket.gethostname()}"
-        raise WorkerError(f"{where} lost another worker, whose own message says why") from None
+        where, what = (
+            f"worker {os.environ['RANK']} on {socket.gethostname()}",
+            str(error).splitlines()[0].split(". ")[0],
+        )
+        lost = WorkerError(f"{where} lost another worker, whose own message says why ({what})")
+        lost.said = _is_said(store if _torchrun_keeps_store() else None, "lost another worker")
+        raise lost from None
+
+
+def _is_said(store: dist.Store | None, message: str) -> bool:
+    """Whether another worker of this machine says the same: it is to be read once, not once a worker."""
+    # torchrun is the parent; a restart may say again what was said before.
+    ours = f"{socket.gethostname()}/{os.getppid()}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    try:
+        if store is not None:
+            store.set_timeout(timedelta(seconds=5))
+            return store.add(f"fastalex/said/{ours}/{message}", 1) > 1
+    except RuntimeError:  # the machine that kept the store is gone
+        pass
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def _run_with_restarts(worker: Worker, argument: Any, devices: Sequence[torch.device], restarts: int) -> None:
@@ -348,11 +382,11 @@ def _run_here(worker: Worker, argument: Any, world: World) -> None:
             signal.signal(number, handler)
 
 
-def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) -> None:
+def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device], store: dist.Store) -> None:
     """The body of one of several workers: rank and rendezvous come from the launcher's environment."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     world = World(rank, size, devices[int(os.environ.get("LOCAL_RANK", rank))], layout=Layout(ranks=size))
-    store = _meet(world)
+    store = _meet(store, world)
     if world.device.type == "cpu":
         torch.set_num_threads(_threads(len(devices)))
         dist.init_process_group("gloo", timeout=PEER_TIMEOUT, store=store, rank=rank, world_size=size)
@@ -373,8 +407,44 @@ def _run_worker(worker: Worker, argument: Any, devices: Sequence[torch.device]) 
     dist.destroy_process_group()
 
 
-def _meet(world: World, problem: str | None = None) -> dist.Store:
-    """Wait until every worker has said where it is and what it runs; returns the store that they met in.
+def _open_store() -> dist.Store:
+    """Where the workers of an outer launcher exchange their first words; kept by torchrun, else by the first worker.
+
+    Raises:
+        ConfigurationError: no address was given, it is in use, or nobody answers there.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal():
+        raise ConfigurationError(
+            f"RANK and WORLD_SIZE are set, but MASTER_ADDR is {host!r} and MASTER_PORT is {port!r}; name the first "
+            "machine and a free port there, or unset all four"
+        )
+    limit = timedelta(seconds=JOIN_TIMEOUT)
+    try:
+        # Waiting for all is left to _meet, which knows who is missing.
+        return dist.TCPStore(host, int(port), None, _keeps_store(), limit, wait_for_workers=False, multi_tenant=True)
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise ConfigurationError(f"{host}:{port} is in use; choose another port (torchrun --master-port)") from None
+        raise ConfigurationError(
+            f"{socket.gethostname()}: nobody answers at {host}:{port} within {JOIN_TIMEOUT} s; is the first machine's "
+            "command running, and can this machine reach it?"
+        ) from None
+
+
+def _torchrun_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _keeps_store() -> bool:
+    return os.environ["RANK"] == "0" and not _torchrun_keeps_store()
+
+
+def _meet(store: dist.Store, world: World, problem: str | None = None) -> dist.Store:
+    """Wait until every worker has said where it is and what it runs; returns a store for them alone.
+
+    The store may outlive workers that were restarted, and hold what they said. So the first worker calls a roll under a
+    name that was never used, the others answer it, and whoever finds its own answer among all of them has met the rest.
 
     Args:
         problem: why this worker cannot take part; all of them then raise it.
@@ -382,19 +452,10 @@ def _meet(world: World, problem: str | None = None) -> dist.Store:
     Raises:
         ConfigurationError: some did not come in time, run another version, have another kind of device or a problem.
     """
-    try:
-        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=JOIN_TIMEOUT)))
-    except dist.DistError as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            raise ConfigurationError(f"{address} is in use; choose another port (torchrun --master-port)") from None
-        raise ConfigurationError(
-            f"{socket.gethostname()}: nobody answers at {address} within {JOIN_TIMEOUT} s; is the first machine's "
-            "command running, and can this machine reach it?"
-        ) from None
     if world.device.type == "cuda" and not dist.is_nccl_available():
         problem = "this torch was built without NCCL; install a CUDA build, or choose --devices cpu,cpu"
     mine = {
+        "worker": uuid.uuid4().hex,
         "problem": problem or "",
         "machine": socket.gethostname(),
         "python": platform.python_version(),
@@ -402,27 +463,56 @@ def _meet(world: World, problem: str | None = None) -> dist.Store:
         "fastalex": fastalex_version(),
         "kind of device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
     }
-    store.set(f"fastalex/worker/{world.rank}", json.dumps(mine))
-    missing = set(range(world.size))
-    deadline = time.monotonic() + JOIN_TIMEOUT
-    while missing := {rank for rank in missing if not store.check([f"fastalex/worker/{rank}"])}:
-        if time.monotonic() > deadline:
-            raise _absent(store, world, missing)
-        time.sleep(0.05)
-    everyone = [json.loads(store.get(f"fastalex/worker/{rank}")) for rank in range(world.size)]
+    roll, everyone = _call_roll(store, world, mine) if world.is_first else _answer_roll(store, world, mine)
     _check_alike(everyone)
-    return store
+    return dist.PrefixStore(roll, store)
 
 
-def _absent(store: dist.Store, world: World, missing: set[int]) -> ConfigurationError:
-    there = [json.loads(store.get(f"fastalex/worker/{r}"))["machine"] for r in range(world.size) if r not in missing]
+def _call_roll(store: dist.Store, world: World, mine: dict[str, str]) -> tuple[str, list[dict[str, str]]]:
+    roll, deadline = f"fastalex/roll/{mine['worker']}", time.monotonic() + JOIN_TIMEOUT
+    store.set(f"{roll}/0", json.dumps(mine))
+    store.set("fastalex/roll", roll)
+    while missing := _missing(store, world, roll):
+        if time.monotonic() > deadline:
+            raise _absent(store, world, roll, missing)
+        time.sleep(0.05)
+    everyone = [json.loads(store.get(f"{roll}/{rank}")) for rank in range(world.size)]
+    store.set(f"{roll}/everyone", json.dumps(everyone))
+    # The store may end with this worker: if there is a problem, the others are to read of it first.
+    deadline = time.monotonic() + 5
+    while store.add(f"{roll}/read", 0) < world.size - 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return roll, everyone
+
+
+def _answer_roll(store: dist.Store, world: World, mine: dict[str, str]) -> tuple[str, list[dict[str, str]]]:
+    roll, deadline = "", time.monotonic() + JOIN_TIMEOUT
+    while True:
+        if store.check(["fastalex/roll"]) and (latest := store.get("fastalex/roll").decode()) != roll:
+            roll = latest
+            store.set(f"{roll}/{world.rank}", json.dumps(mine))
+        if roll and store.check([f"{roll}/everyone"]):
+            everyone = json.loads(store.get(f"{roll}/everyone"))
+            if everyone[world.rank] == mine:
+                store.add(f"{roll}/read", 1)
+                return roll, everyone
+        if time.monotonic() > deadline:
+            raise _absent(store, world, roll, (_missing(store, world, roll) if roll else set()) or {0})
+        time.sleep(0.05)
+
+
+def _missing(store: dist.Store, world: World, roll: str) -> set[int]:
+    return {rank for rank in range(world.size) if not store.check([f"{roll}/{rank}"])}
+
+
+def _absent(store: dist.Store, world: World, roll: str, missing: set[int]) -> ConfigurationError:
+    there = set(range(world.size)) - missing if roll else set()
+    names = {socket.gethostname(), *(json.loads(store.get(f"{roll}/{rank}"))["machine"] for rank in there)}
     ranks = ", ".join(map(str, sorted(missing)))
-    error = ConfigurationError(
+    return ConfigurationError(
         f"worker {ranks} of {world.size} did not join within {JOIN_TIMEOUT} s; there are workers on "
-        f"{', '.join(sorted(set(there)))}: start the command on the other machines, too"
+        f"{', '.join(sorted(names))}: start the command on the other machines, too"
     )
-    error.everywhere = True
-    return error
 
 
 def _check_alike(everyone: Sequence[dict[str, str]]) -> None:
@@ -431,18 +521,14 @@ def _check_alike(everyone: Sequence[dict[str, str]]) -> None:
     problems = [other for other in everyone if other["problem"]]
     if problems:
         there = f"{problems[0]['machine']}: " if len({other["machine"] for other in everyone}) > 1 else ""
-        error = ConfigurationError(there + problems[0]["problem"])
-        error.everywhere = True
-        raise error
+        raise ConfigurationError(there + problems[0]["problem"])
     for rank, other in enumerate(everyone):
         for what in ("fastalex", "torch", "python", "kind of device"):
             if other[what] != first[what]:
-                error = ConfigurationError(
+                raise ConfigurationError(
                     f"{what} is {other[what]} for worker {rank} on {other['machine']} and {first[what]} for worker 0 "
                     f"on {first['machine']}; make them the same"
                 )
-                error.everywhere = True
-                raise error
 
 
 def _threads(workers: int) -> int:
@@ -517,7 +603,7 @@ def _elastic_worker(
     (folder / f"{rank}.pid").write_text(str(os.getpid()))
     threading.Thread(target=_watch_peers, args=(folder, rank, len(devices)), daemon=True).start()
     try:
-        _run_worker(worker, argument, devices)
+        _run_worker(worker, argument, devices, _open_store())
         (folder / f"{rank}.done").touch()
     except BaseException as error:
         report = {
@@ -597,8 +683,13 @@ def _raise_cause(failures: Path, error: Any, devices: Sequence[torch.device], si
         if not _lost_a_peer(report["message"]):
             name = f"worker {report['rank']} ({report['device']})"
             raise WorkerError(f"{name} failed:\n{report['traceback'].rstrip()}")
-    for rank, failure in sorted((error.failures if error else {}).items()):
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise WorkerError(f"worker {rank} ({devices[rank]}) was killed by {name}")
+    killed = [(rank, failure) for rank, failure in (error.failures if error else {}).items() if failure.exitcode < 0]
+    # NCCL aborts the processes that wait for one that was killed.
+    killed.sort(key=lambda pair: (pair[1].exitcode == -signal.SIGABRT, pair[1].timestamp, pair[0]))
+    for rank, failure in killed:
+        name = signal.Signals(-failure.exitcode).name
+        raise WorkerError(f"worker {rank} ({devices[rank]}) was killed by {name}")
+    for report in reports:
+        name = f"worker {report['rank']} ({report['device']})"
+        raise WorkerError(f"{name} lost another one, which ended without a word:\n{report['traceback'].rstrip()}")
     raise WorkerError("a worker ended without a word")

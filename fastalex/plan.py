@@ -6,16 +6,12 @@ import torch
 import tyro
 
 from fastalex import cli, launch
-from fastalex.errors import ConfigurationError
 from fastalex.plan_options import PlanOptions, report, resolve
 
 
 def main() -> None:
     """Parse, and report here; in new workers only where steps are timed on several devices."""
-    if launch.is_worker():
-        error = ConfigurationError("planning starts its own workers; leave torchrun out")
-        error.everywhere = True
-        raise error
+    launch.refuse_launcher("planning starts its own workers; leave torchrun out")
     options = tyro.cli(PlanOptions, prog="python -m fastalex.plan", description=PlanOptions.__doc__)
     plan = resolve(options)
     if plan.measure:

@@ -13,7 +13,6 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastalex import cli, comparison, experiment, launch
 from fastalex.cli import optional
-from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted
 from fastalex.options import MachineOptions, NetworkOptions, ReadingOptions, RecipeOptions, TrainOptions
 from fastalex.studies import STUDIES, Study, find_study
@@ -41,8 +40,7 @@ class StudyOptions:
 
 def run(options: StudyOptions) -> None:
     """Make the runs that are missing, then print the table and write ``study.json`` and ``study.png``."""
-    if launch.is_worker():
-        raise ConfigurationError("a study starts its workers itself; leave torchrun out and name --devices")
+    launch.refuse_launcher("a study starts its workers itself; leave torchrun out and name --devices")
     study = find_study(options.name)
     shared = TrainOptions(
         options.data,

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastalex import launch
 from fastalex.errors import ConfigurationError
@@ -99,9 +102,59 @@ def test_workers_that_differ_are_named():
         ),
         ({"problem": "device 1 does not exist"}, "^b: device 1 does not exist$"),
     ):
-        with pytest.raises(ConfigurationError, match=message) as caught:
+        with pytest.raises(ConfigurationError, match=message):
             launch._check_alike([alike, {**alike, "machine": "b", **change}])
-        assert caught.value.everywhere
+
+
+def meet(store: dist.Store, rank: int, size: int = 2) -> dist.Store:
+    return launch._meet(store, launch.World(rank, size, CPUS[0]))
+
+
+def test_workers_that_were_restarted_meet_each_other_and_not_their_predecessors():
+    store = dist.HashStore()
+    with ThreadPoolExecutor() as workers:
+        list(workers.map(lambda rank: meet(store, rank), range(2)))
+        for early, late in ((0, 1), (1, 0)):
+            waiting = workers.submit(meet, store, early)
+            time.sleep(0.3)
+            assert not waiting.done(), f"worker {early} took a dead worker's answer for that of worker {late}"
+            meet(store, late).set("place", f"{early}")
+            assert waiting.result(5).get("place") == f"{early}".encode()
+
+
+def test_workers_that_do_not_come_are_named(monkeypatch):
+    monkeypatch.setattr(launch, "JOIN_TIMEOUT", 0.2)
+    store, here = dist.HashStore(), socket.gethostname()
+    with pytest.raises(ConfigurationError, match=f"worker 0 of 2 did not join .* there are workers on {here}: start"):
+        meet(store, 1)
+    with pytest.raises(ConfigurationError, match=f"worker 1, 2 of 3 did not join .* there are workers on {here}: "):
+        meet(store, 0, 3)
+
+
+def test_where_workers_meet_has_to_be_free(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ConfigurationError, match="MASTER_PORT is ''; name the first machine and a free port there"):
+        launch._open_store()
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(ConfigurationError, match=f"^127.0.0.1:{port} is in use; choose another port"):
+            launch._open_store()
+
+
+def test_a_message_of_all_workers_is_printed_by_one(monkeypatch):
+    store = dist.HashStore()
+    assert [launch._is_said(store, "the loss is nan") for _ in range(3)] == [False, True, True]
+    assert not launch._is_said(store, "another message")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not launch._is_said(store, "the loss is nan")
+    for rank, said in (("0", False), ("1", True)):  # where they cannot ask each other
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert launch._is_said(None, "the loss is nan") is said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
