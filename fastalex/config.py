@@ -10,7 +10,6 @@ from typing import Any, Literal
 from fastalex.checkpoint import Description, write_atomically
 from fastalex.edits import Edit
 from fastalex.errors import ConfigurationError
-from fastalex.launch import parse_devices
 from fastalex.layout import Layout, ScheduleName, arrange
 from fastalex.model import Precision
 from fastalex.recipe import Change, Plateau, Recipe
@@ -29,7 +28,7 @@ class RunConfig:
         recipe: how it is trained, with what the command line overrode.
         devices: of each machine, one a worker, as :func:`fastalex.launch.parse_devices` reads them.
         micro_batches: in how many parts each replica's part of a batch passes through; None: to be measured.
-        schedule: in which order they do.
+        schedule: in which order they do; None: to be measured, or see :func:`fastalex.layout.arrange`.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         seed: of weights, order, augmentation and dropout.
         output: the run folder.
@@ -50,7 +49,7 @@ class RunConfig:
     recipe: Recipe
     devices: str
     micro_batches: int | None
-    schedule: ScheduleName
+    schedule: ScheduleName | None
     precision: Precision
     seed: int
     output: str
@@ -69,8 +68,13 @@ class RunConfig:
     @property
     def layout(self) -> Layout:
         """How the devices share the work."""
-        devices = len(parse_devices(self.devices))
-        return arrange(devices, self.machines, self.stages, self.replicas, self.schedule)[0]
+        return self.arranged[0]
+
+    @property
+    def arranged(self) -> tuple[Layout, ScheduleName]:
+        """The layout, and the schedule that goes with it."""
+        devices = len(self.devices.split(","))  # counted, because another machine may have others
+        return arrange(devices, self.machines, self.stages, self.replicas, self.schedule)
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""

@@ -332,12 +332,10 @@ def run_under_torchrun(worker: Worker, argument: Callable[[Sequence[torch.device
             if _keeps_store():
                 time.sleep(1)  # for the others to ask it the same
             raise
-        where, what = (
-            f"worker {os.environ['RANK']} on {socket.gethostname()}",
-            str(error).splitlines()[0].split(". ")[0],
-        )
+        where = f"worker {os.environ['RANK']} on {socket.gethostname()}"
+        what = str(error).splitlines()[0].split(". ")[0]
         lost = WorkerError(f"{where} lost another worker, whose own message says why ({what})")
-        lost.said = _is_said(store if _torchrun_keeps_store() else None, "lost another worker")
+        lost.said = _torchrun_keeps_store() and _is_said(store, "lost another worker")
         raise lost from None
 
 

@@ -57,19 +57,19 @@ def available_bytes(device: torch.device) -> int | None:
 
 def stages_memory(config: RunConfig) -> list[StageMemory]:
     """What each stage of a run needs; where the cut is still to be measured, of the one with equal arithmetic."""
-    architecture, layout = config.network.build_architecture(), config.layout
+    architecture, (layout, schedule) = config.network.build_architecture(), config.arranged
     device = parse_devices(config.devices)[0].type
     layers = layer_costs(architecture, config.precision, "triton" if device == "cuda" else "native")
     if config.split in ("auto", "analytic"):
         stages = partition(architecture, layout.stages)
     else:
         stages = list(cut_before(architecture, config.split, layout.stages))
-    return stage_memory(architecture, layers, stages, _micro_batches(config), config.schedule, config.precision)
+    return stage_memory(architecture, layers, stages, _micro_batches(config), schedule, config.precision)
 
 
 def _micro_batches(config: RunConfig) -> int:
     device = parse_devices(config.devices)[0].type
-    usual = usual_micro_batches(config.layout, config.schedule, config.recipe.batch_size, device)
+    usual = usual_micro_batches(*config.arranged, config.recipe.batch_size, device)
     return config.micro_batches or usual
 
 

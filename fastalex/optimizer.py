@@ -95,16 +95,17 @@ class KrizhevskySGD(Optimizer):
             self._update(part, enabled)
 
     def _update(self, part: _Part, enabled: Tensor | None) -> None:
-        rates, decays, parameters, copies = part.rates, part.decays, part.parameters, part.copies
+        rates, decays, weights = part.rates, part.decays, part.weights
+        parameters, copies = part.parameters, part.copies
         chosen = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
         if not chosen:
             return
         if len(chosen) < len(parameters):
-            rates, decays = rates[chosen], decays[chosen]
+            rates, decays, weights = rates[chosen], decays[chosen], weights[chosen]
             parameters, copies = [parameters[i] for i in chosen], [copies[i] for i in chosen] if copies else []
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.recipe.lars is not None:
-            rates = rates * _trust(self.recipe.lars, parameters, gradients, decays, part.weights[chosen])
+            rates = rates * _trust(self.recipe.lars, parameters, gradients, decays, weights)
         kernels.sgd_update_(
             parameters,
             gradients,

@@ -147,7 +147,7 @@ class MachineOptions:
     as devices on CPUs and 4 on GPUs; 1 without stages."""
     schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe,interleaved}")] = None
     """Order of the micro-batches' forward and backward passes. Default: 1f1b, or interleaved where a device has several
-    stages."""
+    stages; with neither --stages nor --split given, the faster of the two as measured."""
     max_restarts: int = 0
     """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
@@ -196,6 +196,8 @@ def resolve(options: TrainOptions) -> RunConfig:
     Raises:
         ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
     """
+    if options.machine.max_restarts < 0:
+        raise ConfigurationError(f"--max-restarts is {options.machine.max_restarts}; 0 or more is wanted")
     config = _resumed(options) if options.resume else new_run(options)
     check(config)
     if not options.resume:
@@ -212,7 +214,7 @@ def new_run(options: TrainOptions) -> RunConfig:
     """
     # Before preparing takes its time.
     architecture = build_architecture(options.network.arch, variation=options.network.variation)
-    machine = _machine(options.machine, options.machine.devices or default_devices())
+    machine = _machine(options.machine, options.machine.devices or default_devices(), architecture.block_names)
     dataset = open_data(options.data, architecture.prepared_size)
     training = options.training
     recipe = build_recipe(training.recipe or default_recipe(dataset))
@@ -304,17 +306,21 @@ def _resumed(options: TrainOptions) -> RunConfig:
     )
 
 
-def _machine(options: MachineOptions, devices: str) -> dict[str, Any]:
+def _machine(options: MachineOptions, devices: str, blocks: Sequence[str]) -> dict[str, Any]:
     """The fields of a run that say what computes which part of it."""
     names = len(parse_devices(devices))
+    check_stages(blocks, options.stages or 1)
     layout, schedule = arrange(names, machines(), options.stages, options.replicas, options.schedule)
+    check_stages(blocks, layout.stages, layout.workers)
+    split = options.split or "auto"
+    measured = split == "auto" and layout.ranks > 1 and options.stages is None and options.schedule is None
     return {
         "devices": devices,
         "machines": machines(),
-        "stages": layout.stages,
+        "stages": None if measured else layout.stages,
         "replicas": layout.replicas,
-        "schedule": schedule,
-        "split": options.split or "auto",
+        "schedule": None if measured else schedule,
+        "split": split,
         "micro_batches": options.micro_batches,
     }
 
@@ -324,7 +330,7 @@ def machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in ("devices", "stages", "replicas", "schedule")}
     changed = any(value is not None and value != getattr(config, name) for name, value in asked.items())
     if changed or machines() != config.machines:
-        return _machine(options, options.devices or config.devices)
+        return _machine(options, options.devices or config.devices, config.network.build_architecture().block_names)
     kept = {name: getattr(config, name) for name in MACHINE_FIELDS}
     if options.split not in (None, config.split):
         return kept | {"split": options.split, "micro_batches": options.micro_batches}
@@ -370,13 +376,12 @@ def check(config: RunConfig) -> None:
         raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
     if not 0 <= config.hardware_decoder_load <= 1:
         raise ConfigurationError(f"--hardware-decoder-load is {config.hardware_decoder_load:g}; 0 to 1 is wanted")
-    layout, architecture = config.layout, config.network.build_architecture()
+    (layout, schedule), architecture = config.arranged, config.network.build_architecture()
     check_precision(config.precision, parse_devices(config.devices))
-    check_stages(architecture.block_names, layout.stages)
-    if layout.stages > 1 and config.split not in ("auto", "analytic"):
+    if config.split not in ("auto", "analytic"):
         cut_before(architecture, config.split, layout.stages)
-    check_batch(layout, config.schedule, config.recipe.batch_size, config.micro_batches)
-    possible_micro_batches(layout, config.schedule, config.recipe.batch_size)
+    check_batch(layout, schedule, config.recipe.batch_size, config.micro_batches)
+    possible_micro_batches(layout, schedule, config.recipe.batch_size)
     images = open_prepared(config.data, config.fraction, config.seed).count("train")
     if images < config.recipe.batch_size:
         part = ""
@@ -417,8 +422,9 @@ def make_folder(folder: Path) -> None:
 
 
 def resolve_and_train(world: World, options: TrainOptions) -> None:
-    """As one of torchrun's workers: the first one resolves, all train the same run."""
-    train(world, world.from_first(lambda: _resolve_or_restart(options)))
+    """As one of torchrun's workers: the first one resolves, all train the same run, each on its machine's devices."""
+    config = world.from_first(lambda: _resolve_or_restart(options))
+    train(world, replace(config, devices=options.machine.devices or config.devices))
 
 
 def _resolve_or_restart(options: TrainOptions) -> RunConfig:

@@ -27,16 +27,20 @@ def training_macs(architecture: Architecture) -> dict[str, int]:
     return {shape.name: shape.macs * (2 if index == 0 else 3) for index, shape in enumerate(shapes)}
 
 
-def check_stages(names: Sequence[str], stages: int) -> None:
+def check_stages(names: Sequence[str], stages: int, devices: int | None = None) -> None:
     """Refuse more stages than blocks.
+
+    Args:
+        devices: that share the work, if the remedy is to be a number of stages that fits them.
 
     Raises:
         ConfigurationError: a stage would have no block.
     """
     if stages > len(names):
+        good = [n for n in range(1, len(names) + 1) if devices is None or devices % n == 0]
         raise ConfigurationError(
             f"{stages} stages for {len(names)} blocks ({', '.join(names)}); a stage needs at least one block, "
-            f"so choose --stages from 1 to {len(names)}"
+            f"so choose --stages from {', '.join(map(str, good))}"
         )
 
 
@@ -64,13 +68,13 @@ def partition(architecture: Architecture, stages: int) -> list[tuple[str, ...]]:
 def cut_before(architecture: Architecture, split: str, stages: int) -> Stages:
     """The stages that ``conv3,fc6`` means: the names of the first block of every stage but the first.
 
-    One stage is the whole network, whatever is named.
+    One stage is the whole network: ``auto`` and ``analytic`` mean nothing else there.
 
     Raises:
         ConfigurationError: no such block, not in order, or another number of stages.
     """
     names = architecture.block_names
-    if stages == 1:
+    if stages == 1 and split in ("", "auto", "analytic"):
         return (names,)
     firsts = [name.strip() for name in split.split(",")]
     unknown = [name for name in firsts if name not in names[1:]]
@@ -82,6 +86,10 @@ def cut_before(architecture: Architecture, split: str, stages: int) -> Stages:
     places = [names.index(name) for name in firsts]
     if places != sorted(set(places)):
         raise ConfigurationError(f"--split {split} is not in the order of the blocks; write {_sorted(firsts, names)}")
+    if stages == 1:
+        raise ConfigurationError(
+            f"--split {split} makes {len(firsts) + 1} stages, --devices and --stages make 1; leave it out"
+        )
     if len(firsts) != stages - 1:
         raise ConfigurationError(
             f"--split {split} makes {len(firsts) + 1} stages, --devices and --stages make {stages}; name the first "

@@ -56,7 +56,8 @@ class PlanOptions:
     batch_size: Annotated[int, arg(aliases=("-b",))] = 128
     """Images per update."""
     micro_batches: Annotated[int | None, optional("N")] = None
-    """In how many parts a batch passes through. Default: as in training."""
+    """In how many parts a batch passes through. Default: as many as devices on CPUs, 4 on GPUs, 1 on one device;
+    training measures instead, and where to cut as well."""
     schedule: ScheduleName = "1f1b"
     """Order of the micro-batches' forward and backward passes: 1f1b or gpipe, with one stage a device."""
     precision: Precision = "fp32"

@@ -34,8 +34,8 @@ class Plan:
         batch_size: images per step of one replica.
         micro_batches: in how many parts a replica's batch passes through.
         replicas: how many pipelines share the work.
-        cores: how many workers can compute at once at full speed: the machine's cores over the threads of a worker;
-            infinite where each worker has a device of its own.
+        cores: how many workers can compute at once at full speed: the cores of all machines, as if one had them, over
+            the threads of a worker; infinite where each worker has a device of its own.
         link: between the stages.
         reduce_link: between the replicas; a gradient of n bytes crosses it 2 (replicas - 1) / replicas times.
     """

@@ -34,7 +34,7 @@ from fastalex.checkpoint import (
 )
 from fastalex.config import RunConfig
 from fastalex.data import open_prepared
-from fastalex.errors import NonFiniteLoss
+from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.evaluation import count_errors
 from fastalex.launch import Interrupted, World
 from fastalex.memory import peak_bytes, ran_out
@@ -89,6 +89,7 @@ class Trainer:
         if world.device.type == "cpu":
             keep_freed_memory()
         world.arrange(config.layout)
+        allow_tf32(config.precision)
         config = settle(world, config)
         self.world = world
         self.config = config
@@ -126,6 +127,7 @@ class Trainer:
         config, world = self.config, self.world
         model = config.network.build(seed=config.seed)
         self.resumed_from = latest_checkpoint(self.folder) if (self.folder / "checkpoints").is_dir() else None
+        self._check_shared(self.resumed_from.name if self.resumed_from else "none")
         if self.resumed_from:
             load_parameters(model, self.resumed_from / "model.safetensors")
             if world.is_first:
@@ -133,8 +135,7 @@ class Trainer:
         elif config.init_from:
             start_from(model, config.network, Path(config.init_from))
         model.set_precision(config.precision)
-        allow_tf32(config.precision)
-        layout, micro_batches = config.layout, config.micro_batches or 1
+        (layout, schedule), micro_batches = config.arranged, config.micro_batches or 1
         batch_size = self.recipe.batch_size // layout.replicas
         replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
         if layout.stages == 1:
@@ -148,11 +149,21 @@ class Trainer:
             world.device,
             batch_size,
             micro_batches,
-            config.schedule,
+            schedule,
             ranks=layout.ranks,
             group=world.pipeline_group,
             replica=replica,
         )
+
+    def _check_shared(self, checkpoint: str) -> None:
+        """Refuse workers that would go on from different places."""
+        found = self.world.gather_objects(checkpoint)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise ConfigurationError(
+                    f"the latest checkpoint in {self.folder} is {found[0]} for worker 0 and {other} for worker {rank}; "
+                    "put the run folder where all machines see it (--output)"
+                )
 
     def _build_optimizer(self) -> KrizhevskySGD:
         stage = self.engine.stage

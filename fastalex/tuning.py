@@ -1,4 +1,4 @@
-"""What a run leaves to be found out on its devices: where to cut the network, and into how many micro-batches.
+"""What a run leaves to be found out on its devices: where to cut the network, the schedule, how many micro-batches.
 
 All workers measure at the same time, as they compute at the same time in training. The first one decides, because the
 others' clocks would say something else, and the decision is written into the run, so that resuming keeps it.
@@ -6,48 +6,55 @@ others' clocks would say something else, and the decision is written into the ru
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from fastalex.architecture import Architecture
+from fastalex.checkpoint import write_atomically
 from fastalex.config import RunConfig
 from fastalex.costs import BlockCost, Link, measure_blocks, measure_link, measure_reduction, seconds_at
-from fastalex.launch import World
-from fastalex.layout import possible_micro_batches, usual_micro_batches
+from fastalex.launch import World, machines
+from fastalex.layout import ScheduleName, possible_micro_batches, usual_micro_batches
 from fastalex.model import AlexNet
-from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks, partition
+from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks, partition, training_macs
 from fastalex.simulate import INSTANT, Plan, Result
 
-# Passes are timed with this many images at most; for more, time grows in proportion.
+# On a CPU, passes are timed with this many images at most; for more, time grows in proportion.
 _MOST_IMAGES = 16
 
 
 def settle(world: World, config: RunConfig) -> RunConfig:
-    """The run with its cut and its number of micro-batches decided; measures if either is left to that.
+    """The run with its cut, schedule and number of micro-batches decided; measures what is left to that.
 
-    Every worker calls this. The first one saves the result in the run folder.
+    Every worker calls this, and has its part of the layout afterwards. The first one prints what stages cost and saves
+    the result in the run folder.
     """
-    layout, batch_size = config.layout, config.recipe.batch_size
+    (layout, schedule), batch_size = config.arranged, config.recipe.batch_size
     architecture = config.network.build_architecture()
     if layout.stages == 1:
         settled = replace(config, micro_batches=config.micro_batches or 1)
-    elif config.split == "analytic":
-        usual = usual_micro_batches(layout, config.schedule, batch_size, world.device.type)
-        split = first_blocks(partition(architecture, layout.stages))
-        settled = replace(config, split=split, micro_batches=config.micro_batches or usual)
-    elif config.split == "auto" or config.micro_batches is None:
+    elif config.split == "auto" or (config.split != "analytic" and config.micro_batches is None):
         settled = _measured(world, config, architecture)
     else:
-        return config
+        usual = usual_micro_batches(layout, schedule, batch_size, world.device.type)
+        analytic = first_blocks(partition(architecture, layout.stages))
+        split = analytic if config.split == "analytic" else config.split
+        settled = replace(config, split=split, micro_batches=config.micro_batches or usual)
+        if world.is_first:
+            _print(arithmetic_table(architecture, cut_before(architecture, split, layout.stages)))
     if world.is_first and settled != config:
         settled.save()
+    if settled.layout != world.layout:
+        world.arrange(settled.layout)
     return settled
 
 
@@ -55,37 +62,76 @@ def _measured(world: World, config: RunConfig, architecture: Architecture) -> Ru
     layout, batch_size = config.layout, config.recipe.batch_size // config.layout.replicas
     earlier = world.from_first(lambda: _settled_before(config))
     if earlier is not None:
-        return earlier
-    given = [config.micro_batches] if config.micro_batches else None
-    counts = given or possible_micro_batches(layout, config.schedule, config.recipe.batch_size)
+        return replace(config, **earlier)
+    possible = _possible(config, architecture)
     model = config.network.build(seed=0)
     model.set_precision(config.precision)
-    sizes = {min(batch_size // count, _MOST_IMAGES) for count in counts}
-    costs, cores = measure_costs(world, model, batch_size, sorted({min(sizes), max(sizes)}))
+    sizes = sorted({batch_size // count for _, counts, _ in possible for count in counts})
+    if world.device.type == "cpu":
+        sizes = sorted({min(sizes[0], _MOST_IMAGES), min(sizes[-1], _MOST_IMAGES)})
+    costs, cores = measure_costs(world, model, batch_size, sizes)
     link, reduce_link = measure_links(world)
 
-    def decide() -> tuple[str, int]:
-        cuts: Sequence[Stages] = (
-            [cut_before(architecture, config.split, layout.stages)]
-            if config.split != "auto"
-            else [*all_cuts(architecture.block_names, layout.stages)]
-        )
-        plan = Plan((), layout.ranks, batch_size, 1, config.schedule, layout.replicas, cores, link, reduce_link)
-        plan, result = choose(plan, costs, cuts, counts)
-        Console(soft_wrap=True, highlight=False).print(cost_table(costs, plan, result))
-        return first_blocks(plan.stages), plan.micro_batches
+    def decide() -> dict[str, Any]:
+        results = [
+            choose(
+                Plan((), layout.ranks, batch_size, 1, schedule, layout.replicas, cores, link, reduce_link),
+                costs,
+                cuts,
+                counts,
+            )
+            for schedule, counts, cuts in possible
+        ]
+        plan, result = min(results, key=lambda pair: pair[1].seconds)
+        _print(cost_table(costs, plan, result))
+        _save_costs(Path(config.output) / "costs.json", costs, plan)
+        return {
+            "schedule": plan.schedule,
+            "stages": len(plan.stages),
+            "split": first_blocks(plan.stages),
+            "micro_batches": plan.micro_batches,
+        }
 
-    split, micro_batches = world.from_first(decide)
-    return replace(config, split=split, micro_batches=micro_batches)
+    return replace(config, **world.from_first(decide))
 
 
-def _settled_before(config: RunConfig) -> RunConfig | None:
+def _possible(
+    config: RunConfig, architecture: Architecture
+) -> list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]]:
+    """What to choose from: schedules, each with its numbers of micro-batches and its cuts.
+
+    Where the schedule is open, so is whether each device has one stage or two.
+    """
+    schedules: Sequence[ScheduleName] = ("1f1b", "interleaved") if config.schedule is None else (config.schedule,)
+    possible: list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]] = []
+    for schedule in schedules:
+        layout, given = replace(config, schedule=schedule).layout, config.micro_batches
+        counts = possible_micro_batches(layout, schedule, config.recipe.batch_size, max(16, given or 0))
+        if given is not None:
+            counts = [count for count in counts if count == given]
+        if config.split == "auto":
+            cuts = list(all_cuts(architecture.block_names, layout.stages))  # none into more stages than blocks
+        else:
+            cuts = [cut_before(architecture, config.split, layout.stages)]
+        if counts and cuts:
+            possible.append((schedule, counts, cuts))
+    return possible
+
+
+def _settled_before(config: RunConfig) -> dict[str, Any] | None:
     """What an earlier attempt at the same run has decided, if it got so far before its workers were restarted."""
     if not (Path(config.output) / "config.json").is_file():
         return None
     saved = RunConfig.load(Path(config.output))
-    same = replace(saved, split=config.split, micro_batches=config.micro_batches) == config
-    return saved if same and saved != config else None
+    decided = {name: getattr(saved, name) for name in ("schedule", "stages", "split", "micro_batches")}
+    return decided if replace(config, **decided) == saved != config else None
+
+
+def _save_costs(path: Path, costs: Sequence[Sequence[BlockCost]], plan: Plan) -> None:
+    """What was measured: blocks by rank, and the links between stages and between replicas."""
+    blocks = [[cost.to_json() for cost in rank] for rank in costs]
+    links = {"link": asdict(plan.link), "reduce_link": asdict(plan.reduce_link)}
+    write_atomically(path, json.dumps({"blocks": blocks, **links, "cores": plan.cores}, indent=1) + "\n")
 
 
 def measure_costs(
@@ -101,7 +147,7 @@ def measure_costs(
     """
     ours = measure_blocks(model, world.device, batch_size, micro_batch_sizes, together=world.barrier)
     everyone = world.gather_objects([cost.to_json() for cost in ours])
-    cores = machine_cores(world.device)
+    cores = all_cores(world.device)
     alone = min(1.0, cores / world.size)
     ranks = range(world.layout.ranks)
     return [[BlockCost.from_json(cost).times(alone) for cost in everyone[rank]] for rank in ranks], cores
@@ -118,11 +164,28 @@ def measure_links(world: World) -> tuple[Link, Link]:
     return link, reduce_link
 
 
-def machine_cores(device: torch.device) -> float:
-    """How many workers can compute at once at full speed."""
+def all_cores(device: torch.device) -> float:
+    """How many workers can compute at once at full speed, on all machines together, which are taken to be alike."""
     if device.type == "cuda":
         return math.inf
-    return len(os.sched_getaffinity(0)) / torch.get_num_threads()
+    return machines() * len(os.sched_getaffinity(0)) / torch.get_num_threads()
+
+
+def arithmetic_table(architecture: Architecture, stages: Stages) -> Table:
+    """What every stage counts in arithmetic, where nothing is measured."""
+    macs = training_macs(architecture)
+    table = Table(title="multiply-accumulates of a training step by stage, counted", title_justify="left")
+    for name in ("stage", "blocks", "MMAC per image", "share"):
+        table.add_column(name, justify="left" if name == "blocks" else "right")
+    for index, stage in enumerate(stages):
+        count = sum(macs[name] for name in stage)
+        share = f"{100 * count / sum(macs.values()):.1f} %"
+        table.add_row(str(index), ", ".join(stage), f"{count / 1e6:,.1f}", share)
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(soft_wrap=True, highlight=False).print(table)
 
 
 def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result) -> Table:
