@@ -207,11 +207,9 @@ def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _is_simple(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether each weight is dense, and what is written beside it is laid out alike, all on one device."""
+    """Whether each weight is dense, and what is written beside it is laid out alike."""
     return all(
-        native.without_gaps(weight)
-        and weight.device == weights[0].device
-        and all(tensors[index].stride() == weight.stride() for tensors in others)
+        native.without_gaps(weight) and all(tensors[index].stride() == weight.stride() for tensors in others)
         for index, weight in enumerate(weights)
     )
 
@@ -233,7 +231,7 @@ def sgd_update_(
     A tensor with learning rate 0 keeps both its weight and its velocity.
 
     Args:
-        weights: tensors of one floating dtype each, of any shape.
+        weights: tensors of one floating dtype each, of any shape, all on one device.
         gradients, velocities: one per weight, of its shape and on its device; velocities of its dtype.
         learning_rates, weight_decays: one number per weight, or a floating-point tensor with one value per weight,
             which is read on its device without waiting for it.
@@ -274,6 +272,11 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
         raise ValueError(f"momentum must be in [0, 1), not {momentum}")
     for index, weight in enumerate(weights):
         arguments.check_tensor(f"weights[{index}]", weight, weight.dim(), "any")
+        if weight.device != weights[0].device:
+            raise ValueError(
+                f"weights[{index}] must be on the device of weights[0], {weights[0].device}, not {weight.device}: "
+                "update each device's weights in a call of its own"
+            )
         for name, tensors in (("gradients", gradients), ("velocities", velocities), ("copies", copies)):
             if tensors is None:
                 continue

@@ -39,6 +39,12 @@ ALEXNET = [
 ]
 
 
+@pytest.fixture
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's convolutions in fp32 keep all bits of their factors, so that fp32's tolerance holds."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @contextmanager
 def launched_with(settings: Settings | None) -> Iterator[None]:
     """All three products take these settings; with None, those that the heuristic chooses."""
@@ -141,6 +147,7 @@ def test_result_and_gradients_are_pytorchs(
         check_convolution(x, weight, bias, stride, padding, groups, relu, gradient_layout, seed, work)
 
 
+@pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 0, 0), (0, 3, 0, 3)])
 def test_the_librarys_products_get_the_same_bias_and_relu(relu: bool, padding: tuple[int, ...]) -> None:
@@ -168,6 +175,7 @@ def test_bias_and_relu_reach_beyond_2_to_the_31_items() -> None:
     assert torch.equal(y, wanted)
 
 
+@pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("relu", [True, False])
@@ -254,6 +262,7 @@ def test_an_empty_batch_gives_an_empty_result(implementation: str) -> None:
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
+@pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_compiles_into_one_graph(implementation: str) -> None:
     x = laid_out(random_tensor((1, 4, 5, 5), 0, torch.float32), "channels_last").requires_grad_()
@@ -315,7 +324,7 @@ def test_bad_arguments_are_named(changes: dict, error: type, message: str) -> No
 
 
 def test_an_image_too_large_for_32_bits_is_refused() -> None:
-    x, weight = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)
+    x, weight = torch.ones(1, 1, 2, 2, device=DEVICE), torch.ones(1, 1, 1, 1, device=DEVICE)
     with kernels.using("triton"), pytest.raises(ValueError, match="x must have at most 2147418112 elements per padded"):
         kernels.conv2d_relu(x, weight, padding=2**15)
 
@@ -343,15 +352,17 @@ def test_every_setting_of_this_gpus_table() -> None:
         shape = (problem.batch, problem.channels, problem.height, problem.width)
         x = laid_out(random_tensor(shape, 0, dtype), "channels_last")
         weight = random_tensor((problem.filters, problem.channels // problem.groups, *problem.kernel), 1, dtype, 0.1)
-        with kernels.using("triton"), torch.backends.cudnn.flags(allow_tf32=problem.precision == "tf32"):
+        bias = random_tensor((problem.filters,), 2, dtype) if problem.epilogue else None
+        tf32 = problem.precision == "tf32"
+        with kernels.using("triton"), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
             check_convolution(
                 x,
                 weight,
-                None,
+                bias,
                 problem.stride,
                 problem.padding,
                 problem.groups,
-                False,
+                problem.epilogue,
                 "channels_last",
                 0,
                 torch.float32,

@@ -8,20 +8,23 @@ import sys
 
 import pytest
 import torch
+from comparing import DEVICE
 
 import kernels
 from kernels import dispatch
 
 
 def test_the_device_decides_unless_told_otherwise() -> None:
-    x = torch.ones(1)
-    assert dispatch.implementation_for(x) == "native"
+    x = torch.ones(1, device=DEVICE)
+    by_itself = "triton" if DEVICE == "cuda" else "native"
+    assert dispatch.implementation_for(torch.ones(1)) == "native"
+    assert dispatch.implementation_for(x) == by_itself
     with kernels.using("triton"):
         assert dispatch.implementation_for(x) == "triton"
         with kernels.using("reference"):
             assert dispatch.implementation_for(x) == "reference"
         assert dispatch.implementation_for(x) == "triton"
-    assert dispatch.implementation_for(x) == "native"
+    assert dispatch.implementation_for(x) == by_itself
 
 
 def test_the_choice_ends_with_an_error_too() -> None:

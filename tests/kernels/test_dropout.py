@@ -157,6 +157,7 @@ def test_registered_operators_keep_pytorchs_rules() -> None:
     torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, None, seed, row, 2**31, 2.0))
     torch.library.opcheck(torch.ops.fastalex.dropout_forward, (x, bias, seed, row, 2**31, 2.0))
     torch.library.opcheck(torch.ops.fastalex.relu_dropout_backward, (x, x, seed, row, 2**31, 2.0))
+    torch.library.opcheck(torch.ops.fastalex.native_mask, (x, seed, row, 0.5, 2.0))
     torch.library.opcheck(torch.ops.fastalex.native_relu_dropout_backward, (x, x, seed, row, 0.5, 2.0))
 
 

@@ -148,12 +148,17 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
         ({"bias": torch.ones(4, 1)}, ValueError, "bias must have 1 dimensions"),
         ({"bias": torch.ones(4, dtype=torch.int64)}, TypeError, "bias must be float32, float16, bfloat16 or float64"),
         ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x, cpu, not meta"),
+        ({"x": torch.ones(1, 4, 5, 5).int()}, TypeError, "x must be float32, float16, bfloat16 or float64"),
+        ({"x": torch.ones(4, 5, 5)}, ValueError, r"x must have 4 dimensions \(N x C x H x W\), not shape \(4, 5, 5\)"),
         ({"size": 0}, ValueError, "size must be at least 1, not 0"),
+        ({"alpha": -0.5}, ValueError, "alpha must be at least 0, not -0.5"),
+        ({"beta": 0}, ValueError, "beta must be above 0, not 0"),
         ({"k": 0}, ValueError, "k must be above 0, not 0"),
+        ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
         ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6"),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        kernels.lrn_max_pool2d(torch.ones(1, 4, 5, 5), **options)
+        kernels.lrn_max_pool2d(**({"x": torch.ones(1, 4, 5, 5)} | options))

@@ -69,7 +69,9 @@ def test_nan_wins_and_infinities_are_numbers(implementation: str, dtype: torch.d
     x[0, 2, 3, 3] = float("inf")
     x[0, 3] = float("-inf")
     x = laid_out(x, layout)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours = x.clone().requires_grad_()
+    # PyTorch's kernel for channels_last on GPUs gives the gradient of a window of -inf to the map's first pixel.
+    theirs = laid_out(x.clone(), layout if implementation == "native" else "nchw").requires_grad_()
     with kernels.using(implementation):
         y = kernels.max_pool2d(ours, 3, 2, 1)
     wanted = F.max_pool2d(theirs, 3, 2, 1)

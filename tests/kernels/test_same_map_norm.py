@@ -97,3 +97,6 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
     options = (5, 0.3, 0.75, 2.0)
     torch.library.opcheck(torch.ops.fastalex.same_map_forward, (x, *options))
     torch.library.opcheck(torch.ops.fastalex.same_map_backward, (x, x, *options))
+    native = ("map", *options, 1)
+    torch.library.opcheck(torch.ops.fastalex.native_norm_forward, (x, *native))
+    torch.library.opcheck(torch.ops.fastalex.native_norm_backward, (x, x, *native))

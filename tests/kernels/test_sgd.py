@@ -9,6 +9,7 @@ from comparing import DEVICE, IMPLEMENTATIONS, TOLERANCES, dtypes, examples, ran
 from hypothesis import given
 
 import kernels
+from kernels import sgd
 
 SHAPES = [(5, 3, 4, 2), (7,), (), (130, 31), (0, 3), (4, 3, 3, 3)]
 RATES, DECAYS = [0.1, 0.2, 0.0, 0.05, 0.1, 0.3], [0.5, 0.0, 0.5, 0.01, 0.1, 0.2]
@@ -92,6 +93,27 @@ def test_registered_operator_keeps_pytorchs_rules() -> None:
     torch.library.opcheck(torch.ops.fastalex.sgd_update, (weights, gradients, velocities, [], numbers, numbers, 0.9))
 
 
+@pytest.mark.parametrize("with_copies", [True, False])
+def test_all_tensors_are_updated_in_one_launch(with_copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = []
+
+    class Counted:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    kernel = sgd.sgd_kernel
+    monkeypatch.setattr(sgd, "sgd_kernel", Counted())
+    weights, gradients, velocities = (tensors(seed, torch.float32) for seed in (0, 10, 20))
+    copies = [weight.bfloat16() for weight in weights] if with_copies else None
+    with kernels.using("triton"):
+        kernels.sgd_update_(
+            weights, gradients, velocities, learning_rates=RATES, weight_decays=DECAYS, copies=copies
+        )  # fmt: skip
+    blocks = [-(-weight.numel() // sgd._BLOCK) for weight in weights]
+    assert grids == [(sum(blocks),)]
+
+
 def test_no_tensors_is_no_work() -> None:
     kernels.sgd_update_([], [], [], learning_rates=[], weight_decays=[])
 
@@ -115,6 +137,17 @@ def test_no_tensors_is_no_work() -> None:
             {"gradients": [torch.ones(4, device="meta")]},
             ValueError,
             r"gradients\[0\] must be on the device of its",
+        ),
+        (
+            {"weights": [torch.ones(4, dtype=torch.int64)]},
+            TypeError,
+            r"weights\[0\] must be float32, float16, bfloat16",
+        ),
+        (
+            {name: [torch.ones(4), torch.ones(4, device="meta")] for name in ("weights", "gradients", "velocities")}
+            | {name: [0.1, 0.1] for name in ("learning_rates", "weight_decays")},
+            ValueError,
+            r"weights\[1\] must be on the device of weights\[0\], cpu, not meta: update each",
         ),
         ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, not torch\.float32"),
         ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 values, one per weight, not 2"),

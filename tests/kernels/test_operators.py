@@ -1,0 +1,105 @@
+"""What holds for every operator: the same bits each time, no hidden copy, special values as the definition has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from comparing import DEVICE, IMPLEMENTATIONS, check_close, dtypes, examples, laid_out, random_tensor, seeds
+from hypothesis import given
+from torch import Tensor
+
+import kernels
+
+OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
+    "same_map_norm": lambda x: kernels.same_map_norm(x, 3, alpha=0.3),
+    "max_pool2d": kernels.max_pool2d,
+    "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, alpha=0.3, groups=2, relu="before"),
+}
+# A GPU is asked for enough programs to run many at once, in an order that changes.
+SHAPE = (64, 96, 27, 27) if DEVICE == "cuda" else (1, 8, 5, 5)
+
+
+def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_layout: str) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = operator(x)
+    y.backward(laid_out(random_tensor(y.shape, 1, x.dtype), grad_layout))
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_same_input_gives_the_same_bits(name: str) -> None:
+    x = laid_out(random_tensor(SHAPE, 0, torch.float32), "channels_last")
+    with kernels.using("triton"):
+        first, second = (result_and_gradient(OPERATORS[name], x, "channels_last") for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
+def test_neither_layout_is_copied(name: str, layout: str, grad_layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    contiguous = Tensor.contiguous
+
+    def without_a_copy(x: Tensor, **options) -> Tensor:
+        made = contiguous(x, **options)
+        assert made.data_ptr() == x.data_ptr(), "a tensor was copied"
+        return made
+
+    x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), layout)
+    y = OPERATORS[name](x)
+    grad = laid_out(random_tensor(y.shape, 1, torch.float32), grad_layout)
+    x.requires_grad_()
+    with kernels.using("triton"), monkeypatch.context() as patched:
+        patched.setattr(Tensor, "contiguous", without_a_copy)
+        y = OPERATORS[name](x)
+        torch.autograd.grad(y, x, grad)
+        # What has neither layout is copied, and noticed here.
+        with pytest.raises(AssertionError, match="a tensor was copied"):
+            OPERATORS[name](laid_out(x.detach(), "sliced"))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OPERATORS)
+@examples(4)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([float("nan"), float("inf"), float("-inf"), -0.0]), st.integers(0, 8 * 25 - 1)),
+        min_size=1,
+        max_size=4,
+    ),
+    dtypes,
+    st.sampled_from(["nchw", "channels_last"]),
+    seeds,
+)
+def test_special_values_go_where_the_definition_has_them(implementation, name, specials, dtype, layout, seed) -> None:
+    x = random_tensor((1, 8, 5, 5), seed, dtype)
+    for value, place in specials:
+        x.view(-1)[place] = value
+    x = laid_out(x, layout)
+    with kernels.using(implementation):
+        y = OPERATORS[name](x)
+    with kernels.using("reference"):
+        wanted = OPERATORS[name](x.double())
+    check_close(y, wanted, dtype, "result")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["local_response_norm", "same_map_norm"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_nan_and_infinity_of_gradients_stay_in_their_windows(implementation: str, name: str, layout: str) -> None:
+    x, grad = random_tensor((1, 16, 9, 9), 0, torch.float32), random_tensor((1, 16, 9, 9), 1, torch.float32)
+    x[0, 2, 0, 0] = float("nan")
+    grad[0, 5, 4, 4], grad[0, 12, 8, 8], grad[0, 1, 8, 0] = float("nan"), float("inf"), float("-inf")
+    gradients = []
+    for chosen, dtype in ((implementation, torch.float32), ("reference", torch.float64)):
+        given_x = laid_out(x.to(dtype), layout).requires_grad_()
+        with kernels.using(chosen):
+            y = OPERATORS[name](given_x)
+        gradients += torch.autograd.grad(y, given_x, laid_out(grad.to(dtype), layout))
+    found, wanted = gradients
+    assert 0 < (~wanted.isfinite()).sum() < wanted.numel() / 4
+    check_close(found, wanted, torch.float32, "gradient")
