@@ -127,6 +127,8 @@ class Trainer:
             start_from(model, config.network, Path(config.init_from))
         model.set_precision(config.precision)
         allow_tf32(config.precision)
+        # Every step has the same shapes, so cuDNN's choice between its algorithms may be a measured one.
+        torch.backends.cudnn.benchmark = True
         layout, micro_batches = config.layout, config.micro_batches or 1
         batch_size = self.recipe.batch_size // layout.replicas
         replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
