@@ -1,17 +1,20 @@
 """Time convolution, bias and ReLU at the five layers of the 2012 network: python bench/conv_relu.py
 
-On a GPU, `--tune` first finds the launch settings that `kernels/tuned/` ships for it.
+On a GPU, `--tune` finds the launch settings that `kernels/tuned/` ships for it, and times nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import CUDA, DEVICE, Benchmark, Case, Operator, compiled
+from harness import CUDA, Benchmark, Case, Operator, compiled
 from torch import Tensor
 
 import kernels
@@ -89,12 +92,15 @@ def layer_case(name: str, batch: int, dtype: torch.dtype) -> Case:
     )
 
 
-def tuned_problems(batch: int, dtype: torch.dtype) -> list[tuple[conv_settings.Direction, conv_settings.Problem]]:
+def tuned_problems(
+    names: Sequence[str], batch: int, dtype: torch.dtype
+) -> list[tuple[conv_settings.Direction, conv_settings.Problem]]:
     """What training the network asks for, and with a bias and a ReLU what this benchmark does."""
     found: list[tuple[conv_settings.Direction, conv_settings.Problem]] = []
-    for name, (channels, side, filters, kernel, stride, padding, groups) in LAYERS.items():
-        x = torch.empty((batch, channels, side, side), dtype=dtype, device=DEVICE)
-        weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device=DEVICE)
+    for name in names:
+        channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
+        x = torch.empty((batch, channels, side, side), dtype=dtype, device="meta")
+        weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device="meta")
         problem = conv_settings.problem_of(x, weight, stride, padding, groups)
         found += [("forward", dataclasses.replace(problem, epilogue=epilogue)) for epilogue in (False, True)]
         found += [("weight_gradient", problem)] + ([] if name == "conv1" else [("data_gradient", problem)])
@@ -107,21 +113,41 @@ def find_settings(bench: Benchmark) -> None:
     # Not before a GPU is known to be there: a table is named after it.
     import tune
 
-    for batch in bench.batches():
-        for dtype in bench.dtypes():
-            path = tune.tune(
-                tuned_problems(batch, dtype), lambda work, _: bench.time(lambda: None, lambda _: work())[1]
-            )
-    print(f"wrote {path}")
+    chosen = bench.arguments
+    dtypes = [getattr(torch, name) for name in chosen.dtypes] if chosen.dtypes else bench.dtypes()
+    problems = [
+        problem
+        for dtype in dtypes
+        for batch in chosen.batches or bench.batches()
+        for problem in tuned_problems(chosen.layers, batch, dtype)
+    ]
+    print(f"wrote {tune.tune(problems, chosen.tables, chosen.seconds)}")
+
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "tune": {"action": "store_true", "help": "find this GPU's launch settings, and nothing else"},
+    "layers": {"nargs": "+", "choices": list(LAYERS), "default": list(LAYERS), "help": "of --tune (all five)"},
+    "batches": {"nargs": "+", "type": int, "help": "of --tune (128 and 1024)"},
+    "dtypes": {
+        "nargs": "+",
+        "choices": ["bfloat16", "float16", "float32"],
+        "help": "of --tune (bfloat16 and float32)",
+    },
+    "tables": {
+        "type": Path,
+        "default": conv_settings.TABLES,
+        "help": "folder of the table that --tune writes (kernels/tuned)",
+    },
+    "seconds": {"type": float, "default": 3600.0, "help": "after which --tune ends with what it has (3600)"},
+}
 
 
 def main() -> None:
-    bench = Benchmark(
-        "conv_relu", "Convolution, bias and ReLU", flags={"tune": "first find this GPU's launch settings"}
-    )
+    bench = Benchmark("conv_relu", "Convolution, bias and ReLU", flags=FLAGS)
     torch.backends.cudnn.benchmark = True
-    if "tune" in bench.on:
+    if bench.arguments.tune:
         find_settings(bench)
+        return
     # Half of what the other operators take on a CPU: this one computes for seconds.
     batch = 128 if CUDA else 8 if bench.quick else 32
     dtype = torch.bfloat16 if CUDA else torch.float32

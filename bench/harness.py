@@ -96,11 +96,11 @@ class Case:
 
 @dataclass
 class Benchmark:
-    """Rows of one benchmark, and where they go. `flags` are command-line switches of its own: name -> help."""
+    """Rows of one benchmark, and where they go. `flags` are its own on the command line: name -> for `add_argument`."""
 
     name: str
     title: str
-    flags: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -108,10 +108,9 @@ class Benchmark:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
-        for name, meaning in self.flags.items():
-            parser.add_argument(f"--{name}", action="store_true", help=meaning)
-        arguments = parser.parse_args()
-        self.on = {name for name in self.flags if getattr(arguments, name)}
+        for name, options in self.flags.items():
+            parser.add_argument(f"--{name}", **options)
+        self.arguments = arguments = parser.parse_args()
         self.quick: bool = arguments.quick
         self.output: Path = arguments.output
         # A GPU makes hundreds of runs in a quarter of a second.
@@ -148,7 +147,7 @@ class Benchmark:
                 error = judge(operator(*inputs), inputs) if judge else _error(operator, case, inputs, grad)
                 saved, peak = _memory(operator, inputs)
             except Exception as failure:
-                error = _reason(failure)
+                error = reason(failure)
             for direction in case.directions:
                 row: dict[str, Any] = {
                     "op": case.op,
@@ -163,7 +162,7 @@ class Benchmark:
                     try:
                         times = self.time(*_work(operator, inputs, grad, direction, case))
                     except Exception as failure:
-                        error = _reason(failure)
+                        error = reason(failure)
                 if error is not None:
                     row |= {"wrong": error}
                 if case.operations:
@@ -195,7 +194,7 @@ class Benchmark:
                 peak = _peak(work)
                 times = self.time(lambda: None, lambda _: work())
         except Exception as failure:
-            error = _reason(failure)
+            error = reason(failure)
         row = {"op": op, "provider": provider, "direction": "forward", "shape": list(shape)}
         row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "flat", **self._speed(times, moved)}
         self.rows.append(row | {"saved_bytes": 0, "peak_bytes": peak} | ({"wrong": error} if error else {}))
@@ -263,22 +262,7 @@ class Benchmark:
         }
 
     def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> list[float]:
-        """p20, p50 and p80 of the milliseconds that `work(prepare())` takes after its preparation."""
-        for _ in range(2):
-            work(prepare())
-        times: list[float] = []
-        end = time.perf_counter() + self.budget_s
-        clock = DeviceClock() if CUDA else None
-        while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
-            prepared = prepare()
-            if clock is not None:
-                times.append(clock.time(work, prepared))
-            else:
-                begin = time.perf_counter()
-                work(prepared)
-                times.append((time.perf_counter() - begin) * 1e3)
-        deciles = statistics.quantiles(times, n=10)
-        return [deciles[1], statistics.median(times), deciles[7]]
+        return timed(prepare, work, self.budget_s)
 
     def _copy_bandwidth(self) -> float:
         """GB/s of a copy within the device, read and written bytes together."""
@@ -374,6 +358,25 @@ class DeviceClock:
             self.lead *= 2
 
 
+def timed(prepare: Callable[[], Any], work: Callable[[Any], Any], seconds: float) -> list[float]:
+    """p20, p50 and p80 of the milliseconds that `work(prepare())` takes after its preparation."""
+    for _ in range(2):
+        work(prepare())
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    clock = DeviceClock() if CUDA else None
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
+        prepared = prepare()
+        if clock is not None:
+            times.append(clock.time(work, prepared))
+        else:
+            begin = time.perf_counter()
+            work(prepared)
+            times.append((time.perf_counter() - begin) * 1e3)
+    deciles = statistics.quantiles(times, n=10)
+    return [deciles[1], statistics.median(times), deciles[7]]
+
+
 def _inputs(case: Case) -> tuple[list[Tensor], Tensor]:
     """Random inputs and a random gradient of the result, the same for each provider."""
     generator = torch.Generator(DEVICE).manual_seed(0)
@@ -433,7 +436,7 @@ def _largest(values: Tensor) -> Tensor:
     return values.abs().max()
 
 
-def _reason(failure: Exception) -> str:
+def reason(failure: Exception) -> str:
     """What a provider failed with, in one line."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     return f"{type(failure).__name__}: {lines[0] if lines else ''}".rstrip(": ")

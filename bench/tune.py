@@ -1,39 +1,60 @@
 """The fastest launch settings of the convolution's kernels, among those that compute rightly.
 
-    python bench/conv_relu.py --tune
+    python bench/conv_relu.py --tune [--layers conv3] [--dtypes bfloat16] [--batches 128] [--seconds 500]
 
 writes `kernels/tuned/<gpu>.json`. A candidate that does not compile, does not fit the GPU, computes something else than
 PyTorch in fp64, leaves a part of its result unwritten, or does not compute the same twice, gets no time and cannot be
 chosen.
+
+All candidates are compiled first, in as many processes as there are cores; Triton keeps them on disk. Each product is
+then measured in a process of its own until a candidate makes the GPU unusable for that process: the next one goes on
+without that candidate. What is found is written after each product, so that running out of time loses nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import itertools
 import json
+import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import harness
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from kernels import conv_relu, conv_settings
 from kernels.conv_settings import Direction, Entry, Problem, Settings
 
 # Rows, columns and terms per step of a tile.
 _TILES = (
-    (256, 128, 64), (128, 256, 64), (128, 128, 64), (128, 128, 32), (256, 64, 64), (64, 256, 64), (128, 64, 64),
-    (64, 128, 64), (128, 64, 32), (64, 128, 32), (64, 64, 64), (64, 64, 32), (128, 32, 64), (64, 32, 64),
+    (128, 128, 64), (128, 128, 32), (128, 256, 64), (256, 128, 64), (128, 64, 64), (64, 128, 64), (128, 64, 32),
+    (64, 64, 64), (64, 64, 32), (128, 32, 64),
 )  # fmt: skip
-_STAGES = (2, 3, 4, 5)
+_STAGES = (3, 4)
+# Of one candidate's timing; and the part of all the time that may go into compiling ahead.
+_SECONDS, _COMPILING = 0.05, 0.4
 # TF32 rounds the factors to 11 bits, as fp16 does.
 _TF32_TOLERANCE = harness.TOLERANCES[torch.float16]
 
 Timer = Callable[[Callable[[], Tensor], Settings | None], float]
+Problems = Sequence[tuple[Direction, Problem]]
+
+
+class DeviceLost(Exception):
+    """A candidate has made the GPU unusable for this process."""
+
+    def __init__(self, settings: Settings, reason: str) -> None:
+        super().__init__(settings, reason)
+        self.settings, self.reason = settings, reason
 
 
 def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
@@ -45,7 +66,8 @@ def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
     scale = 2 / problem.itemsize
     splits = sorted({max(1, first.splits * factor // 2) for factor in (1, 2, 4)})
     for (block_m, block_n, block_k), num_stages, num_warps in itertools.product(_TILES, _STAGES, (4, 8)):
-        if num_warps == 8 and block_m * block_n < 128 * 128:
+        # Four warps have no registers for the sums of the largest tiles, and eight little to do in the small ones.
+        if (num_warps == 8) != (block_m * block_n > 128 * 128) and block_m * block_n != 128 * 128:
             continue
         if block_m >= 2 * max(64, rows) or block_n >= 2 * max(32, columns):
             continue
@@ -66,15 +88,10 @@ def operands(direction: Direction, problem: Problem) -> list[Tensor]:
         "data_gradient": (grad_shape, weight_shape),
         "weight_gradient": (grad_shape, x_shape),
     }
-    generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(shape, generator=generator) for shape in shapes[direction]]
+    generator = torch.Generator(harness.DEVICE).manual_seed(0)
     dtype = getattr(torch, problem.dtype)
-    return [
-        tensor.to(harness.DEVICE, dtype, memory_format=torch.channels_last)
-        if tensor.dim() == 4
-        else tensor.to(harness.DEVICE, dtype)
-        for tensor in made
-    ]
+    made = [torch.randn(shape, generator=generator, device=harness.DEVICE).to(dtype) for shape in shapes[direction]]
+    return [tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor for tensor in made]
 
 
 def run(direction: Direction, operands: Sequence[Tensor], problem: Problem, settings: Settings) -> Tensor:
@@ -126,6 +143,7 @@ def fastest(
     tried: Sequence[Settings],
     time: Timer,
     refused: dict[Settings, str],
+    in_time: Callable[[], bool] = lambda: True,
 ) -> tuple[Settings, float] | None:
     """The fastest of the settings that compute rightly, and its milliseconds; None where none does.
 
@@ -133,18 +151,29 @@ def fastest(
         tried: the candidates.
         time: what a piece of work takes, in milliseconds.
         refused: filled with the candidates that may not be chosen, and why.
+        in_time: whether there is time for another candidate.
+
+    Raises:
+        DeviceLost: nothing more can be computed in this process.
     """
     given = operands(direction, problem)
     wanted = definition(direction, given, problem)
     tolerance = _TF32_TOLERANCE if problem.precision == "tf32" else harness.TOLERANCES[given[0].dtype]
     best = None
     for settings in tried:
+        if not in_time():
+            break
         try:
             with uninitialised_as_nan():
                 found, again = (run(direction, given, problem, settings) for _ in range(2))
+            if harness.CUDA:
+                # What a launch does wrong is told at the next occasion, which is to be this one.
+                torch.cuda.synchronize()
         except Exception as error:
             # Too much shared memory, or more registers than there are: Triton has no common type for them.
             refused[settings] = f"{type(error).__name__}: {error}"
+            if _device_is_lost():
+                raise DeviceLost(settings, refused[settings]) from None
             continue
         distance = float((found.double() - wanted).abs().max() / wanted.abs().max())
         if not distance <= tolerance:
@@ -158,7 +187,7 @@ def fastest(
     return best
 
 
-@contextmanager
+@contextlib.contextmanager
 def uninitialised_as_nan() -> Iterator[None]:
     """Memory arrives full of NaN. It would hold the result of the candidate before, and hide what is never written."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -169,30 +198,130 @@ def uninitialised_as_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def tune(problems: Sequence[tuple[Direction, Problem]], time: Timer) -> Path:
-    """Measure every problem, and write what was found to this GPU's table, in place of older entries of the same."""
-    gpu = torch.cuda.get_device_name()
-    path = conv_settings.table_path(gpu)
-    entries = dict(conv_settings.load_table(path))
-    for direction, problem in problems:
-        refused: dict[Settings, str] = {}
-        tried = list(candidates(direction, problem))
-        best = fastest(direction, problem, tried, time, refused)
-        print(f"{direction} of {problem}: {len(tried)} settings, {len(refused)} refused")
-        for settings, reason in refused.items():
-            if "off by" in reason or "twice" in reason:
-                print(f"  wrong: {settings}: {reason}")
+def _device_is_lost() -> bool:
+    if harness.CUDA:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+    return False
+
+
+def measured(
+    direction: Direction, problem: Problem, tried: Sequence[Settings], seconds: float
+) -> tuple[Entry | None, dict[Settings, str]]:
+    """What a table says of this product, and the candidates that may not be chosen, with the reasons."""
+    end = time.monotonic() + seconds
+
+    def median(work: Callable[[], Tensor], _: Settings | None) -> float:
+        return harness.timed(lambda: None, lambda _: work(), _SECONDS)[1]
+
+    refused: dict[Settings, str] = {}
+    # As in training.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
+        best = fastest(direction, problem, tried, median, refused, lambda: time.monotonic() < end)
         if best is None:
-            entries.pop((direction, problem), None)
-            continue
+            return None, refused
         given = operands(direction, problem)
-        library = time(lambda: run_library(direction, given, problem), None)  # noqa: B023
-        entry = Entry(best[0], round(best[1], 5), round(library, 5))
-        print(f"  {entry.settings}: {entry.ms} ms, cuDNN {entry.library_ms} ms")
-        entries[direction, problem] = entry
-        # After each, as hours of measuring may be cut short.
-        write_table(path, gpu, entries)
+        library = median(lambda: run_library(direction, given, problem), None)
+    return Entry(best[0], round(best[1], 5), round(library, 5)), refused
+
+
+def new_process() -> Executor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def tune(
+    problems: Problems, folder: Path, seconds: float, new_executor: Callable[[], Executor] = new_process
+) -> Path:  # fmt: skip
+    """Measure every product, and write what was found to this GPU's table, in place of older entries of the same.
+
+    Args:
+        folder: of the table.
+        seconds: after which no further product is begun, and no further candidate of one.
+        new_executor: makes what a product is measured in.
+    """
+    gpu = torch.cuda.get_device_name()
+    path = folder / conv_settings.table_path(gpu).name
+    entries = dict(conv_settings.load_table(path))
+    end = time.monotonic() + seconds
+    candidates_of = {key: list(candidates(*key)) for key in problems}
+    if harness.CUDA:
+        compile_ahead(candidates_of, _COMPILING * seconds)
+    executor = new_executor()
+    for number, (direction, problem) in enumerate(problems):
+        tried = candidates_of[direction, problem]
+        lost: dict[Settings, str] = {}
+        while (left := end - time.monotonic()) > 0:
+            # What one does not need is left to the others.
+            share = left / (len(problems) - number)
+            rest = [settings for settings in tried if settings not in lost]
+            try:
+                entry, refused = executor.submit(measured, direction, problem, rest, share).result()
+            except DeviceLost as error:
+                lost[error.settings] = error.reason
+                executor.shutdown()
+                executor = new_executor()
+                continue
+            except Exception as error:
+                print(f"{direction} of {problem}: not measured, {harness.reason(error)}")
+                executor.shutdown()
+                executor = new_executor()
+                break
+            _report(direction, problem, tried, entry, lost | refused)
+            if entry is None:
+                entries.pop((direction, problem), None)
+            else:
+                entries[direction, problem] = entry
+            write_table(path, gpu, entries)
+            break
+        else:
+            print(f"{direction} of {problem}: no time left")
+    executor.shutdown()
     return path
+
+
+def _report(
+    direction: Direction, problem: Problem, tried: Sequence[Settings], entry: Entry | None, refused: dict[Settings, str]
+) -> None:
+    print(f"{direction} of {problem}: {len(tried)} settings, {len(refused)} refused")
+    for settings, reason in refused.items():
+        if "off by" in reason or "twice" in reason or "CUDA error" in reason:
+            print(f"  wrong: {settings}: {reason}")
+    if entry is not None:
+        print(f"  {entry.settings}: {entry.ms} ms, cuDNN {entry.library_ms} ms", flush=True)
+
+
+def compile_ahead(candidates_of: dict[tuple[Direction, Problem], list[Settings]], seconds: float) -> None:
+    """Compile the candidates on all cores, for as long as that; Triton finds them on disk when they are measured."""
+    # Neither the batch nor the number of splits, where there are several, is compiled into a kernel.
+    jobs = dict.fromkeys(
+        (
+            direction,
+            dataclasses.replace(problem, batch=1),
+            dataclasses.replace(settings, splits=min(2, settings.splits)),
+        )
+        for (direction, problem), tried in candidates_of.items()
+        for settings in tried
+    )
+    begin = time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _only_compile) as pool:
+        futures = [pool.submit(_compile, *job) for job in jobs]
+        done, _ = wait(futures, timeout=seconds)
+        pool.shutdown(cancel_futures=True)
+    print(f"compiled {len(done)} of {len(jobs)} kernels in {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def _only_compile() -> None:
+    """Let launches in this process compile their kernel and run nothing."""
+    run = JITFunction.run
+    JITFunction.run = lambda self, *args, warmup, **options: run(self, *args, warmup=True, **options)
+
+
+def _compile(direction: Direction, problem: Problem, settings: Settings) -> None:
+    # What does not compile is found out again when it is measured.
+    with contextlib.suppress(Exception):
+        run(direction, operands(direction, problem), problem, settings)
 
 
 def write_table(path: Path, gpu: str, entries: conv_settings.Table) -> None:

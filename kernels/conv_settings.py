@@ -7,7 +7,7 @@ A table is `kernels/tuned/<gpu>.json`, written by `python bench/conv_relu.py --t
 
 `direction` is one of `DIRECTIONS`, `problem` has the fields of `Problem`, `settings` those of `Settings`; `ms` is the
 time of these settings and `library_ms` that of cuDNN with what it takes to compute the same. An entry holds for its
-problem alone, batch size included. Triton computes where an entry says that it is the faster one, and cuDNN elsewhere;
+problem alone, batch size included. Triton computes where an entry says that it is clearly faster, and cuDNN elsewhere;
 where Triton is forced and no entry fits, `heuristic` chooses the settings. Nothing is tuned while a network trains.
 """
 
@@ -33,6 +33,7 @@ TABLES = Path(__file__).parent / "tuned"
 # Programs that keep the 108 to 148 multiprocessors of today's largest GPUs busy, two on each.
 _PROGRAMS = 256
 _LEAST_STEPS_PER_SPLIT = 8
+_CLEARLY = 0.97
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class Entry:
 
     @property
     def wins(self) -> bool:
-        return self.ms < self.library_ms
+        """Whether Triton is faster by more than what two measurements of the same differ by."""
+        return self.ms < _CLEARLY * self.library_ms
 
 
 Table = Mapping[tuple[Direction, Problem], Entry]

@@ -133,8 +133,21 @@ def _(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, grou
     return empty_as(x)
 
 
-def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> None:
-    """Write the normalised `x` to `y`, both dense and of one layout."""
+def _normalise(
+    x: Tensor,
+    y: Tensor,
+    over: str,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    keep: list[tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Write the normalised `x` to `y`, both dense and of one layout.
+
+    With `keep`, each block's scales and denominators are appended to it, for `_normalise_backward`.
+    """
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
@@ -148,7 +161,10 @@ def _normalise(x: Tensor, y: Tensor, over: str, size: int, alpha: float, beta: f
         block = source[start : start + windows.rows].to(windows.dtype)
         # Every element, margins too, carries its share of k, so that the sums are the scale itself.
         torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
-        denominator = _denominator(windows.sums(room, block.shape[0]), beta)
+        scale = windows.sums(room, block.shape[0])
+        denominator = _denominator(scale, beta)
+        if keep is not None:
+            keep.append((scale, denominator))
         _write(result[start : start + windows.rows], torch.div, block, windows.rows_of(denominator, block))
 
 
@@ -169,9 +185,21 @@ def _(grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, 
 
 
 def _normalise_backward(
-    grad: Tensor, x: Tensor, grad_x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int
+    grad: Tensor,
+    x: Tensor,
+    grad_x: Tensor,
+    over: str,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1))."""
+    """grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1)).
+
+    With `kept`, scales and denominators are those that `_normalise` kept of the same x.
+    """
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
@@ -182,11 +210,15 @@ def _normalise_backward(
     count = windows.sizes[0] * windows.sizes[1]
     share = torch.full((), k / count, dtype=windows.dtype, device=x.device)
     room, mirror = windows.room(k / count), windows.room(0.0)
-    for start in range(0, source.shape[0], windows.rows):
+    for index, start in enumerate(range(0, source.shape[0], windows.rows)):
         block = source[start : start + windows.rows].to(windows.dtype)
-        torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
-        scale = windows.sums(room, block.shape[0])
-        direct = upstream[start : start + windows.rows] / windows.rows_of(_denominator(scale, beta), block)
+        if kept is None:
+            torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
+            scale = windows.sums(room, block.shape[0])
+            denominator = _denominator(scale, beta)
+        else:
+            scale, denominator = kept[index]
+        direct = upstream[start : start + windows.rows] / windows.rows_of(denominator, block)
         spread = windows.inside(mirror, block, mirrored=True)
         torch.div(direct * block, windows.rows_of(scale, block), out=spread)
         sums = windows.rows_of(windows.sums(mirror, block.shape[0]), block)
@@ -297,7 +329,8 @@ def _lrn_pool_backward(
         block = slice(images, min(images + scratch.shape[0], x.shape[0]))
         biased = _biased(x[block], bias, relu)
         buffer = scratch[: biased.shape[0]]
-        _normalise(biased, buffer, "channels", size, alpha, beta, k, groups)
+        kept: list[tuple[Tensor, Tensor]] = []
+        _normalise(biased, buffer, "channels", size, alpha, beta, k, groups, kept)
         pooled, indices = _pool_with_indices(buffer, kernel_size, stride)
         upstream = grad[block].to(pooled.dtype)
         if relu == "after":
@@ -305,7 +338,7 @@ def _lrn_pool_backward(
         upstream = torch.ops.aten.max_pool2d_with_indices_backward(
             upstream, buffer, [kernel_size] * 2, [stride] * 2, [0, 0], [1, 1], False, indices
         )
-        _normalise_backward(upstream, biased, buffer, "channels", size, alpha, beta, k, groups)
+        _normalise_backward(upstream, biased, buffer, "channels", size, alpha, beta, k, groups, kept)
         if relu == "before":
             torch.ops.aten.threshold_backward(buffer, biased, 0, grad_input=buffer)
         grad_x[block] = buffer
