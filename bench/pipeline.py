@@ -1,9 +1,9 @@
 """Training steps over stages and replicas: throughput, bubbles, cuts, and how well a simulation foretells them.
 
     python bench/pipeline.py                              # all parts, a record for each
-    python bench/pipeline.py --parts two four cuts        # two workers and one; four workers; every cut
+    python bench/pipeline.py --parts one two four cuts    # one worker; two and one; four and one; every cut
     python bench/pipeline.py --parts bubble gradients     # balanced stages; weight gradients once a step
-    python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of such a device
+    python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of the part "one" on such a device
 
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. The simulation knows the costs of single blocks, measured in
@@ -52,6 +52,7 @@ class Bench:
     steps: int
     precision: str
     output: Path
+    per_device: int
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def trial(
@@ -172,14 +173,22 @@ def named(trial: Trial, workers: str) -> str:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def one_process(bench: Bench, counts: Sequence[int]) -> None:
-    """The baseline: one process with all cores."""
+def one_process(bench: Bench, counts: Sequence[int]) -> dict[str, Any]:
+    """The baseline: one process with all cores; returns what it measured."""
     threads = 1 if harness.CUDA else CORES
     trials = [bench.trial(Layout(), count) for count in counts]
     alone = bench.run(1, trials, sizes(bench.batch_size, counts), threads=threads)
     for trial, measured in zip(trials, alone["trials"], strict=True):
         plan = bench.plan(trial, (Link(), Link()), threads)
         bench.add(f"one process, {threads} threads", trial, measured, (plan, alone["costs"]))
+    return alone
+
+
+def one(bench: Bench) -> None:
+    """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
+    bench = replace(bench, batch_size=bench.per_device, rows=[])
+    alone = one_process(bench, [1, 2])
+    bench.write("one", costs=[cost.to_json() for cost in alone["costs"][0]])
 
 
 def two(bench: Bench) -> None:
@@ -189,7 +198,8 @@ def two(bench: Bench) -> None:
     layouts = [PIPELINE, interleaved, REPLICAS]
     found = bench.run(2, [], sizes(bench.batch_size), layouts)
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
-    trials += [cut_for(bench, found, interleaved, 8), bench.trial(REPLICAS, 1)]
+    trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
+    trials.append(bench.trial(REPLICAS, 1))
     timed = bench.run(2, trials)["trials"]
     results = [
         bench.add(
@@ -213,10 +223,9 @@ def four(bench: Bench) -> None:
     """One process; four workers as four stages, two replicas of two stages and four replicas."""
     one_process(bench, [1])
     line, square, replicas = Layout(1, 4, 4), Layout(2, 2, 2), Layout(4, 1, 1)
-    counts = (1, 2, 4, 8)
-    found = bench.run(4, [], sizes(bench.batch_size, (1, 2, 4, 8, 16)), [line, square, replicas])
-    trials = [cut_for(bench, found, line, count) for count in counts]
-    trials += [cut_for(bench, found, square, count) for count in counts]
+    found = bench.run(4, [], sizes(bench.batch_size), [line, square, replicas])
+    trials = [cut_for(bench, found, line, count) for count in COUNTS]
+    trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
     timed = bench.run(4, trials)["trials"]
     for trial, measured in zip(trials, timed, strict=True):
@@ -227,27 +236,38 @@ def four(bench: Bench) -> None:
 
 def cuts(bench: Bench) -> None:
     """What --split auto chooses against all cuts, for two workers."""
+    one_process(bench, [1])
     count = 4
-    found = bench.run(2, [], sizes(bench.batch_size, [count]), [PIPELINE])
+    found = bench.run(2, [], sizes(bench.batch_size, [1, count]), [PIPELINE, REPLICAS])
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
+    every.append(bench.trial(REPLICAS, 1))
     for trial, measured in zip(every, bench.run(2, every)["trials"], strict=True):
-        plan = bench.plan(trial, found["links"][PIPELINE])
-        bench.add("auto" if trial.stages == chosen.stages else "by hand", trial, measured, (plan, found["costs"]))
+        plan = bench.plan(trial, found["links"][trial.layout])
+        name = "auto" if trial.stages == chosen.stages else "by hand"
+        if trial.layout == REPLICAS:
+            name = named(trial, "two workers")
+        bench.add(name, trial, measured, (plan, _costs(found, trial.layout)))
     bench.write("cuts")
 
 
 def bubble(bench: Bench) -> None:
-    """Balanced stages: the measured bubble against (stages - 1) / (micro-batches + stages - 1)."""
-    bench = replace(bench, architecture=balanced(), rows=[])
+    """Balanced stages: the measured bubble against (stages - 1) / (micro-batches + stages - 1).
+
+    The batch is twice as large: what a micro-batch costs beside its arithmetic is no bubble, but looks like one.
+    """
+    bench = replace(bench, architecture=balanced(), batch_size=2 * bench.batch_size, rows=[])
+    one_process(bench, [1])
     names = bench.architecture.block_names
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
     trials = [bench.trial(PIPELINE, count, halves) for count in COUNTS]
     trials += [bench.trial(PIPELINE, count, halves, "gpipe") for count in COUNTS[1:]]
+    trials.append(bench.trial(REPLICAS, 1))
     timed = bench.run(2, trials)["trials"]
     for trial, measured in zip(trials, timed, strict=True):
-        bench.add("balanced network, two workers", trial, measured)
-        bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
+        bench.add(named(trial, "balanced network, two workers"), trial, measured)
+        if trial.layout == PIPELINE:
+            bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
     path = bench.write("bubble")
     draw(path.with_suffix(".png"), timed[2]["spans"], None, trials[2])
 
@@ -272,7 +292,7 @@ def gradients(bench: Bench) -> None:
     bench.write("gradients")
 
 
-PARTS: dict[str, Callable[[Bench], None]] = {part.__name__: part for part in (two, four, cuts, bubble, gradients)}
+PARTS: dict[str, Callable[[Bench], None]] = {part.__name__: part for part in (one, two, four, cuts, bubble, gradients)}
 
 
 # --- picture and prediction -------------------------------------------------------------------------------------------
@@ -307,38 +327,44 @@ def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: 
     print(f"wrote {path}")
 
 
-def predict(text: str, per_device: int, network_gb_per_s: float, machine: int, results: Path) -> None:
-    """Images/s and days for 90 epochs on many of a device of which a record is committed."""
+def predict(text: str, per_device: int, within: Link, across: Link, machine: int, results: Path) -> None:
+    """Images/s and hours for 90 epochs on many of a device of which a record is committed.
+
+    Args:
+        within, across: the connections within machines of so many devices and between them.
+
+    Raises:
+        ValueError: not DEVICE:N,N,...; or no record of the device.
+    """
     device, _, numbers = text.partition(":")
-    records = [path for path in results.glob("*/pipeline_two.json") if device.lower() in path.parent.name]
-    if not records or not numbers:
-        print(
-            f"no record of {device} is committed (bench/results/*/pipeline_two.json): run python bench/pipeline.py "
-            "--parts two on two of them, and nothing is predicted before"
+    if not device or not all(number.isdecimal() and int(number) for number in numbers.split(",")):
+        raise ValueError(f"--predict is {text!r}; write a device and numbers of it, such as H100:2,8,64")
+    folder = harness.slug(device)
+    records = sorted(path for path in results.glob("*/pipeline_one.json") if folder in path.parent.name)
+    if not records:
+        raise ValueError(
+            f"no record of {device} in {results} (*/pipeline_one.json), and nothing is predicted without one: run "
+            "python bench/pipeline.py --parts one on such a device"
         )
-        return
-    record = json.loads(sorted(records)[0].read_text())
+    record = json.loads(records[0].read_text())
     settings = record["settings"]
-    costs = [[BlockCost.from_json(cost) for cost in settings["costs"][0]]]
-    links = {Layout(**layout): (Link(**a), Link(**b)) for layout, a, b in settings["links"]}
-    within = links[REPLICAS][1]
+    costs = [[BlockCost.from_json(cost) for cost in settings["costs"]]]
     names = tuple(cost.name for cost in costs[0])
-    print(f"record: {sorted(records)[0].relative_to(harness.ROOT)}, {record['device']}, {record['date']}")
+    print(f"record: {records[0]}, {record['device']}, {record['date']}, {settings['precision']}")
     print(
-        f"assumed: {per_device} images per device and step; replicas without stages; gradients reduced in a ring after "
-        f"the backward pass, at the record's {within.bytes_per_second / 1e9:.2f} GB/s within machines of {machine} and "
-        f"at {network_gb_per_s:g} GB/s between them; a device of its own for each replica; data, validation and "
-        f"checkpoints cost nothing"
+        f"assumed: {per_device} images per device and step, from costs that were measured with up to "
+        f"{settings['batch_size']}; replicas without stages, each on a device of its own; gradients reduced in a ring "
+        f"after the backward pass, at {within.bytes_per_second / 1e9:g} GB/s within machines of {machine} and "
+        f"{across.bytes_per_second / 1e9:g} GB/s between them, without latency; data, validation and checkpoints cost "
+        "nothing"
     )
     table = Table(title=f"predicted for {IMAGENET_IMAGES:,} images and {EPOCHS} epochs")
     for name in ("devices", "batch", "images/s", "of ideal", "hours"):
         table.add_column(name, justify="right")
     alone = 0.0
     for count in (1, *map(int, numbers.split(","))):
-        across = Link(within.latency, min(within.bytes_per_second, network_gb_per_s * 1e9))
-        plan = Plan(
-            (names,), 1, per_device, 1, "gpipe", count, math.inf, Link(), within if count <= machine else across
-        )
+        link = within if count <= machine else min(within, across, key=lambda link: link.bytes_per_second)
+        plan = Plan((names,), 1, per_device, 1, "gpipe", count, math.inf, Link(), link)
         rate = count * per_device / simulate(plan, costs).seconds
         alone = alone or rate
         hours = EPOCHS * IMAGENET_IMAGES / rate / 3600
@@ -357,24 +383,34 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if harness.CUDA else "fp32")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
     parser.add_argument("--predict", metavar="DEVICE:N,...", help="predict N devices from a committed record")
-    parser.add_argument("--per-device", type=int, default=128, help="images per device and step to predict for (128)")
+    parser.add_argument(
+        "--per-device", type=int, default=128, help="images per device and step, of part one and to predict for (128)"
+    )
+    parser.add_argument("--within", type=float, default=100, help="GB/s within a machine to predict for (100)")
     parser.add_argument("--network", type=float, default=50, help="GB/s between machines to predict for (50)")
     parser.add_argument("--machine", type=int, default=8, help="devices in a machine to predict for (8)")
     parser.add_argument("--quick", action="store_true", help="a narrow network and a small batch")
     options = parser.parse_args()
     if options.quick:
-        options.width, options.batch_size = 0.25, 16
+        options.width, options.batch_size, options.per_device = 0.25, 16, 16
     if options.predict:
-        predict(options.predict, options.per_device, options.network, options.machine, options.output)
+        speeds = Link(0.0, options.within * 1e9), Link(0.0, options.network * 1e9)
+        try:
+            predict(options.predict, options.per_device, *speeds, options.machine, options.output)
+        except ValueError as error:
+            parser.error(str(error))
         return
-    torch.backends.cudnn.allow_tf32 = False
     architecture = build_architecture("krizhevsky", 1000, Variation(width=options.width))
     for part in options.parts:
-        wanted = {"four": 4, "gradients": 1}.get(part, 2)
+        wanted = {"one": 1, "four": 4, "gradients": 1}.get(part, 2)
         if harness.CUDA and torch.cuda.device_count() < wanted:
             print(f"{part}: left out, {wanted} GPUs are wanted and {torch.cuda.device_count()} are there")
             continue
-        PARTS[part](Bench(architecture, options.batch_size, options.steps, options.precision, options.output))
+        PARTS[part](
+            Bench(
+                architecture, options.batch_size, options.steps, options.precision, options.output, options.per_device
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from fastalex.allocator import keep_freed_memory
 from fastalex.architecture import Architecture
 from fastalex.launch import World
 from fastalex.layout import Layout, ScheduleName
 from fastalex.model import AlexNet
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
+from fastalex.precision import allow_tf32
 from fastalex.recipe import krizhevsky
 from fastalex.simulate import Key, Span
 from fastalex.tuning import measure_costs, measure_links
@@ -64,6 +66,8 @@ def run(world: World, work: Work) -> None:
     """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans"}]}``."""
     if world.device.type == "cpu":
         torch.set_num_threads(work.threads)
+        keep_freed_memory()  # as the trainer
+    allow_tf32(work.precision)  # type: ignore[arg-type]
     model = AlexNet(work.architecture, seed=0)
     model.set_precision(work.precision)  # type: ignore[arg-type]
     saved: dict[str, Any] = {"links": {}, "trials": []}
@@ -92,20 +96,20 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
     images = 60 * torch.randn(engine.batch_size, 3, size, size, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last).to(world.device)
     labels = torch.arange(engine.batch_size, device=world.device) % engine.stage.architecture.num_classes
-    spans: list[tuple[Key, float, float]] = []
+    marks: list[tuple[Key, Any, Any]] = []
     if isinstance(engine, Pipeline):
         for stage in _pipelined(engine):
-            _record(stage, world, spans)
+            _record(stage, world, marks)
     start = 0.0
     for step in range(steps + 1):
         if step == 1:
             start = _now(world)
-        spans.clear()
+        marks.clear()
         engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
         optimizer.step()
         optimizer.zero_grad()
     seconds = _now(world) - start
-    gathered = world.gather_objects(spans)
+    gathered = world.gather_objects(_seconds(world, marks))
     every = [Span(rank, *span) for rank, one in enumerate(gathered) for span in one]
     for parameter in model.parameters():
         parameter.grad = None
@@ -149,21 +153,38 @@ def _pipelined(engine: Pipeline) -> list[Any]:
     return schedule._stages if hasattr(schedule, "_stages") else [schedule._stage]
 
 
-def _record(stage: Any, world: World, spans: list[tuple[Key, float, float]]) -> None:
-    """Note when each pass of a stage begins and ends. ``perf_counter`` is the same clock in all processes."""
+def _record(stage: Any, world: World, marks: list[tuple[Key, Any, Any]]) -> None:
+    """Note when each pass of a stage begins and ends."""
     for kind in ("forward", "backward"):
         run_pass = getattr(stage, f"{kind}_one_chunk")
 
         def recorded(micro_batch: int, *arguments: Any, run_pass: Any = run_pass, kind: Any = kind, **options: Any):
-            start = _clock(world)
+            start = _mark(world)
             result = run_pass(micro_batch, *arguments, **options)
-            spans.append(((kind, world.replica, stage.stage_index, micro_batch, 0), start, _clock(world)))
+            marks.append(((kind, world.replica, stage.stage_index, micro_batch, 0), start, _mark(world)))
             return result
 
         setattr(stage, f"{kind}_one_chunk", recorded)
 
 
-def _clock(world: World) -> float:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def _mark(world: World) -> Any:
+    """This moment: of the device where that is a GPU, so that nothing has to wait for it."""
+    if world.device.type == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(world: World, marks: list[tuple[Key, Any, Any]]) -> list[tuple[Key, float, float]]:
+    """The marks as seconds. ``perf_counter`` is the same clock in all processes, and a GPU's is set by it."""
+    if world.device.type == "cpu":
+        return marks
+    torch.cuda.synchronize()
+    now, event = time.perf_counter(), _mark(world)
+    event.synchronize()
+
+    def at(mark: Any) -> float:
+        return now - mark.elapsed_time(event) / 1000
+
+    return [(key, at(start), at(end)) for key, start, end in marks]

@@ -68,7 +68,7 @@ class Result:
     Args:
         seconds: from the end of one step to the end of the next.
         total: of all steps that were simulated, from rest to rest.
-        spans: of the passes of one step, all workers.
+        spans: of the passes of one step, all workers; those of one replica where each worker has its own device.
         bubble: the share of the time between a step's first and last pass in which a worker had no pass to run,
             by worker.
     """
@@ -128,7 +128,7 @@ def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list
     """What every worker does, in order."""
     images = plan.batch_size / plan.micro_batches
     workers: list[list[_Task]] = []
-    for replica in range(plan.replicas):
+    for replica in range(_simulated_replicas(plan)):
         for rank in range(plan.ranks):
             cost = {block.name: block for block in costs[rank]}
             order = rank_order(plan.schedule, rank, plan.ranks, len(plan.stages), plan.micro_batches)
@@ -144,6 +144,11 @@ def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list
                 tasks += _ends(plan, cost, local, replica, step)
             workers.append(tasks)
     return workers
+
+
+def _simulated_replicas(plan: Plan) -> int:
+    """Replicas with devices of their own all do the same at the same time: one stands for all."""
+    return 1 if math.isinf(plan.cores) else plan.replicas
 
 
 def _input(
@@ -168,7 +173,7 @@ def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, st
         size = 2 * (plan.replicas - 1) / plan.replicas * sum(block.parameter_bytes for block in blocks)
         peers: tuple[Key, ...] = tuple(
             ("backward", other, stage, plan.micro_batches - 1, step)
-            for other in range(plan.replicas)
+            for other in range(_simulated_replicas(plan))
             if other != replica
             for stage in local
         )
@@ -225,11 +230,12 @@ def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3) -
     spans = _run(_tasks(plan, per_rank, steps), plan.cores)
     ends = [max(span.end for span in spans if span.key[4] == step) for step in range(steps)]
     chosen = tuple(span for span in spans if span.key[4] == steps - 1)
+    simulated = _simulated_replicas(plan)
     return Result(
         seconds=(ends[-1] - ends[0]) / (steps - 1),
         total=ends[-1],
         spans=chosen,
-        bubble=bubble_fractions(chosen, plan.ranks * plan.replicas),
+        bubble=bubble_fractions(chosen, plan.ranks * simulated) * (plan.replicas // simulated),
     )
 
 

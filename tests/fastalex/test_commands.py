@@ -74,8 +74,20 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     lines = read_metrics(folder / "run")
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
     recorded = json.loads((folder / "run" / "config.json").read_text())
-    assert recorded["split"] in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-    assert recorded["micro_batches"] in (2, 4, 8)
+    assert len(recorded["split"].split(",")) == recorded["stages"] - 1
+    assert (recorded["stages"], recorded["schedule"]) in ((2, "1f1b"), (4, "interleaved"))
+    assert recorded["micro_batches"] in (1, 2, 4, 8)
+    costs = json.loads((folder / "run" / "costs.json").read_text())
+    assert [cost["name"] for cost in costs["blocks"][1]] == [
+        "conv1",
+        "conv2",
+        "conv3",
+        "conv4",
+        "conv5",
+        "fc6",
+        "fc7",
+        "fc8",
+    ]
     assert recorded["network"]["classes"] == ["blue", "green", "red"]
 
 
@@ -305,26 +317,45 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
 
 
-def test_a_killed_worker_ends_the_command_with_its_name(tmp_path, prepared):
+def kill_a_worker(process: subprocess.Popen) -> list[int]:
+    """Kill one, and return the ids of all processes that the command has started."""
+    everyone = children(process.pid)
+    os.kill(max(pid for pid in everyone if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    return everyone
+
+
+def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_command(tmp_path, prepared):
     arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", "cpu,cpu", "--output", "run"]
-    process = start(tmp_path, *arguments)
+    process = start(tmp_path, *arguments, "--max-restarts", "1")
     wait_for_steps(tmp_path / "run", 6)
-    workers = children(process.pid)
-    victim = max(pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(victim, signal.SIGKILL)
+    decided = (tmp_path / "run" / "config.json").read_text()
+    started = kill_a_worker(process)
+    assert_all_end([pid for pid in started if pid not in children(process.pid)])
+    checkpoint = load_progress(latest_checkpoint(tmp_path / "run"))
+    assert checkpoint.step >= 4  # the last epoch's end
+    deadline = time.monotonic() + 60
+    while load_progress(latest_checkpoint(tmp_path / "run")).step < checkpoint.step + 4:
+        assert time.monotonic() < deadline, "the run does not go on"
+        time.sleep(0.05)
+    restarted = kill_a_worker(process)
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 1
-    assert len(err.splitlines()) == 1, err
-    assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", err)
-    assert_all_end(workers)
-    assert load_progress(latest_checkpoint(tmp_path / "run")).step >= 4  # the last epoch's end
+    first, last = err.splitlines()
+    assert re.match(r"worker [01] \(cpu\) was killed by SIGKILL; restarting from the last checkpoint \(1 of 1\)", first)
+    assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", last)
+    assert_all_end(restarted)
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (tmp_path / "run" / "config.json").read_text() == decided
 
 
 def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
     training = ["-m", "fastalex.train", prepared, *SMALL, "--epochs", "1", "--output", "run"]
-    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu")
+    cut = ["--split", "conv3", "--micro-batches", "2"]
+    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu", *cut)
     assert code == 0, err
+    assert "multiply-accumulates of a training step by stage, counted" in out
     assert out.count("trained and evaluated") == 1
     assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
     resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]  # and without naming devices
@@ -338,7 +369,7 @@ def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
 
 def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
     """Two torchrun agents on this machine's loopback, each with two workers: two replicas of two stages."""
-    training = ["fastalex.train", prepared, *SMALL, "--epochs", "1", "--output"]
+    training = ["fastalex.train", prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
     code, _, err = command(tmp_path, *training, "alone", "--devices", "cpu")
     assert code == 0, err
     with socket.socket() as free:
@@ -348,7 +379,6 @@ def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
         start(
             tmp_path, "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node", "2",
             "--master-addr", "127.0.0.1", "--master-port", port, "-m", *training, "together", "--stages", "2",
-            "--split", "analytic",
         )
         for node in (0, 1)
     ]  # fmt: skip

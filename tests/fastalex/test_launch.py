@@ -1,5 +1,6 @@
 """Devices, and worker processes that end with the command however it ends."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch.distributed as dist
 
 from fastalex import launch
 from fastalex.errors import ConfigurationError
+from fastalex.layout import Layout
 from tests.fastalex.workers import be_killed_twice, fail_on_last, wait_for_the_end
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,31 @@ def test_a_message_of_all_workers_is_printed_by_one(monkeypatch):
     for rank, said in (("0", False), ("1", True)):  # where they cannot ask each other
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert launch._is_said(None, "the loss is nan") is said
+
+
+def test_a_process_that_was_killed_goes_before_one_that_nccl_aborted(tmp_path):
+    failures = {
+        0: SimpleNamespace(exitcode=-signal.SIGABRT, timestamp=1),
+        1: SimpleNamespace(exitcode=-signal.SIGKILL, timestamp=1),
+    }
+    with pytest.raises(launch.WorkerError, match=r"worker 1 .* was killed by SIGKILL"):
+        launch._raise_cause(tmp_path, SimpleNamespace(failures=failures), CPUS)
+    report = {
+        "time": 1.0, "rank": 0, "device": "cuda:0", "type": "DistBackendError", "is_user_error": False, "signal": 0,
+        "message": "ncclRemoteError: a remote process exited prematurely", "traceback": "ncclRemoteError",
+    }  # fmt: skip
+    (tmp_path / "0.json").write_text(json.dumps(report))
+    with pytest.raises(launch.WorkerError, match=r"worker 1 .* was killed by SIGKILL"):
+        launch._raise_cause(tmp_path, SimpleNamespace(failures=failures), CPUS)
+    with pytest.raises(launch.WorkerError, match=r"(?s)worker 0 \(cuda:0\) lost another one, .*ncclRemoteError"):
+        launch._raise_cause(tmp_path, None, CPUS)
+
+
+def test_groups_of_an_earlier_layout_are_forgotten():
+    world = launch.World(0, 2, CPUS[0], _groups=("replicas", "stages"))
+    world.arrange(Layout(1, 2, 2))
+    assert world.replica_group is None
+    assert world.pipeline_group is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

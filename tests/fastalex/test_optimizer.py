@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.recipe import Change, Plateau, Recipe
@@ -108,3 +109,21 @@ def test_layer_wise_rates_make_updates_a_like_share_of_every_weight():
         if name == "fc8.weight":
             g = torch.zeros_like(g)
         torch.testing.assert_close(parameter.detach().double(), w - rate * (decay * w + g), rtol=1e-5, atol=1e-7)
+
+
+class _NoCopies(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot record: tensors made of the host's numbers, and indices from there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in ("lift_fresh", "aten.index")), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_layer_wise_rates_can_be_captured_in_a_cuda_graph():
+    module = network()
+    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with _NoCopies():
+        optimizer.step()

@@ -44,7 +44,9 @@ def test_no_cut_is_better():
 
 
 def test_more_stages_than_blocks():
-    with pytest.raises(ConfigurationError, match=r"9 stages for 8 blocks .* choose --stages from 1 to 8"):
+    with pytest.raises(
+        ConfigurationError, match=r"9 stages for 8 blocks .* choose --stages from 1, 2, 3, 4, 5, 6, 7, 8"
+    ):
         partition(build_architecture("krizhevsky"), 9)
 
 
@@ -59,6 +61,7 @@ def test_cuts_by_name():
         ("conv9", 2, r"--split names 'conv9'; a stage can begin with conv2, .*fc8, or choose auto or analytic"),
         ("conv1", 2, "--split names 'conv1'"),
         ("fc6,conv3", 3, "not in the order of the blocks; write conv3,fc6"),
+        ("conv3", 1, "makes 2 stages, --devices and --stages make 1; leave it out"),
         ("conv3,fc6", 2, "makes 3 stages, --devices and --stages make 2; name the first block of each of the 1 later"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -86,9 +86,12 @@ def test_stages_give_the_gradients_of_one_device_to_the_bit(
     assert len({alone[f"{step}.counts"][0].item() for step in range(STEPS)}) == STEPS
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 2, 2), Layout(2, 1, 1)])
-def test_replicas_give_the_gradients_of_the_whole_batch(tmp_path: Path, one_thread, layout):
-    shared_out = workers_gradients(tmp_path, layout, 2, "1f1b")
+@pytest.mark.parametrize(
+    ("layout", "schedule"),
+    [(Layout(2, 2, 2), "1f1b"), (Layout(2, 1, 1), "1f1b"), (Layout(2, 1, 2), "interleaved")],
+)
+def test_replicas_give_the_gradients_of_the_whole_batch(tmp_path: Path, one_thread, layout, schedule):
+    shared_out = workers_gradients(tmp_path, layout, 2, schedule)
     # Each replica's two micro-batches have the rows of one of these four, and so its roundings; the sums over replicas
     # and over micro-batches are in another order.
     alone = single_device(4)

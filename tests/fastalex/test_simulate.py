@@ -44,6 +44,17 @@ def test_workers_share_cores():
     assert simulate(plan(2, 2, 4, "1f1b", cores=1), costs).seconds == pytest.approx(alone)
 
 
+def test_one_replica_stands_for_all_that_have_devices_of_their_own():
+    costs = [[block(name, finish=0.5) for name in NAMES]]
+    apart, counted = (
+        simulate(plan(2, 2, 4, "1f1b", replicas=3, cores=cores, reduce_link=Link(1.0, 8000.0)), costs)
+        for cores in (float("inf"), 6.0)
+    )
+    assert apart.seconds == pytest.approx(counted.seconds)
+    assert apart.bubble == pytest.approx(counted.bubble)
+    assert len({span.worker for span in counted.spans}) == 3 * len({span.worker for span in apart.spans})
+
+
 def test_links_reductions_and_updates_take_their_time():
     costs = [[block(name, finish=0.5) for name in NAMES]]
     # 2 stages, 1 micro-batch: 24 s of passes one after the other, 2 transfers of 1 + 1000 / 500 s, then one update of

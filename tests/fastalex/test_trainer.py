@@ -113,6 +113,28 @@ def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
     assert_same_state(two.output, Path(two.output).with_name("one"))
 
 
+def test_costs_are_measured_in_the_runs_precision(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        "fastalex.trainer.settle", lambda _, config: seen.append(torch.backends.cudnn.allow_tf32) or config
+    )
+    Trainer(World(0, 1, CPU), config).close()
+    assert seen == [False]
+
+
+def test_machines_that_do_not_share_the_run_folder_are_refused(config):
+    stop_after(config, 1)
+
+    class Apart(World):
+        def gather_objects(self, value):
+            return [value, "none"]
+
+    message = r"the latest checkpoint in .*run is 0000-00000001 for worker 0 and none for worker 1; put the run folder"
+    with pytest.raises(ConfigurationError, match=message):
+        Trainer(Apart(0, 1, CPU), config)
+
+
 class _StopAfter(Trainer):
     """Is told to stop when it has made so many steps."""
 

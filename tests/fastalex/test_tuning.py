@@ -1,0 +1,66 @@
+"""What is left to measuring, and what was decided before."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastalex.architecture import build_architecture
+from fastalex.launch import World
+from fastalex.layout import Layout
+from fastalex.partition import cut_before
+from fastalex.tuning import _possible, _settled_before, all_cores, arithmetic_table, settle
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"devices": "cpu,cpu"}, [("1f1b", [2, 4, 8], 7), ("interleaved", [1, 2, 4, 8], 35)]),
+        ({"devices": "cpu,cpu", "micro_batches": 4}, [("1f1b", [4], 7), ("interleaved", [4], 35)]),
+        ({"devices": "cpu,cpu", "schedule": "gpipe"}, [("gpipe", [1, 2, 4, 8], 7)]),
+        ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv3"}, [("1f1b", [2, 4, 8], 1)]),
+        (
+            {"devices": ",".join(["cpu"] * 5), "replicas": 1},
+            [("1f1b", [8], 35)],
+        ),  # 10 stages for 8 blocks: not possible
+    ],
+)
+def test_what_there_is_to_choose_from(config, changes, expected):
+    config = replace(config, **{"stages": None, "schedule": None, "split": "auto", "micro_batches": None, **changes})
+    possible = _possible(config, config.network.build_architecture())
+    assert [(schedule, counts, len(cuts)) for schedule, counts, cuts in possible] == expected
+
+
+def test_a_restarted_run_keeps_what_it_decided_and_another_run_does_not(config):
+    asked = replace(config, devices="cpu,cpu", stages=None, schedule=None, split="auto", micro_batches=None)
+    asked.save()
+    assert _settled_before(asked) is None
+    decided = {"schedule": "interleaved", "stages": 4, "split": "conv2,conv3,conv5", "micro_batches": 4}
+    replace(asked, **decided).save()
+    assert _settled_before(asked) == decided
+    assert _settled_before(replace(asked, seed=7)) is None
+    world = World(0, 2, CPU, layout=Layout(1, 2, 2))
+    world.from_first = lambda make: make()
+    assert settle(world, asked) == replace(asked, **decided)
+    assert world.layout == Layout(1, 2, 4)
+
+
+def test_cores_of_all_machines_are_counted(monkeypatch):
+    here = all_cores(CPU)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "6"), ("GROUP_WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    assert all_cores(CPU) == 3 * here
+    assert all_cores(torch.device("cuda")) == math.inf
+
+
+def test_a_cut_that_is_not_measured_is_printed_with_its_arithmetic(config, capsys):
+    world = World(0, 2, CPU, layout=Layout(1, 2, 2))
+    settled = settle(world, replace(config, devices="cpu,cpu", split="analytic", micro_batches=None))
+    assert (settled.split, settled.micro_batches) == ("conv2", 2)
+    assert "multiply-accumulates" in capsys.readouterr().out
+    architecture = build_architecture("krizhevsky")
+    shares = arithmetic_table(architecture, cut_before(architecture, "conv3", 2)).columns[3]
+    assert list(shares.cells) == ["42.7 %", "57.3 %"]
