@@ -243,7 +243,7 @@ def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> No
         parameters[name].copy_(tensor)
 
 
-def load_model(path: Path) -> tuple[AlexNet, Description]:
+def load_model(path: str | Path) -> tuple[AlexNet, Description]:
     """The trained network in a ``.safetensors`` file, on the CPU, in fp32 and evaluation mode, and what it is.
 
     Raises:
@@ -255,7 +255,8 @@ def load_model(path: Path) -> tuple[AlexNet, Description]:
     return model.eval(), description
 
 
-def _open(path: Path) -> Any:
+def _open(path: str | Path) -> Any:
+    path = Path(path)
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file of weights, such as {path / 'best.safetensors'}")
     try:

@@ -340,7 +340,7 @@ def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_comma
     restarted = kill_a_worker(process)
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 1
-    first, last = err.splitlines()
+    first, *_, last = err.splitlines()  # a peer that loses its neighbour may say so in between
     assert re.match(r"worker [01] \(cpu\) was killed by SIGKILL; restarting from the last checkpoint \(1 of 1\)", first)
     assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", last)
     assert_all_end(restarted)
