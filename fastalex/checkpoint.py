@@ -249,14 +249,14 @@ def load_model(path: str | Path) -> tuple[AlexNet, Description]:
     Raises:
         ConfigurationError: no such file, a damaged one, or one that fastalex did not write.
     """
+    path = Path(path)
     description = load_description(path)
     model = description.build(seed=0)
     load_parameters(model, path)
     return model.eval(), description
 
 
-def _open(path: str | Path) -> Any:
-    path = Path(path)
+def _open(path: Path) -> Any:
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file of weights, such as {path / 'best.safetensors'}")
     try:
