@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from dataloading.errors import DatasetError
@@ -23,7 +23,6 @@ Result = TypeVar("Result")
 Counter = Callable[[], None]
 _CONTEXT = multiprocessing.get_context("spawn")
 _NOT_BEGUN = -1
-_STOP = -1  # place of the request to stop, after those of the tasks
 _DEATHS = 3  # that no image explains, with no task finished in between, before it is given up
 
 
@@ -32,11 +31,11 @@ def results(
 ) -> Generator[tuple[Task, Result], None, None]:
     """Do the tasks in `processes` processes (in this one if that is 0) and yield each with its result as they come.
 
-    Only a few tasks are taken ahead. `work` is a function of some module; it gets the task, and something to call after
-    each image. Close the generator when leaving it early: that ends the processes.
+    Only one task for each process is taken ahead. `work` is a function of some module; it gets the task, and something
+    to call after each image. Close the generator when leaving it early: that ends the processes.
 
-    When a process dies, the images that were being decoded are tried once more, each in a process of its own. One that
-    ends that process too gets this as the `problem` of its entry. Then the unfinished tasks are begun anew.
+    When a process dies, the image that it was decoding is tried once more, in a process of its own. If that ends too,
+    the entry gets this as its `problem`. Then the task is begun anew, in another process.
 
     Raises:
         DatasetError: processes die again and again, and no image is to blame.
@@ -45,72 +44,91 @@ def results(
         for task in tasks:
             yield task, work(task, lambda: report.update(report.done + 1))
         return
-    done, deaths = report.done, 0
-    while True:
-        crew = _Crew(work, processes)
+    done, deaths, workers = report.done, 0, []
+    try:
+        for _ in range(processes):
+            workers.append(_Worker(work))
+        while busy := [worker for worker in workers if worker.give(tasks)]:
+            for worker in _answering(busy):
+                at = worker.task
+                try:
+                    result = worker.answer()
+                except _Died:
+                    again = at and _without_crashing_image(at, worker.place.value)
+                    deaths += again == at
+                    if deaths == _DEATHS:
+                        raise DatasetError(
+                            f"worker processes were killed {deaths} times (out of memory?); the same command goes on "
+                            "from the finished shards; --workers sets how many processes there are"
+                        ) from None
+                    tasks = itertools.chain([again], tasks) if again else tasks
+                    worker.end()
+                    workers[workers.index(worker)] = _Worker(work)
+                    continue
+                if at:
+                    done, deaths = done + len(at.entries), 0
+                    worker.give(tasks)  # before the caller is busy with this result
+                    yield at, result
+            report.update(done + sum(max(worker.place.value, 0) for worker in workers))
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Died(Exception):
+    """The process ended without an answer."""
+
+
+class _Worker(Generic[Result]):
+    """A process and the task that it is at.
+
+    It has a pipe of its own, with no lock and no other writer. So one that is killed at any moment, even halfway
+    through handing over a result, is an end of file here and nothing to the others.
+    """
+
+    def __init__(self, work: Callable[[Task, Counter], Result]) -> None:
+        self.task: Task | None = None
+        self.place = _CONTEXT.RawValue("q", _NOT_BEGUN)  # images done of the task, written by the process
+        self._busy = True  # its first answer says that it has started
+        self.connection, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(work, theirs, self.place, os.getpid()), daemon=True)
+        with _main_module_hidden():
+            self._process.start()
+        theirs.close()
+
+    def give(self, tasks: Iterator[Task]) -> bool:
+        """Hand over the next task if the process has none; return whether an answer is to come."""
+        if not self._busy and (task := next(tasks, None)):
+            self.task, self.place.value, self._busy = task, _NOT_BEGUN, True
+            with contextlib.suppress(ConnectionError):  # a process that died shows by having no answer
+                self.connection.send(task)
+        return self._busy
+
+    def answer(self) -> Result:
+        """Return what came of the task (of starting: None), or raise what it raised.
+
+        Raises:
+            _Died: the process ended.
+        """
         try:
-            while crew.take(tasks):
-                for task, result in crew.finished():
-                    done, deaths = done + len(task.entries), 0
-                    yield task, result
-                report.update(done + crew.images_done())
-            return
-        except BrokenProcessPool:
-            unfinished = crew.unfinished()
-        finally:
-            crew.end()
-        again = [_without_crashing_image(task, place) for task, place in unfinished]
-        deaths += again == [task for task, _ in unfinished]
-        if deaths == _DEATHS:
-            raise DatasetError(
-                f"worker processes were killed {deaths} times (out of memory?); the same command goes on from the "
-                "finished shards; --workers sets how many processes there are"
-            )
-        tasks = itertools.chain(again, tasks)
-
-
-class _Crew(Generic[Result]):
-    """A pool of processes, the tasks that it was given, and how far each of them is."""
-
-    def __init__(self, work: Callable[[Task, Counter], Result], processes: int) -> None:
-        self._work = work
-        # Images done of each task in work, and at the end whether to stop. Each number is written by one process only,
-        # so there is no lock that a dying process could keep.
-        self._places = _CONTEXT.RawArray("q", 2 * processes + 1)
-        self._tasks: dict[int, Task] = {}  # by number of the place
-        self._futures: dict[Future[Result], int] = {}
-        self._pool = ProcessPoolExecutor(processes, _CONTEXT, _start_worker, (self._places, os.getpid()))
-
-    def take(self, tasks: Iterator[Task]) -> bool:
-        """Fill the free places; return whether there is anything in work."""
-        free = [number for number in range(len(self._places) - 1) if number not in self._tasks]
-        with _main_module_hidden():  # submitting a task is what starts a process
-            for number, task in zip(free, tasks, strict=False):
-                self._tasks[number], self._places[number] = task, _NOT_BEGUN
-                self._futures[self._pool.submit(_in_worker, self._work, task, number)] = number
-        return bool(self._tasks)
-
-    def finished(self) -> Iterator[tuple[Task, Result]]:
-        """Wait a moment, and yield the tasks that are finished by then."""
-        finished, _ = wait(self._futures, timeout=0.2, return_when=FIRST_COMPLETED)
-        for future in finished:
-            result = future.result()
-            yield self._tasks.pop(self._futures.pop(future)), result
-
-    def images_done(self) -> int:
-        """Return how many images of the tasks in work are done."""
-        return sum(max(self._places[number], 0) for number in self._tasks)
-
-    def unfinished(self) -> list[tuple[Task, int]]:
-        """Return the tasks in work, each with the place of the image that is next, or `_NOT_BEGUN`."""
-        return [(task, self._places[number]) for number, task in self._tasks.items()]
+            result, error = self.connection.recv()
+        except (EOFError, OSError):
+            raise _Died from None
+        self.task, self.place.value, self._busy = None, _NOT_BEGUN, False
+        if error:
+            raise error
+        return result
 
     def end(self) -> None:
-        """End the processes after the image that each is at; the shards in work are begun anew next time."""
-        # They are told, not killed: a process that is killed while it hands over a result leaves the pool waiting for
-        # the rest of it.
-        self._places[_STOP] = 1
-        self._pool.shutdown(cancel_futures=True)
+        """End the process after the image that it is at; its shard is begun anew next time."""
+        self.connection.close()  # which tells it
+        self._process.join()
+
+
+def _answering(workers: list[_Worker[Result]]) -> list[_Worker[Result]]:
+    """Wait a moment; return those that have an answer or died."""
+    ready = wait([worker.connection for worker in workers], timeout=0.2)
+    return [worker for worker in workers if worker.connection in ready]
 
 
 def _without_crashing_image(task: Task, place: int) -> Task:
@@ -156,17 +174,38 @@ def _main_module_hidden() -> Iterator[None]:
 
 # --- in the worker processes ------------------------------------------------------------------------------------------
 
-_places: Any = None  # shared by all: how many images are done of each task in work, and whether to stop
-
 
 class _Stopped(Exception):
     """The result of this task is no longer wanted."""
 
 
-def _start_worker(places: Any, parent: int) -> None:
-    """Set up a worker: Ctrl-C is the parent's business, and the parent's death is the worker's, too."""
-    global _places
-    _places = places
+def _serve(work: Callable[[Task, Counter], Result], tasks: Connection, place: Any, parent: int) -> None:
+    """Do one task after the other until the other end of the pipe is closed."""
+    _obey(parent)
+
+    def count() -> None:
+        if tasks.poll():  # nothing is sent while a task is in work, so this is the end of the pipe
+            raise _Stopped
+        place.value += 1
+
+    answer: tuple[Result | None, Exception | None]
+    with contextlib.suppress(EOFError, ConnectionError, _Stopped):
+        tasks.send((None, None))
+        while True:
+            task = tasks.recv()
+            try:
+                count()  # from not begun to the first image
+                answer = work(task, count), None
+            except Exception as error:
+                if isinstance(error, _Stopped):
+                    raise
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = None, error
+            tasks.send(answer)
+
+
+def _obey(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -175,17 +214,7 @@ def _start_worker(places: Any, parent: int) -> None:
         os._exit(1)
 
 
-def _in_worker(work: Callable[[Task, Counter], Result], task: Task, number: int) -> Result:
-    def count() -> None:
-        if _places[_STOP]:
-            raise _Stopped
-        _places[number] += 1
-
-    count()  # from not begun to the first image
-    return work(task, count)
-
-
 def _try(entry: Entry, treatment: Treatment, parent: int) -> None:
-    _start_worker(None, parent)
+    _obey(parent)
     with contextlib.suppress(Exception):  # only what ends the process matters here
         treat(read_entry(entry, treatment.max_bytes), treatment)

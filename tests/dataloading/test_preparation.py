@@ -489,6 +489,22 @@ def test_a_worker_killed_from_outside_is_replaced(many, many_prepared, tmp_path)
     assert contents(tmp_path / "out") == many_prepared
 
 
+def large(task: Task, count: Counter) -> bytes:
+    (task.folder / f"{task.shard}-{os.getpid()}").touch()
+    return bytes(1 << 24)  # far more than a pipe takes before it is read
+
+
+def test_a_worker_killed_while_it_hands_over_a_result_is_replaced(tmp_path):
+    work = iter([Task(tmp_path, "train", shard, 0, [], Treatment()) for shard in range(2)])
+    finished = results(large, work, 2, ProgressReport("", None, shown=False))
+    first, _ = next(finished)
+    while not (begun := list(tmp_path.glob(f"{1 - first.shard}-*"))):
+        time.sleep(0.01)
+    time.sleep(0.5)  # until it waits for its result to be read
+    os.kill(int(begun[0].name.split("-")[1]), signal.SIGKILL)
+    assert [(task.shard, len(result)) for task, result in finished] == [(1 - first.shard, 1 << 24)]
+
+
 def killed(task: Task, count: Counter) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

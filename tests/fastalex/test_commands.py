@@ -340,7 +340,9 @@ def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_comma
     restarted = kill_a_worker(process)
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 1
-    first, *_, last = err.splitlines()  # a peer that loses its neighbour may say so in between
+    said = [line for line in err.splitlines() if not line.startswith("[")]  # torch's log of a lost connection does
+    assert len(said) == 2, err
+    first, last = said
     assert re.match(r"worker [01] \(cpu\) was killed by SIGKILL; restarting from the last checkpoint \(1 of 1\)", first)
     assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", last)
     assert_all_end(restarted)
@@ -411,13 +413,13 @@ def test_a_machine_that_cannot_take_part_ends_the_others(tmp_path, prepared):
 
 
 def test_synthetic_images_need_no_files(tmp_path):
-    arguments = ["synthetic", "--width", "0.0625", "--no-lrn", "-b", "6400", "--epochs", "1", "--devices", "cpu"]
-    process = start(tmp_path, "fastalex.train", *arguments, "--micro-batches", "200", "--output", "run")
+    arguments = ["synthetic", "--width", "0.0625", "--no-lrn", "-b", "640", "--epochs", "1", "--devices", "cpu"]
+    process = start(tmp_path, "fastalex.train", *arguments, "--micro-batches", "20", "--output", "run")
     wait_for_steps(tmp_path / "run", 1)
     process.terminate()
     process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGTERM
-    assert read_metrics(tmp_path / "run")[0]["images"] == 6400
+    assert read_metrics(tmp_path / "run")[0]["images"] == 640
     assert not (tmp_path / "prepared").exists()
 
 
