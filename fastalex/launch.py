@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import signal
 import socket
 import sys
@@ -68,6 +69,14 @@ class WorkerError(Exception):
     """A worker failed for a reason that is not the user's input; the message says which and how."""
 
     said = False
+
+
+def command(*arguments: object) -> str:
+    """How to run a module again with this interpreter from the current folder, to be shown to users."""
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join(map(str, (python, "-m", *arguments)))
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------

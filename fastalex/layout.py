@@ -63,8 +63,9 @@ def arrange(
     if stages is None:
         stages = 2 * ranks if schedule == "interleaved" else ranks
     if stages % ranks:
+        of_each = f"the {ranks} devices of each replica" if replicas > 1 else f"{ranks} devices"
         raise ConfigurationError(
-            f"{stages} stages cannot be shared by {ranks} devices each; choose --stages {ranks} or {2 * ranks}"
+            f"{stages} stages do not go evenly on {of_each}; choose --stages {ranks} or {2 * ranks}"
         )
     if schedule is None:
         schedule = "1f1b" if stages == ranks else "interleaved"

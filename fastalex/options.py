@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fastalex.architecture import ActivationName, InitName, Variation, build_architecture
+from fastalex.architecture import ActivationName, Architecture, InitName, Variation, build_architecture
 from fastalex.checkpoint import Description, latest_checkpoint, load_description, load_progress
 from fastalex.cli import optional as _optional
 from fastalex.config import BadSamplePolicy, RunConfig
@@ -214,7 +214,7 @@ def new_run(options: TrainOptions) -> RunConfig:
     """
     # Before preparing takes its time.
     architecture = build_architecture(options.network.arch, variation=options.network.variation)
-    machine = _machine(options.machine, options.machine.devices or default_devices(), architecture.block_names)
+    machine = _machine(options.machine, options.machine.devices or default_devices(), architecture)
     dataset = open_data(options.data, architecture.prepared_size)
     training = options.training
     recipe = build_recipe(training.recipe or default_recipe(dataset))
@@ -306,13 +306,15 @@ def _resumed(options: TrainOptions) -> RunConfig:
     )
 
 
-def _machine(options: MachineOptions, devices: str, blocks: Sequence[str]) -> dict[str, Any]:
+def _machine(options: MachineOptions, devices: str, architecture: Architecture) -> dict[str, Any]:
     """The fields of a run that say what computes which part of it."""
     names = len(parse_devices(devices))
-    check_stages(blocks, options.stages or 1)
+    check_stages(architecture.block_names, options.stages or 1, names * machines())
     layout, schedule = arrange(names, machines(), options.stages, options.replicas, options.schedule)
-    check_stages(blocks, layout.stages, layout.workers)
+    check_stages(architecture.block_names, layout.stages, layout.workers)
     split = options.split or "auto"
+    if split not in ("auto", "analytic"):
+        cut_before(architecture, split, layout.stages)
     measured = split == "auto" and layout.ranks > 1 and options.stages is None and options.schedule is None
     return {
         "devices": devices,
@@ -330,7 +332,7 @@ def machine_again(options: MachineOptions, config: RunConfig) -> dict[str, Any]:
     asked = {name: getattr(options, name) for name in ("devices", "stages", "replicas", "schedule")}
     changed = any(value is not None and value != getattr(config, name) for name, value in asked.items())
     if changed or machines() != config.machines:
-        return _machine(options, options.devices or config.devices, config.network.build_architecture().block_names)
+        return _machine(options, options.devices or config.devices, config.network.build_architecture())
     kept = {name: getattr(config, name) for name in MACHINE_FIELDS}
     if options.split not in (None, config.split):
         return kept | {"split": options.split, "micro_batches": options.micro_batches}

@@ -37,7 +37,8 @@ def check_stages(names: Sequence[str], stages: int, devices: int | None = None) 
         ConfigurationError: a stage would have no block.
     """
     if stages > len(names):
-        good = [n for n in range(1, len(names) + 1) if devices is None or devices % n == 0]
+        every = range(1, len(names) + 1)
+        good = [n for n in every if devices is None or devices % n == 0 or n % devices == 0]
         raise ConfigurationError(
             f"{stages} stages for {len(names)} blocks ({', '.join(names)}); a stage needs at least one block, "
             f"so choose --stages from {', '.join(map(str, good))}"

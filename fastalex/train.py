@@ -23,7 +23,7 @@ def main() -> None:
         except launch.WorkerError as error:
             if not any(Path(config.output).glob("checkpoints/[0-9]*")):
                 raise
-            remedy = f"go on with: python -m fastalex.train --resume {config.output}"
+            remedy = f"go on with: {launch.command('fastalex.train', '--resume', config.output)}"
             raise launch.WorkerError(f"{error}; {remedy}") from None
 
 

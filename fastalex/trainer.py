@@ -36,7 +36,7 @@ from fastalex.config import RunConfig
 from fastalex.data import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.evaluation import count_errors
-from fastalex.launch import Interrupted, World
+from fastalex.launch import Interrupted, World, command
 from fastalex.memory import peak_bytes, ran_out
 from fastalex.metrics import Metrics
 from fastalex.optimizer import KrizhevskySGD
@@ -364,7 +364,7 @@ class Trainer:
         number = self.world.signal_number or signal.SIGINT
         raise Interrupted(
             f"stopped at step {self.progress.step}, in epoch {self.progress.epoch + 1}; go on with: "
-            f"python -m fastalex.train --resume {self.folder}",
+            f"{command('fastalex.train', '--resume', self.folder)}",
             number,
         )
 

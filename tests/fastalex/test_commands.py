@@ -306,7 +306,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGINT, err
     assert len(err.splitlines()) == 1, err
-    assert "go on with: python -m fastalex.train --resume run" in err
+    assert f"go on with: {sys.executable} -m fastalex.train --resume run" in err
     assert_all_end(workers)
     progress = load_progress(latest_checkpoint(tmp_path / "run"))
     assert progress.step >= 3
