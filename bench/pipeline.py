@@ -6,8 +6,10 @@
     python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of the part "one" on such a device
 
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
-stay in memory; a step is forward, backward and update. The simulation knows the costs of single blocks, measured in
-the same run, the links' speeds and the number of cores, and nothing of the steps that it foretells.
+stay in memory; a step is forward, backward and update. All ways of a part are timed in turn, round after round, and
+each counts with its fastest round: what else a machine does only ever slows down. The simulation knows the costs of
+single blocks, measured in the same run, the links' speeds and the number of cores, and nothing of the steps that it
+foretells.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from fastalex.partition import Stages, all_cuts, choose, first_blocks
 from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
 
 CORES = len(os.sched_getaffinity(0))
+THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine for itself
 PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
 COUNTS = (1, 2, 4, 8, 16)
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
@@ -53,6 +56,7 @@ class Bench:
     precision: str
     output: Path
     per_device: int
+    rounds: int
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def trial(
@@ -83,6 +87,18 @@ class Bench:
             launch.run(pipeline_workers.run, work, devices)
             torch.set_num_threads(before)
             return torch.load(path, weights_only=False)
+
+    def fastest(
+        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = ()
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The fastest round of each trial over so many workers, and of those of one process with all cores."""
+        rounds: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+        for _ in range(self.rounds):
+            there = self.run(workers, trials)["trials"] if trials else []
+            rounds.append((there, self.run(1, alone, threads=THREADS)["trials"] if alone else []))
+        every = [zip(*times, strict=True) for times in zip(*rounds, strict=True)]
+        there, here = ([min(times, key=lambda one: one["seconds"]) for times in trial] for trial in every)
+        return there, here
 
     def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
         """What the simulation is told about a trial."""
@@ -134,7 +150,13 @@ class Bench:
 
     def write(self, part: str, **settings: Any) -> Path:
         """The record of a part."""
-        common = {"batch_size": self.batch_size, "timed_steps": self.steps, "precision": self.precision, "cores": CORES}
+        common = {
+            "batch_size": self.batch_size,
+            "timed_steps": self.steps,
+            "rounds": self.rounds,
+            "precision": self.precision,
+            "cores": CORES,
+        }
         table = Table(title=f"pipeline, {part}: {harness.device_name()}")
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "op"]
         for name in names:
@@ -173,34 +195,42 @@ def named(trial: Trial, workers: str) -> str:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def one_process(bench: Bench, counts: Sequence[int]) -> dict[str, Any]:
-    """The baseline: one process with all cores; returns what it measured."""
-    threads = 1 if harness.CUDA else CORES
-    trials = [bench.trial(Layout(), count) for count in counts]
-    alone = bench.run(1, trials, sizes(bench.batch_size, counts), threads=threads)
-    for trial, measured in zip(trials, alone["trials"], strict=True):
-        plan = bench.plan(trial, (Link(), Link()), threads)
-        bench.add(f"one process, {threads} threads", trial, measured, (plan, alone["costs"]))
-    return alone
+def alone_trials(bench: Bench, counts: Sequence[int]) -> list[Trial]:
+    """The baseline: one process with all cores."""
+    return [bench.trial(Layout(), count) for count in counts]
+
+
+def add_alone(bench: Bench, trials: Sequence[Trial], timed: Sequence[dict[str, Any]], costs: Any) -> None:
+    """The baseline's rows; without costs, nothing is foretold."""
+    for trial, measured in zip(trials, timed, strict=True):
+        foretold = (bench.plan(trial, (Link(), Link()), THREADS), costs) if costs else None
+        bench.add(f"one process, {THREADS} threads", trial, measured, foretold)
+
+
+def costs_alone(bench: Bench, counts: Sequence[int]) -> Sequence[Sequence[BlockCost]]:
+    """What the blocks cost a process with all cores."""
+    return bench.run(1, [], sizes(bench.batch_size, counts), threads=THREADS)["costs"]
 
 
 def one(bench: Bench) -> None:
     """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
     bench = replace(bench, batch_size=bench.per_device, rows=[])
-    alone = one_process(bench, [1, 2])
-    bench.write("one", costs=[cost.to_json() for cost in alone["costs"][0]])
+    trials, costs = alone_trials(bench, [1, 2]), costs_alone(bench, [1, 2])
+    add_alone(bench, trials, bench.fastest(1, [], trials)[1], costs)
+    bench.write("one", costs=[cost.to_json() for cost in costs[0]])
 
 
 def two(bench: Bench) -> None:
     """One process, two stages, two stages a worker, two replicas."""
-    one_process(bench, COUNTS)
     interleaved = Layout(1, 2, 4)
     layouts = [PIPELINE, interleaved, REPLICAS]
-    found = bench.run(2, [], sizes(bench.batch_size), layouts)
+    found, costs = bench.run(2, [], sizes(bench.batch_size), layouts), costs_alone(bench, COUNTS)
+    alone = alone_trials(bench, COUNTS)
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
     trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
-    timed = bench.run(2, trials)["trials"]
+    timed, timed_alone = bench.fastest(2, trials, alone)
+    add_alone(bench, alone, timed_alone, costs)
     results = [
         bench.add(
             named(trial, "two workers"),
@@ -210,7 +240,7 @@ def two(bench: Bench) -> None:
         )
         for trial, measured in zip(trials, timed, strict=True)
     ]
-    best = min(range(len(COUNTS)), key=lambda index: timed[index]["seconds"])
+    best = min(range(len(trials) - 1), key=lambda index: timed[index]["seconds"])
     path = bench.write(
         "two",
         costs=[[cost.to_json() for cost in costs] for costs in found["costs"]],
@@ -221,13 +251,14 @@ def two(bench: Bench) -> None:
 
 def four(bench: Bench) -> None:
     """One process; four workers as four stages, two replicas of two stages and four replicas."""
-    one_process(bench, [1])
     line, square, replicas = Layout(1, 4, 4), Layout(2, 2, 2), Layout(4, 1, 1)
     found = bench.run(4, [], sizes(bench.batch_size), [line, square, replicas])
     trials = [cut_for(bench, found, line, count) for count in COUNTS]
     trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
-    timed = bench.run(4, trials)["trials"]
+    alone = alone_trials(bench, [1, 2])
+    timed, timed_alone = bench.fastest(4, trials, alone)
+    add_alone(bench, alone, timed_alone, costs_alone(bench, [1, 2]))
     for trial, measured in zip(trials, timed, strict=True):
         plan = bench.plan(trial, found["links"][trial.layout])
         bench.add(named(trial, "four workers"), trial, measured, (plan, _costs(found, trial.layout)))
@@ -236,13 +267,14 @@ def four(bench: Bench) -> None:
 
 def cuts(bench: Bench) -> None:
     """What --split auto chooses against all cuts, for two workers."""
-    one_process(bench, [1])
-    count = 4
+    count, alone = 4, alone_trials(bench, [1, 2])
     found = bench.run(2, [], sizes(bench.batch_size, [1, count]), [PIPELINE, REPLICAS])
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
     every.append(bench.trial(REPLICAS, 1))
-    for trial, measured in zip(every, bench.run(2, every)["trials"], strict=True):
+    timed, timed_alone = bench.fastest(2, every, alone)
+    add_alone(bench, alone, timed_alone, costs_alone(bench, [1, 2]))
+    for trial, measured in zip(every, timed, strict=True):
         plan = bench.plan(trial, found["links"][trial.layout])
         name = "auto" if trial.stages == chosen.stages else "by hand"
         if trial.layout == REPLICAS:
@@ -257,13 +289,14 @@ def bubble(bench: Bench) -> None:
     The batch is twice as large: what a micro-batch costs beside its arithmetic is no bubble, but looks like one.
     """
     bench = replace(bench, architecture=balanced(), batch_size=2 * bench.batch_size, rows=[])
-    one_process(bench, [1])
     names = bench.architecture.block_names
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
     trials = [bench.trial(PIPELINE, count, halves) for count in COUNTS]
     trials += [bench.trial(PIPELINE, count, halves, "gpipe") for count in COUNTS[1:]]
     trials.append(bench.trial(REPLICAS, 1))
-    timed = bench.run(2, trials)["trials"]
+    alone = alone_trials(bench, [1])
+    timed, timed_alone = bench.fastest(2, trials, alone)
+    add_alone(bench, alone, timed_alone, None)
     for trial, measured in zip(trials, timed, strict=True):
         bench.add(named(trial, "balanced network, two workers"), trial, measured)
         if trial.layout == PIPELINE:
@@ -286,8 +319,7 @@ def gradients(bench: Bench) -> None:
     trials = [
         replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
     ]
-    timed = bench.run(1, trials, threads=1 if harness.CUDA else CORES)["trials"]
-    for trial, measured in zip(trials, timed, strict=True):
+    for trial, measured in zip(trials, bench.fastest(1, [], trials)[1], strict=True):
         bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
     bench.write("gradients")
 
@@ -378,7 +410,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time training over stages and replicas, and simulate it.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step of all workers (64)")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after one to warm up (2)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after two to warm up (2)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; its fastest counts (3)")
     parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if harness.CUDA else "fp32")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
@@ -392,7 +425,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a narrow network and a small batch")
     options = parser.parse_args()
     if options.quick:
-        options.width, options.batch_size, options.per_device = 0.25, 16, 16
+        options.width, options.batch_size, options.per_device, options.rounds = 0.25, 16, 16, 1
     if options.predict:
         speeds = Link(0.0, options.within * 1e9), Link(0.0, options.network * 1e9)
         try:
@@ -408,7 +441,13 @@ def main() -> None:
             continue
         PARTS[part](
             Bench(
-                architecture, options.batch_size, options.steps, options.precision, options.output, options.per_device
+                architecture,
+                options.batch_size,
+                options.steps,
+                options.precision,
+                options.output,
+                options.per_device,
+                options.rounds,
             )
         )
 

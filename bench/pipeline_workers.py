@@ -22,6 +22,8 @@ from fastalex.recipe import krizhevsky
 from fastalex.simulate import Key, Span
 from fastalex.tuning import measure_costs, measure_links
 
+WARM_UP = 2  # steps, until the allocator has all the memory that a step takes
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -47,7 +49,7 @@ class Work:
     Attributes:
         trials: for each of their layouts the links are measured, too.
         sizes: micro-batch sizes to measure costs at; none measures none.
-        steps: timed steps of each trial, after one to warm up.
+        steps: timed steps of each trial, after `WARM_UP`.
         threads: of each worker.
     """
 
@@ -101,8 +103,8 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
         for stage in _pipelined(engine):
             _record(stage, world, marks)
     start = 0.0
-    for step in range(steps + 1):
-        if step == 1:
+    for step in range(steps + WARM_UP):
+        if step == WARM_UP:
             start = _now(world)
         marks.clear()
         engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)

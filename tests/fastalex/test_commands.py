@@ -1,5 +1,8 @@
 """The commands as a user types them: new processes, real files, exit codes and messages."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import pty
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastalex import cli
 from fastalex.checkpoint import latest_checkpoint, load_progress
 from fastalex.progress import read_metrics
 from tests.dataloading.damage import copied, overwritten
@@ -45,8 +49,18 @@ def command(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
 
 
 def refused(folder: Path, *arguments: str | Path) -> str:
-    """The one line that a refused command prints."""
-    code, _, err = command(folder, *arguments)
+    """The one line that a refused command prints. It runs in this process: a new one takes seconds to import torch."""
+    module, *others = map(str, arguments)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [module, *others])
+        with pytest.raises(SystemExit) as ended:
+            cli.main(importlib.import_module(module).main)
+    return line_of(ended.value.code, err.getvalue())
+
+
+def line_of(code: object, err: str) -> str:
+    """The one line that a refused command printed."""
     assert code == 2, err
     assert "Traceback" not in err
     lines = [line for line in err.splitlines() if line.startswith("error:")]
@@ -157,8 +171,10 @@ def test_what_a_resumed_run_refuses(finished, tmp_path):
 
 def test_an_existing_folder_is_not_overwritten(finished, prepared):
     folder, _ = finished
-    message = refused(folder, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
-    assert message == "error: run exists already; choose another --output, or go on with it by --resume run"
+    code, out, err = command(folder, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
+    assert line_of(code, err) == err.rstrip("\n")
+    assert err == "error: run exists already; choose another --output, or go on with it by --resume run\n"
+    assert out == ""
 
 
 def test_a_run_that_saved_nothing_is_named_as_such(tmp_path, finished, prepared):
