@@ -46,14 +46,18 @@ class KrizhevskySGD(Optimizer):
         self.recipe = recipe
         self.warmup = 1.0
         self.copies = dict(copies or {})
-        groups = []
+        groups: list[dict[str, Any]] = []
         for name, parameter in module.named_parameters():
             decay = recipe.weight_decay if name.endswith(".weight") else 0.0
             groups.append({"params": [parameter], "name": name, "weight_decay": decay, "lr": 0.0})
         super().__init__(groups, defaults={"lr": 0.0, "momentum": recipe.momentum, "weight_decay": 0.0})
-        with_copy = [group for group in self.param_groups if group["params"][0] in self.copies]
-        without_copy = [group for group in self.param_groups if group["params"][0] not in self.copies]
-        self._parts = [_Part(part, self.copies) for part in (with_copy, without_copy) if part]
+        self._parameters: list[nn.Parameter] = [group["params"][0] for group in self.param_groups]
+        device = self._parameters[0].device
+        # Always the same tensor: what a recorded CUDA graph reads anew in every replay.
+        self.rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
+        decays = [group["weight_decay"] for group in groups]
+        self._decays = torch.tensor(decays, dtype=torch.float64, device=device)
+        self._weights = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, divisions: int = 0) -> None:
@@ -76,8 +80,10 @@ class KrizhevskySGD(Optimizer):
             self._read_rates()
 
     def _read_rates(self) -> None:
-        for part in self._parts:
-            part.read_rates(self.warmup)
+        # From pinned memory of its own, which nothing else gets until it is copied: then the copy needs no waiting for.
+        rates = [group["lr"] * self.warmup for group in self.param_groups]
+        values = torch.tensor(rates, dtype=torch.float64, pin_memory=self.rates.is_cuda)
+        self.rates.copy_(values, non_blocking=True)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -91,18 +97,13 @@ class KrizhevskySGD(Optimizer):
         """
         if closure is not None:
             raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
-        for part in self._parts:
-            self._update(part, enabled)
-
-    def _update(self, part: _Part, enabled: Tensor | None) -> None:
-        rates, decays, weights = part.rates, part.decays, part.weights
-        parameters, copies = part.parameters, part.copies
+        rates, decays, weights, parameters = self.rates, self._decays, self._weights, self._parameters
         chosen = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
         if not chosen:
             return
         if len(chosen) < len(parameters):
             rates, decays, weights = rates[chosen], decays[chosen], weights[chosen]
-            parameters, copies = [parameters[i] for i in chosen], [copies[i] for i in chosen] if copies else []
+            parameters = [parameters[index] for index in chosen]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.recipe.lars is not None:
             rates = rates * _trust(self.recipe.lars, parameters, gradients, decays, weights)
@@ -113,7 +114,7 @@ class KrizhevskySGD(Optimizer):
             learning_rates=rates if enabled is None else rates * enabled,
             weight_decays=decays,
             momentum=self.recipe.momentum,
-            copies=copies or None,
+            copies=[self.copies.get(parameter) for parameter in parameters] if self.copies else None,
         )
 
     def velocity(self, parameter: nn.Parameter) -> Tensor:
@@ -122,31 +123,6 @@ class KrizhevskySGD(Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         return state["velocity"]
-
-
-class _Part:
-    """Parameters that are updated in one call: all have a low-precision copy, or none has.
-
-    Their learning rates are a tensor on their device, always the same one: what a recorded CUDA graph reads anew in
-    every replay.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], copies: Mapping[nn.Parameter, Tensor]) -> None:
-        self.groups = groups
-        self.parameters: list[nn.Parameter] = [group["params"][0] for group in groups]
-        self.copies = [copies[parameter] for parameter in self.parameters if parameter in copies]
-        device = self.parameters[0].device
-        self.rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
-        decays = [group["weight_decay"] for group in groups]
-        self.decays = torch.tensor(decays, dtype=torch.float64, device=device)
-        self.weights = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
-
-    def read_rates(self, factor: float) -> None:
-        """Take the learning rates from the groups, times ``factor``."""
-        # From pinned memory of its own, which nothing else gets until it is copied: then the copy needs no waiting for.
-        rates = [group["lr"] * factor for group in self.groups]
-        values = torch.tensor(rates, dtype=torch.float64, pin_memory=self.rates.is_cuda)
-        self.rates.copy_(values, non_blocking=True)
 
 
 def _trust(

@@ -552,7 +552,7 @@ def sgd_update_(
     learning_rates: Sequence[float] | Tensor,
     weight_decays: Sequence[float] | Tensor,
     momentum: float,
-    copies: Sequence[Tensor] | None,
+    copies: Sequence[Tensor | None] | None,
 ) -> None:
     rates, decays = _host_numbers(learning_rates), _host_numbers(weight_decays)
     # Without momentum, PyTorch's update takes no velocity.

@@ -105,7 +105,7 @@ def sgd_update_(
     learning_rates: Sequence[float] | Tensor,
     weight_decays: Sequence[float] | Tensor,
     momentum: float,
-    copies: Sequence[Tensor] | None,
+    copies: Sequence[Tensor | None] | None,
 ) -> None:
     for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
         lr, decay = learning_rates[index], weight_decays[index]
@@ -118,8 +118,9 @@ def sgd_update_(
             new_v, new_w = v, w
         velocity.copy_(new_v)
         weight.copy_(new_w)
-        if copies is not None:
-            copies[index].copy_(new_w)
+        copy = None if copies is None else copies[index]
+        if copy is not None:
+            copy.copy_(new_w)
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:

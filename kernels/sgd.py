@@ -31,12 +31,12 @@ _ALIGNMENT = 16
 @triton.jit
 def sgd_kernel(
     part_ptr, address_ptr, length_ptr, rate_ptr, decay_ptr, MOMENTUM: tl.constexpr, WEIGHT: tl.constexpr,
-    GRADIENT: tl.constexpr, HAS_COPIES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    GRADIENT: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Update one block of one tensor.
 
     Row `program` of `part` is (tensor, block within it). Row `tensor` of `address` holds where its weight, gradient,
-    velocity and copy begin; `length`, `rate` and `decay` hold one value per tensor.
+    velocity and copy begin, 0 for no copy; `length`, `rate` and `decay` hold one value per tensor.
     """
     program = tl.program_id(0)
     tensor = tl.load(part_ptr + 2 * program)
@@ -47,7 +47,9 @@ def sgd_kernel(
     weight_ptr = tl.load(address_ptr + 4 * tensor).to(tl.pointer_type(WEIGHT))
     gradient_ptr = tl.load(address_ptr + 4 * tensor + 1).to(tl.pointer_type(GRADIENT))
     velocity_ptr = tl.load(address_ptr + 4 * tensor + 2).to(tl.pointer_type(WEIGHT))
-    copy_ptr = tl.load(address_ptr + 4 * tensor + 3).to(tl.pointer_type(tl.bfloat16))
+    copy_address = tl.load(address_ptr + 4 * tensor + 3)
+    has_copy = copy_address != 0
+    copy_ptr = copy_address.to(tl.pointer_type(tl.bfloat16))
     if ALIGNED:
         weight_ptr = tl.multiple_of(weight_ptr, 16)
         gradient_ptr = tl.multiple_of(gradient_ptr, 16)
@@ -58,20 +60,19 @@ def sgd_kernel(
         offset = first + tl.arange(0, BLOCK)
         update_block(
             weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, None, rate, decay,
-            MOMENTUM, HAS_COPIES,
+            has_copy, MOMENTUM,
         )  # fmt: skip
     else:
         offset = first + tl.arange(0, BLOCK)
         update_block(
             weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, offset < length,
-            rate, decay, MOMENTUM, HAS_COPIES,
+            rate, decay, has_copy, MOMENTUM,
         )  # fmt: skip
 
 
 @triton.jit
 def update_block(
-    weight_ptrs, gradient_ptrs, velocity_ptrs, copy_ptrs, mask, rate, decay, MOMENTUM: tl.constexpr,
-    HAS_COPIES: tl.constexpr,
+    weight_ptrs, gradient_ptrs, velocity_ptrs, copy_ptrs, mask, rate, decay, has_copy, MOMENTUM: tl.constexpr,
 ):  # fmt: skip
     weight = wide(tl.load(weight_ptrs, mask=mask))
     if rate != 0.0:
@@ -81,8 +82,8 @@ def update_block(
         weight += velocity
         tl.store(velocity_ptrs, velocity, mask=mask)
         tl.store(weight_ptrs, weight, mask=mask)
-    if HAS_COPIES:
-        tl.store(copy_ptrs, weight, mask=mask)
+    if has_copy:  # by way of fp32: Triton's interpreter makes NaN of fp64 that becomes bf16
+        tl.store(copy_ptrs, weight.to(tl.float32), mask=mask)
 
 
 _TRITON_TYPES = {
@@ -119,13 +120,18 @@ def _update(
     gradients: Sequence[Tensor],
     velocities: Sequence[Tensor],
     copies: Sequence[Tensor],
+    copied: Sequence[int],
     rates: Tensor,
     decays: Tensor,
     momentum: float,
 ) -> None:
-    """Update tensors of one dtype, with gradients of one dtype, each dense and laid out as its weight."""
+    """Update tensors of one dtype, with gradients of one dtype, each dense and laid out as its weight.
+
+    `copies` are those of the weights numbered `copied`.
+    """
+    copy_of = {index: copy.data_ptr() for index, copy in zip(copied, copies, strict=True)}
     addresses = tuple(
-        (w.data_ptr(), g.data_ptr(), v.data_ptr(), copies[index].data_ptr() if copies else 0)
+        (w.data_ptr(), g.data_ptr(), v.data_ptr(), copy_of.get(index, 0))
         for index, (w, g, v) in enumerate(zip(weights, gradients, velocities, strict=True))
     )
     part, length = _parts(tuple(w.numel() for w in weights), weights[0].device)
@@ -144,7 +150,6 @@ def _update(
             MOMENTUM=momentum,
             WEIGHT=_TRITON_TYPES[weights[0].dtype],
             GRADIENT=_TRITON_TYPES[gradients[0].dtype],
-            HAS_COPIES=bool(copies),
             BLOCK=_BLOCK,
             ALIGNED=all(start % _ALIGNMENT == 0 for row in addresses for start in row),
             **launch.OPTIONS,
@@ -157,6 +162,7 @@ def _(
     gradients: Sequence[Tensor],
     velocities: Sequence[Tensor],
     copies: Sequence[Tensor],
+    copied: Sequence[int],
     rates: Tensor,
     decays: Tensor,
     momentum: float,
@@ -179,7 +185,7 @@ def _update_in_triton(
     learning_rates: Sequence[float] | Tensor,
     weight_decays: Sequence[float] | Tensor,
     momentum: float,
-    copies: Sequence[Tensor] | None,
+    copies: Sequence[Tensor | None] | None,
 ) -> None:
     rates, decays = _on_device(learning_rates, weights[0]), _on_device(weight_decays, weights[0])
     groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
@@ -187,11 +193,14 @@ def _update_in_triton(
         groups.setdefault((weight.dtype, gradient.dtype), []).append(index)
     for members in groups.values():
         whole = len(members) == len(weights)
+        copy_of = {} if copies is None else {place: copies[index] for place, index in enumerate(members)}
+        copied = [place for place, copy in copy_of.items() if copy is not None]
         _update(
             [weights[index] for index in members],
             [_laid_out_as(gradients[index], weights[index]) for index in members],
             [velocities[index] for index in members],
-            [] if copies is None else [copies[index] for index in members],
+            [copy for copy in copy_of.values() if copy is not None],
+            copied,
             rates if whole else rates[members],
             decays if whole else decays[members],
             momentum,
@@ -206,11 +215,11 @@ def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def _is_simple(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> bool:
+def _is_simple(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]) -> bool:
     """Whether each weight is dense, and what is written beside it is laid out alike."""
     return all(
-        native.without_gaps(weight) and all(tensors[index].stride() == weight.stride() for tensors in others)
-        for index, weight in enumerate(weights)
+        native.without_gaps(weight) and all(t.stride() == weight.stride() for t in beside if t is not None)
+        for weight, *beside in zip(weights, *others, strict=True)
     )
 
 
@@ -222,7 +231,7 @@ def sgd_update_(
     learning_rates: Sequence[float] | Tensor,
     weight_decays: Sequence[float] | Tensor,
     momentum: float = 0.9,
-    copies: Sequence[Tensor] | None = None,
+    copies: Sequence[Tensor | None] | None = None,
 ) -> None:
     """Update weights and velocities in place, each tensor with its own learning rate and weight decay.
 
@@ -236,7 +245,7 @@ def sgd_update_(
         learning_rates, weight_decays: one number per weight, or a floating-point tensor with one value per weight,
             which is read on its device without waiting for it.
         momentum: in [0, 1).
-        copies: bfloat16 copies of the weights, refreshed in the same pass, or None.
+        copies: bfloat16 copies of the weights, refreshed in the same pass; None for a weight without, or for all.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is changed.
@@ -278,7 +287,7 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
                 "update each device's weights in a call of its own"
             )
         for name, tensors in (("gradients", gradients), ("velocities", velocities), ("copies", copies)):
-            if tensors is None:
+            if tensors is None or (name == "copies" and tensors[index] is None):
                 continue
             other, label = tensors[index], f"{name}[{index}]"
             arguments.check_tensor(label, other, other.dim(), "any")

@@ -414,8 +414,11 @@ def test_an_interruption_while_tidying_up_changes_nothing(folders, small, tmp_pa
 
 
 def test_a_lost_record_of_a_shard_does_not_count_its_images_twice(folders, small, tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(preparation, "_finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr(preparation, "_finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             quietly(folders, tmp_path / "out", shard_images=10)
     (tmp_path / "out.preparing" / "train-000001.json").unlink()

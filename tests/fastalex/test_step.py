@@ -60,8 +60,7 @@ def test_a_key_in_memory_makes_the_step_that_the_number_makes(device):
 def test_rates_are_read_from_the_same_memory_in_every_step():
     step = build()
     images, labels = batch(0)
-    (part,) = step.optimizer._parts
-    address = part.rates.data_ptr()
+    address = step.optimizer.rates.data_ptr()
     before = weights(step)
     step.optimizer.recipe = replace(RECIPE, lr=0.0)
     step.optimizer.set_epoch(0)
@@ -71,7 +70,7 @@ def test_rates_are_read_from_the_same_memory_in_every_step():
     step.optimizer.set_epoch(0)
     step(images, labels, 0)
     assert not same(weights(step), before)
-    assert part.rates.data_ptr() == address
+    assert step.optimizer.rates.data_ptr() == address
 
 
 @pytest.mark.parametrize("device", DEVICES)

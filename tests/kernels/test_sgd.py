@@ -21,9 +21,21 @@ def tensors(seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return made
 
 
+copied = st.none() | st.tuples(*[st.booleans()] * len(SHAPES))
+
+
+def copies_of(weights: list[torch.Tensor], which: tuple[bool, ...] | None) -> list[torch.Tensor | None] | None:
+    if which is None:
+        return None
+    return [
+        torch.empty_like(weight, dtype=torch.bfloat16) if one else None
+        for weight, one in zip(weights, which, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 @examples(12)
-@given(dtypes, dtypes, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.9]), seeds)
+@given(dtypes, dtypes, st.booleans(), copied, st.sampled_from([0.0, 0.9]), seeds)
 def test_update_is_the_papers(implementation, dtype, gradient_dtype, as_tensor, with_copies, momentum, seed):
     weights, gradients, velocities = tensors(seed, dtype), tensors(seed + 10, gradient_dtype), tensors(seed + 20, dtype)
     # A gradient may be laid out unlike its weight.
@@ -33,7 +45,7 @@ def test_update_is_the_papers(implementation, dtype, gradient_dtype, as_tensor, 
         w, g, v = w.double(), g.double(), v.double()
         new_v = momentum * v - decay * rate * w - rate * g if rate else v
         wanted.append((w + new_v if rate else w, new_v))
-    copies = [torch.empty_like(w, dtype=torch.bfloat16) for w in weights] if with_copies else None
+    copies = copies_of(weights, with_copies)
     with kernels.using(implementation):
         kernels.sgd_update_(
             weights,
@@ -48,7 +60,7 @@ def test_update_is_the_papers(implementation, dtype, gradient_dtype, as_tensor, 
         scale = 10 * TOLERANCES[dtype]
         torch.testing.assert_close(velocity.double(), wanted_v, rtol=TOLERANCES[dtype], atol=scale)
         torch.testing.assert_close(weight.double(), wanted_w, rtol=TOLERANCES[dtype], atol=scale)
-        if copies is not None:
+        if copies is not None and copies[index] is not None:
             # A copy is rounded from the wide result, so it may differ from the rounded weight's rounding by one bit.
             torch.testing.assert_close(copies[index].double(), wanted_w, rtol=2**-7, atol=1e-6)
 
@@ -88,13 +100,18 @@ def test_compiles_into_one_graph() -> None:
 
 
 def test_registered_operator_keeps_pytorchs_rules() -> None:
-    weights, gradients, velocities = ([random_tensor((9,), seed, torch.float32)] for seed in range(3))
-    numbers = torch.ones(1, dtype=torch.float64, device=DEVICE)
-    torch.library.opcheck(torch.ops.fastalex.sgd_update, (weights, gradients, velocities, [], numbers, numbers, 0.9))
+    weights, gradients, velocities = (
+        [random_tensor((9,), seed + i, torch.float32) for i in (0, 5)] for seed in (0, 1, 2)
+    )
+    numbers, copies = torch.ones(2, dtype=torch.float64, device=DEVICE), [weights[1].bfloat16()]
+    for arguments in (([], []), (copies, [1])):
+        torch.library.opcheck(
+            torch.ops.fastalex.sgd_update, (weights, gradients, velocities, *arguments, numbers, numbers, 0.9)
+        )
 
 
-@pytest.mark.parametrize("with_copies", [True, False])
-def test_all_tensors_are_updated_in_one_launch(with_copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_copies", [(True,) * 6, (False, True) * 3, None])
+def test_all_tensors_are_updated_in_one_launch(with_copies, monkeypatch: pytest.MonkeyPatch) -> None:
     grids = []
 
     class Counted:
@@ -105,7 +122,7 @@ def test_all_tensors_are_updated_in_one_launch(with_copies: bool, monkeypatch: p
     kernel = sgd.sgd_kernel
     monkeypatch.setattr(sgd, "sgd_kernel", Counted())
     weights, gradients, velocities = (tensors(seed, torch.float32) for seed in (0, 10, 20))
-    copies = [weight.bfloat16() for weight in weights] if with_copies else None
+    copies = copies_of(weights, with_copies)
     with kernels.using("triton"):
         kernels.sgd_update_(
             weights, gradients, velocities, learning_rates=RATES, weight_decays=DECAYS, copies=copies
