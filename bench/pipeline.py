@@ -8,8 +8,8 @@
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. All ways of a part are timed in turn, round after round, and
 each counts with its fastest round: what else a machine does only ever slows down. The simulation knows the costs of
-single blocks, measured in the same run, the links' speeds and the number of cores, and nothing of the steps that it
-foretells.
+single blocks, measured anew in each round and counted in the same way, the links' speeds and the number of cores, and
+nothing of the steps that it foretells.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rich.table import Table
 
 from fastalex import launch
 from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool, Variation, build_architecture
-from fastalex.costs import BlockCost, Link
+from fastalex.costs import BlockCost, Curve, Link
 from fastalex.layout import Layout, ScheduleName
 from fastalex.partition import Stages, all_cuts, choose, first_blocks
 from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
@@ -44,6 +44,42 @@ THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine fo
 PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
 COUNTS = (1, 2, 4, 8, 16)
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """Of several rounds the fastest of each.
+
+    Attributes:
+        trials: seconds and spans of each trial.
+        costs: of each worker's blocks.
+    """
+
+    trials: list[dict[str, Any]]
+    costs: list[list[BlockCost]]
+
+    @classmethod
+    def of(cls, rounds: Sequence[dict[str, Any]]) -> Fastest:
+        trials = zip(*(one["trials"] for one in rounds), strict=True)
+        workers = zip(*(one.get("costs", ()) for one in rounds), strict=True)
+        return cls(
+            [min(trial, key=lambda one: one["seconds"]) for trial in trials],
+            [[_least(block) for block in zip(*worker, strict=True)] for worker in workers],
+        )
+
+
+def _least(times: Sequence[BlockCost]) -> BlockCost:
+    """What a block costs that was measured several times."""
+
+    def curve(curves: Sequence[Curve]) -> Curve:
+        return tuple(min(points) for points in zip(*curves, strict=True))
+
+    return replace(
+        times[0],
+        forward=curve([cost.forward for cost in times]),
+        backward=curve([cost.backward for cost in times]),
+        finish=min(cost.finish for cost in times),
+    )
 
 
 @dataclass
@@ -89,16 +125,20 @@ class Bench:
             return torch.load(path, weights_only=False)
 
     def fastest(
-        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = ()
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The fastest round of each trial over so many workers, and of those of one process with all cores."""
-        rounds: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = (), counts: Sequence[int] = ()
+    ) -> tuple[Fastest, Fastest]:
+        """The fastest round of trials over so many workers, and of those of one process with all cores.
+
+        Args:
+            counts: numbers of micro-batches that the simulation is to know the costs for.
+        """
+        there, here = [], []
         for _ in range(self.rounds):
-            there = self.run(workers, trials)["trials"] if trials else []
-            rounds.append((there, self.run(1, alone, threads=THREADS)["trials"] if alone else []))
-        every = [zip(*times, strict=True) for times in zip(*rounds, strict=True)]
-        there, here = ([min(times, key=lambda one: one["seconds"]) for times in trial] for trial in every)
-        return there, here
+            if trials:
+                there.append(self.run(workers, trials, sizes(self.batch_size, counts)))
+            if alone:
+                here.append(self.run(1, alone, sizes(self.batch_size, counts), threads=THREADS))
+        return Fastest.of(there), Fastest.of(here)
 
     def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
         """What the simulation is told about a trial."""
@@ -200,53 +240,51 @@ def alone_trials(bench: Bench, counts: Sequence[int]) -> list[Trial]:
     return [bench.trial(Layout(), count) for count in counts]
 
 
-def add_alone(bench: Bench, trials: Sequence[Trial], timed: Sequence[dict[str, Any]], costs: Any) -> None:
+def add_alone(bench: Bench, trials: Sequence[Trial], timed: Fastest) -> None:
     """The baseline's rows; without costs, nothing is foretold."""
-    for trial, measured in zip(trials, timed, strict=True):
-        foretold = (bench.plan(trial, (Link(), Link()), THREADS), costs) if costs else None
+    for trial, measured in zip(trials, timed.trials, strict=True):
+        foretold = (bench.plan(trial, (Link(), Link()), THREADS), timed.costs) if timed.costs else None
         bench.add(f"one process, {THREADS} threads", trial, measured, foretold)
 
 
-def costs_alone(bench: Bench, counts: Sequence[int]) -> Sequence[Sequence[BlockCost]]:
-    """What the blocks cost a process with all cores."""
-    return bench.run(1, [], sizes(bench.batch_size, counts), threads=THREADS)["costs"]
+def add_workers(
+    bench: Bench, trials: Sequence[Trial], timed: Fastest, links: dict[Layout, tuple[Link, Link]], names: Sequence[str]
+) -> list[Result | None]:
+    """The rows of several workers; what was foretold of each."""
+    return [
+        bench.add(name, trial, measured, (bench.plan(trial, links[trial.layout]), timed.costs[: trial.layout.ranks]))
+        for name, trial, measured in zip(names, trials, timed.trials, strict=True)
+    ]
 
 
 def one(bench: Bench) -> None:
     """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
     bench = replace(bench, batch_size=bench.per_device, rows=[])
-    trials, costs = alone_trials(bench, [1, 2]), costs_alone(bench, [1, 2])
-    add_alone(bench, trials, bench.fastest(1, [], trials)[1], costs)
-    bench.write("one", costs=[cost.to_json() for cost in costs[0]])
+    trials = alone_trials(bench, [1, 2])
+    _, timed = bench.fastest(1, [], trials, [1, 2])
+    add_alone(bench, trials, timed)
+    bench.write("one", costs=[cost.to_json() for cost in timed.costs[0]])
 
 
 def two(bench: Bench) -> None:
     """One process, two stages, two stages a worker, two replicas."""
     interleaved = Layout(1, 2, 4)
-    layouts = [PIPELINE, interleaved, REPLICAS]
-    found, costs = bench.run(2, [], sizes(bench.batch_size), layouts), costs_alone(bench, COUNTS)
+    found = bench.run(2, [], sizes(bench.batch_size), [PIPELINE, interleaved, REPLICAS])
     alone = alone_trials(bench, COUNTS)
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
     trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.fastest(2, trials, alone)
-    add_alone(bench, alone, timed_alone, costs)
-    results = [
-        bench.add(
-            named(trial, "two workers"),
-            trial,
-            measured,
-            (bench.plan(trial, found["links"][trial.layout]), _costs(found, trial.layout)),
-        )
-        for trial, measured in zip(trials, timed, strict=True)
-    ]
-    best = min(range(len(trials) - 1), key=lambda index: timed[index]["seconds"])
+    timed, timed_alone = bench.fastest(2, trials, alone, COUNTS)
+    add_alone(bench, alone, timed_alone)
+    names = [named(trial, "two workers") for trial in trials]
+    results = add_workers(bench, trials, timed, found["links"], names)
+    best = min(range(len(trials) - 1), key=lambda index: timed.trials[index]["seconds"])
     path = bench.write(
         "two",
-        costs=[[cost.to_json() for cost in costs] for costs in found["costs"]],
+        costs=[[cost.to_json() for cost in costs] for costs in timed.costs],
         links=[[asdict(layout), *map(asdict, links)] for layout, links in found["links"].items()],
     )
-    draw(path.with_suffix(".png"), timed[best]["spans"], results[best], trials[best])
+    draw(path.with_suffix(".png"), timed.trials[best]["spans"], results[best], trials[best])
 
 
 def four(bench: Bench) -> None:
@@ -257,11 +295,9 @@ def four(bench: Bench) -> None:
     trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
     alone = alone_trials(bench, [1, 2])
-    timed, timed_alone = bench.fastest(4, trials, alone)
-    add_alone(bench, alone, timed_alone, costs_alone(bench, [1, 2]))
-    for trial, measured in zip(trials, timed, strict=True):
-        plan = bench.plan(trial, found["links"][trial.layout])
-        bench.add(named(trial, "four workers"), trial, measured, (plan, _costs(found, trial.layout)))
+    timed, timed_alone = bench.fastest(4, trials, alone, COUNTS)
+    add_alone(bench, alone, timed_alone)
+    add_workers(bench, trials, timed, found["links"], [named(trial, "four workers") for trial in trials])
     bench.write("four")
 
 
@@ -272,23 +308,16 @@ def cuts(bench: Bench) -> None:
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
     every.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.fastest(2, every, alone)
-    add_alone(bench, alone, timed_alone, costs_alone(bench, [1, 2]))
-    for trial, measured in zip(every, timed, strict=True):
-        plan = bench.plan(trial, found["links"][trial.layout])
-        name = "auto" if trial.stages == chosen.stages else "by hand"
-        if trial.layout == REPLICAS:
-            name = named(trial, "two workers")
-        bench.add(name, trial, measured, (plan, _costs(found, trial.layout)))
+    timed, timed_alone = bench.fastest(2, every, alone, [1, 2, count])
+    add_alone(bench, alone, timed_alone)
+    names = ["auto" if trial.stages == chosen.stages else "by hand" for trial in every[:-1]]
+    add_workers(bench, every, timed, found["links"], [*names, named(every[-1], "two workers")])
     bench.write("cuts")
 
 
 def bubble(bench: Bench) -> None:
-    """Balanced stages: the measured bubble against (stages - 1) / (micro-batches + stages - 1).
-
-    The batch is twice as large: what a micro-batch costs beside its arithmetic is no bubble, but looks like one.
-    """
-    bench = replace(bench, architecture=balanced(), batch_size=2 * bench.batch_size, rows=[])
+    """Balanced stages: the measured bubble against (stages - 1) / (micro-batches + stages - 1)."""
+    bench = replace(bench, architecture=balanced(), rows=[])
     names = bench.architecture.block_names
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
     trials = [bench.trial(PIPELINE, count, halves) for count in COUNTS]
@@ -296,13 +325,13 @@ def bubble(bench: Bench) -> None:
     trials.append(bench.trial(REPLICAS, 1))
     alone = alone_trials(bench, [1])
     timed, timed_alone = bench.fastest(2, trials, alone)
-    add_alone(bench, alone, timed_alone, None)
-    for trial, measured in zip(trials, timed, strict=True):
+    add_alone(bench, alone, timed_alone)
+    for trial, measured in zip(trials, timed.trials, strict=True):
         bench.add(named(trial, "balanced network, two workers"), trial, measured)
         if trial.layout == PIPELINE:
             bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
     path = bench.write("bubble")
-    draw(path.with_suffix(".png"), timed[2]["spans"], None, trials[2])
+    draw(path.with_suffix(".png"), timed.trials[2]["spans"], None, trials[2])
 
 
 def balanced() -> Architecture:
@@ -319,7 +348,7 @@ def gradients(bench: Bench) -> None:
     trials = [
         replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
     ]
-    for trial, measured in zip(trials, bench.fastest(1, [], trials)[1], strict=True):
+    for trial, measured in zip(trials, bench.fastest(1, [], trials)[1].trials, strict=True):
         bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
     bench.write("gradients")
 
@@ -409,7 +438,7 @@ def predict(text: str, per_device: int, within: Link, across: Link, machine: int
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time training over stages and replicas, and simulate it.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step of all workers (64)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step of all workers (128)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after two to warm up (2)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; its fastest counts (3)")
     parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")

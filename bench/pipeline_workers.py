@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class Work:
 
 def run(world: World, work: Work) -> None:
     """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans"}]}``."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # there is nothing to save: end at once
     if world.device.type == "cpu":
         torch.set_num_threads(work.threads)
         keep_freed_memory()  # as the trainer
