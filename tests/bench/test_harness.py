@@ -91,6 +91,17 @@ def test_a_provider_that_is_wrong_or_fails_gets_a_reason_and_no_time(harness, be
     assert right["ms_p20"] <= right["ms_p50"] <= right["ms_p80"]
 
 
+def test_kept_and_peak_bytes_are_those_of_the_operator(harness) -> None:
+    def squared(x: Tensor) -> Tensor:
+        return (x * x).sum()
+
+    x = torch.ones(2**18, device=harness.DEVICE, requires_grad=True)
+    kept, peak = harness._memory(squared, [x])
+    assert kept == x.nbytes  # x itself
+    # The square in forward; in backward the sum's gradient takes no memory, each factor's does, and so does their sum.
+    assert 2 * x.nbytes <= peak <= 4 * x.nbytes
+
+
 def test_every_case_is_compiled_however_many_share_a_function(harness, bench) -> None:
     compiled = []
 
