@@ -7,9 +7,8 @@
 
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. All ways of a part are timed in turn, round after round, and
-each counts with its fastest round: what else a machine does only ever slows down. The simulation knows the costs of
-single blocks, measured anew in each round and counted in the same way, the links' speeds and the number of cores, and
-nothing of the steps that it foretells.
+each counts with its median round. The simulation knows the costs of single blocks, measured anew in each round and
+counted in the same way, the links' speeds and the number of cores, and nothing of the steps that it foretells.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -47,8 +47,8 @@ IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 
 
 @dataclass(frozen=True)
-class Fastest:
-    """Of several rounds the fastest of each.
+class Typical:
+    """Of several rounds the median of each time; of an even number the lower one.
 
     Attributes:
         trials: seconds and spans of each trial.
@@ -59,26 +59,26 @@ class Fastest:
     costs: list[list[BlockCost]]
 
     @classmethod
-    def of(cls, rounds: Sequence[dict[str, Any]]) -> Fastest:
+    def of(cls, rounds: Sequence[dict[str, Any]]) -> Typical:
         trials = zip(*(one["trials"] for one in rounds), strict=True)
         workers = zip(*(one.get("costs", ()) for one in rounds), strict=True)
         return cls(
-            [min(trial, key=lambda one: one["seconds"]) for trial in trials],
-            [[_least(block) for block in zip(*worker, strict=True)] for worker in workers],
+            [sorted(trial, key=lambda one: one["seconds"])[(len(trial) - 1) // 2] for trial in trials],
+            [[_typical(block) for block in zip(*worker, strict=True)] for worker in workers],
         )
 
 
-def _least(times: Sequence[BlockCost]) -> BlockCost:
+def _typical(times: Sequence[BlockCost]) -> BlockCost:
     """What a block costs that was measured several times."""
 
     def curve(curves: Sequence[Curve]) -> Curve:
-        return tuple(min(points) for points in zip(*curves, strict=True))
+        return tuple(statistics.median_low(points) for points in zip(*curves, strict=True))
 
     return replace(
         times[0],
         forward=curve([cost.forward for cost in times]),
         backward=curve([cost.backward for cost in times]),
-        finish=min(cost.finish for cost in times),
+        finish=statistics.median_low(cost.finish for cost in times),
     )
 
 
@@ -124,10 +124,10 @@ class Bench:
             torch.set_num_threads(before)
             return torch.load(path, weights_only=False)
 
-    def fastest(
+    def time(
         self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = (), counts: Sequence[int] = ()
-    ) -> tuple[Fastest, Fastest]:
-        """The fastest round of trials over so many workers, and of those of one process with all cores.
+    ) -> tuple[Typical, Typical]:
+        """The median round of trials over so many workers, and of those of one process with all cores.
 
         Args:
             counts: numbers of micro-batches that the simulation is to know the costs for.
@@ -138,7 +138,7 @@ class Bench:
                 there.append(self.run(workers, trials, sizes(self.batch_size, counts)))
             if alone:
                 here.append(self.run(1, alone, sizes(self.batch_size, counts), threads=THREADS))
-        return Fastest.of(there), Fastest.of(here)
+        return Typical.of(there), Typical.of(here)
 
     def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
         """What the simulation is told about a trial."""
@@ -240,7 +240,7 @@ def alone_trials(bench: Bench, counts: Sequence[int]) -> list[Trial]:
     return [bench.trial(Layout(), count) for count in counts]
 
 
-def add_alone(bench: Bench, trials: Sequence[Trial], timed: Fastest) -> None:
+def add_alone(bench: Bench, trials: Sequence[Trial], timed: Typical) -> None:
     """The baseline's rows; without costs, nothing is foretold."""
     for trial, measured in zip(trials, timed.trials, strict=True):
         foretold = (bench.plan(trial, (Link(), Link()), THREADS), timed.costs) if timed.costs else None
@@ -248,7 +248,7 @@ def add_alone(bench: Bench, trials: Sequence[Trial], timed: Fastest) -> None:
 
 
 def add_workers(
-    bench: Bench, trials: Sequence[Trial], timed: Fastest, links: dict[Layout, tuple[Link, Link]], names: Sequence[str]
+    bench: Bench, trials: Sequence[Trial], timed: Typical, links: dict[Layout, tuple[Link, Link]], names: Sequence[str]
 ) -> list[Result | None]:
     """The rows of several workers; what was foretold of each."""
     return [
@@ -261,7 +261,7 @@ def one(bench: Bench) -> None:
     """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
     bench = replace(bench, batch_size=bench.per_device, rows=[])
     trials = alone_trials(bench, [1, 2])
-    _, timed = bench.fastest(1, [], trials, [1, 2])
+    _, timed = bench.time(1, [], trials, [1, 2])
     add_alone(bench, trials, timed)
     bench.write("one", costs=[cost.to_json() for cost in timed.costs[0]])
 
@@ -274,7 +274,7 @@ def two(bench: Bench) -> None:
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
     trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.fastest(2, trials, alone, COUNTS)
+    timed, timed_alone = bench.time(2, trials, alone, COUNTS)
     add_alone(bench, alone, timed_alone)
     names = [named(trial, "two workers") for trial in trials]
     results = add_workers(bench, trials, timed, found["links"], names)
@@ -295,7 +295,7 @@ def four(bench: Bench) -> None:
     trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
     alone = alone_trials(bench, [1, 2])
-    timed, timed_alone = bench.fastest(4, trials, alone, COUNTS)
+    timed, timed_alone = bench.time(4, trials, alone, COUNTS)
     add_alone(bench, alone, timed_alone)
     add_workers(bench, trials, timed, found["links"], [named(trial, "four workers") for trial in trials])
     bench.write("four")
@@ -308,7 +308,7 @@ def cuts(bench: Bench) -> None:
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
     every.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.fastest(2, every, alone, [1, 2, count])
+    timed, timed_alone = bench.time(2, every, alone, [1, 2, count])
     add_alone(bench, alone, timed_alone)
     names = ["auto" if trial.stages == chosen.stages else "by hand" for trial in every[:-1]]
     add_workers(bench, every, timed, found["links"], [*names, named(every[-1], "two workers")])
@@ -324,7 +324,7 @@ def bubble(bench: Bench) -> None:
     trials += [bench.trial(PIPELINE, count, halves, "gpipe") for count in COUNTS[1:]]
     trials.append(bench.trial(REPLICAS, 1))
     alone = alone_trials(bench, [1])
-    timed, timed_alone = bench.fastest(2, trials, alone)
+    timed, timed_alone = bench.time(2, trials, alone)
     add_alone(bench, alone, timed_alone)
     for trial, measured in zip(trials, timed.trials, strict=True):
         bench.add(named(trial, "balanced network, two workers"), trial, measured)
@@ -348,7 +348,7 @@ def gradients(bench: Bench) -> None:
     trials = [
         replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
     ]
-    for trial, measured in zip(trials, bench.fastest(1, [], trials)[1].trials, strict=True):
+    for trial, measured in zip(trials, bench.time(1, [], trials)[1].trials, strict=True):
         bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
     bench.write("gradients")
 
@@ -440,7 +440,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of all workers (128)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after two to warm up (2)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; its fastest counts (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; the median counts (3)")
     parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if harness.CUDA else "fp32")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from fastalex.architecture import block_shapes
 from fastalex.model import AlexNet, KeptFactors, Linear
 
 REPEATS = 3
-"""How often a block is timed; the fastest counts, after one run to warm up."""
+"""How often a block is timed; the median counts, after one run to warm up."""
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by images, in ascending order of images."""
@@ -99,65 +100,74 @@ def measure_blocks(
     *,
     together: Callable[[], Any] = lambda: None,
 ) -> list[BlockCost]:
-    """Time every block of a network in training on random input.
+    """Time every block of a network in training on random images.
 
     Args:
         model: its weights and gradients stay as they are.
         batch_size: images per step, of which weight gradients are made.
         micro_batch_sizes: for which numbers of images the passes are timed.
-        together: called before each block is timed; workers that share a machine wait for each other here, so that all
+        together: called before each timing; workers that share a machine wait for each other here, so that all
             of them compute at the same time, as they do in training.
     """
+    blocks = [block if device.type == "cpu" else copy.deepcopy(block).to(device) for block in model.blocks()]
+    size = model.architecture.image_size
+    passes = []
+    for images in sorted(micro_batch_sizes):
+        together()
+        x = torch.randn(images, 3, size, size, device=device, dtype=model.compute_dtype)
+        passes.append((images, _passes(blocks, x.contiguous(memory_format=torch.channels_last), device)))
     costs = []
-    shapes = block_shapes(model.architecture)
-    input_shape: tuple[int, ...] = (3, model.architecture.image_size, model.architecture.image_size)
-    for index, (block, shape) in enumerate(zip(model.blocks(), shapes, strict=True)):
-        on_device = block if device.type == "cpu" else copy.deepcopy(block).to(device)
-        forward, backward = [], []
+    for index, (block, shape) in enumerate(zip(blocks, block_shapes(model.architecture), strict=True)):
         together()
-        for images in sorted(micro_batch_sizes):
-            seconds = _passes(on_device, (images, *input_shape), device, needs_input_gradient=index > 0)
-            forward.append((images, seconds[0]))
-            backward.append((images, seconds[1]))
-        together()
-        finish = _finish(on_device, batch_size, device)
+        forward, backward = (tuple((images, seconds[index][way]) for images, seconds in passes) for way in (0, 1))
         output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
-        costs.append(BlockCost(shape.name, tuple(forward), tuple(backward), finish, output_bytes, 4 * shape.parameters))
-        input_shape = shape.output
+        finish = _finish(block, batch_size, device)
+        costs.append(BlockCost(shape.name, forward, backward, finish, output_bytes, 4 * shape.parameters))
     return costs
 
 
-def _passes(
-    block: nn.Module, shape: tuple[int, ...], device: torch.device, *, needs_input_gradient: bool
-) -> tuple[float, float]:
-    """Seconds of a forward and a backward pass; the block is left as it was found."""
-    kept, training = getattr(block, "kept", None), block.training
-    if isinstance(block, Linear):
-        block.kept = KeptFactors()
-    block.train()
-    gradients = [parameter.grad for parameter in block.parameters()]
-    x = torch.randn(shape, device=device, dtype=block.compute_dtype)  # type: ignore[call-overload]
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_(needs_input_gradient)
+def _passes(blocks: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of each block's forward and backward pass, in the order of training, so that caches hold what they hold
+    there; the blocks are left as they were found."""
+    before = [(block.training, getattr(block, "kept", None)) for block in blocks]
+    network = nn.ModuleList(blocks)
+    gradients = [parameter.grad for parameter in network.parameters()]
+    network.train()
     times = []
     for _ in range(REPEATS + 1):
-        for parameter in block.parameters():
-            parameter.grad = None
-        x.grad = None
+        for block in blocks:
+            if isinstance(block, Linear):
+                block.kept = KeptFactors()
+        network.zero_grad()
+        times.append(_there_and_back(blocks, images, device))
+    for block, (training, kept) in zip(blocks, before, strict=True):
+        block.train(training)
+        if isinstance(block, Linear):
+            block.kept = kept
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    return [
+        (statistics.median(t for t, _ in block), statistics.median(t for _, t in block))
+        for block in zip(*times[1:], strict=True)
+    ]
+
+
+def _there_and_back(blocks: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[tuple[float, float]]:
+    x, ends, forward, backward = images, [], [], []
+    for block in blocks:
         start = _now(device)
         y = block(x, 1, 0)
-        middle = _now(device)
-        y.backward(y.detach())
-        times.append((middle - start, _now(device) - middle))
-        if isinstance(block, Linear) and block.kept is not None:
-            block.kept.clear()
-    for parameter, gradient in zip(block.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    if isinstance(block, Linear):
-        block.kept = kept
-    block.train(training)
-    return min(t for t, _ in times[1:]), min(t for _, t in times[1:])
+        forward.append(_now(device) - start)
+        ends.append((x, y))
+        x = y.detach().requires_grad_()
+    gradient: Tensor | None = x.detach()
+    while ends:
+        x, y = ends.pop()
+        start = _now(device)
+        y.backward(gradient)
+        backward.append(_now(device) - start)
+        gradient = x.grad
+    return list(zip(forward, reversed(backward), strict=True))
 
 
 def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
@@ -190,7 +200,7 @@ def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
             momentum=0.9,
         )
         times.append(_now(device) - start)
-    return min(times[1:])
+    return statistics.median(times[1:])
 
 
 def _now(device: torch.device) -> float:
