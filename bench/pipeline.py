@@ -439,7 +439,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time training over stages and replicas, and simulate it.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per step of all workers (128)")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, after two to warm up (2)")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of each way, after one to warm up (4)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; the median counts (3)")
     parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if harness.CUDA else "fp32")
@@ -454,7 +454,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a narrow network and a small batch")
     options = parser.parse_args()
     if options.quick:
-        options.width, options.batch_size, options.per_device, options.rounds = 0.25, 16, 16, 1
+        options.width, options.batch_size, options.per_device = 0.25, 16, 16
+        options.steps, options.rounds = 2, 1
     if options.predict:
         speeds = Link(0.0, options.within * 1e9), Link(0.0, options.network * 1e9)
         try:

@@ -23,7 +23,7 @@ from fastalex.recipe import krizhevsky
 from fastalex.simulate import Key, Span
 from fastalex.tuning import measure_costs, measure_links
 
-WARM_UP = 2  # steps, until the allocator has all the memory that a step takes
+WARM_UP = 1  # steps; the first one takes memory from the system
 
 
 @dataclass(frozen=True)
