@@ -11,13 +11,13 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def check_tensor(name: str, x: Tensor, rank: int, meaning: str) -> None:
-    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions."""
+def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "") -> None:
+    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
-    if x.dim() != rank:
+    if rank is not None and x.dim() != rank:
         raise ValueError(f"{name} must have {rank} dimensions ({meaning}), not shape {tuple(x.shape)}")
 
 
