@@ -156,8 +156,13 @@ def test_bad_inputs_are_named(function) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "message"), [(3, "groups must divide the 4 channels of x, not 3"), (0, "at least 1")]
+    ("groups", "error", "message"),
+    [
+        (3, ValueError, "groups must divide the 4 channels of x, not 3"),
+        (0, ValueError, "groups must be at least 1, not 0"),
+        (2.0, TypeError, "groups must be an int, not float: 2.0"),
+    ],
 )
-def test_bad_groups_are_named(groups: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_groups_are_named(groups: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
         kernels.local_response_norm(torch.ones(1, 4, 2, 2), groups=groups)

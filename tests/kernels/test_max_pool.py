@@ -135,6 +135,8 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, not 0"),
         ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, not tuple"),
         ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
+        ({"stride": 2.0}, TypeError, "stride must be an int, not float: 2.0"),
+        ({"padding": (1, 1)}, TypeError, r"padding must be an int, not tuple: \(1, 1\)"),
         ({"padding": -1}, ValueError, "padding must be at least 0, not -1"),
         ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, not 2"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, not 5"),
