@@ -78,20 +78,22 @@ def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode
     check_int("padding", padding, 0)
     if padding > kernel_size // 2:
         raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, not {padding}")
-    height, width = x.shape[2:]
-    for name, length in (("height", height), ("width", width)):
-        if pooled_length(length, kernel_size, stride, padding, ceil_mode) < 1:
+    if x.shape[1] == 0:
+        raise ValueError(f"x must have at least one channel, not shape {tuple(x.shape)}")
+    # Padding alone makes no window. In ceil mode the first window, too, may overhang by less than a stride.
+    least = max(1, kernel_size - 2 * padding - (stride - 1 if ceil_mode else 0))
+    mode = f" in ceil mode with stride {stride}" if ceil_mode else ""
+    for name, length in zip(("height", "width"), x.shape[2:], strict=True):
+        if length < least:
             raise ValueError(
-                f"x's {name} must be at least {kernel_size - 2 * padding} for kernel_size {kernel_size} and padding "
-                f"{padding}, not {length}"
+                f"x's {name} must be at least {least} for kernel_size {kernel_size} and padding {padding}{mode}, "
+                f"not {length}"
             )
 
 
 def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> int:
     """How many windows fit along one side. In ceil mode a last window may overhang, but starts inside."""
     reach = length + 2 * padding - kernel_size
-    if reach < 0 and not ceil_mode:
-        return 0
     windows = (reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (windows - 1) * stride >= length + padding:
         windows -= 1
