@@ -109,6 +109,7 @@ def _vector(x: Tensor) -> int:
 
 @torch.library.custom_op("fastalex::dropout_forward", mutates_args=())
 def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    launch.check_elements("x", x.shape[1], " per row")
     x = x.contiguous()
     y = torch.empty_like(x)
     if x.numel() == 0:

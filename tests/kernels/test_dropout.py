@@ -240,3 +240,14 @@ def test_bad_inputs_are_named(x, error: type, message: str) -> None:
 def test_bad_biases_are_named(bias, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         kernels.bias_relu_dropout(torch.ones(2, 4), bias, seed=1)
+
+
+@pytest.mark.usefixtures("no_copies")
+def test_a_row_too_long_for_32_bits_is_refused() -> None:
+    bias = torch.ones(1, device=DEVICE).expand(2**31)
+    message = "x must have at most 2147418112 elements per row, not 2147483648"
+    with kernels.using("triton"):
+        with pytest.raises(ValueError, match=message):
+            kernels.dropout(bias[None], seed=1)
+        with pytest.raises(ValueError, match=message):
+            kernels.bias_relu_dropout(bias[None], bias, seed=1)

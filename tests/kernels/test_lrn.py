@@ -155,6 +155,17 @@ def test_bad_inputs_are_named(function) -> None:
         function([1.0])
 
 
+@pytest.mark.usefixtures("no_copies")
+@pytest.mark.parametrize(
+    "function", [kernels.local_response_norm, kernels.same_map_norm, kernels.max_pool2d, kernels.lrn_max_pool2d]
+)
+def test_an_image_too_large_for_32_bits_is_refused_before_it_is_copied(function) -> None:
+    x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16, 2**15)
+    message = "x must have at most 2147418112 elements per image, not 2147483648"
+    with kernels.using("triton"), pytest.raises(ValueError, match=message):
+        function(x)
+
+
 @pytest.mark.parametrize(
     ("groups", "error", "message"),
     [

@@ -172,6 +172,14 @@ def test_a_side_may_be_as_short_as_pytorchs(kernel_size: int, ceil_mode: bool) -
                     assert y.shape[2 if name == "height" else 3] == length
 
 
+@pytest.mark.usefixtures("no_copies")
+def test_a_result_too_large_for_32_bits_is_refused() -> None:
+    x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16 - 1, 2**15 - 1)
+    message = "the result must have at most 2147418112 elements per image, not 2147483648"
+    with kernels.using("triton"), pytest.raises(ValueError, match=message):
+        kernels.max_pool2d(x, 2, 1, 1)
+
+
 def test_no_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x must have at least one channel, not shape \(1, 0, 5, 5\)"):
         kernels.max_pool2d(torch.ones(1, 0, 5, 5, device=DEVICE))
