@@ -11,13 +11,13 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def check_tensor(name: str, x: Tensor, rank: int, meaning: str) -> None:
-    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions."""
+def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "") -> None:
+    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
-    if x.dim() != rank:
+    if rank is not None and x.dim() != rank:
         raise ValueError(f"{name} must have {rank} dimensions ({meaning}), not shape {tuple(x.shape)}")
 
 
@@ -78,20 +78,22 @@ def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode
     check_int("padding", padding, 0)
     if padding > kernel_size // 2:
         raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, not {padding}")
-    height, width = x.shape[2:]
-    for name, length in (("height", height), ("width", width)):
-        if pooled_length(length, kernel_size, stride, padding, ceil_mode) < 1:
+    if x.shape[1] == 0:
+        raise ValueError(f"x must have at least one channel, not shape {tuple(x.shape)}")
+    # Padding alone makes no window. In ceil mode the first window, too, may overhang by less than a stride.
+    least = max(1, kernel_size - 2 * padding - (stride - 1 if ceil_mode else 0))
+    mode = f" in ceil mode with stride {stride}" if ceil_mode else ""
+    for name, length in zip(("height", "width"), x.shape[2:], strict=True):
+        if length < least:
             raise ValueError(
-                f"x's {name} must be at least {kernel_size - 2 * padding} for kernel_size {kernel_size} and padding "
-                f"{padding}, not {length}"
+                f"x's {name} must be at least {least} for kernel_size {kernel_size} and padding {padding}{mode}, "
+                f"not {length}"
             )
 
 
 def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> int:
     """How many windows fit along one side. In ceil mode a last window may overhang, but starts inside."""
     reach = length + 2 * padding - kernel_size
-    if reach < 0 and not ceil_mode:
-        return 0
     windows = (reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (windows - 1) * stride >= length + padding:
         windows -= 1
@@ -126,7 +128,7 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
 
 def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as (top, bottom, left, right), from one int, (height, width) or all four."""
-    sides = (padding,) if isinstance(padding, int) else tuple(padding)
+    sides = tuple(padding) if isinstance(padding, Sequence) else (padding,)
     if len(sides) not in (1, 2, 4):
         raise ValueError(f"padding must be an int, (h, w) or (top, bottom, left, right), not {padding!r}")
     for side in sides:

@@ -3,8 +3,8 @@
     training, inverted:       y = x * kept / (1 - p)          evaluation: y = x
     training, not inverted:   y = x * kept                    evaluation: y = x * (1 - p)
 
-`kept` comes from Philox counters (see `kernels.philox.keep_mask`), so nothing is kept for backward, and the mask is the
-same on every device and for every way to cut a batch.
+`kept` comes from Philox counters (see `kernels.philox.keep_mask`), so the mask is the same on every device and for
+every way to cut a batch, and a GPU makes it again for backward instead of keeping it.
 
 Behind a bias and a ReLU, backward keeps the result, which the next layer keeps as its input anyway: it says where the
 ReLU was on.
@@ -109,6 +109,7 @@ def _vector(x: Tensor) -> int:
 
 @torch.library.custom_op("fastalex::dropout_forward", mutates_args=())
 def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+    launch.check_elements("x", x.shape[1], " per row")
     x = x.contiguous()
     y = torch.empty_like(x)
     if x.numel() == 0:
@@ -230,7 +231,8 @@ def dropout(
         inverted: True scales by 1 / (1 - p) in training; False, the 2012 form, by 1 - p in evaluation.
 
     Returns:
-        N x F in x's dtype.
+        N x F in x's dtype. For backward, Triton's kernels keep the seed and the row number, and the native form, for
+        which random numbers are dear, the mask: a byte per feature.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is computed.

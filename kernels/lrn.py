@@ -146,11 +146,11 @@ def halo(reach: int, vector: int) -> int:
 
 @torch.library.custom_op("fastalex::lrn_forward", mutates_args=())
 def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+    launch.check_image(x)
     x = dense(x)
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    launch.check_image(x)
     batch, channels, height, width = x.shape
     vector = launch.vector_width(channels // groups, x.element_size())
     with launch.on(x):

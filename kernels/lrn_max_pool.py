@@ -204,7 +204,6 @@ def _run_forward(
     """Fill `out` with the pooled values, or with the places of the maxima if it holds bytes."""
     if out.numel() == 0:
         return
-    launch.check_image(x)
     batch, channels, height, width = x.shape
     vector = launch.vector_width(channels // groups, x.element_size())
     with launch.on(x):
@@ -249,6 +248,7 @@ def _forward(
     stride: int,
     relu: str | None,
 ) -> Tensor:
+    launch.check_image(x)
     x = dense(x)
     y = _pooled(x, kernel_size, stride)
     _run_forward(x, _dense_bias(bias), y, size, alpha, beta, k, groups, kernel_size, stride, relu)

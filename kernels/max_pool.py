@@ -121,14 +121,16 @@ def _out_size(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode:
 @torch.library.custom_op("fastalex::max_pool_forward", mutates_args=())
 def _forward(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> tuple[Tensor, Tensor]:
     """The pooled tensor, and for each of its elements where the maximum was found."""
-    x = dense(x)
     batch, channels, height, width = x.shape
     out_height, out_width = _out_size(x, kernel_size, stride, padding, ceil_mode)
+    launch.check_image(x)
+    # With padding, there may be more windows than pixels.
+    launch.check_elements("the result", channels * out_height * out_width, " per image")
+    x = dense(x)
     y = empty_as(x, (batch, channels, out_height, out_width))
     places = empty_as(x, (batch, channels, out_height, out_width), _place_dtype(kernel_size))
     if y.numel() == 0:
         return y, places
-    launch.check_image(x)
     channels_last = is_channels_last(x)
     vector = _vector(channels, x.element_size(), channels_last)
     with launch.on(x):

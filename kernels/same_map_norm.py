@@ -131,11 +131,11 @@ def _vector(x: Tensor) -> int:
 
 @torch.library.custom_op("fastalex::same_map_forward", mutates_args=())
 def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    launch.check_image(x)
     x = dense(x)
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    launch.check_image(x)
     batch, channels, height, width = x.shape
     vector = _vector(x)
     with launch.on(x):

@@ -12,7 +12,6 @@ its source freezes a layer.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -271,8 +270,13 @@ def sgd_update_(
 
 
 def _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies) -> None:
-    for name, tensors in (("gradients", gradients), ("velocities", velocities), ("copies", copies)):
-        if tensors is not None and len(tensors) != len(weights):
+    beside = [("gradients", gradients), ("velocities", velocities)]
+    if copies is not None:
+        beside.append(("copies", copies))
+    for name, tensors in [("weights", weights), *beside]:
+        if not isinstance(tensors, Sequence):
+            raise TypeError(f"{name} must be a sequence of tensors, not {type(tensors).__name__}")
+        if len(tensors) != len(weights):
             raise ValueError(f"{name} must have {len(weights)} tensors, one per weight, not {len(tensors)}")
     for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
         _check_numbers(name, values, len(weights))
@@ -280,17 +284,17 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), not {momentum}")
     for index, weight in enumerate(weights):
-        arguments.check_tensor(f"weights[{index}]", weight, weight.dim(), "any")
+        arguments.check_tensor(f"weights[{index}]", weight)
         if weight.device != weights[0].device:
             raise ValueError(
                 f"weights[{index}] must be on the device of weights[0], {weights[0].device}, not {weight.device}: "
                 "update each device's weights in a call of its own"
             )
-        for name, tensors in (("gradients", gradients), ("velocities", velocities), ("copies", copies)):
-            if tensors is None or (name == "copies" and tensors[index] is None):
+        for name, tensors in beside:
+            if name == "copies" and tensors[index] is None:
                 continue
             other, label = tensors[index], f"{name}[{index}]"
-            arguments.check_tensor(label, other, other.dim(), "any")
+            arguments.check_tensor(label, other)
             if other.shape != weight.shape:
                 raise ValueError(
                     f"{label} must have the shape of weights[{index}], {tuple(weight.shape)}, not {tuple(other.shape)}"
@@ -305,11 +309,13 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
 def _check_numbers(name: str, values: Sequence[float] | Tensor, count: int) -> None:
     if isinstance(values, Tensor):
         arguments.check_tensor(name, values, 1, "one value per weight")
+    elif not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of numbers or a tensor, not {type(values).__name__}: {values!r}")
     if len(values) != count:
         raise ValueError(f"{name} must have {count} values, one per weight, not {len(values)}")
     if isinstance(values, Tensor):
         return
     for index, value in enumerate(values):
         arguments.check_number(f"{name}[{index}]", value)
-        if value < 0 or not math.isfinite(value):
+        if value < 0:
             raise ValueError(f"{name}[{index}] must be at least 0, not {value}")

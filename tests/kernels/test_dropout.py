@@ -125,11 +125,11 @@ def test_gradients(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_no_mask_is_kept(implementation: str) -> None:
+def test_a_gpu_keeps_no_mask_and_a_cpu_a_byte_per_feature(implementation: str) -> None:
     x = random_tensor((8, 64), 0, torch.float32).requires_grad_()
     with kernels.using(implementation):
-        # Two int64 counters.
-        assert saved_bytes(lambda: kernels.dropout(x, seed=1)) == 16
+        # In Triton, two int64 counters.
+        assert saved_bytes(lambda: kernels.dropout(x, seed=1)) == (16 if implementation == "triton" else x.numel())
         # And the result, which the next layer keeps as well.
         assert saved_bytes(lambda: kernels.bias_relu_dropout(x, x[0].detach(), seed=1)) == 16 + x.nbytes
 
@@ -183,6 +183,7 @@ def test_replays_of_a_cuda_graph_differ() -> None:
     [
         ({"p": 1.0}, ValueError, r"p must be in \[0, 1\), not 1.0"),
         ({"p": -0.1}, ValueError, r"p must be in \[0, 1\), not -0.1"),
+        ({"p": float("nan")}, ValueError, "p must be finite, not nan"),
         ({"p": "half"}, TypeError, "p must be a number, not str: 'half'"),
         ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
         ({"seed": 1 << 63}, ValueError, r"seed must be below 2\^63, not 9223372036854775808"),
@@ -195,6 +196,11 @@ def test_replays_of_a_cuda_graph_differ() -> None:
             "seed must be on the CPU or on",
         ),
         ({"first_row": -2}, ValueError, "first_row must be at least 0, not -2"),
+        (
+            {"first_row": torch.ones(1, dtype=torch.int32)},
+            TypeError,
+            r"first_row must be an int or an int64 tensor, not a tensor of torch\.int32",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
@@ -206,12 +212,42 @@ def test_bad_options_are_named(options: dict, error: type, message: str) -> None
         kernels.bias_relu_dropout(x, x[0], **options)
 
 
-def test_bad_inputs_are_named() -> None:
-    with pytest.raises(ValueError, match=r"x must have 2 dimensions \(N x F\), not shape \(2, 4, 1\)"):
-        kernels.dropout(torch.ones(2, 4, 1), seed=1)
-    with pytest.raises(TypeError, match=r"x must be float32, .* not torch\.int64"):
-        kernels.dropout(torch.ones(2, 4, dtype=torch.int64), seed=1)
-    with pytest.raises(ValueError, match=r"bias must have 4 values \(one per feature of x\), not 3"):
-        kernels.bias_relu_dropout(torch.ones(2, 4), torch.ones(3), seed=1)
-    with pytest.raises(ValueError, match="bias must be on the device of x, cpu, not meta"):
-        kernels.bias_relu_dropout(torch.ones(2, 4), torch.ones(4, device="meta"), seed=1)
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([[1.0]], TypeError, "x must be a tensor, not list"),
+        (torch.ones(2, 4, 1), ValueError, r"x must have 2 dimensions \(N x F\), not shape \(2, 4, 1\)"),
+        (torch.ones(2, 4, dtype=torch.int64), TypeError, r"x must be float32, .* not torch\.int64"),
+    ],
+)
+def test_bad_inputs_are_named(x, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.dropout(x, seed=1)
+    with pytest.raises(error, match=message):
+        kernels.bias_relu_dropout(x, torch.ones(4), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("bias", "error", "message"),
+    [
+        (None, TypeError, "bias must be a tensor, not NoneType"),
+        (torch.ones(3), ValueError, r"bias must have 4 values \(one per feature of x\), not 3"),
+        (torch.ones(1, 4), ValueError, r"bias must have 1 dimensions \(.*\), not shape \(1, 4\)"),
+        (torch.ones(4, dtype=torch.int32), TypeError, r"bias must be float32, .* not torch\.int32"),
+        (torch.ones(4, device="meta"), ValueError, "bias must be on the device of x, cpu, not meta"),
+    ],
+)
+def test_bad_biases_are_named(bias, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.bias_relu_dropout(torch.ones(2, 4), bias, seed=1)
+
+
+@pytest.mark.usefixtures("no_copies")
+def test_a_row_too_long_for_32_bits_is_refused() -> None:
+    bias = torch.ones(1, device=DEVICE).expand(2**31)
+    message = "x must have at most 2147418112 elements per row, not 2147483648"
+    with kernels.using("triton"):
+        with pytest.raises(ValueError, match=message):
+            kernels.dropout(bias[None], seed=1)
+        with pytest.raises(ValueError, match=message):
+            kernels.bias_relu_dropout(bias[None], bias, seed=1)

@@ -155,9 +155,25 @@ def test_bad_inputs_are_named(function) -> None:
         function([1.0])
 
 
+@pytest.mark.usefixtures("no_copies")
 @pytest.mark.parametrize(
-    ("groups", "message"), [(3, "groups must divide the 4 channels of x, not 3"), (0, "at least 1")]
+    "function", [kernels.local_response_norm, kernels.same_map_norm, kernels.max_pool2d, kernels.lrn_max_pool2d]
 )
-def test_bad_groups_are_named(groups: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_an_image_too_large_for_32_bits_is_refused_before_it_is_copied(function) -> None:
+    x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16, 2**15)
+    message = "x must have at most 2147418112 elements per image, not 2147483648"
+    with kernels.using("triton"), pytest.raises(ValueError, match=message):
+        function(x)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (3, ValueError, "groups must divide the 4 channels of x, not 3"),
+        (0, ValueError, "groups must be at least 1, not 0"),
+        (2.0, TypeError, "groups must be an int, not float: 2.0"),
+    ],
+)
+def test_bad_groups_are_named(groups: int, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
         kernels.local_response_norm(torch.ones(1, 4, 2, 2), groups=groups)

@@ -156,6 +156,7 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
         ({"k": 0}, ValueError, "k must be above 0, not 0"),
         ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
         ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),
+        ({"groups": "2"}, TypeError, "groups must be an int, not str: '2'"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -135,6 +137,8 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, not 0"),
         ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, not tuple"),
         ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
+        ({"stride": 2.0}, TypeError, "stride must be an int, not float: 2.0"),
+        ({"padding": (1, 1)}, TypeError, r"padding must be an int, not tuple: \(1, 1\)"),
         ({"padding": -1}, ValueError, "padding must be at least 0, not -1"),
         ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, not 2"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, not 5"),
@@ -143,3 +147,39 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
 def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         kernels.max_pool2d(torch.ones(1, 2, 5, 5, device=DEVICE), **options)
+
+
+@pytest.mark.parametrize("kernel_size", range(1, 6))
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_a_side_may_be_as_short_as_pytorchs(kernel_size: int, ceil_mode: bool) -> None:
+    for stride, padding in itertools.product(range(1, 5), range(kernel_size // 2 + 1)):
+        lengths: list[int | None] = []
+        for height in range(7):
+            try:
+                y = F.max_pool2d(torch.ones(1, 1, height, 6), kernel_size, stride, padding, ceil_mode=ceil_mode)
+                lengths.append(y.shape[2])
+            except RuntimeError:
+                lengths.append(None)
+        least = lengths.count(None)
+        for height, length in enumerate(lengths):
+            images = torch.ones(1, 1, height, 6, device=DEVICE)
+            for x, name in ((images, "height"), (images.mT, "width")):
+                if length is None:
+                    with pytest.raises(ValueError, match=f"x's {name} must be at least {least} for .* not {height}"):
+                        kernels.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+                else:
+                    y = kernels.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+                    assert y.shape[2 if name == "height" else 3] == length
+
+
+@pytest.mark.usefixtures("no_copies")
+def test_a_result_too_large_for_32_bits_is_refused() -> None:
+    x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16 - 1, 2**15 - 1)
+    message = "the result must have at most 2147418112 elements per image, not 2147483648"
+    with kernels.using("triton"), pytest.raises(ValueError, match=message):
+        kernels.max_pool2d(x, 2, 1, 1)
+
+
+def test_no_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x must have at least one channel, not shape \(1, 0, 5, 5\)"):
+        kernels.max_pool2d(torch.ones(1, 0, 5, 5, device=DEVICE))

@@ -138,11 +138,28 @@ def test_no_tensors_is_no_work() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"gradients": []}, ValueError, "gradients must have 1 tensors, one per weight, not 0"),
-        (
-            {"velocities": [torch.ones(3)]},
-            ValueError,
-            r"velocities\[0\] must have the shape of .* \(4,\), not \(3,\)",
+        ({"weights": torch.ones(1, 4)}, TypeError, "weights must be a sequence of tensors, not Tensor"),
+        ({"gradients": None}, TypeError, "gradients must be a sequence of tensors, not NoneType"),
+        ({"copies": {}}, TypeError, "copies must be a sequence of tensors, not dict"),
+        ({"weights": [1.0]}, TypeError, r"weights\[0\] must be a tensor, not float"),
+        ({"gradients": [None]}, TypeError, r"gradients\[0\] must be a tensor, not NoneType"),
+        ({"velocities": ["v"]}, TypeError, r"velocities\[0\] must be a tensor, not str"),
+        *(
+            ({name: tensors}, ValueError, f"{name} must have 1 tensors, one per weight, not {len(tensors)}")
+            for name in ("gradients", "velocities", "copies")
+            for tensors in ([], [torch.ones(4)] * 2)
+        ),
+        *(
+            ({name: [torch.ones(3)]}, ValueError, rf"{name}\[0\] must have the shape of .* \(4,\), not \(3,\)")
+            for name in ("gradients", "velocities", "copies")
+        ),
+        *(
+            (
+                {name: [torch.ones(4, device="meta")]},
+                ValueError,
+                rf"{name}\[0\] must be on the device of its weight, cpu, not meta",
+            )
+            for name in ("gradients", "velocities", "copies")
         ),
         (
             {"velocities": [torch.ones(4).half()]},
@@ -150,11 +167,6 @@ def test_no_tensors_is_no_work() -> None:
             r"velocities\[0\] must be torch\.float32, not torch\.float16",
         ),
         ({"gradients": [torch.ones(4, dtype=torch.int32)]}, TypeError, r"gradients\[0\] must be float32"),
-        (
-            {"gradients": [torch.ones(4, device="meta")]},
-            ValueError,
-            r"gradients\[0\] must be on the device of its",
-        ),
         (
             {"weights": [torch.ones(4, dtype=torch.int64)]},
             TypeError,
@@ -168,10 +180,21 @@ def test_no_tensors_is_no_work() -> None:
         ),
         ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, not torch\.float32"),
         ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 values, one per weight, not 2"),
+        ({"weight_decays": []}, ValueError, "weight_decays must have 1 values, one per weight, not 0"),
+        (
+            {"learning_rates": 0.1},
+            TypeError,
+            "learning_rates must be a sequence of numbers or a tensor, not float: 0.1",
+        ),
+        ({"weight_decays": None}, TypeError, "weight_decays must be a sequence of numbers or a tensor, not NoneType"),
         ({"learning_rates": [-0.1]}, ValueError, r"learning_rates\[0\] must be at least 0, not -0.1"),
+        ({"weight_decays": [-1]}, ValueError, r"weight_decays\[0\] must be at least 0, not -1"),
+        ({"learning_rates": [float("nan")]}, ValueError, r"learning_rates\[0\] must be finite, not nan"),
         ({"weight_decays": ["no"]}, TypeError, r"weight_decays\[0\] must be a number, not str: 'no'"),
         ({"weight_decays": torch.ones(1, 1)}, ValueError, "weight_decays must have 1 dimensions"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), not 1.0"),
+        ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\), not -0.1"),
+        ({"momentum": None}, TypeError, "momentum must be a number, not NoneType: None"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, error: type, message: str) -> None:
@@ -184,3 +207,11 @@ def test_bad_arguments_are_named(changes: dict, error: type, message: str) -> No
     }
     with pytest.raises(error, match=message):
         kernels.sgd_update_(**(arguments | changes))
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+def test_a_refused_call_changes_nothing(implementation: str) -> None:
+    weights, others = [torch.ones(4, device=DEVICE) for _ in range(2)], [torch.ones(4, device=DEVICE)]
+    with kernels.using(implementation), pytest.raises(TypeError, match=r"gradients\[1\] must be a tensor"):
+        kernels.sgd_update_(weights, [*others, None], others * 2, learning_rates=[1, 1], weight_decays=[0, 0])
+    assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights + others)
