@@ -7,8 +7,9 @@
 
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. All ways of a part are timed in turn, round after round, and
-each counts with its median round. The simulation knows the costs of single blocks, measured anew in each round and
-counted in the same way, the links' speeds and the number of cores, and nothing of the steps that it foretells.
+each counts with its median round, of an even number the faster one in the middle. The simulation knows the costs of
+single blocks, measured by the same workers just before, as a machine's speed may change within minutes; the links'
+speeds and the number of cores; and nothing of the steps that it foretells.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +34,7 @@ from rich.table import Table
 
 from fastalex import launch
 from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool, Variation, build_architecture
-from fastalex.costs import BlockCost, Curve, Link
+from fastalex.costs import BlockCost, Link
 from fastalex.layout import Layout, ScheduleName
 from fastalex.partition import Stages, all_cuts, choose, first_blocks
 from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
@@ -44,42 +44,6 @@ THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine fo
 PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
 COUNTS = (1, 2, 4, 8, 16)
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
-
-
-@dataclass(frozen=True)
-class Typical:
-    """Of several rounds the median of each time; of an even number the lower one.
-
-    Attributes:
-        trials: seconds and spans of each trial.
-        costs: of each worker's blocks.
-    """
-
-    trials: list[dict[str, Any]]
-    costs: list[list[BlockCost]]
-
-    @classmethod
-    def of(cls, rounds: Sequence[dict[str, Any]]) -> Typical:
-        trials = zip(*(one["trials"] for one in rounds), strict=True)
-        workers = zip(*(one.get("costs", ()) for one in rounds), strict=True)
-        return cls(
-            [sorted(trial, key=lambda one: one["seconds"])[(len(trial) - 1) // 2] for trial in trials],
-            [[_typical(block) for block in zip(*worker, strict=True)] for worker in workers],
-        )
-
-
-def _typical(times: Sequence[BlockCost]) -> BlockCost:
-    """What a block costs that was measured several times."""
-
-    def curve(curves: Sequence[Curve]) -> Curve:
-        return tuple(statistics.median_low(points) for points in zip(*curves, strict=True))
-
-    return replace(
-        times[0],
-        forward=curve([cost.forward for cost in times]),
-        backward=curve([cost.backward for cost in times]),
-        finish=statistics.median_low(cost.finish for cost in times),
-    )
 
 
 @dataclass
@@ -125,20 +89,16 @@ class Bench:
             return torch.load(path, weights_only=False)
 
     def time(
-        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = (), counts: Sequence[int] = ()
-    ) -> tuple[Typical, Typical]:
-        """The median round of trials over so many workers, and of those of one process with all cores.
-
-        Args:
-            counts: numbers of micro-batches that the simulation is to know the costs for.
-        """
-        there, here = [], []
+        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = ()
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The median round of trials over so many workers, and of those of one process with all cores."""
+        rounds = []
         for _ in range(self.rounds):
-            if trials:
-                there.append(self.run(workers, trials, sizes(self.batch_size, counts)))
-            if alone:
-                here.append(self.run(1, alone, sizes(self.batch_size, counts), threads=THREADS))
-        return Typical.of(there), Typical.of(here)
+            there = self.run(workers, trials)["trials"] if trials else []
+            rounds.append(there + (self.run(1, alone, threads=THREADS)["trials"] if alone else []))
+        times = (sorted(trial, key=lambda one: one["seconds"]) for trial in zip(*rounds, strict=True))
+        typical = [trial[(len(trial) - 1) // 2] for trial in times]
+        return typical[: len(trials)], typical[len(trials) :]
 
     def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
         """What the simulation is told about a trial."""
@@ -159,9 +119,9 @@ class Bench:
         provider: str,
         trial: Trial,
         measured: dict[str, Any],
-        foretold: tuple[Plan, Sequence[Sequence[BlockCost]]] | None = None,
+        plan: Plan | None = None,
     ) -> Result | None:
-        """A row, with what the simulation says beside it."""
+        """A row, and beside it what the simulation says of the plan."""
         layout, images = trial.layout, self.steps * trial.batch_size
         row: dict[str, Any] = {
             "op": "training step",
@@ -174,10 +134,8 @@ class Bench:
             "images_per_second": round(images / measured["seconds"], 2),
         }
         result = None
-        if foretold is not None:
-            plan, costs = foretold
-            costs = costs if len(costs) in (1, plan.ranks) else costs[:1]
-            result = simulate(plan, costs, steps=max(2, self.steps))
+        if plan is not None:
+            result = simulate(plan, measured["costs"], steps=max(2, self.steps))
             row["simulated_images_per_second"] = round(max(2, self.steps) * trial.batch_size / result.total, 2)
             row["measured_over_simulated"] = round(row["images_per_second"] / row["simulated_images_per_second"], 3)
         if measured["spans"]:
@@ -240,51 +198,43 @@ def alone_trials(bench: Bench, counts: Sequence[int]) -> list[Trial]:
     return [bench.trial(Layout(), count) for count in counts]
 
 
-def add_alone(bench: Bench, trials: Sequence[Trial], timed: Typical) -> None:
-    """The baseline's rows; without costs, nothing is foretold."""
-    for trial, measured in zip(trials, timed.trials, strict=True):
-        foretold = (bench.plan(trial, (Link(), Link()), THREADS), timed.costs) if timed.costs else None
-        bench.add(f"one process, {THREADS} threads", trial, measured, foretold)
-
-
-def add_workers(
-    bench: Bench, trials: Sequence[Trial], timed: Typical, links: dict[Layout, tuple[Link, Link]], names: Sequence[str]
-) -> list[Result | None]:
-    """The rows of several workers; what was foretold of each."""
-    return [
-        bench.add(name, trial, measured, (bench.plan(trial, links[trial.layout]), timed.costs[: trial.layout.ranks]))
-        for name, trial, measured in zip(names, trials, timed.trials, strict=True)
-    ]
+def add_alone(bench: Bench, trials: Sequence[Trial], timed: Sequence[dict[str, Any]], *, foretold: bool = True) -> None:
+    """The baseline's rows."""
+    for trial, measured in zip(trials, timed, strict=True):
+        plan = bench.plan(trial, (Link(), Link()), THREADS) if foretold else None
+        bench.add(f"one process, {THREADS} threads", trial, measured, plan)
 
 
 def one(bench: Bench) -> None:
     """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
     bench = replace(bench, batch_size=bench.per_device, rows=[])
-    trials = alone_trials(bench, [1, 2])
-    _, timed = bench.time(1, [], trials, [1, 2])
-    add_alone(bench, trials, timed)
-    bench.write("one", costs=[cost.to_json() for cost in timed.costs[0]])
+    alone = alone_trials(bench, [1, 2])
+    add_alone(bench, alone, bench.time(1, [], alone)[1])
+    costs = bench.run(1, [], sizes(bench.batch_size, [1, 2]), threads=THREADS)["costs"]
+    bench.write("one", costs=[cost.to_json() for cost in costs[0]])
 
 
 def two(bench: Bench) -> None:
     """One process, two stages, two stages a worker, two replicas."""
     interleaved = Layout(1, 2, 4)
     found = bench.run(2, [], sizes(bench.batch_size), [PIPELINE, interleaved, REPLICAS])
-    alone = alone_trials(bench, COUNTS)
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
     trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.time(2, trials, alone, COUNTS)
+    alone = alone_trials(bench, COUNTS)
+    timed, timed_alone = bench.time(2, trials, alone)
     add_alone(bench, alone, timed_alone)
-    names = [named(trial, "two workers") for trial in trials]
-    results = add_workers(bench, trials, timed, found["links"], names)
-    best = min(range(len(trials) - 1), key=lambda index: timed.trials[index]["seconds"])
+    results = [
+        bench.add(named(trial, "two workers"), trial, measured, bench.plan(trial, found["links"][trial.layout]))
+        for trial, measured in zip(trials, timed, strict=True)
+    ]
+    best = min(range(len(trials) - 1), key=lambda index: timed[index]["seconds"])
     path = bench.write(
         "two",
-        costs=[[cost.to_json() for cost in costs] for costs in timed.costs],
+        costs=[[cost.to_json() for cost in costs] for costs in found["costs"]],
         links=[[asdict(layout), *map(asdict, links)] for layout, links in found["links"].items()],
     )
-    draw(path.with_suffix(".png"), timed.trials[best]["spans"], results[best], trials[best])
+    draw(path.with_suffix(".png"), timed[best]["spans"], results[best], trials[best])
 
 
 def four(bench: Bench) -> None:
@@ -295,23 +245,30 @@ def four(bench: Bench) -> None:
     trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
     alone = alone_trials(bench, [1, 2])
-    timed, timed_alone = bench.time(4, trials, alone, COUNTS)
+    timed, timed_alone = bench.time(4, trials, alone)
     add_alone(bench, alone, timed_alone)
-    add_workers(bench, trials, timed, found["links"], [named(trial, "four workers") for trial in trials])
+    for trial, measured in zip(trials, timed, strict=True):
+        plan = bench.plan(trial, found["links"][trial.layout])
+        bench.add(named(trial, "four workers"), trial, measured, plan)
     bench.write("four")
 
 
 def cuts(bench: Bench) -> None:
     """What --split auto chooses against all cuts, for two workers."""
-    count, alone = 4, alone_trials(bench, [1, 2])
+    count = 4
     found = bench.run(2, [], sizes(bench.batch_size, [1, count]), [PIPELINE, REPLICAS])
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
     every.append(bench.trial(REPLICAS, 1))
-    timed, timed_alone = bench.time(2, every, alone, [1, 2, count])
+    alone = alone_trials(bench, [1, 2])
+    timed, timed_alone = bench.time(2, every, alone)
     add_alone(bench, alone, timed_alone)
-    names = ["auto" if trial.stages == chosen.stages else "by hand" for trial in every[:-1]]
-    add_workers(bench, every, timed, found["links"], [*names, named(every[-1], "two workers")])
+    for trial, measured in zip(every, timed, strict=True):
+        plan = bench.plan(trial, found["links"][trial.layout])
+        name = "auto" if trial.stages == chosen.stages else "by hand"
+        if trial.layout == REPLICAS:
+            name = named(trial, "two workers")
+        bench.add(name, trial, measured, plan)
     bench.write("cuts")
 
 
@@ -325,13 +282,13 @@ def bubble(bench: Bench) -> None:
     trials.append(bench.trial(REPLICAS, 1))
     alone = alone_trials(bench, [1])
     timed, timed_alone = bench.time(2, trials, alone)
-    add_alone(bench, alone, timed_alone)
-    for trial, measured in zip(trials, timed.trials, strict=True):
+    add_alone(bench, alone, timed_alone, foretold=False)
+    for trial, measured in zip(trials, timed, strict=True):
         bench.add(named(trial, "balanced network, two workers"), trial, measured)
         if trial.layout == PIPELINE:
             bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
     path = bench.write("bubble")
-    draw(path.with_suffix(".png"), timed.trials[2]["spans"], None, trials[2])
+    draw(path.with_suffix(".png"), timed[2]["spans"], None, trials[2])
 
 
 def balanced() -> Architecture:
@@ -348,7 +305,7 @@ def gradients(bench: Bench) -> None:
     trials = [
         replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
     ]
-    for trial, measured in zip(trials, bench.time(1, [], trials)[1].trials, strict=True):
+    for trial, measured in zip(trials, bench.time(1, [], trials)[1], strict=True):
         bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
     bench.write("gradients")
 

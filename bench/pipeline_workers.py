@@ -66,7 +66,7 @@ class Work:
 
 
 def run(world: World, work: Work) -> None:
-    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans"}]}``."""
+    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans", "costs"}]}``."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # there is nothing to save: end at once
     if world.device.type == "cpu":
@@ -84,7 +84,9 @@ def run(world: World, work: Work) -> None:
         saved["links"][layout] = measure_links(world)
     for trial in work.trials:
         world.arrange(trial.layout)
-        saved["trials"].append(timed(world, model, trial, work.steps))
+        rows = trial.batch_size // trial.layout.replicas
+        costs, _ = measure_costs(world, model, rows, [rows // trial.micro_batches])
+        saved["trials"].append(timed(world, model, trial, work.steps) | {"costs": costs})
     if world.is_first:
         torch.save(saved, work.path)
 
