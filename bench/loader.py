@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
 from dataloading import Augmentation, Dataset, Loader, prepare
+from dataloading.command_line import parse
 from dataloading.feed import Feeder
 from dataloading.images import centre_square, resize_shorter_side
 from dataloading.order import Schedule
@@ -360,4 +360,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(parse(Options, prog="python bench/loader.py", description=__doc__))

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from dataloading.command_line import parse
 from dataloading.errors import DatasetError
 from dataloading.progress import ProgressReport
 from dataloading.shards import DESCRIPTION, Dataset, file_sha256
@@ -135,7 +136,7 @@ def _member(data: bytes, position: int) -> tarfile.TarInfo | None:
 
 
 def _summary(dataset: Dataset) -> Table:
-    table = Table("split", "images", "shards", "size", "images per class", title=f"{dataset.name}: {dataset.root}")
+    table = Table("split", "images", "shards", "size", "images per class", title=dataset.name)
     for split in dataset.splits:
         per_class = np.bincount(dataset.labels(split), minlength=len(dataset.classes))
         shards = dataset.shards(split)
@@ -148,7 +149,7 @@ def _summary(dataset: Dataset) -> Table:
 def main(
     dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")],
     decode: bool = True,
-    threads: int | None = None,
+    threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     progress: bool = True,
 ) -> None:
     """Read a prepared data set from beginning to end, compare every checksum, decode every image, and print a summary.
@@ -167,12 +168,12 @@ def main(
         raise DatasetError(f"{dest} is damaged: {len(found):,} problems; copy the data set again or prepare it anew")
     Console().print(_summary(dataset))
     print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")
-    print("everything is as it was prepared")
+    print(f"{dataset.root}: everything is as it was prepared")
 
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, prog="python -m dataloading.check")
+        parse(main, prog="python -m dataloading.check")
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dataloading.command_line import parse
 from dataloading.errors import DatasetError
 from dataloading.preparation import SHARD_IMAGES, prepare
 
@@ -16,9 +17,9 @@ def main(
     quality: int = 95,
     keep_aspect: bool = False,
     label_order: Literal["sorted", "devkit"] = "sorted",
-    validation_every: int | None = None,
+    validation_every: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     verify: bool = False,
-    workers: int | None = None,
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = 89_000_000,
     progress: bool = True,
@@ -65,7 +66,7 @@ def main(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, prog="python -m dataloading.prepare")
+        parse(main, prog="python -m dataloading.prepare")
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

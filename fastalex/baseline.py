@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tyro
-
+from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.baseline_options import BaselineOptions, run_baseline
 
 
 def main() -> None:
     """Parse, measure, print."""
-    options = tyro.cli(BaselineOptions, prog="python -m fastalex.baseline", description=BaselineOptions.__doc__)
+    options = parse(BaselineOptions, prog="python -m fastalex.baseline")
     run_baseline(options)
 
 

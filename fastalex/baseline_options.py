@@ -20,7 +20,7 @@ from fastalex.config import RunConfig
 from fastalex.data import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.options import new_folder
-from fastalex.progress import duration, read_metrics
+from fastalex.progress import duration, print_whole, read_metrics
 from fastalex.traditional import Traditional, check_traditional, classify
 
 RECORD = "baseline.json"
@@ -143,5 +143,5 @@ def _print(rows: list[Errors], seconds: float, folder: Path) -> None:
     for row in rows:
         table.add_row(row.method, f"{row.top1_error:.2f} %", f"{row.top5_error:.2f} %", row.images)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    print_whole(console, table)
     console.print(f"record: {folder / RECORD}")

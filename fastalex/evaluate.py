@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tyro
-
+from dataloading.command_line import parse
 from fastalex import cli, launch
 from fastalex.evaluation_options import EvaluateOptions, evaluate_and_report, resolve, resolve_and_evaluate
 
 
 def main() -> None:
     """Parse, then evaluate here, in new workers, or as one of torchrun's."""
-    options = tyro.cli(EvaluateOptions, prog="python -m fastalex.evaluate", description=EvaluateOptions.__doc__)
+    options = parse(EvaluateOptions, prog="python -m fastalex.evaluate")
     if launch.is_worker():
         launch.run_under_torchrun(resolve_and_evaluate, options.on, options.devices)
     else:

@@ -24,7 +24,7 @@ from fastalex.model import Precision
 from fastalex.partition import partition
 from fastalex.precision import check_precision
 from fastalex.predictions import errors_by_class, worst_classes_table, write_class_errors, write_predictions
-from fastalex.progress import name_value_table
+from fastalex.progress import name_value_table, print_whole
 from fastalex.trained import TrainedNetwork, check_split
 
 
@@ -32,7 +32,7 @@ from fastalex.trained import TrainedNetwork, check_split
 class EvaluateOptions:
     """Error rates of a trained network, or of several together, on images with known classes."""
 
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...] [DATA]")]
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...] [DATA]", help_behavior_hint="")]
     """Run folders or .safetensors files; several answer with the mean of their softmax outputs. Last, a prepared data
     set or class folders. Default: the data that the first run was trained on."""
     crops: Literal[1, 10] = 1
@@ -261,11 +261,11 @@ def _report(job: EvaluationJob, judgement: Judgement) -> None:
         write_predictions(job.predictions, predictions, dataset, evaluation.split)
         rows["predictions"] = str(job.predictions)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(name_value_table("evaluation", rows))
+    print_whole(console, name_value_table("evaluation", rows))
     if len(networks) > 1:
-        console.print(_members_table(job, judgement))
+        print_whole(console, _members_table(job, judgement))
     if job.worst:
-        console.print(worst_classes_table(errors, job.worst))
+        print_whole(console, worst_classes_table(errors, job.worst))
 
 
 def _coefficients_row(evaluation: Evaluation, coefficients: Sequence[float]) -> str:

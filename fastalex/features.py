@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tyro
-
+from dataloading.command_line import parse
 from fastalex import cli, launch
 from fastalex.features_options import FeaturesOptions, extract_and_report, resolve, resolve_and_extract
 
 
 def main() -> None:
     """Parse, then extract here, in new workers, or as one of torchrun's."""
-    options = tyro.cli(FeaturesOptions, prog="python -m fastalex.features", description=FeaturesOptions.__doc__)
+    options = parse(FeaturesOptions, prog="python -m fastalex.features")
     if launch.is_worker():
         launch.run_under_torchrun(resolve_and_extract, options.on, options.devices)
     else:

@@ -20,8 +20,8 @@ from fastalex.evaluation_options import check_positive, default_device
 from fastalex.launch import World, parse_devices
 from fastalex.model import Precision
 from fastalex.partition import partition
-from fastalex.progress import name_value_table
-from fastalex.trained import TrainedNetwork, check_split
+from fastalex.progress import name_value_table, print_whole
+from fastalex.trained import TrainedNetwork, check_split, default_split
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class FeaturesOptions:
     """A run folder, or a .safetensors file with weights."""
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     """A prepared data set or class folders."""
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]")]
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]", help_behavior_hint="")]
     """Such as conv1 (a block's output), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7; an unknown name is
     answered with all of them."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")]
     """The folder to make."""
-    split: str = "val"
-    """Which part of the data set: val, test, train."""
+    split: Annotated[str | None, optional("SPLIT")] = None
+    """Which part of the data set, such as train. Default: val, or the only one that there is."""
     weights: Literal["best", "last"] = "best"
     """Which of the run's weights."""
     dtype: DType = "float32"
@@ -79,9 +79,10 @@ def resolve(options: FeaturesOptions) -> tuple[Extraction, str]:
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name is answered with all")
     activation_shapes(network.description, names)
     dataset = open_data(options.data, network.stored_size, for_training=False)
-    check_split(dataset, options.split)
+    split = options.split or default_split(dataset)
+    check_split(dataset, split)
     extraction = Extraction(
-        network, str(dataset.root), options.split, names, output, options.dtype, options.batch_size, options.precision
+        network, str(dataset.root), split, names, output, options.dtype, options.batch_size, options.precision
     )
     needed = bytes_needed(extraction, dataset)
     there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
@@ -108,7 +109,7 @@ def extract_and_report(world: World, extraction: Extraction) -> None:
             "size": f"{bytes_needed(extraction, dataset) / 2**20:.1f} MiB of {extraction.dtype}",
             "folder": str(extraction.output),
         }
-        Console(soft_wrap=True, highlight=False).print(name_value_table("activations", rows))
+        print_whole(Console(soft_wrap=True, highlight=False), name_value_table("activations", rows))
 
 
 def resolve_and_extract(world: World, options: FeaturesOptions) -> None:

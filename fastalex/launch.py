@@ -65,6 +65,10 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+class Aborted(Interrupted):
+    """Ended by a signal before the workers could say how far they were."""
+
+
 class WorkerError(Exception):
     """A worker failed for a reason that is not the user's input; the message says which and how."""
 
@@ -682,7 +686,7 @@ def _raise_cause(failures: Path, error: Any, devices: Sequence[torch.device], si
         if report["is_user_error"]:
             raise _USER_ERRORS.get(report["type"], ConfigurationError)(report["message"])
     if signal_number:
-        raise Interrupted("interrupted; the run goes on from its last checkpoint, if it has one", signal_number)
+        raise Aborted("interrupted", signal_number)
     if error is None and not reports:
         return
     # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.

@@ -49,7 +49,7 @@ class NetworkOptions:
     four-layer: a small network for 32-pixel images."""
     width: float = 1.0
     """Multiplies the channels of conv layers and the features of hidden layers. Initial weights stay as they are, so
-    very narrow networks hardly start to learn without --init scaled."""
+    below 0.5 a network hardly starts to learn without --init scaled."""
     lrn: bool = True
     """Local response normalisation."""
     overlapping: bool = True
@@ -109,7 +109,7 @@ class RecipeOptions:
     """Layer-wise adaptive learning rates with this trust coefficient, for very large batches; 0.001 is usual."""
     seed: Annotated[int | None, _optional("N")] = None
     """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
-    crops: Annotated[bool | None, _optional("")] = None
+    random_crops: Annotated[bool | None, _optional("")] = None
     """Crop training images at random places; otherwise at the centre. Default: the recipe's."""
     flip: Annotated[bool | None, _optional("")] = None
     """Mirror half of the training images. Default: the recipe's."""
@@ -152,7 +152,7 @@ class MachineOptions:
     """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
     """fp32 (default), tf32 products on a GPU, or bf16 computation with fp32 weights."""
-    cuda_graphs: Annotated[bool | None, _optional("{True,False}")] = None
+    cuda_graphs: Annotated[bool | None, _optional("")] = None
     """Capture the step in CUDA graphs where one GPU has the whole network. Default: yes."""
     on_non_finite: Annotated[NonFinitePolicy | None, _optional("{stop,skip}")] = None
     """A loss that is not finite stops the run (default); or such steps update nothing, and are counted."""
@@ -354,7 +354,7 @@ def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
         "lr": options.lr,
         "momentum": options.momentum,
         "weight_decay": options.wd,
-        "crops": options.crops,
+        "crops": options.random_crops,
         "flip": options.flip,
         "crops_shared_by": options.crops_shared_by,
         "color_noise": options.color_noise,

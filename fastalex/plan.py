@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import tyro
 
+from dataloading.command_line import parse
 from fastalex import cli, launch
 from fastalex.plan_options import PlanOptions, report, resolve
 
@@ -12,7 +12,7 @@ from fastalex.plan_options import PlanOptions, report, resolve
 def main() -> None:
     """Parse, and report here; in new workers only where steps are timed on several devices."""
     launch.refuse_launcher("planning starts its own workers; leave torchrun out")
-    options = tyro.cli(PlanOptions, prog="python -m fastalex.plan", description=PlanOptions.__doc__)
+    options = parse(PlanOptions, prog="python -m fastalex.plan")
     plan = resolve(options)
     if plan.measure:
         launch.run(report, plan, launch.parse_devices(plan.devices))

@@ -38,6 +38,7 @@ from fastalex.planning import (
     stage_memory,
     time_steps,
 )
+from fastalex.progress import print_whole
 
 GIB = 2**30
 
@@ -124,7 +125,7 @@ def report(world: World, plan: Plan) -> None:
     console.print(_layer_table(layers))
     console.print(_statement_table(layers, whole, trial.batch_size))
     console.print(_memory_table(plan, stages))
-    console.print(_time_table(plan, measured))
+    print_whole(console, _time_table(plan, measured))
     for note in _notes(plan):
         console.print(note)
 

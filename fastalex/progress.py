@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
@@ -188,7 +189,7 @@ class Reporter(SilentReporter):
             rows["replicas"] = f"{layout.replicas}, each of {recipe.batch_size // layout.replicas} images a step{of}"
         if progress.step:
             rows["resumed"] = f"at step {progress.step}, in epoch {progress.epoch + 1}"
-        self.console.print(name_value_table("training", rows))
+        print_whole(self.console, name_value_table("training", rows))
 
     @contextmanager
     def epoch(self, progress: Progress, recipe: Recipe, steps: int) -> Iterator[None]:
@@ -254,7 +255,7 @@ class Reporter(SilentReporter):
         if any(progress.replaced.values()):
             counts = ", ".join(f"{len(samples)} of {split}" for split, samples in progress.replaced.items())
             rows["damaged images"] = f"{counts}: others of their class took their place"
-        self.console.print(name_value_table("results", rows))
+        print_whole(self.console, name_value_table("results", rows))
         self.console.print(
             f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {dataset.count('val')} validation images"
         )
@@ -283,10 +284,18 @@ def name_value_table(title: str, rows: dict[str, str]) -> Table:
     """Names and values in two columns."""
     result = Table(title=title, title_justify="left", show_header=False)
     result.add_column()
-    result.add_column(overflow="fold")  # a path that is cut short helps nobody
+    result.add_column(overflow="fold")
     for name, value in rows.items():
         result.add_row(name, value)
     return result
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table without breaking a word, wider than the console if need be: a broken path cannot be copied."""
+    least = Measurement.get(console, console.options.update_width(10_000), table).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

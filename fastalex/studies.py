@@ -136,13 +136,13 @@ AUGMENTATION = Study(
     "augmentation",
     "Crops, reflections and colour noise reduce overfitting.",
     (
-        Variant("crops, flips, colour", training={"crops": True, "flip": True, "color_noise": 0.1}),
+        Variant("crops, flips, colour", training={"random_crops": True, "flip": True, "color_noise": 0.1}),
         Variant(
             "crops, flips",
-            training={"crops": True, "flip": True, "color_noise": 0.0},
+            training={"random_crops": True, "flip": True, "color_noise": 0.0},
             published=Published(1.0, None, "paper, section 4.1: colour noise gains over 1 % top-1", "more than"),
         ),
-        Variant("none", training={"crops": False, "flip": False, "color_noise": 0.0}),
+        Variant("none", training={"random_crops": False, "flip": False, "color_noise": 0.0}),
     ),
     note="The paper (section 4.1) says that without crops and reflections the network overfits substantially, and "
     "gives no figure.",

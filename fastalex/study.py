@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from dataloading.command_line import parse
 from fastalex import cli, comparison, experiment, launch
 from fastalex.cli import optional
 from fastalex.launch import Interrupted
@@ -78,7 +78,7 @@ def _carry_out(study: Study, members: Sequence[experiment.Member], folder: Path,
 
 def main() -> None:
     """Parse and run."""
-    run(tyro.cli(StudyOptions, prog="python -m fastalex.study", description=StudyOptions.__doc__))
+    run(parse(StudyOptions, prog="python -m fastalex.study"))
 
 
 if __name__ == "__main__":

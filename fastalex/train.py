@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
-import tyro
-
+from dataloading.command_line import parse
 from fastalex import cli, launch
 from fastalex.options import TrainOptions, resolve, resolve_and_train
 from fastalex.trainer import train
@@ -13,7 +13,7 @@ from fastalex.trainer import train
 
 def main() -> None:
     """Parse, then train here, in new workers, or as one of torchrun's."""
-    options = tyro.cli(TrainOptions, prog="python -m fastalex.train", description=TrainOptions.__doc__)
+    options = parse(TrainOptions, prog="python -m fastalex.train")
     if launch.is_worker():
         launch.run_under_torchrun(resolve_and_train, options.on, options.machine.devices)
     else:
@@ -21,10 +21,16 @@ def main() -> None:
         try:
             launch.run(train, config, launch.parse_devices(config.devices), options.machine.max_restarts)
         except launch.WorkerError as error:
-            if not any(Path(config.output).glob("checkpoints/[0-9]*")):
-                raise
-            remedy = f"go on with: {launch.command('fastalex.train', '--resume', config.output)}"
-            raise launch.WorkerError(f"{error}; {remedy}") from None
+            raise launch.WorkerError(f"{error}; {_way_on(Path(config.output))}") from None
+        except (launch.Aborted, KeyboardInterrupt) as error:
+            number = getattr(error, "signal_number", signal.SIGINT)
+            raise launch.Interrupted(f"interrupted; {_way_on(Path(config.output))}", number) from None
+
+
+def _way_on(run: Path) -> str:
+    if not any(run.glob("checkpoints/[0-9]*")):
+        return "the run has no checkpoint yet: start it anew"
+    return f"go on with: {launch.command('fastalex.train', '--resume', run)}"
 
 
 if __name__ == "__main__":

@@ -124,6 +124,12 @@ def open_loader(
     )
 
 
+def default_split(dataset: AnyDataset) -> str:
+    """The validation set, or the only split that has images."""
+    there = [name for name in dataset.splits if dataset.count(name)]
+    return there[0] if len(there) == 1 else "val"
+
+
 def check_split(dataset: AnyDataset, split: str) -> None:
     """Refuse a split that is not there, or has no images.
 

@@ -22,6 +22,7 @@ import dataloading
 import kernels
 from dataloading.loader import Batch, Loader
 from fastalex.allocator import keep_freed_memory
+from fastalex.architecture import faint_signal
 from fastalex.checkpoint import (
     Progress,
     latest_checkpoint,
@@ -216,9 +217,11 @@ class Trainer:
         """All remaining epochs."""
         progress = self.progress
         self.reporter.start(self.config, self.dataset, progress)
-        slow = slow_precision(self.config.precision, self.world.device)
-        if slow:
-            self.reporter.note(slow)
+        notes = [slow_precision(self.config.precision, self.world.device)]
+        if not progress.step and not self.config.init_from:
+            notes.append(faint_signal(self.engine.stage.architecture, self.config.network.variation))
+        for note in filter(None, notes):
+            self.reporter.note(note)
         while progress.epoch < self.recipe.epochs:
             self._set_learning_rates()
             self._train_epoch()

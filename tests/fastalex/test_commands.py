@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,13 +264,34 @@ def test_help_names_every_option_in_groups(tmp_path):
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
         "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --crops-shared-by --seed "
-        "--set --init-from --bottleneck --init --crops --flip --color-noise --fraction --devices --stages "
+        "--set --init-from --bottleneck --init --random-crops --flip --color-noise --fraction --devices --stages "
         "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
         "--on-bad-sample --hardware-decoder-load --resume --output"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
     for group in ("network", "training", "machine", "reading"):
         assert group in out
+
+
+COMMANDS = ["train", "evaluate", "features", "plan", "study", "baseline"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_tells_a_mistake_in_one_line_and_has_no_empty_default(tmp_path, monkeypatch, capsys, name):
+    assert "error: there is no option --zebra" in refused(tmp_path, f"fastalex.{name}", "--zebra")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"fastalex.{name}").main()
+    text = capsys.readouterr().out
+    assert "--help" in text
+    assert "(default: )" not in text
+    assert "(default: None)" not in text
+    assert "{True,False}" not in text
+
+
+def test_a_choice_that_there_is_not(tmp_path):
+    message = refused(tmp_path, "fastalex.train", "--precision", "bf61")
+    assert message == "error: --precision is 'bf61'; choose one of bf16, fp32, tf32"
 
 
 def test_a_bar_on_a_terminal(tmp_path, prepared):
@@ -331,6 +353,24 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
     assert code == 0, err
     assert f"at step {progress.step}" in out
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, finished, resumed):
+    arguments = [prepared, *SMALL, "--output", "run"]
+    if resumed:
+        shutil.copytree(finished[0] / "run", tmp_path / "run")
+        arguments = ["--resume", "run", "--epochs", "500"]
+    process = start(tmp_path, "fastalex.train", *arguments, "--devices", "cpu,cpu")
+    deadline = time.monotonic() + 120
+    while not any(b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.pid)):
+        assert time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # the workers still import torch
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGINT
+    way_on = f"go on with: {sys.executable} -m fastalex.train --resume run"
+    assert err == f"interrupted; {way_on if resumed else 'the run has no checkpoint yet: start it anew'}\n"
 
 
 def kill_a_worker(process: subprocess.Popen) -> list[int]:

@@ -61,7 +61,7 @@ def test_stimuli_need_neither_classes_nor_a_validation_set(runs, class_folders, 
     stimuli.mkdir(parents=True)
     for number, path in enumerate(sorted(class_folders.glob("val/*/*.jpg"))):
         (stimuli / f"{number}.jpg").write_bytes(path.read_bytes())
-    options = FeaturesOptions(runs[0], stimuli.parent, ("fc7",), tmp_path / "out", split="train", devices="cpu")
+    options = FeaturesOptions(runs[0], stimuli.parent, ("fc7",), tmp_path / "out", devices="cpu")
     extraction, _ = resolve(options)
     extract(HERE, extraction)
     assert np.load(tmp_path / "out" / "fc7.npy").shape == (7, 256)
