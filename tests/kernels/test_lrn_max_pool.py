@@ -27,7 +27,7 @@ import kernels
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @examples(9)
 @given(
-    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4]), st.integers(3, 6), st.integers(3, 5)),
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4, 8]), st.integers(3, 6), st.integers(3, 5)),
     st.sampled_from([1, 2]),
     st.integers(1, 6),
     st.sampled_from([(3, 2), (2, 2), (2, 3), (1, 1)]),

@@ -28,7 +28,7 @@ from kernels.arguments import pooled_length
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @examples(14)
 @given(
-    st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8]), st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 16]), st.integers(1, 7), st.integers(1, 7)),
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(0, 2),

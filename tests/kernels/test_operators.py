@@ -7,11 +7,23 @@ from collections.abc import Callable
 import hypothesis.strategies as st
 import pytest
 import torch
-from comparing import DEVICE, IMPLEMENTATIONS, check_close, dtypes, examples, laid_out, random_tensor, seeds
+from comparing import (
+    DEVICE,
+    DTYPES,
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtypes,
+    examples,
+    laid_out,
+    random_tensor,
+    seeds,
+)
 from hypothesis import given
 from torch import Tensor
 
 import kernels
+from kernels import launch
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
@@ -28,6 +40,21 @@ def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_la
     y = operator(x)
     y.backward(laid_out(random_tensor(y.shape, 1, x.dtype), grad_layout))
     return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype.itemsize == 2])
+def test_eight_channels_at_a_time_are_the_definition(
+    name: str, grad_layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training: half precision, 16 bytes of channels a thread, here two such vectors in each of two groups."""
+    widths, vector_width = [], launch.vector_width
+    monkeypatch.setattr(launch, "vector_width", lambda *sizes: widths.append(vector_width(*sizes)) or widths[-1])
+    x = laid_out(random_tensor((2, 32, 5, 5), 0, dtype), "channels_last")
+    check_against_reference(OPERATORS[name], "triton", [x], grad_layout)
+    assert widths
+    assert set(widths) == {8}
 
 
 @pytest.mark.parametrize("name", OPERATORS)

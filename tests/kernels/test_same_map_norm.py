@@ -23,7 +23,7 @@ from hypothesis import given
 
 import kernels
 
-shapes = st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 10]), st.integers(1, 6), st.integers(1, 6))
+shapes = st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 10, 16]), st.integers(1, 6), st.integers(1, 6))
 constants = st.tuples(
     st.sampled_from([0.0, 1e-4, 0.5]), st.sampled_from([0.75, 0.5, 1.0, 0.6]), st.sampled_from([1, 2.0])
 )
