@@ -10,6 +10,7 @@ from comparing import (
     IMPLEMENTATIONS,
     check_against_reference,
     check_close,
+    dtype_for,
     dtypes,
     examples,
     gradient_layouts,
@@ -42,6 +43,7 @@ def test_fused_is_the_composition(
     implementation, shape, groups, size, pool, relu, with_bias, dtype, layout, gradient_layout, seed
 ):
     batch, channels, height, width = shape
+    dtype = dtype_for(implementation, dtype)
     x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
     tensors = [x, random_tensor((channels * groups,), seed + 2, torch.float32)] if with_bias else [x]
 
