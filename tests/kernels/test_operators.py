@@ -66,6 +66,33 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+# Windows one apart, so that there are as many outputs as inputs.
+LARGE = OPERATORS | {
+    "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
+    "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
+}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 40 GB of a GPU's memory, and its speed")
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_offsets_pass_32_bits(name: str, layout: str) -> None:
+    """The first and the last image of a large batch are computed as if alone, and into places of their own."""
+    image = random_tensor((1, 96, 1000, 1000), 0, torch.float16)
+    alone = result_and_gradient(LARGE[name], laid_out(image, layout), layout)
+    x = laid_out(torch.zeros(23, *image.shape[1:], dtype=image.dtype, device=DEVICE), layout)
+    x[0] = x[-1] = image[0]
+    x.requires_grad_()
+    y = LARGE[name](x)
+    grad = torch.zeros_like(y)
+    grad[0] = grad[-1] = random_tensor(alone[0].shape, 1, x.dtype)[0]
+    (grad_x,) = torch.autograd.grad(y, x, grad)
+    assert min(x.numel(), y.numel()) > 2**31
+    for whole, single in zip((y, grad_x), alone, strict=True):
+        assert torch.equal(whole[0], single[0])
+        assert torch.equal(whole[-1], single[0])
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])

@@ -110,6 +110,28 @@ def test_registered_operator_keeps_pytorchs_rules() -> None:
         )
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 20 GB of a GPU's memory")
+def test_offsets_pass_32_bits() -> None:
+    """The first and the last elements of a large tensor are updated as if alone."""
+
+    def updated(given: list[torch.Tensor]) -> list[torch.Tensor]:
+        weight, gradient, velocity = given
+        copy = torch.empty_like(weight, dtype=torch.bfloat16)
+        options = {"learning_rates": [0.1], "weight_decays": [0.01], "copies": [copy]}
+        kernels.sgd_update_([weight], [gradient], [velocity], **options)
+        return [weight, velocity, copy]
+
+    # The last block is whole and ends the tensor, or holds but a few elements.
+    for ends in (sgd._BLOCK, 100):
+        small = list(random_tensor((3, ends), 0, torch.float16))
+        large = [torch.zeros(2**31 + ends, dtype=torch.float16, device=DEVICE) for _ in range(3)]
+        for values, tensor in zip(small, large, strict=True):
+            tensor[:ends] = tensor[-ends:] = values
+        for found, wanted in zip(updated(large), updated(small), strict=True):
+            assert torch.equal(found[:ends], wanted)
+            assert torch.equal(found[-ends:], wanted)
+
+
 @pytest.mark.parametrize("with_copies", [(True,) * 6, (False, True) * 3, None])
 def test_all_tensors_are_updated_in_one_launch(with_copies, monkeypatch: pytest.MonkeyPatch) -> None:
     grids = []
