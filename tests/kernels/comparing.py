@@ -13,7 +13,7 @@ import kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Largest error allowed, relative to the largest value of the reference in fp64.
+# Largest error allowed, relative to the largest value of the reference in fp64, or of what it is the sum of.
 TOLERANCES = {
     # Some twenty rounded operations of 1.1e-16 each, with room for sums over a window.
     torch.float64: 1e-13,
@@ -67,7 +67,9 @@ def random_tensor(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.fl
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values in another layout."""
+    """The same values in another layout, as far as x has dimensions for it; the first ones repeated, if expanded."""
+    if x.dim() == 0 or (layout == "channels_last" and x.dim() != 4):
+        return x.contiguous()
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
     if layout == "sliced":
@@ -79,8 +81,11 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
-def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str) -> None:
-    """`found` equals the fp64 reference to within the rounding of `dtype`, NaN and infinities in their places."""
+def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str, magnitude: Tensor | None = None) -> None:
+    """`found` equals the fp64 reference to within the rounding of `dtype`, NaN and infinities in their places.
+
+    Of a sum of few terms, which may cancel, `magnitude` is the sum of their absolute values.
+    """
     assert found.shape == wanted.shape, what
     if wanted.numel() == 0:
         return
@@ -88,7 +93,7 @@ def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str) ->
     assert torch.equal(found.isfinite(), finite), f"{what}: NaN or infinity elsewhere than in the reference"
     torch.testing.assert_close(found[~finite].double(), wanted[~finite], equal_nan=True)
     if finite.any():
-        scale = wanted[finite].abs().max().clamp(min=1e-6)
+        scale = (wanted if magnitude is None else magnitude)[finite].abs().max().clamp(min=1e-6)
         error = (found.double() - wanted)[finite].abs().max() / scale
         assert error <= TOLERANCES[dtype], f"{what}: error {error:.2e} exceeds {TOLERANCES[dtype]:.2e} for {dtype}"
 

@@ -101,17 +101,17 @@ def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Non
 
 
 def _update(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
-    weights = [torch.zeros(64, 64) for _ in range(3)]
-    for copies in (None, [weight.bfloat16() for weight in weights[2:]]):
+    for case, first in (("sgd", 0), ("sgd unaligned", 1)):
+        weight, velocity = (torch.zeros(4097)[first:] for _ in range(2))
         yield (
-            f"sgd {'with' if copies else 'without'} copies",
-            lambda copies=copies: kernels.sgd_update_(
-                weights[:1],
-                [weights[1].to(dtype)],
-                weights[2:],
+            case,
+            lambda weight=weight, velocity=velocity: kernels.sgd_update_(
+                [weight],
+                [weight.to(dtype)],
+                [velocity],
                 learning_rates=[0.01],
                 weight_decays=[0.0005],
-                copies=copies,
+                copies=[weight.bfloat16()],
             ),
         )
 

@@ -105,6 +105,11 @@ def test_only_the_first_layers_pixels_and_biases_are_loaded_narrowly(records: li
 
 def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -> None:
     for record in records:
+        if record["case"] == "sgd unaligned":
+            # Wider ones would fail. The table's numbers have 8 bytes.
+            assert set(record["loads"]) <= {"2", "4", "8"}, record
+            assert set(record["stores"]) <= {"2", "4"}, record
+            continue
         for way in ("loads", "stores"):
             wide = {width for width in record[way] if int(width) >= 16}
             narrow = set(record[way]) - wide
