@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import hypothesis
 import hypothesis.strategies as st
+import pytest
 import torch
 from torch import Tensor
 
@@ -79,6 +81,21 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1, :, :1, :1].expand_as(x) if x.dim() == 4 and x.numel() else x[:1].expand_as(x)
     return x.contiguous()
+
+
+@contextmanager
+def no_copies() -> Iterator[None]:
+    """`contiguous` fails where it copies."""
+    contiguous = Tensor.contiguous
+
+    def without_a_copy(x: Tensor, **options) -> Tensor:
+        made = contiguous(x, **options)
+        assert made.data_ptr() == x.data_ptr(), "a tensor was copied"
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Tensor, "contiguous", without_a_copy)
+        yield
 
 
 def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str, magnitude: Tensor | None = None) -> None:

@@ -17,6 +17,7 @@ from comparing import (
     dtypes_of,
     examples,
     laid_out,
+    no_copies,
     random_tensor,
     seeds,
 )
@@ -26,14 +27,22 @@ from torch import Tensor
 import kernels
 from kernels import launch
 
-OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
     "same_map_norm": lambda x: kernels.same_map_norm(x, 3, alpha=0.3),
     "max_pool2d": kernels.max_pool2d,
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, alpha=0.3, groups=2, relu="before"),
 }
-# A GPU is asked for enough programs to run many at once, in an order that changes.
-SHAPE = (64, 96, 27, 27) if DEVICE == "cuda" else (1, 8, 5, 5)
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: kernels.dropout(x, seed=1),
+    "bias_relu_dropout": lambda x: kernels.bias_relu_dropout(x, x[0], seed=1),
+}
+OPERATORS = MAPS | ROWS
+
+
+def sample(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """200 numbers."""
+    return random_tensor((1, 8, 5, 5) if name in MAPS else (8, 25), seed, dtype)
 
 
 def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_layout: str) -> tuple[Tensor, Tensor]:
@@ -43,7 +52,7 @@ def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_la
     return y.detach(), x.grad
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [dtype for dtype in dtypes_of("triton") if dtype.itemsize == 2])
 def test_eight_channels_at_a_time_are_the_definition(
@@ -53,21 +62,25 @@ def test_eight_channels_at_a_time_are_the_definition(
     widths, vector_width = [], launch.vector_width
     monkeypatch.setattr(launch, "vector_width", lambda *sizes: widths.append(vector_width(*sizes)) or widths[-1])
     x = laid_out(random_tensor((2, 32, 5, 5), 0, dtype), "channels_last")
-    check_against_reference(OPERATORS[name], "triton", [x], grad_layout)
+    check_against_reference(MAPS[name], "triton", [x], grad_layout)
     assert widths
     assert set(widths) == {8}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_same_input_gives_the_same_bits(name: str) -> None:
-    x = laid_out(random_tensor(SHAPE, 0, torch.float32), "channels_last")
+    x = sample(name, 0)
+    if DEVICE == "cuda":
+        # Enough programs to run many at once, in an order that changes.
+        x = random_tensor((64, 96, 27, 27) if name in MAPS else (512, 4096), 0, torch.float32)
+    x = laid_out(x, "channels_last")
     with kernels.using("triton"):
         first, second = (result_and_gradient(OPERATORS[name], x, "channels_last") for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 # Windows one apart, so that there are as many outputs as inputs.
-LARGE = OPERATORS | {
+LARGE = MAPS | {
     "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
 }
@@ -93,26 +106,20 @@ def test_offsets_pass_32_bits(name: str, layout: str) -> None:
         assert torch.equal(whole[-1], single[0])
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
-def test_neither_layout_is_copied(name: str, layout: str, grad_layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    contiguous = Tensor.contiguous
-
-    def without_a_copy(x: Tensor, **options) -> Tensor:
-        made = contiguous(x, **options)
-        assert made.data_ptr() == x.data_ptr(), "a tensor was copied"
-        return made
-
-    x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), layout)
+@pytest.mark.parametrize(
+    ("name", "layout", "grad_layout"),
+    [(name, one, other) for name in MAPS for one in ("nchw", "channels_last") for other in ("nchw", "channels_last")]
+    + [(name, "nchw", "nchw") for name in ROWS],
+)
+def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> None:
+    x = laid_out(sample(name, 0), layout)
     y = OPERATORS[name](x)
     grad = laid_out(random_tensor(y.shape, 1, torch.float32), grad_layout)
     x.requires_grad_()
-    with kernels.using("triton"), monkeypatch.context() as patched:
-        patched.setattr(Tensor, "contiguous", without_a_copy)
+    with kernels.using("triton"), no_copies():
         y = OPERATORS[name](x)
         torch.autograd.grad(y, x, grad)
-        # What has neither layout is copied, and noticed here.
+        # What has no such layout is copied, and noticed here.
         with pytest.raises(AssertionError, match="a tensor was copied"):
             OPERATORS[name](laid_out(x.detach(), "sliced"))
 
@@ -132,7 +139,7 @@ def test_neither_layout_is_copied(name: str, layout: str, grad_layout: str, monk
 )
 def test_special_values_go_where_the_definition_has_them(implementation, name, specials, dtype, layout, seed) -> None:
     dtype = dtype_for(implementation, dtype)
-    x = random_tensor((1, 8, 5, 5), seed, dtype)
+    x = sample(name, seed, dtype)
     for value, place in specials:
         x.view(-1)[place] = value
     x = laid_out(x, layout)

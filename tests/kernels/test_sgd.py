@@ -200,6 +200,34 @@ def test_all_tensors_are_updated_in_one_launch(with_copies, launches) -> None:
     assert [grid for grid, _ in launches] == [(sum(blocks),)]
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_a_gradient_laid_out_as_its_weight_is_not_copied(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(sgd, "_update", lambda weights, gradients, *rest: taken.extend(gradients))
+    weight, gradient, velocity = (
+        laid_out(random_tensor((2, 3, 2, 2), seed, torch.float32), layout) for seed in range(3)
+    )
+    other = laid_out(gradient, "nchw" if layout == "channels_last" else "channels_last")
+    with kernels.using("triton"):
+        for given_gradient in (gradient, other):
+            kernels.sgd_update_([weight], [given_gradient], [velocity], learning_rates=[0.1], weight_decays=[0.1])
+    assert taken[0] is gradient
+    assert taken[1] is not other
+    assert torch.equal(taken[1], other)
+
+
+def test_the_same_input_gives_the_same_bits() -> None:
+    # On a GPU, enough programs to run many at once, in an order that changes.
+    given_tensors = random_tensor((3, *((4096, 4096) if DEVICE == "cuda" else (130, 31))), 0, torch.float32)
+    results = []
+    for _ in range(2):
+        weight, gradient, velocity = given_tensors.clone()
+        with kernels.using("triton"):
+            kernels.sgd_update_([weight], [gradient], [velocity], learning_rates=[0.1], weight_decays=[0.1])
+        results.append((weight, velocity))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("unaligned", [None, 0, 1, 2, 3])
 def test_only_aligned_tensors_are_loaded_16_bytes_at_a_time(unaligned: int | None, launches) -> None:
     tensors = [random_tensor((40,), 0, torch.float32) for _ in range(3)] + [torch.zeros(40, device=DEVICE).bfloat16()]
