@@ -21,5 +21,5 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def poison_uninitialised_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
