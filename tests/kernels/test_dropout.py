@@ -64,18 +64,26 @@ def test_the_mask_has_philox_bits(implementation: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
-@examples(8)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), seeds)
-def test_micro_batches_draw_the_masks_of_the_whole(implementation, sizes, seed):
-    x = random_tensor((sum(sizes), 40), seed, torch.float32)
+@examples(6)
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=3), st.booleans(), dtypes, seeds)
+def test_micro_batches_draw_the_masks_of_the_whole(implementation, sizes, with_bias, dtype, seed):
+    x = random_tensor((sum(sizes), 40), seed, dtype_for(implementation, dtype))
+    bias = [random_tensor((40,), seed + 1, torch.float32)] if with_bias else []
+    operator = kernels.bias_relu_dropout if with_bias else kernels.dropout
+
+    def result_and_gradient(x: torch.Tensor, first_row: int | torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        y = operator(x, *bias, seed=seed, first_row=first_row)
+        return torch.stack((y.detach(), *torch.autograd.grad(y.sum(), x)))
+
     with kernels.using(implementation):
-        whole = kernels.dropout(x, seed=seed, first_row=100)
+        whole = result_and_gradient(x, 100)
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
         parts = [
-            kernels.dropout(x[start : start + size], seed=seed, first_row=torch.tensor(100 + start))
+            result_and_gradient(x[start : start + size], torch.tensor(100 + start))
             for start, size in zip(starts, sizes, strict=True)
         ]
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
