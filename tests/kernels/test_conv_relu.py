@@ -13,6 +13,7 @@ from comparing import (
     DEVICE,
     IMPLEMENTATIONS,
     check_close,
+    dtype_for,
     dtypes,
     examples,
     gradient_layouts,
@@ -137,6 +138,7 @@ def test_result_and_gradients_are_pytorchs(
     count, *kernel = filters
     top, bottom, left, right = arguments.four_sided(padding)
     assume(height + top + bottom >= kernel[0] and width + left + right >= kernel[1])
+    dtype = dtype_for(implementation, dtype)
     x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
     weight = laid_out(random_tensor((count * groups, channels, *kernel), seed + 1, dtype), layout)
     bias = random_tensor((count * groups,), seed + 2, dtype) if with_bias else None

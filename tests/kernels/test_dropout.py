@@ -11,6 +11,7 @@ from comparing import (
     DEVICE,
     IMPLEMENTATIONS,
     check_against_reference,
+    dtype_for,
     dtypes,
     examples,
     laid_out,
@@ -44,7 +45,7 @@ def test_both_operators_are_the_definition(
 ):
     seed, first_row = counter
     options = {"seed": seed, "first_row": first_row, "training": training, "inverted": inverted}
-    x = laid_out(random_tensor(shape, seed, dtype), layout)
+    x = laid_out(random_tensor(shape, seed, dtype_for(implementation, dtype)), layout)
     bias = random_tensor(shape[1:], seed + 1, torch.float32)
     check_against_reference(lambda x: kernels.dropout(x, p, **options), implementation, [x], gradient_layout, seed)
     check_against_reference(
@@ -63,18 +64,26 @@ def test_the_mask_has_philox_bits(implementation: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
-@examples(8)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), seeds)
-def test_micro_batches_draw_the_masks_of_the_whole(implementation, sizes, seed):
-    x = random_tensor((sum(sizes), 40), seed, torch.float32)
+@examples(6)
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=3), st.booleans(), dtypes, seeds)
+def test_micro_batches_draw_the_masks_of_the_whole(implementation, sizes, with_bias, dtype, seed):
+    x = random_tensor((sum(sizes), 40), seed, dtype_for(implementation, dtype))
+    bias = [random_tensor((40,), seed + 1, torch.float32)] if with_bias else []
+    operator = kernels.bias_relu_dropout if with_bias else kernels.dropout
+
+    def result_and_gradient(x: torch.Tensor, first_row: int | torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        y = operator(x, *bias, seed=seed, first_row=first_row)
+        return torch.stack((y.detach(), *torch.autograd.grad(y.sum(), x)))
+
     with kernels.using(implementation):
-        whole = kernels.dropout(x, seed=seed, first_row=100)
+        whole = result_and_gradient(x, 100)
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
         parts = [
-            kernels.dropout(x[start : start + size], seed=seed, first_row=torch.tensor(100 + start))
+            result_and_gradient(x[start : start + size], torch.tensor(100 + start))
             for start, size in zip(starts, sizes, strict=True)
         ]
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -176,6 +185,31 @@ def test_replays_of_a_cuda_graph_differ() -> None:
     graph.replay()
     assert not torch.equal(first, y)
     assert torch.equal(y, kernels.dropout(x, seed=2))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 20 GB of a GPU's memory")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_offsets_pass_32_bits(with_bias: bool) -> None:
+    """The first and the last row of many are computed as if alone."""
+    rows, features = 2**16 + 2, 2**15
+    bias = torch.ones(features, device=DEVICE)
+
+    def results(x: torch.Tensor, grad: torch.Tensor, first_row: int) -> list[torch.Tensor]:
+        x.requires_grad_()
+        options = {"seed": 1, "first_row": first_row}
+        y = kernels.bias_relu_dropout(x, bias, **options) if with_bias else kernels.dropout(x, **options)
+        return [y, *torch.autograd.grad(y, x, grad)]
+
+    row, grad_row = random_tensor((2, 1, features), 0, torch.float16)
+    x = torch.zeros(rows, features, dtype=torch.float16, device=DEVICE)
+    grad = torch.zeros_like(x)
+    x[0] = x[-1] = row
+    grad[0] = grad[-1] = grad_row
+    whole = results(x, grad, 0)
+    assert x.numel() > 2**31
+    for place in (0, rows - 1):
+        for found, wanted in zip(whole, results(row.clone(), grad_row, place), strict=True):
+            assert torch.equal(found[place], wanted[0])
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,42 @@ from collections.abc import Callable
 import hypothesis.strategies as st
 import pytest
 import torch
-from comparing import DEVICE, IMPLEMENTATIONS, check_close, dtypes, examples, laid_out, random_tensor, seeds
+from comparing import (
+    DEVICE,
+    IMPLEMENTATIONS,
+    check_against_reference,
+    check_close,
+    dtype_for,
+    dtypes,
+    dtypes_of,
+    examples,
+    laid_out,
+    no_copies,
+    random_tensor,
+    seeds,
+)
 from hypothesis import given
 from torch import Tensor
 
 import kernels
+from kernels import launch
 
-OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
+MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
     "same_map_norm": lambda x: kernels.same_map_norm(x, 3, alpha=0.3),
     "max_pool2d": kernels.max_pool2d,
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, alpha=0.3, groups=2, relu="before"),
 }
-# A GPU is asked for enough programs to run many at once, in an order that changes.
-SHAPE = (64, 96, 27, 27) if DEVICE == "cuda" else (1, 8, 5, 5)
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda x: kernels.dropout(x, seed=1),
+    "bias_relu_dropout": lambda x: kernels.bias_relu_dropout(x, x[0], seed=1),
+}
+OPERATORS = MAPS | ROWS
+
+
+def sample(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """200 numbers."""
+    return random_tensor((1, 8, 5, 5) if name in MAPS else (8, 25), seed, dtype)
 
 
 def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_layout: str) -> tuple[Tensor, Tensor]:
@@ -30,34 +52,74 @@ def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_la
     return y.detach(), x.grad
 
 
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in dtypes_of("triton") if dtype.itemsize == 2])
+def test_eight_channels_at_a_time_are_the_definition(
+    name: str, grad_layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in training: half precision, 16 bytes of channels a thread, here two such vectors in each of two groups."""
+    widths, vector_width = [], launch.vector_width
+    monkeypatch.setattr(launch, "vector_width", lambda *sizes: widths.append(vector_width(*sizes)) or widths[-1])
+    x = laid_out(random_tensor((2, 32, 5, 5), 0, dtype), "channels_last")
+    check_against_reference(MAPS[name], "triton", [x], grad_layout)
+    assert widths
+    assert set(widths) == {8}
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_same_input_gives_the_same_bits(name: str) -> None:
-    x = laid_out(random_tensor(SHAPE, 0, torch.float32), "channels_last")
+    x = sample(name, 0)
+    if DEVICE == "cuda":
+        # Enough programs to run many at once, in an order that changes.
+        x = random_tensor((64, 96, 27, 27) if name in MAPS else (512, 4096), 0, torch.float32)
+    x = laid_out(x, "channels_last")
     with kernels.using("triton"):
         first, second = (result_and_gradient(OPERATORS[name], x, "channels_last") for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+# Windows one apart, so that there are as many outputs as inputs.
+LARGE = MAPS | {
+    "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
+    "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
+}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs 40 GB of a GPU's memory, and its speed")
+@pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("grad_layout", ["nchw", "channels_last"])
-def test_neither_layout_is_copied(name: str, layout: str, grad_layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    contiguous = Tensor.contiguous
+def test_offsets_pass_32_bits(name: str, layout: str) -> None:
+    """The first and the last image of a large batch are computed as if alone, and into places of their own."""
+    image = random_tensor((1, 96, 1000, 1000), 0, torch.float16)
+    alone = result_and_gradient(LARGE[name], laid_out(image, layout), layout)
+    x = laid_out(torch.zeros(23, *image.shape[1:], dtype=image.dtype, device=DEVICE), layout)
+    x[0] = x[-1] = image[0]
+    x.requires_grad_()
+    y = LARGE[name](x)
+    grad = torch.zeros_like(y)
+    grad[0] = grad[-1] = random_tensor(alone[0].shape, 1, x.dtype)[0]
+    (grad_x,) = torch.autograd.grad(y, x, grad)
+    assert min(x.numel(), y.numel()) > 2**31
+    for whole, single in zip((y, grad_x), alone, strict=True):
+        assert torch.equal(whole[0], single[0])
+        assert torch.equal(whole[-1], single[0])
 
-    def without_a_copy(x: Tensor, **options) -> Tensor:
-        made = contiguous(x, **options)
-        assert made.data_ptr() == x.data_ptr(), "a tensor was copied"
-        return made
 
-    x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), layout)
+@pytest.mark.parametrize(
+    ("name", "layout", "grad_layout"),
+    [(name, one, other) for name in MAPS for one in ("nchw", "channels_last") for other in ("nchw", "channels_last")]
+    + [(name, "nchw", "nchw") for name in ROWS],
+)
+def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> None:
+    x = laid_out(sample(name, 0), layout)
     y = OPERATORS[name](x)
     grad = laid_out(random_tensor(y.shape, 1, torch.float32), grad_layout)
     x.requires_grad_()
-    with kernels.using("triton"), monkeypatch.context() as patched:
-        patched.setattr(Tensor, "contiguous", without_a_copy)
+    with kernels.using("triton"), no_copies():
         y = OPERATORS[name](x)
         torch.autograd.grad(y, x, grad)
-        # What has neither layout is copied, and noticed here.
+        # What has no such layout is copied, and noticed here.
         with pytest.raises(AssertionError, match="a tensor was copied"):
             OPERATORS[name](laid_out(x.detach(), "sliced"))
 
@@ -76,7 +138,8 @@ def test_neither_layout_is_copied(name: str, layout: str, grad_layout: str, monk
     seeds,
 )
 def test_special_values_go_where_the_definition_has_them(implementation, name, specials, dtype, layout, seed) -> None:
-    x = random_tensor((1, 8, 5, 5), seed, dtype)
+    dtype = dtype_for(implementation, dtype)
+    x = sample(name, seed, dtype)
     for value, place in specials:
         x.view(-1)[place] = value
     x = laid_out(x, layout)

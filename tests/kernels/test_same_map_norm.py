@@ -10,6 +10,7 @@ from comparing import (
     IMPLEMENTATIONS,
     check_against_reference,
     check_close,
+    dtype_for,
     dtypes,
     examples,
     gradient_layouts,
@@ -23,7 +24,7 @@ from hypothesis import given
 
 import kernels
 
-shapes = st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 10]), st.integers(1, 6), st.integers(1, 6))
+shapes = st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 4, 8, 10, 16]), st.integers(1, 6), st.integers(1, 6))
 constants = st.tuples(
     st.sampled_from([0.0, 1e-4, 0.5]), st.sampled_from([0.75, 0.5, 1.0, 0.6]), st.sampled_from([1, 2.0])
 )
@@ -33,7 +34,7 @@ constants = st.tuples(
 @examples(12)
 @given(shapes, st.integers(1, 7), constants, dtypes, layouts, gradient_layouts, seeds)
 def test_same_map_norm_is_the_definition(implementation, shape, size, constants, dtype, layout, gradient_layout, seed):
-    x = laid_out(random_tensor(shape, seed, dtype), layout)
+    x = laid_out(random_tensor(shape, seed, dtype_for(implementation, dtype)), layout)
     check_against_reference(
         lambda x: kernels.same_map_norm(x, size, *constants), implementation, [x], gradient_layout, seed
     )

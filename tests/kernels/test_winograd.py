@@ -5,16 +5,13 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from comparing import examples, gradient_layouts, laid_out, saved_bytes, seeds
+from comparing import TRANSFORMED_TOLERANCES, check_close, examples, gradient_layouts, laid_out, saved_bytes, seeds
 from hypothesis import assume, given
 from torch import Tensor
 
 import kernels
 from kernels import arguments, winograd
 
-# Relative to the largest value. Plain sums of these lengths are off by 1e-6 in fp32; transforms of up to eight points
-# make that some ten times as much.
-TOLERANCES = {torch.float32: 3e-5, torch.float64: 6e-14}
 # Kernel and stride: those that make three or five taps of stride 1.
 SHAPES = [(3, 1), (5, 1), (11, 4), (12, 4), (9, 4), (5, 2), (6, 2), (9, 2), (15, 3)]
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
@@ -49,10 +46,8 @@ def check(
         z = kernels.conv2d_relu(*wide, stride=stride, padding=sides, groups=groups, relu=False)
     wanted = [z.detach().relu() if relu else z.detach(), *torch.autograd.grad(z, wide, grad_z)]
     for mine, theirs, what in zip(found, wanted, ("the result", "grad_x", "grad_weight", "grad_bias"), strict=False):
-        assert mine.shape == theirs.shape, what
         assert mine.dtype == x.dtype, what
-        error = float((mine.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
-        assert error <= TOLERANCES[x.dtype], f"{what}: off by {error:.1e} of the largest value"
+        check_close(mine, theirs, x.dtype, what, tolerances=TRANSFORMED_TOLERANCES)
     assert y.is_contiguous(memory_format=torch.channels_last)
     # The optimizer's fast path wants gradients in their weights' layout.
     assert found[2].stride() == weight.stride()
