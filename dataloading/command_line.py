@@ -27,6 +27,7 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     """
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
+        message: str | None
         if isinstance(event, _errors.MissingArgs | _errors.UnrecognizedArgs):
             message = _missing_or_unknown(event, command)
         else:
