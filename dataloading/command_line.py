@@ -27,11 +27,7 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     """
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
-        message: str | None
-        if isinstance(event, _errors.MissingArgs | _errors.UnrecognizedArgs):
-            message = _missing_or_unknown(event, command)
-        else:
-            message = _bad_value(event)
+        message = _message(event, command)
         if message is None:
             return  # tyro says it
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all workers of a machine the same command line
@@ -43,19 +39,25 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
         return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
 
 
-def _bad_value(event: _errors.ParseErrorEvent) -> str | None:
-    argument = getattr(event, "argument", None)
-    if argument is None:
-        return None
-    name = _name(argument)
-    if isinstance(event, _errors.BadValue):
-        return f"{name} has no value; write {name} {argument.lowered.metavar}"
+def _message(event: _errors.ParseErrorEvent, command: Callable[..., object]) -> str | None:
     if isinstance(event, _errors.InvalidChoice):
-        value = event.value
-    else:
-        reason = str(getattr(event, "message", "")).partition("\n")[0]  # it quotes the value as Python does
+        return f"{_name(event.argument)} is {event.value!r}; {_wanted(event.argument)}"
+    if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
+        reason = event.message.partition("\n")[0]  # it quotes the value as Python does
         value = " ".join(value for _, value in re.findall(r"""(['"])(.*?)\1""", reason))
-    return f"{name} is {value!r}; {_wanted(argument)}"
+        return f"{_name(event.argument)} is {value!r}; {_wanted(event.argument)}"
+    if isinstance(event, _errors.BadValue) and not event.argument.is_positional():
+        name = _name(event.argument)
+        return f"{name} has no value; write {name} {event.argument.lowered.metavar}"
+    if isinstance(event, _errors.BadValue):  # an option stands in its place, perhaps one that there is not
+        return _unknown(sys.argv[1:], command) or _missing([event.argument])
+    if isinstance(event, _errors.MissingArgs):
+        missing = [argument.arg for argument in event.missing_arguments]
+        return _unknown(event.unrecognized_tokens, command) or _missing(missing)
+    if isinstance(event, _errors.UnrecognizedArgs):
+        too_many = f"{event.tokens[0]!r} is one argument too many; --help says what is wanted"
+        return _unknown(event.tokens, command) or too_many
+    return None
 
 
 def _wanted(argument: ArgumentDefinition) -> str:
@@ -65,25 +67,24 @@ def _wanted(argument: ArgumentDefinition) -> str:
     return f"{noun}s are wanted" if argument.lowered.nargs == "*" else f"a {noun} is wanted"
 
 
-def _missing_or_unknown(event: _errors.MissingArgs | _errors.UnrecognizedArgs, command: Callable[..., object]) -> str:
-    tokens = event.tokens if isinstance(event, _errors.UnrecognizedArgs) else event.unrecognized_tokens
-    unknown = [token.partition("=")[0] for token in tokens if token.startswith("-")]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], _options(command), 1)
-        return f"there is no option {unknown[0]}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
-    if isinstance(event, _errors.MissingArgs):
-        names = [_name(missing.arg) for missing in event.missing_arguments]
-        verb = "is" if len(names) == 1 else "are"
-        return f"{', '.join(names)} {verb} missing; --help says what is wanted"
-    return f"{tokens[0]!r} is one argument too many; --help says what is wanted"
+def _missing(arguments: Sequence[ArgumentDefinition]) -> str:
+    verb = "is" if len(arguments) == 1 else "are"
+    return f"{', '.join(map(_name, arguments))} {verb} missing; --help says what is wanted"
+
+
+def _unknown(words: Sequence[str], command: Callable[..., object]) -> str | None:
+    """Of the first word that looks like an option and is none."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
+    options = re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue())
+    names = [word.partition("=")[0].replace("_", "-") for word in words if re.match("--?[a-zA-Z]", word)]
+    name = next((name for name in names if name not in options), None)
+    if name is None:
+        return None
+    long = [option[2:] for option in options if option.startswith("--")]  # without what is alike in all
+    near = difflib.get_close_matches(name[2:], long, 1)
+    return f"there is no option {name}; " + (f"did you mean --{near[0]}?" if near else "--help lists all")
 
 
 def _name(argument: ArgumentDefinition) -> str:
     return str(argument.lowered.metavar) if argument.is_positional() else argument.lowered.name_or_flags[-1]
-
-
-def _options(command: Callable[..., object]) -> Sequence[str]:
-    """The names of all options, read from the help text."""
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
-    return re.findall(r"--[a-z][a-z0-9-]*", text.getvalue())
