@@ -12,6 +12,7 @@ from fastalex.architecture import (
     Variation,
     block_shapes,
     build_architecture,
+    faint_signal,
 )
 from fastalex.errors import ConfigurationError
 
@@ -71,6 +72,20 @@ def test_scaled_initial_weights_keep_the_signal_of_the_whole_width():
     assert stds == [0.01, 0.02, 0.06, 0.06, 0.06, 0.02, 0.02, 0.02]
     text = build_architecture(variation=Variation(init="text")).blocks
     assert {block.weight_std for block in text} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "variation", "faint"),
+    [
+        ("krizhevsky", Variation(width=0.49), True),
+        ("krizhevsky", Variation(width=0.49, init="text"), True),
+        ("krizhevsky", Variation(width=0.5), False),
+        ("krizhevsky", Variation(width=0.125, init="scaled"), False),
+        ("owt", Variation(width=0.125), False),  # its initial weights depend on the width
+    ],
+)
+def test_a_network_too_narrow_for_its_initial_weights_is_named(name, variation, faint):
+    assert (faint_signal(build_architecture(name, variation=variation), variation) is not None) == faint
 
 
 def test_owt_has_torchvisions_parameter_count_and_arithmetic():

@@ -86,6 +86,7 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     assert "measured milliseconds per step of 8 images" in out
     assert "waiting for data" in out
     assert "trained and evaluated: top-1 error" in out
+    assert out.count("add --init scaled") == 1
     lines = read_metrics(folder / "run")
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
     recorded = json.loads((folder / "run" / "config.json").read_text())
@@ -147,6 +148,7 @@ def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
     code, out, err = command(folder, "fastalex.train", "--resume", "run", "--epochs", "3", "--devices", "cpu")
     assert code == 0, err
     assert "at step 8, in epoch 3" in out
+    assert "--init scaled" not in out
     assert (before, latest_checkpoint(folder / "run").name) == ("0002-00000008", "0003-00000012")
 
 
