@@ -3,9 +3,12 @@
 import signal
 import sys
 
-# While `python -m fastalex.train` imports for some seconds, Ctrl-C shall end it without a traceback; cli.main then
-# takes over. ("-m" stands there only until the module is found. A process that ignores Ctrl-C goes on doing so.)
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# While `python -m fastalex.train` or a worker of it imports for some seconds, Ctrl-C shall end it without a traceback;
+# cli.main or the launcher then takes over. ("-m" stands there only until the module is found. A process that ignores
+# Ctrl-C goes on doing so.)
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
+    sys.argv[:1] == ["-m"] or "--multiprocessing-fork" in sys.orig_argv
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import kernels

@@ -595,6 +595,8 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
             elastic_launch(config, _elastic_worker)(worker, argument, tuple(devices), str(failures), os.getpid())
         except SignalException as error:
             number = int(error.sigval)
+            for process in torch.multiprocessing.active_children():  # told so again, it stopped waiting for them
+                process.kill()
         except ChildFailedError as error:
             _raise_cause(failures, error, devices)
         _raise_cause(failures, None, devices, number)

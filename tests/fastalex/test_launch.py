@@ -206,6 +206,24 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number):
         parent.kill()
 
 
+def test_who_presses_ctrl_c_again_and_again_does_not_wait_for_a_worker_that_hangs(tmp_path):
+    code = (
+        "import sys, torch; from fastalex import launch; from tests.fastalex.workers import heed_nothing\n"
+        "try: launch.run(heed_nothing, sys.argv[1], [torch.device('cpu')] * 2)\n"
+        "except launch.Aborted as error: sys.exit(100 + error.signal_number)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    try:
+        pids = wait_for_pids(tmp_path)
+        for _ in range(3):
+            parent.send_signal(signal.SIGINT)
+            time.sleep(1)
+        assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGINT
+        assert not any(map(is_alive, pids))
+    finally:
+        parent.kill()
+
+
 def wait_for_pids(folder: Path, seconds: float = 60) -> list[int]:
     """The workers' process ids, once all have written theirs."""
     deadline = time.monotonic() + seconds

@@ -119,6 +119,13 @@ def wait_for_the_end(world: World, folder: str) -> None:
     raise Interrupted("stopped", world.signal_number or signal.SIGINT)
 
 
+def heed_nothing(world: World, folder: str) -> None:
+    """Hang, whatever one is told."""
+    note_pids(world, folder)
+    while True:
+        time.sleep(1)
+
+
 def evaluate_and_extract(world: World, argument: tuple[Evaluation, Extraction, Path]) -> None:
     """Judge networks and write activations; the first worker saves the judgement."""
     evaluation, extraction, path = argument
