@@ -31,7 +31,7 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
         if isinstance(event, _errors.MissingArgs | _errors.UnrecognizedArgs):
             message = _missing_or_unknown(event, command)
         else:
-            message = _bad_value(event)
+            message = _bad_value(event, command)
         if message is None:
             return  # tyro says it
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all workers of a machine the same command line
@@ -43,11 +43,13 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
         return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
 
 
-def _bad_value(event: _errors.ParseErrorEvent) -> str | None:
+def _bad_value(event: _errors.ParseErrorEvent, command: Callable[..., object]) -> str | None:
     argument = getattr(event, "argument", None)
     if argument is None:
         return None
     name = _name(argument)
+    if isinstance(event, _errors.BadValue) and argument.is_positional():  # an option stands in its place
+        return _unknown(sys.argv[1:], command) or f"{name} is missing; --help says what is wanted"
     if isinstance(event, _errors.BadValue):
         return f"{name} has no value; write {name} {argument.lowered.metavar}"
     if isinstance(event, _errors.InvalidChoice):
@@ -67,15 +69,24 @@ def _wanted(argument: ArgumentDefinition) -> str:
 
 def _missing_or_unknown(event: _errors.MissingArgs | _errors.UnrecognizedArgs, command: Callable[..., object]) -> str:
     tokens = event.tokens if isinstance(event, _errors.UnrecognizedArgs) else event.unrecognized_tokens
-    unknown = [token.partition("=")[0] for token in tokens if token.startswith("-")]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], _options(command), 1)
-        return f"there is no option {unknown[0]}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
+    if unknown := _unknown(tokens, command):
+        return unknown
     if isinstance(event, _errors.MissingArgs):
         names = [_name(missing.arg) for missing in event.missing_arguments]
         verb = "is" if len(names) == 1 else "are"
         return f"{', '.join(names)} {verb} missing; --help says what is wanted"
     return f"{tokens[0]!r} is one argument too many; --help says what is wanted"
+
+
+def _unknown(tokens: Sequence[str], command: Callable[..., object]) -> str | None:
+    """The first option among the words of a command line that there is not."""
+    there = _options(command)
+    for token in tokens:
+        option = token.partition("=")[0]
+        if option.startswith("-") and option not in there:
+            near = difflib.get_close_matches(option, there, 1, cutoff=0.75)
+            return f"there is no option {option}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
+    return None
 
 
 def _name(argument: ArgumentDefinition) -> str:
@@ -86,4 +97,4 @@ def _options(command: Callable[..., object]) -> Sequence[str]:
     """The names of all options, read from the help text."""
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
-    return re.findall(r"--[a-z][a-z0-9-]*", text.getvalue())
+    return re.findall(r"--?[a-z][a-z0-9-]*", text.getvalue())

@@ -2,11 +2,23 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import pytest
+from tyro.conf import Positional, arg
 
 from dataloading.command_line import parse
-from dataloading.prepare import main
+
+
+def main(
+    source: Annotated[str, Positional, arg(metavar="SOURCE")],
+    dest: Annotated[str, Positional, arg(metavar="DEST")],
+    size: int = 256,
+    label_order: Literal["sorted", "devkit"] = "sorted",
+    verify: bool = False,
+    workers: int | None = None,
+) -> None:
+    """A command as dataloading.prepare is one."""
 
 
 @dataclass
