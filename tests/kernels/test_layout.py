@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparing import IMPLEMENTATIONS, examples, laid_out, random_tensor
 from hypothesis import given
-from test_operators import OPERATORS, result_and_gradient
+from test_operators import MAPS, result_and_gradient
 
 import kernels
 from kernels.layout import dense, empty_as, is_channels_last, memory_format
@@ -37,14 +37,14 @@ def test_a_dense_copy_keeps_the_values_and_the_layout(shape, layout, cut):
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_part_of_channels_last_gives_channels_last(implementation: str, name: str, cut: str) -> None:
     whole = laid_out(random_tensor((2, 16, 7, 7), 0, torch.float32), "channels_last")
     x = whole[CUTS[cut]]
     with kernels.using(implementation):
-        y, grad = result_and_gradient(OPERATORS[name], x, "channels_last")
-        wanted, wanted_grad = result_and_gradient(OPERATORS[name], laid_out(x, "channels_last"), "channels_last")
+        y, grad = result_and_gradient(MAPS[name], x, "channels_last")
+        wanted, wanted_grad = result_and_gradient(MAPS[name], laid_out(x, "channels_last"), "channels_last")
     assert is_channels_last(y)
     torch.testing.assert_close(y, wanted)
     torch.testing.assert_close(grad, wanted_grad)
