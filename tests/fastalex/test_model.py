@@ -87,7 +87,7 @@ def test_implementations_agree(name, monkeypatch):
     """Small images, for Triton's interpreter: 64 pixels become 15, 7, 3 and 1, as 224 become 55, 27, 13 and 6."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    architecture = replace(build_architecture(name, 4, Variation(width=1 / 16)), image_size=64)
+    architecture = replace(build_architecture(name, 4, Variation(width=1 / 32)), image_size=64)
     model = AlexNet(architecture, seed=0).to(device)
     randomise(model)
     x, results = images(2, 64).to(device), {}
