@@ -30,10 +30,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "fastalex.train", *options, "--output", "run"]
-        subprocess.run(command, cwd=folder, check=True)
+        subprocess.run([sys.executable, "-m", "fastalex.train", *options], cwd=folder, check=True)
         seconds = time.perf_counter() - start
-        run = Path(folder) / "run"
+        (run,) = Path(folder).glob("runs/*")
         record(run, arguments.output, measured(run) | {"command_seconds": round(seconds, 1)}, options)
 
 
