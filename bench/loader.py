@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataloading import Augmentation, Dataset, Loader, prepare
+from dataloading import Augmentation, Dataset, Loader, prepare_dataset
 from dataloading.command_line import parse
 from dataloading.feed import Feeder
 from dataloading.images import centre_square, resize_shorter_side
@@ -269,7 +269,8 @@ def torch_readers(dataset: Dataset, originals: Path | None, options: Options) ->
 def prepare_rows(originals: Path, folder: Path, options: Options) -> Iterator[Row]:
     for workers in options.workers:
         began = time.perf_counter()
-        dataset = prepare(originals, folder / f"prepared{workers}", workers=workers, shard_images=200, progress=False)
+        dest = folder / f"prepared{workers}"
+        dataset = prepare_dataset(originals, dest, workers=workers, shard_images=200, progress=False)
         rate = sum(dataset.count(split) for split in dataset.splits) / (time.perf_counter() - began)
         row = Row("prepare", _count(workers, "process", "processes"), rate)
         print(f"   {row.reader:20} {row.setting:26} {rate:9,.0f} images/s", flush=True)

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from dataloading.augment import Augmentation
 from dataloading.errors import DatasetError
-from dataloading.preparation import prepare
+from dataloading.preparation import prepare_dataset
 from dataloading.shards import Dataset, is_prepared
 
 if TYPE_CHECKING:
     from dataloading.loader import Batch, Loader
     from dataloading.synthetic import SyntheticDataset
 
-__all__ = ["Augmentation", "Batch", "Dataset", "DatasetError", "Loader", "SyntheticDataset", "is_prepared", "prepare"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Dataset",
+    "DatasetError",
+    "Loader",
+    "SyntheticDataset",
+    "is_prepared",
+    "prepare_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ SHARD_IMAGES = 1024
 _SUMS = "sums.npz"
 
 
-def prepare(
+def prepare_dataset(
     source: str | os.PathLike[str],
     dest: str | os.PathLike[str],
     *,

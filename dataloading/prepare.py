@@ -7,7 +7,7 @@ import tyro
 
 from dataloading.command_line import parse
 from dataloading.errors import DatasetError
-from dataloading.preparation import SHARD_IMAGES, prepare
+from dataloading.preparation import SHARD_IMAGES, prepare_dataset
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
         max_pixels: Leave out images with more pixels.
         progress: Report progress.
     """
-    dataset = prepare(
+    dataset = prepare_dataset(
         source,
         dest,
         size=size,

@@ -151,7 +151,7 @@ class ShardWriter:
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Return whether `path` is a folder that `prepare` has finished. Whether it is undamaged, `Dataset` says."""
+    """Return whether `path` is a folder that `prepare_dataset` finished. Whether it is undamaged, `Dataset` says."""
     return (Path(path) / DESCRIPTION).is_file()
 
 
@@ -163,7 +163,7 @@ class Dataset:
     every byte.
 
     Args:
-        path: the folder that `prepare` wrote.
+        path: the folder that `prepare_dataset` wrote.
 
     Raises:
         DatasetError: the folder is missing, not prepared, or damaged.

@@ -95,7 +95,7 @@ def _prepared(
             + (f" --validation-every {validation_every}" if validation_every is not None else "")
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
-    dataset = dataloading.prepare(source, destination, size=size or 256, validation_every=validation_every)
+    dataset = dataloading.prepare_dataset(source, destination, size=size or 256, validation_every=validation_every)
     if rejected := dataset.made["rejected"]:
         print(f"{rejected} files were left out; {destination / 'rejected.csv'} says which and why", flush=True)
     return dataset

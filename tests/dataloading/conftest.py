@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from dataloading import Dataset, prepare
+from dataloading import Dataset, prepare_dataset
 from tests.dataloading.small_sources import class_folders, jpeg, tar_of
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -22,7 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The class folders, prepared at 32 pixels in shards of 10."""
     dest = tmp_path_factory.mktemp("prepared") / "small"
-    return prepare(folders, dest, size=32, shard_images=10, workers=0, progress=False)
+    return prepare_dataset(folders, dest, size=32, shard_images=10, workers=0, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Photographs prepared at the real size: 256 pixels."""
     root = tmp_path_factory.mktemp("full")
     class_folders(root / "photographs", classes=2, train=12, val=4, width=400, height=300)
-    return prepare(root / "photographs", root / "prepared", workers=0, progress=False)
+    return prepare_dataset(root / "photographs", root / "prepared", workers=0, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +44,4 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         for i in range(count):
             members += [(f"{i:05d}.jpg", images[i % 15]), (f"{i:05d}.cls", str(i % 5).encode())]
         (root / "shards" / f"{split}-0000.tar").write_bytes(tar_of(members))
-    return prepare(root / "shards", root / "prepared", size=24, shard_images=300, workers=0, progress=False)
+    return prepare_dataset(root / "shards", root / "prepared", size=24, shard_images=300, workers=0, progress=False)

@@ -91,9 +91,9 @@ def test_batches_are_what_the_recipe_says(full_size, augmentation):
 
 
 def test_whole_images_are_cropped_over_their_whole_area(folders, tmp_path):
-    from dataloading import prepare
+    from dataloading import prepare_dataset
 
-    dataset = prepare(folders, tmp_path / "whole", size=32, keep_aspect=True, workers=0, progress=False)
+    dataset = prepare_dataset(folders, tmp_path / "whole", size=32, keep_aspect=True, workers=0, progress=False)
     batch = next(loader(dataset, batch_size=24).epoch(0))
     wanted = by_hand(dataset, batch, Augmentation(), seed=7, epoch=0, crop=24)
     assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3

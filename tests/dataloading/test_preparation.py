@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, is_prepared, preparation, prepare
+from dataloading import Dataset, DatasetError, is_prepared, preparation, prepare_dataset
 from dataloading.check import problems
 from dataloading.images import Treatment, treat
 from dataloading.plan import Task
@@ -38,7 +38,7 @@ from tests.dataloading.small_sources import (
 
 
 def quietly(source: Path | str, dest: Path, **options: object) -> Dataset:
-    return prepare(source, dest, progress=False, **({"workers": 0, "size": 32} | options))
+    return prepare_dataset(source, dest, progress=False, **({"workers": 0, "size": 32} | options))
 
 
 def stored(dataset: Dataset, split: str) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def test_workers_do_not_import_the_program_that_was_started(folders, tmp_path):
         "import sys\n"
         "print('started')\n"
         "import dataloading\n"
-        "dataloading.prepare(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=2, progress=False)\n"
+        "dataloading.prepare_dataset(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=2, progress=False)\n"
         "print(__file__, __spec__)\n"
     )
     done = _python(script, folders, tmp_path / "out")
@@ -195,7 +195,7 @@ def test_whole_images_can_be_kept(folders, tmp_path):
 
 
 def test_digits_are_real_jpeg_files_of_256_pixels(tmp_path):
-    dataset = prepare("digits", tmp_path / "digits", workers=0, progress=False)
+    dataset = prepare_dataset("digits", tmp_path / "digits", workers=0, progress=False)
     assert dataset.name == "digits"
     assert dataset.classes == list("0123456789")
     assert (dataset.count("train"), dataset.count("val")) == (1438, 359)
@@ -321,7 +321,7 @@ def _filling(source: Path, disk: Path, ballast: Path, workers: int) -> subproces
         "if __name__ == '__main__':\n"
         "    p.check_space = then_fill\n"
         "    try:\n"
-        "        p.prepare(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=int(sys.argv[4]), "
+        "        p.prepare_dataset(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=int(sys.argv[4]), "
         "progress=False)\n"
         "    except p.DatasetError as error:\n"
         "        sys.exit(print(f'error: {error}', file=sys.stderr) or 2)\n"

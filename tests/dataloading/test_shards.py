@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare
+from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
 from dataloading.order import subset
 from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
 from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
@@ -278,7 +278,7 @@ except DatasetError as error:
 
 @pytest.mark.parametrize(("soft", "hard"), [(28, 28), (28, 200)])
 def test_more_shards_than_files_may_be_open(folders, tmp_path, soft, hard):
-    dataset = prepare(folders, tmp_path / "many", size=16, shard_images=1, workers=0, progress=False)
+    dataset = prepare_dataset(folders, tmp_path / "many", size=16, shard_images=1, workers=0, progress=False)
     assert sum(len(dataset.shards(split)) for split in dataset.splits) == 36
     script = [sys.executable, "-c", READ_ALL, dataset.root, str(soft), str(hard)]
     done = subprocess.run(script, capture_output=True, text=True, check=False)

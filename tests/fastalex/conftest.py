@@ -48,7 +48,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "colors"
-    dataloading.prepare(class_folders, folder, progress=False, workers=0)
+    dataloading.prepare_dataset(class_folders, folder, progress=False, workers=0)
     return folder
 
 

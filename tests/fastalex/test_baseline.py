@@ -40,7 +40,7 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "in" / split / name).mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(texture(kind, random)).save(folder / "in" / split / name / f"{number}.jpg")
-    dataloading.prepare(folder / "in", folder / "out", size=64, workers=0, progress=False)
+    dataloading.prepare_dataset(folder / "in", folder / "out", size=64, workers=0, progress=False)
     return folder / "out"
 
 
@@ -253,7 +253,8 @@ def test_one_class_and_tiny_images_are_refused(tmp_path):
                 Image.new("RGB", (64, 64)).save(tmp_path / f"in{size}" / split / name / "1.jpg")
         if size == 65:
             (tmp_path / "in65" / "train" / "b" / "1.jpg").write_bytes(b"?")  # and is rejected
-        dataloading.prepare(tmp_path / f"in{size}", tmp_path / f"out{size}", size=size, workers=0, progress=False)
+        source, dest = tmp_path / f"in{size}", tmp_path / f"out{size}"
+        dataloading.prepare_dataset(source, dest, size=size, workers=0, progress=False)
     with pytest.raises(ConfigurationError, match=r"has 1 class; a classifier needs 2 or more"):
         run_baseline(BaselineOptions(tmp_path / "out64", gaussians=1))
     with pytest.raises(ConfigurationError, match=r"has 1 images in its part 'train'; 2 or more are wanted"):

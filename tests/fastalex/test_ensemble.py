@@ -110,7 +110,7 @@ def test_fitted_coefficients_make_the_labels_likeliest():
 def test_classes_in_another_order_are_matched_by_name(tmp_path):
     archives = ilsvrc2012(tmp_path / "archives")
     for order in ("sorted", "devkit"):
-        dataloading.prepare(archives, tmp_path / order, progress=False, workers=1, label_order=order)
+        dataloading.prepare_dataset(archives, tmp_path / order, progress=False, workers=1, label_order=order)
     classes = [dataloading.Dataset(tmp_path / order).classes for order in ("sorted", "devkit")]
     assert classes[0] != classes[1]
     run = save_run(tmp_path / "run", tmp_path / "sorted")
@@ -124,7 +124,7 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
 def test_the_test_set_of_2010_is_judged_by_its_own_labels(tmp_path):
     archives = ilsvrc2010(tmp_path / "archives")
     for order in ("sorted", "devkit"):
-        dataloading.prepare(archives, tmp_path / order, progress=False, workers=1, label_order=order)
+        dataloading.prepare_dataset(archives, tmp_path / order, progress=False, workers=1, label_order=order)
     run = save_run(tmp_path / "run", tmp_path / "sorted")
     for order in ("sorted", "devkit"):
         predictions = judged(run, data=tmp_path / order, split="test").predictions
@@ -139,7 +139,7 @@ def test_images_lose_the_mean_that_the_network_learnt_with(runs, prepared, tmp_p
     """Other data with another mean image, same validation images: the errors stay, because the mean does."""
     source = write_images(tmp_path / "source", train=2, val=3)
     (source / "val" / "red" / "000.jpg").unlink()
-    other = dataloading.prepare(source, tmp_path / "other", progress=False, workers=1)
+    other = dataloading.prepare_dataset(source, tmp_path / "other", progress=False, workers=1)
     assert not np.array_equal(other.mean_image, dataloading.Dataset(prepared).mean_image)
     network = TrainedNetwork.find(runs[0])
     assert network.mean_image_for(other) == str(prepared)
@@ -189,11 +189,11 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
 
 def test_what_is_refused(runs, prepared, tmp_path):
     one, two = runs
-    other = dataloading.prepare(
+    other = dataloading.prepare_dataset(
         write_images(tmp_path / "o", train=1, val=1, classes=("cat", "red")), tmp_path / "p", progress=False, workers=1
     )
     stranger = save_run(tmp_path / "stranger", other.root)
-    tiny = dataloading.prepare(
+    tiny = dataloading.prepare_dataset(
         write_images(tmp_path / "t", train=1, val=1), tmp_path / "q", size=64, progress=False, workers=1
     )
     short = save_run(tmp_path / "short", tiny.root)

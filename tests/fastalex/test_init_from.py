@@ -32,7 +32,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that the first network has not seen."""
     root = tmp_path_factory.mktemp("pets")
     write_images(root / "images", train=8, val=2, classes=("cat", "dog"))
-    dataloading.prepare(root / "images", root / "prepared", progress=False, workers=1)
+    dataloading.prepare_dataset(root / "images", root / "prepared", progress=False, workers=1)
     return root / "prepared"
 
 
