@@ -1,7 +1,7 @@
 """The operators in PyTorch, arranged to be fast on a CPU and to keep little for backward. No compiler is needed.
 
 Normalisation written with whole-tensor operations moves the tensor through memory once per operation. Here each step
-works on a block that stays in the cores' second-level cache, and the windows are summed without copies: the squares lie
+works on a block that stays in the cores' caches, and the windows are summed without copies: the squares lie
 in rows with a margin, so that a window sum is a few additions of one flat array to itself, shifted.
 
 Arguments are as in the public functions of the same names, which check them.
@@ -20,9 +20,9 @@ from kernels import reference, winograd
 from kernels.layout import dense_as, empty_as, is_channels_last
 from kernels.philox import keep_mask
 
-# 256 KiB of fp32 per core and buffer: a handful of buffers fit a second-level cache of 2 MiB, and starting an operation
-# costs little beside its work.
-_BLOCK_PER_THREAD = 65536
+# 512 KiB of fp32 per core and buffer: a handful of buffers stay in the processor's caches, and starting an operation
+# costs little beside its work. Blocks small enough for a core's own cache start more operations and were slower.
+_BLOCK_PER_THREAD = 131072
 # A GPU has no use for small blocks, as each operation of each block is a launch. This many bound the memory taken.
 _BLOCK_ON_GPU = 2**24
 
@@ -142,12 +142,8 @@ def _normalise(
     beta: float,
     k: float,
     groups: int,
-    keep: list[tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """Write the normalised `x` to `y`, both dense and of one layout.
-
-    With `keep`, each block's scales and denominators are appended to it, for `_normalise_backward`.
-    """
+    """Write the normalised `x` to `y`, both dense and of one layout."""
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
@@ -161,10 +157,7 @@ def _normalise(
         block = source[start : start + windows.rows].to(windows.dtype)
         # Every element, margins too, carries its share of k, so that the sums are the scale itself.
         torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
-        scale = windows.sums(room, block.shape[0])
-        denominator = _denominator(scale, beta)
-        if keep is not None:
-            keep.append((scale, denominator))
+        denominator = _denominator(windows.sums(room, block.shape[0]), beta)
         _write(result[start : start + windows.rows], torch.div, block, windows.rows_of(denominator, block))
 
 
@@ -194,12 +187,8 @@ def _normalise_backward(
     beta: float,
     k: float,
     groups: int,
-    kept: list[tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1)).
-
-    With `kept`, scales and denominators are those that `_normalise` kept of the same x.
-    """
+    """grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1))."""
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
@@ -210,15 +199,11 @@ def _normalise_backward(
     count = windows.sizes[0] * windows.sizes[1]
     share = torch.full((), k / count, dtype=windows.dtype, device=x.device)
     room, mirror = windows.room(k / count), windows.room(0.0)
-    for index, start in enumerate(range(0, source.shape[0], windows.rows)):
+    for start in range(0, source.shape[0], windows.rows):
         block = source[start : start + windows.rows].to(windows.dtype)
-        if kept is None:
-            torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
-            scale = windows.sums(room, block.shape[0])
-            denominator = _denominator(scale, beta)
-        else:
-            scale, denominator = kept[index]
-        direct = upstream[start : start + windows.rows] / windows.rows_of(denominator, block)
+        torch.addcmul(share, block, block, value=alpha / count, out=windows.inside(room, block, mirrored=False))
+        scale = windows.sums(room, block.shape[0])
+        direct = upstream[start : start + windows.rows] / windows.rows_of(_denominator(scale, beta), block)
         spread = windows.inside(mirror, block, mirrored=True)
         torch.div(direct * block, windows.rows_of(scale, block), out=spread)
         sums = windows.rows_of(windows.sums(mirror, block.shape[0]), block)
@@ -276,17 +261,25 @@ def _lrn_pool_forward(
     kernel_size: int,
     stride: int,
     relu: str | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The result, and where in its window each of its elements came from: see `_Places`."""
     channels_last = is_channels_last(x)
     x = dense_as(x, channels_last)
-    y = _empty_pooled(x, kernel_size, stride)
+    places = _Places(x, kernel_size, stride)
+    y, kept = places.empty(x.dtype), places.empty(places.dtype)
     scratch = _images(x)
     for images in range(0, x.shape[0], scratch.shape[0] or 1):
-        block = x[images : images + scratch.shape[0]]
-        normalised = scratch[: block.shape[0]]
-        _normalise(_biased(block, bias, relu), normalised, "channels", size, alpha, beta, k, groups)
-        y[images : images + scratch.shape[0]] = _pool_with_indices(normalised, kernel_size, stride)[0]
-    return y.relu_() if relu == "after" else y
+        block = slice(images, min(images + scratch.shape[0], x.shape[0]))
+        biased = _biased(x[block], bias, relu)
+        normalised = scratch[: biased.shape[0]]
+        _normalise(biased, normalised, "channels", size, alpha, beta, k, groups)
+        pooled, indices = torch.ops.aten.max_pool2d_with_indices(normalised, [kernel_size] * 2, [stride] * 2)
+        y[block] = pooled
+        indices -= places.corners
+        if relu == "after":
+            indices.masked_fill_(pooled <= 0, places.nowhere)
+        kept[block] = indices
+    return y.relu_() if relu == "after" else y, kept
 
 
 @_lrn_pool_forward.register_fake
@@ -301,13 +294,15 @@ def _(
     kernel_size: int,
     stride: int,
     relu: str | None,
-) -> Tensor:
-    return _empty_pooled(x, kernel_size, stride)
+) -> tuple[Tensor, Tensor]:
+    places = _Places(x, kernel_size, stride)
+    return places.empty(x.dtype), places.empty(places.dtype)
 
 
 @torch.library.custom_op("fastalex::native_lrn_pool_backward", mutates_args=())
 def _lrn_pool_backward(
     grad: Tensor,
+    kept: Tensor,
     x: Tensor,
     bias: Tensor | None,
     size: int,
@@ -322,6 +317,7 @@ def _lrn_pool_backward(
     """The gradients of x and, in the precision that the work is done in, of the bias."""
     channels_last = is_channels_last(x)
     x, grad = dense_as(x, channels_last), dense_as(grad, channels_last)
+    places = _Places(x, kernel_size, stride)
     grad_x = empty_as(x)
     grad_bias = torch.zeros(x.shape[1], dtype=_work_dtype(x), device=x.device)
     scratch = _images(x)
@@ -329,16 +325,15 @@ def _lrn_pool_backward(
         block = slice(images, min(images + scratch.shape[0], x.shape[0]))
         biased = _biased(x[block], bias, relu)
         buffer = scratch[: biased.shape[0]]
-        kept: list[tuple[Tensor, Tensor]] = []
-        _normalise(biased, buffer, "channels", size, alpha, beta, k, groups, kept)
-        pooled, indices = _pool_with_indices(buffer, kernel_size, stride)
-        upstream = grad[block].to(pooled.dtype)
+        upstream, indices = grad[block].to(biased.dtype), kept[block].long()
         if relu == "after":
-            upstream = torch.ops.aten.threshold_backward(upstream, pooled, 0)
+            dead = indices == places.nowhere
+            upstream, indices = upstream.masked_fill(dead, 0), indices.masked_fill_(dead, 0)
+        indices += places.corners
         upstream = torch.ops.aten.max_pool2d_with_indices_backward(
             upstream, buffer, [kernel_size] * 2, [stride] * 2, [0, 0], [1, 1], False, indices
         )
-        _normalise_backward(upstream, biased, buffer, "channels", size, alpha, beta, k, groups, kept)
+        _normalise_backward(upstream, biased, buffer, "channels", size, alpha, beta, k, groups)
         if relu == "before":
             torch.ops.aten.threshold_backward(buffer, biased, 0, grad_input=buffer)
         grad_x[block] = buffer
@@ -350,6 +345,7 @@ def _lrn_pool_backward(
 @_lrn_pool_backward.register_fake
 def _(
     grad: Tensor,
+    kept: Tensor,
     x: Tensor,
     bias: Tensor | None,
     size: int,
@@ -366,8 +362,8 @@ def _(
 
 
 def _images(x: Tensor) -> Tensor:
-    """Room for as many images as there are threads, or for all on a GPU, in x's layout."""
-    images = x.shape[0] if x.is_cuda else min(torch.get_num_threads(), x.shape[0])
+    """Room for four images a thread, or for all on a GPU, in x's layout: one was slower, as small blocks are."""
+    images = x.shape[0] if x.is_cuda else min(4 * torch.get_num_threads(), x.shape[0])
     return empty_as(x, (images, *x.shape[1:]), _work_dtype(x))
 
 
@@ -378,29 +374,45 @@ def _biased(block: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:
     return wide.relu() if relu == "before" else wide
 
 
-def _pool_with_indices(x: Tensor, kernel_size: int, stride: int) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten.max_pool2d_with_indices(x, [kernel_size] * 2, [stride] * 2)
+class _Places:
+    """Where in its window each pooled element lies: dh * width + dw, counted from the window's corner.
 
+    Attributes:
+        corners: of the windows, counted over the map; out height x out width, int64.
+        nowhere: stands for an element that the ReLU took away.
+        dtype: the narrowest that holds them: a byte where the map is less than 127 elements wide and the window is 3.
+    """
 
-def _empty_pooled(x: Tensor, kernel_size: int, stride: int) -> Tensor:
-    height, width = ((length - kernel_size) // stride + 1 for length in x.shape[2:])
-    return empty_as(x, (x.shape[0], x.shape[1], height, width))
+    def __init__(self, x: Tensor, kernel_size: int, stride: int) -> None:
+        height, width = ((length - kernel_size) // stride + 1 for length in x.shape[2:])
+        self.like, self.shape = x, (*x.shape[:2], height, width)
+        rows, columns = (torch.arange(count, device=x.device) * stride for count in (height, width))
+        self.corners = rows[:, None] * x.shape[3] + columns
+        self.nowhere = (kernel_size - 1) * (x.shape[3] + 1) + 1
+        self.dtype = next(
+            dtype for dtype in (torch.uint8, torch.int16, torch.int32) if self.nowhere <= torch.iinfo(dtype).max
+        )
+
+    def empty(self, dtype: torch.dtype) -> Tensor:
+        """Room for all, in x's layout."""
+        return empty_as(self.like, self.shape, dtype)
 
 
 class _LrnMaxPool(torch.autograd.Function):
-    """Keeps the raw input and the bias; backward normalises and pools again."""
+    """Keeps the raw input, the bias, and a byte for each pooled element; backward makes the scales again."""
 
     @staticmethod
     def forward(ctx, x, bias, *options):
-        ctx.save_for_backward(x, bias)
+        y, kept = _lrn_pool_forward(x, bias, *options)
+        ctx.save_for_backward(kept, x, bias)
         ctx.options = options
-        return _lrn_pool_forward(x, bias, *options)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, bias = ctx.saved_tensors
-        grad_x, grad_bias = _lrn_pool_backward(grad, x, bias, *ctx.options)
+        kept, x, bias = ctx.saved_tensors
+        grad_x, grad_bias = _lrn_pool_backward(grad, kept, x, bias, *ctx.options)
         return grad_x, None if bias is None else grad_bias.to(bias.dtype), *([None] * len(ctx.options))
 
 
@@ -469,9 +481,7 @@ def _masked(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) 
     """x * kept * scale, and kept."""
     y, kept = _empty_masked(x)
     rows, features = x.shape
-    # Random words are int64, one for four features: twice as many features as elsewhere take the same room. PyTorch
-    # would give fewer of them to one thread.
-    elements = _BLOCK_ON_GPU if x.is_cuda else 2 * _BLOCK_PER_THREAD * torch.get_num_threads()
+    elements = _BLOCK_ON_GPU if x.is_cuda else _BLOCK_PER_THREAD * torch.get_num_threads()
     block = max(1, elements // max(features, 1))
     for start in range(0, rows, block):
         part, mask = x[start : start + block], kept[start : start + block]
@@ -605,7 +615,7 @@ def _update(
 ) -> None:
     """The update of flat tensors, each of whose values passes through memory once."""
     # A copy is made of weights that are still in the cache.
-    block = max(weight.numel(), 1) if copy is None else _BLOCK_PER_THREAD * torch.get_num_threads()
+    block = max(weight.numel(), 1) if copy is None else _BLOCK_PER_THREAD // 2 * torch.get_num_threads()
     for start in range(0, weight.numel(), block):
         w, v = weight[start : start + block], velocity[start : start + block]
         if rate != 0:

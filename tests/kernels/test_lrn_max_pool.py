@@ -99,12 +99,13 @@ def test_gradients(implementation: str, relu: str | None) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_block_keeps_its_raw_input_alone(implementation: str) -> None:
+def test_a_block_keeps_little_beside_its_raw_input(implementation: str) -> None:
     x = laid_out(random_tensor((2, 16, 9, 9), 0, torch.float32), "channels_last").requires_grad_()
     bias = random_tensor((16,), 1, torch.float32).requires_grad_()
     with kernels.using(implementation):
         kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
-    assert kept == x.nbytes + bias.nbytes
+    places = 2 * 16 * 4 * 4 if implementation == "native" else 0  # a byte for each pooled element
+    assert kept == x.nbytes + bias.nbytes + places
     assert kept <= 1.3 * x.nbytes
 
     def pytorchs() -> torch.Tensor:
@@ -138,8 +139,31 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
     options = (bias, 3, 0.3, 0.75, 2.0, 2, 2, 2, "before")
     forward = getattr(torch.ops.fastalex, f"{name}_forward")
     torch.library.opcheck(forward, (x, *options))
-    grad = forward(x, *options)
-    torch.library.opcheck(getattr(torch.ops.fastalex, f"{name}_backward"), (grad, x, *options))
+    results = forward(x, *options)
+    grad = results if isinstance(results, torch.Tensor) else results[0]
+    kept = () if isinstance(results, torch.Tensor) else results[1:]
+    torch.library.opcheck(getattr(torch.ops.fastalex, f"{name}_backward"), (grad, *kept, x, *options))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(("width", "byte"), [(126, True), (127, False)])
+def test_places_in_wide_maps_take_more_than_a_byte(layout: str, width: int, byte: bool) -> None:
+    """The native path counts them over rows of the map; the largest one is that of a window's last corner."""
+    x = laid_out(random_tensor((2, 4, 5, width), 0, torch.float32), layout)
+    x[:, :, 2::2, 2::2] += 10.0  # the maximum of each window but the first ones is in its last corner
+    x[0, :, :, 60:] -= 100.0  # and what is not positive gets no gradient
+    x.requires_grad_()
+    found = []
+    for implementation in ("native", "reference"):
+        with kernels.using(implementation):
+            y = kernels.lrn_max_pool2d(x, relu="after")
+            (grad,) = torch.autograd.grad(y.square().sum(), x)
+            found.append((y, grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert 0 < found[1][1].count_nonzero() < x.numel()
+    with kernels.using("native"):
+        kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, relu="after"))
+    assert kept == x.nbytes + (1 if byte else 2) * y.numel()
 
 
 @pytest.mark.parametrize(
