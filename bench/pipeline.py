@@ -6,10 +6,11 @@
     python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of the part "one" on such a device
 
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
-stay in memory; a step is forward, backward and update. All ways of a part are timed in turn, round after round, and
-each counts with its median round, of an even number the faster one in the middle. The simulation knows the costs of
-single blocks, measured by the same workers just before, as a machine's speed may change within minutes; the links'
-speeds and the number of cores; and nothing of the steps that it foretells.
+stay in memory; a step is forward, backward and update. A machine's speed may change within minutes, so all ways of a
+part are timed in turn, round after round, by the same workers. Images/s are those of the median round (of an even
+number, of the faster one in the middle); a ratio is made within each round, and its median counts. The simulation knows
+the costs of single blocks, measured by the same workers just before; the links' speeds and the number of cores; and
+nothing of the steps that it foretells.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,6 +45,8 @@ CORES = len(os.sched_getaffinity(0))
 THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine for itself
 PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
 COUNTS = (1, 2, 4, 8, 16)
+Rounds = list[dict[str, Any]]
+"""What was measured of one trial, round by round: seconds, spans, costs."""
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 
 
@@ -72,7 +76,7 @@ class Bench:
     def run(
         self,
         workers: int,
-        trials: Sequence[Trial],
+        trials: Sequence[Trial] = (),
         sizes: Sequence[int] = (),
         layouts: Sequence[Layout] = (),
         threads: int = 1,
@@ -80,27 +84,18 @@ class Bench:
         """What so many workers measured."""
         with tempfile.TemporaryDirectory() as folder:
             path, before = str(Path(folder) / "saved.pt"), torch.get_num_threads()
-            work = Work(
-                self.architecture, trials, sizes, layouts, self.batch_size, self.steps, threads, self.precision, path
-            )
+            shared = (self.batch_size, self.steps, self.rounds, threads, self.precision, path)
+            work = Work(self.architecture, trials, sizes, layouts, *shared)
             devices = [torch.device("cuda", i) if harness.CUDA else torch.device("cpu") for i in range(workers)]
             launch.run(pipeline_workers.run, work, devices)
             torch.set_num_threads(before)
             return torch.load(path, weights_only=False)
 
-    def time(
-        self, workers: int, trials: Sequence[Trial], alone: Sequence[Trial] = ()
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The median round of trials over so many workers, and of those of one process with all cores."""
-        rounds = []
-        for _ in range(self.rounds):
-            there = self.run(workers, trials)["trials"] if trials else []
-            rounds.append(there + (self.run(1, alone, threads=THREADS)["trials"] if alone else []))
-        times = (sorted(trial, key=lambda one: one["seconds"]) for trial in zip(*rounds, strict=True))
-        typical = [trial[(len(trial) - 1) // 2] for trial in times]
-        return typical[: len(trials)], typical[len(trials) :]
+    def time(self, workers: int, trials: Sequence[Trial]) -> list[Rounds]:
+        """The rounds of each trial."""
+        return [list(rounds) for rounds in zip(*self.run(workers, trials)["rounds"], strict=True)]
 
-    def plan(self, trial: Trial, links: tuple[Link, Link], threads: int = 1) -> Plan:
+    def plan(self, trial: Trial, links: dict[Layout, tuple[Link, Link]]) -> Plan:
         """What the simulation is told about a trial."""
         layout = trial.layout
         return Plan(
@@ -110,19 +105,29 @@ class Bench:
             trial.micro_batches,
             trial.schedule,
             layout.replicas,
-            math.inf if harness.CUDA else CORES / threads,
-            *links,
+            math.inf if harness.CUDA else CORES / trial.threads,
+            *links.get(layout, (Link(), Link())),
         )
 
     def add(
         self,
         provider: str,
         trial: Trial,
-        measured: dict[str, Any],
+        rounds: Rounds,
         plan: Plan | None = None,
+        beside: Rounds | None = None,
     ) -> Result | None:
-        """A row, and beside it what the simulation says of the plan."""
-        layout, images = trial.layout, self.steps * trial.batch_size
+        """A row.
+
+        Args:
+            plan: what the simulation is told, to be compared with.
+            beside: of the way that the row's speed is compared with.
+
+        Returns:
+            What the simulation says of the median round.
+        """
+        layout, steps = trial.layout, max(2, self.steps)
+        typical = median_round(rounds)
         row: dict[str, Any] = {
             "op": "training step",
             "provider": provider,
@@ -131,15 +136,24 @@ class Bench:
             "split": first_blocks(trial.stages),
             "schedule": trial.schedule if layout.stages > 1 else "",
             "micro_batches": trial.micro_batches,
-            "images_per_second": round(images / measured["seconds"], 2),
+            "images_per_second": round(self.steps * trial.batch_size / typical["seconds"], 2),
+            "rounds": [round(self.steps * trial.batch_size / one["seconds"], 2) for one in rounds],
         }
+        if beside is not None:
+            ratios = [there["seconds"] / here["seconds"] for here, there in zip(rounds, beside, strict=True)]
+            row["of_one_process"] = round(statistics.median(ratios), 3)
         result = None
         if plan is not None:
-            result = simulate(plan, measured["costs"], steps=max(2, self.steps))
-            row["simulated_images_per_second"] = round(max(2, self.steps) * trial.batch_size / result.total, 2)
-            row["measured_over_simulated"] = round(row["images_per_second"] / row["simulated_images_per_second"], 3)
-        if measured["spans"]:
-            row["bubble"] = [round(x, 3) for x in bubble_fractions(measured["spans"], layout.workers)]
+            results = [simulate(plan, one["costs"], steps=steps) for one in rounds]
+            result = results[rounds.index(typical)]
+            ratios = [
+                (simulated.total / steps) / (one["seconds"] / self.steps)
+                for one, simulated in zip(rounds, results, strict=True)
+            ]
+            row["simulated_images_per_second"] = round(steps * trial.batch_size / result.total, 2)
+            row["measured_over_simulated"] = round(statistics.median(ratios), 3)
+        if typical["spans"]:
+            row["bubble"] = [round(x, 3) for x in bubble_fractions(typical["spans"], layout.workers)]
             if result is not None:
                 row["simulated_bubble"] = [round(x, 3) for x in result.bubble]
         self.rows.append(row)
@@ -167,6 +181,11 @@ class Bench:
         return path
 
 
+def median_round(rounds: Rounds) -> dict[str, Any]:
+    """The round that counts: of an even number the faster one in the middle."""
+    return sorted(rounds, key=lambda one: one["seconds"])[(len(rounds) - 1) // 2]
+
+
 def sizes(batch_size: int, counts: Sequence[int] = COUNTS) -> list[int]:
     return sorted({max(1, batch_size // count) for count in counts})
 
@@ -175,7 +194,7 @@ def cut_for(bench: Bench, found: dict[str, Any], layout: Layout, count: int) -> 
     """A trial with the cut that --split auto chooses for this number of micro-batches."""
     cuts = list(all_cuts(bench.architecture.block_names, layout.stages))
     trial = bench.trial(layout, count, cuts[0])
-    plan, _ = choose(bench.plan(trial, found["links"][layout]), _costs(found, layout), cuts, [count])
+    plan, _ = choose(bench.plan(trial, found["links"]), _costs(found, layout), cuts, [count])
     return replace(trial, stages=plan.stages)
 
 
@@ -195,80 +214,88 @@ def named(trial: Trial, workers: str) -> str:
 
 def alone_trials(bench: Bench, counts: Sequence[int]) -> list[Trial]:
     """The baseline: one process with all cores."""
-    return [bench.trial(Layout(), count) for count in counts]
+    return [replace(bench.trial(Layout(), count), threads=THREADS) for count in counts]
 
 
-def add_alone(bench: Bench, trials: Sequence[Trial], timed: Sequence[dict[str, Any]], *, foretold: bool = True) -> None:
-    """The baseline's rows."""
-    for trial, measured in zip(trials, timed, strict=True):
-        plan = bench.plan(trial, (Link(), Link()), THREADS) if foretold else None
-        bench.add(f"one process, {THREADS} threads", trial, measured, plan)
+def compare(
+    bench: Bench,
+    trials: Sequence[tuple[str, Trial]],
+    alone: Sequence[Trial],
+    links: dict[Layout, tuple[Link, Link]] | None = None,
+) -> tuple[list[Rounds], list[Result | None]]:
+    """Rows of trials, by name, and of one process, with whose best they are compared.
+
+    Args:
+        links: of the trials' layouts; None simulates nothing.
+
+    Returns:
+        The trials' rounds, and what the simulation says.
+    """
+    # One process comes in the middle of each round: as the machine's speed changes, no way is far from it.
+    half = len(trials) // 2
+    every = [trial for _, trial in trials[:half]] + list(alone) + [trial for _, trial in trials[half:]]
+    timed = bench.time(max(trial.layout.workers for trial in every), every)
+    timed_alone, timed = timed[half : half + len(alone)], timed[:half] + timed[half + len(alone) :]
+    best = min(timed_alone, key=lambda rounds: median_round(rounds)["seconds"])
+    for trial, rounds in zip(alone, timed_alone, strict=True):
+        plan = None if links is None else bench.plan(trial, links)
+        bench.add(f"one process, {THREADS} threads", trial, rounds, plan, best)
+    results = []
+    for (name, trial), rounds in zip(trials, timed, strict=True):
+        results.append(bench.add(name, trial, rounds, None if links is None else bench.plan(trial, links), best))
+    return timed, results
 
 
 def one(bench: Bench) -> None:
     """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
     bench = replace(bench, batch_size=bench.per_device, rows=[])
-    alone = alone_trials(bench, [1, 2])
-    add_alone(bench, alone, bench.time(1, [], alone)[1])
-    costs = bench.run(1, [], sizes(bench.batch_size, [1, 2]), threads=THREADS)["costs"]
+    for trial, rounds in zip(alone := alone_trials(bench, [1, 2]), bench.time(1, alone), strict=True):
+        bench.add(f"one process, {THREADS} threads", trial, rounds, bench.plan(trial, {}))
+    costs = bench.run(1, sizes=sizes(bench.batch_size, [1, 2]), threads=THREADS)["costs"]
     bench.write("one", costs=[cost.to_json() for cost in costs[0]])
 
 
 def two(bench: Bench) -> None:
     """One process, two stages, two stages a worker, two replicas."""
     interleaved = Layout(1, 2, 4)
-    found = bench.run(2, [], sizes(bench.batch_size), [PIPELINE, interleaved, REPLICAS])
+    found = bench.run(2, (), sizes(bench.batch_size), [PIPELINE, interleaved, REPLICAS])
     trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
     trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
-    alone = alone_trials(bench, COUNTS)
-    timed, timed_alone = bench.time(2, trials, alone)
-    add_alone(bench, alone, timed_alone)
-    results = [
-        bench.add(named(trial, "two workers"), trial, measured, bench.plan(trial, found["links"][trial.layout]))
-        for trial, measured in zip(trials, timed, strict=True)
-    ]
-    best = min(range(len(trials) - 1), key=lambda index: timed[index]["seconds"])
+    named_trials = [(named(trial, "two workers"), trial) for trial in trials]
+    timed, results = compare(bench, named_trials, alone_trials(bench, COUNTS), found["links"])
+    typical = [median_round(rounds) for rounds in timed]
+    best = min(range(len(trials) - 1), key=lambda index: typical[index]["seconds"])
     path = bench.write(
         "two",
         costs=[[cost.to_json() for cost in costs] for costs in found["costs"]],
         links=[[asdict(layout), *map(asdict, links)] for layout, links in found["links"].items()],
     )
-    draw(path.with_suffix(".png"), timed[best]["spans"], results[best], trials[best])
+    draw(path.with_suffix(".png"), typical[best]["spans"], results[best], trials[best])
 
 
 def four(bench: Bench) -> None:
     """One process; four workers as four stages, two replicas of two stages and four replicas."""
     line, square, replicas = Layout(1, 4, 4), Layout(2, 2, 2), Layout(4, 1, 1)
-    found = bench.run(4, [], sizes(bench.batch_size), [line, square, replicas])
+    found = bench.run(4, (), sizes(bench.batch_size), [line, square, replicas])
     trials = [cut_for(bench, found, line, count) for count in COUNTS]
     trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
-    alone = alone_trials(bench, [1, 2])
-    timed, timed_alone = bench.time(4, trials, alone)
-    add_alone(bench, alone, timed_alone)
-    for trial, measured in zip(trials, timed, strict=True):
-        plan = bench.plan(trial, found["links"][trial.layout])
-        bench.add(named(trial, "four workers"), trial, measured, plan)
+    named_trials = [(named(trial, "four workers"), trial) for trial in trials]
+    compare(bench, named_trials, alone_trials(bench, [1, 2]), found["links"])
     bench.write("four")
 
 
 def cuts(bench: Bench) -> None:
     """What --split auto chooses against all cuts, for two workers."""
     count = 4
-    found = bench.run(2, [], sizes(bench.batch_size, [1, count]), [PIPELINE, REPLICAS])
+    found = bench.run(2, (), sizes(bench.batch_size, [1, count]), [PIPELINE, REPLICAS])
     chosen = cut_for(bench, found, PIPELINE, count)
     every = [replace(chosen, stages=cut) for cut in all_cuts(bench.architecture.block_names, 2)]
-    every.append(bench.trial(REPLICAS, 1))
-    alone = alone_trials(bench, [1, 2])
-    timed, timed_alone = bench.time(2, every, alone)
-    add_alone(bench, alone, timed_alone)
-    for trial, measured in zip(every, timed, strict=True):
-        plan = bench.plan(trial, found["links"][trial.layout])
-        name = "auto" if trial.stages == chosen.stages else "by hand"
-        if trial.layout == REPLICAS:
-            name = named(trial, "two workers")
-        bench.add(name, trial, measured, plan)
+    trials = [("auto" if trial.stages == chosen.stages else "by hand", trial) for trial in every]
+    replicas = bench.trial(REPLICAS, 1)
+    trials.append((named(replicas, "two workers"), replicas))
+    compare(bench, trials, alone_trials(bench, [1, 2]), found["links"])
     bench.write("cuts")
 
 
@@ -280,15 +307,13 @@ def bubble(bench: Bench) -> None:
     trials = [bench.trial(PIPELINE, count, halves) for count in COUNTS]
     trials += [bench.trial(PIPELINE, count, halves, "gpipe") for count in COUNTS[1:]]
     trials.append(bench.trial(REPLICAS, 1))
-    alone = alone_trials(bench, [1])
-    timed, timed_alone = bench.time(2, trials, alone)
-    add_alone(bench, alone, timed_alone, foretold=False)
-    for trial, measured in zip(trials, timed, strict=True):
-        bench.add(named(trial, "balanced network, two workers"), trial, measured)
+    named_trials = [(named(trial, "balanced network, two workers"), trial) for trial in trials]
+    timed, _ = compare(bench, named_trials, alone_trials(bench, [1]))
+    for trial, row in zip(trials, bench.rows[1:], strict=True):
         if trial.layout == PIPELINE:
-            bench.rows[-1]["formula"] = round(1 / (trial.micro_batches + 1), 3)
+            row["formula"] = round(1 / (trial.micro_batches + 1), 3)
     path = bench.write("bubble")
-    draw(path.with_suffix(".png"), timed[2]["spans"], None, trials[2])
+    draw(path.with_suffix(".png"), median_round(timed[2])["spans"], None, trials[2])
 
 
 def balanced() -> Architecture:
@@ -302,11 +327,10 @@ def balanced() -> Architecture:
 
 def gradients(bench: Bench) -> None:
     """Fully connected weight gradients made once a step against once a micro-batch, on one device."""
-    trials = [
-        replace(bench.trial(Layout(), count), deferred=deferred) for count in COUNTS for deferred in (True, False)
-    ]
-    for trial, measured in zip(trials, bench.time(1, [], trials)[1], strict=True):
-        bench.add("once a step" if trial.deferred else "once a micro-batch", trial, measured)
+    once = alone_trials(bench, COUNTS)
+    trials = [replace(trial, deferred=deferred) for trial in once for deferred in (True, False)]
+    for trial, rounds in zip(trials, bench.time(1, trials), strict=True):
+        bench.add("once a step" if trial.deferred else "once a micro-batch", trial, rounds)
     bench.write("gradients")
 
 

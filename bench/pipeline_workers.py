@@ -32,6 +32,7 @@ class Trial:
 
     Attributes:
         batch_size: images of all replicas per step.
+        threads: of each worker.
         deferred: whether fully connected weight gradients are made once a step.
     """
 
@@ -40,18 +41,20 @@ class Trial:
     micro_batches: int
     schedule: ScheduleName
     batch_size: int
+    threads: int = 1
     deferred: bool = True
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a group of workers does: measure costs, then run trials one after the other.
+    """What a group of workers does: measure costs and links, then time all trials in turn, round after round.
 
     Attributes:
-        trials: for each of their layouts the links are measured, too.
+        trials: those of one worker are run by the first, while the others wait.
         sizes: micro-batch sizes to measure costs at; none measures none.
-        steps: timed steps of each trial, after `WARM_UP`.
-        threads: of each worker.
+        layouts: of which the links are measured.
+        steps: timed steps of each trial in a round, after `WARM_UP`.
+        threads: of each worker while costs are measured at those sizes.
     """
 
     architecture: Architecture
@@ -60,13 +63,15 @@ class Work:
     layouts: Sequence[Layout]
     batch_size: int
     steps: int
+    rounds: int
     threads: int
     precision: str
     path: str
 
 
 def run(world: World, work: Work) -> None:
-    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "trials": [{"seconds", "spans", "costs"}]}``."""
+    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "rounds"}``, where each round has a
+    ``{"seconds", "spans", "costs"}`` for every trial."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # there is nothing to save: end at once
     if world.device.type == "cpu":
@@ -75,20 +80,31 @@ def run(world: World, work: Work) -> None:
     allow_tf32(work.precision)  # type: ignore[arg-type]
     model = AlexNet(work.architecture, seed=0)
     model.set_precision(work.precision)  # type: ignore[arg-type]
-    saved: dict[str, Any] = {"links": {}, "trials": []}
+    saved: dict[str, Any] = {"links": {}}
     if work.sizes:
         world.arrange(Layout(1, world.size, world.size))
         saved["costs"], _ = measure_costs(world, model, work.batch_size, work.sizes)
     for layout in work.layouts:
         world.arrange(layout)
         saved["links"][layout] = measure_links(world)
-    for trial in work.trials:
-        world.arrange(trial.layout)
-        rows = trial.batch_size // trial.layout.replicas
-        costs, _ = measure_costs(world, model, rows, [rows // trial.micro_batches])
-        saved["trials"].append(timed(world, model, trial, work.steps) | {"costs": costs})
+    saved["rounds"] = [[measured(world, model, trial, work.steps) for trial in work.trials] for _ in range(work.rounds)]
     if world.is_first:
         torch.save(saved, work.path)
+
+
+def measured(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
+    """What the blocks cost just now, and how long steps take."""
+    alone = trial.layout.workers == 1 < world.size
+    result = {}
+    if world.is_first or not alone:
+        torch.set_num_threads(trial.threads)
+        place = World(0, 1, world.device) if alone else world
+        place.arrange(trial.layout)
+        rows = trial.batch_size // trial.layout.replicas
+        costs, _ = measure_costs(place, model, rows, [rows // trial.micro_batches])
+        result = timed(place, model, trial, steps) | {"costs": costs}
+    world.barrier()
+    return result
 
 
 def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
