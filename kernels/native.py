@@ -103,7 +103,7 @@ def _denominator(scale: Tensor, beta: float) -> Tensor:
     """`scale ** beta`; the exponents in use need no logarithm."""
     if beta == 0.75:
         root = scale.sqrt()
-        return root.sqrt().mul_(root)
+        return root.mul_(root.sqrt())
     if beta == 0.5:
         return scale.sqrt()
     if beta == 1.0:
@@ -205,7 +205,7 @@ def _normalise_backward(
         scale = windows.sums(room, block.shape[0])
         direct = upstream[start : start + windows.rows] / windows.rows_of(_denominator(scale, beta), block)
         spread = windows.inside(mirror, block, mirrored=True)
-        torch.div(direct * block, windows.rows_of(scale, block), out=spread)
+        torch.mul(direct, block, out=spread).div_(windows.rows_of(scale, block))
         sums = windows.rows_of(windows.sums(mirror, block.shape[0]), block)
         _write(
             result[start : start + windows.rows], torch.addcmul, direct, block, sums, value=-2 * alpha * beta / count
