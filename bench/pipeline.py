@@ -8,7 +8,8 @@
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. A machine's speed may change within minutes, so all ways of a
 part are timed in turn, round after round, by the same workers. Images/s are those of the median round (of an even
-number, of the faster one in the middle); a ratio is made within each round, and its median counts. The simulation knows
+number, of the faster one in the middle); a ratio or a bubble is that of a
+round, and the median of all counts. The simulation knows
 the costs of single blocks, measured by the same workers just before; the links' speeds and the number of cores; and
 nothing of the steps that it foretells.
 """
@@ -153,7 +154,8 @@ class Bench:
             row["simulated_images_per_second"] = round(steps * trial.batch_size / result.total, 2)
             row["measured_over_simulated"] = round(statistics.median(ratios), 3)
         if typical["spans"]:
-            row["bubble"] = [round(x, 3) for x in bubble_fractions(typical["spans"], layout.workers)]
+            bubbles = [bubble_fractions(one["spans"], layout.workers) for one in rounds]
+            row["bubble"] = [round(statistics.median(worker), 3) for worker in zip(*bubbles, strict=True)]
             if result is not None:
                 row["simulated_bubble"] = [round(x, 3) for x in result.bubble]
         self.rows.append(row)
