@@ -8,10 +8,9 @@
 On a CPU every worker has one thread, and the one process that they are compared with has two. Images are random and
 stay in memory; a step is forward, backward and update. A machine's speed may change within minutes, so all ways of a
 part are timed in turn, round after round, by the same workers. Images/s are those of the median round (of an even
-number, of the faster one in the middle); a ratio or a bubble is that of a
-round, and the median of all counts. The simulation knows
-the costs of single blocks, measured by the same workers just before; the links' speeds and the number of cores; and
-nothing of the steps that it foretells.
+number, of the faster one in the middle); ratios and bubbles are those of a round, and the median of all counts. The
+simulation knows the costs of single blocks, measured by the same workers just before; the links' speeds and the number
+of cores; and nothing of the steps that it foretells.
 """
 
 from __future__ import annotations
