@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 import kernels
 from fastalex.architecture import block_shapes
-from fastalex.model import AlexNet, KeptFactors, Linear
+from fastalex.model import AlexNet, Convolution, KeptFactors, Linear
 
 REPEATS = 3
 """How often a block is timed; the median counts, after one run to warm up."""
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by images, in ascending order of images."""
+CURVES = ("forward", "backward", "put_off")
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class BlockCost:
     Args:
         name: of the block.
         forward, backward: seconds by images in a micro-batch.
-        finish: seconds a step for its weight gradients that were put off, and for its update.
+        finish: seconds a step for its fully connected weight gradients, and for its update.
         output_bytes: of the activation that it hands on, per image.
         parameter_bytes: of its gradients.
+        put_off: seconds at the end of a step for a micro-batch's convolutional weight gradient, by images; empty where
+            that is part of the backward pass.
     """
 
     name: str
@@ -48,6 +51,11 @@ class BlockCost:
     finish: float
     output_bytes: int
     parameter_bytes: int
+    put_off: Curve = ()
+
+    def end(self, images: float, micro_batches: int) -> float:
+        """Seconds after the passes of a step: for the weight gradients that were put off, and for the update."""
+        return self.finish + (micro_batches * seconds_at(self.put_off, images) if self.put_off else 0.0)
 
     def times(self, factor: float) -> BlockCost:
         """The same block on a device that takes ``factor`` times as long."""
@@ -55,7 +63,8 @@ class BlockCost:
         def scaled(curve: Curve) -> Curve:
             return tuple((images, seconds * factor) for images, seconds in curve)
 
-        return replace(self, forward=scaled(self.forward), backward=scaled(self.backward), finish=self.finish * factor)
+        curves: dict[str, Any] = {name: scaled(getattr(self, name)) for name in CURVES}
+        return replace(self, finish=self.finish * factor, **curves)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""
@@ -64,7 +73,7 @@ class BlockCost:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> BlockCost:
         """The inverse of :meth:`to_json`."""
-        curves = {name: tuple((int(n), float(s)) for n, s in values[name]) for name in ("forward", "backward")}
+        curves = {name: tuple((int(n), float(s)) for n, s in values.get(name, ())) for name in CURVES}
         return cls(**{**values, **curves})
 
 
@@ -98,6 +107,7 @@ def measure_blocks(
     batch_size: int,
     micro_batch_sizes: Sequence[int],
     *,
+    put_off: bool = False,
     together: Callable[[], Any] = lambda: None,
 ) -> list[BlockCost]:
     """Time every block of a network in training on random images.
@@ -106,6 +116,7 @@ def measure_blocks(
         model: its weights and gradients stay as they are.
         batch_size: images per step, of which weight gradients are made.
         micro_batch_sizes: for which numbers of images the passes are timed.
+        put_off: whether convolutional weight gradients are made apart from the backward pass.
         together: called before each timing; workers that share a machine wait for each other here, so that all
             of them compute at the same time, as they do in training.
     """
@@ -115,21 +126,26 @@ def measure_blocks(
     for images in sorted(micro_batch_sizes):
         together()
         x = torch.randn(images, 3, size, size, device=device, dtype=model.compute_dtype)
-        passes.append((images, _passes(blocks, x.contiguous(memory_format=torch.channels_last), device)))
+        passes.append((images, _passes(blocks, x.contiguous(memory_format=torch.channels_last), device, put_off)))
     costs = []
     for index, (block, shape) in enumerate(zip(blocks, block_shapes(model.architecture), strict=True)):
         together()
-        forward, backward = (tuple((images, seconds[index][way]) for images, seconds in passes) for way in (0, 1))
+        forward, backward, later = (
+            tuple((images, seconds[index][way]) for images, seconds in passes) for way in (0, 1, 2)
+        )
         output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
         finish = _finish(block, batch_size, device)
-        costs.append(BlockCost(shape.name, forward, backward, finish, output_bytes, 4 * shape.parameters))
+        later = later if put_off and isinstance(block, Convolution) else ()
+        costs.append(BlockCost(shape.name, forward, backward, finish, output_bytes, 4 * shape.parameters, later))
     return costs
 
 
-def _passes(blocks: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[tuple[float, float]]:
-    """Seconds of each block's forward and backward pass, in the order of training, so that caches hold what they hold
-    there; the blocks are left as they were found."""
-    before = [(block.training, getattr(block, "kept", None)) for block in blocks]
+def _passes(
+    blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device, put_off: bool
+) -> list[tuple[float, ...]]:
+    """Seconds of each block's forward and backward pass, and of the weight gradient that was put off, in the order of
+    training, so that caches hold what they hold there; the blocks are left as they were found."""
+    before = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
     network = nn.ModuleList(blocks)
     gradients = [parameter.grad for parameter in network.parameters()]
     network.train()
@@ -138,22 +154,22 @@ def _passes(blocks: Sequence[nn.Module], images: Tensor, device: torch.device) -
         for block in blocks:
             if isinstance(block, Linear):
                 block.kept = KeptFactors()
+            else:
+                block.put_off = [] if put_off else None
         network.zero_grad()
         times.append(_there_and_back(blocks, images, device))
-    for block, (training, kept) in zip(blocks, before, strict=True):
+    for block, (training, left) in zip(blocks, before, strict=True):
         block.train(training)
-        if isinstance(block, Linear):
-            block.kept = kept
+        setattr(block, "put_off" if isinstance(block, Convolution) else "kept", left)
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.grad = gradient
-    return [
-        (statistics.median(t for t, _ in block), statistics.median(t for _, t in block))
-        for block in zip(*times[1:], strict=True)
-    ]
+    return [tuple(map(statistics.median, zip(*block, strict=True))) for block in zip(*times[1:], strict=True)]
 
 
-def _there_and_back(blocks: Sequence[nn.Module], images: Tensor, device: torch.device) -> list[tuple[float, float]]:
-    x, ends, forward, backward = images, [], [], []
+def _there_and_back(
+    blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device
+) -> list[tuple[float, float, float]]:
+    x, ends, forward, backward, later = images, [], [], [], []
     for block in blocks:
         start = _now(device)
         y = block(x, 1, 0)
@@ -167,7 +183,12 @@ def _there_and_back(blocks: Sequence[nn.Module], images: Tensor, device: torch.d
         y.backward(gradient)
         backward.append(_now(device) - start)
         gradient = x.grad
-    return list(zip(forward, reversed(backward), strict=True))
+    for block in blocks:
+        start = _now(device)
+        if isinstance(block, Convolution):
+            block.finish_gradient()
+        later.append(_now(device) - start)
+    return list(zip(forward, reversed(backward), later, strict=True))
 
 
 def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:

@@ -188,28 +188,35 @@ class Stage(nn.Module):
         """The stage's blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]
 
-    def defer_weight_gradients(self, micro_batches: int | None = None) -> None:
+    def defer_weight_gradients(self, micro_batches: int | None = None, *, convolutions: bool = False) -> None:
         """From now on make each fully connected weight gradient once a step instead of once a micro-batch.
 
         Args:
             micro_batches: make it within the backward pass of a step's last micro-batch, of so many; None waits for
                 :meth:`finish_gradients`, when the input's gradient is long on its way to the stage before.
+            convolutions: leave the convolutions' weight gradients to :meth:`finish_gradients`, too. That saves no
+                arithmetic, but the stage before gets its gradients sooner.
         """
         for block in self.blocks():
-            if isinstance(block, Linear) and block.spec.groups == 1:
+            if isinstance(block, Convolution):
+                block.put_off = [] if convolutions else None
+            elif block.spec.groups == 1:
                 block.kept = KeptFactors(micro_batches)
 
     def finish_gradients(self) -> None:
         """Add the weight gradients that were put off."""
         for block in self.blocks():
-            if isinstance(block, Linear) and block.kept is not None and block.kept.micro_batches is None:
+            if isinstance(block, Convolution):
+                block.finish_gradient()
+            elif block.kept is not None and block.kept.micro_batches is None:
                 block.kept.add_product_to(block.weight)
 
     def drop_kept_factors(self) -> None:
         """Forget what an unfinished step has left behind."""
         for block in self.blocks():
-            if isinstance(block, Linear) and block.kept is not None:
-                block.kept.clear()
+            left = block.put_off if isinstance(block, Convolution) else block.kept
+            if left is not None:
+                left.clear()
 
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
@@ -334,7 +341,13 @@ class Convolution(_WeightedBlock):
 
     Neighbouring steps are handed to the fused operators of :mod:`kernels`: convolution + ReLU, and
     bias + ReLU + LRN + pooling in the orders that the networks of 2012 use.
+
+    Attributes:
+        put_off: what makes the weight's gradients of the micro-batches so far, where they are put off to the end of
+            the step.
     """
+
+    put_off: list[Callable[[], Tensor]] | None = None
 
     def __init__(self, spec: ConvBlock, in_channels: int, architecture: Architecture, seed: int) -> None:
         kernel = (spec.kernel_size, spec.kernel_size)
@@ -372,7 +385,17 @@ class Convolution(_WeightedBlock):
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
-        return kernels.conv2d_relu(x, weight, bias, spec.stride, four_sided(spec.padding), spec.groups, relu=relu)
+        padding = four_sided(spec.padding)
+        return kernels.conv2d_relu(x, weight, bias, spec.stride, padding, spec.groups, relu=relu, put_off=self.put_off)
+
+    @torch.no_grad()
+    def finish_gradient(self) -> None:
+        """Add the weight gradients that were put off, in the order of their backward passes."""
+        for gradient in self.put_off or ():
+            made = gradient().to(self.weight.dtype)
+            self.weight.grad = made if self.weight.grad is None else self.weight.grad.add_(made)
+        if self.put_off:
+            self.put_off.clear()
 
     def _fits(self, pool: MaxPool, x: Tensor) -> bool:
         """Whether pooling windows end with the convolution's output, as the fused operator's must."""

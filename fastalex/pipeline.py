@@ -25,6 +25,15 @@ from fastalex.metrics import count, summed_loss
 from fastalex.model import AlexNet, Stage
 
 
+def puts_off(rank: int, ranks: int, replicas: int) -> bool:
+    """Whether a worker makes the convolutions' weight gradients at the end of a step, when others still compute.
+
+    The last rank of a pipeline does: the earlier its gradients reach the ranks before, the less they wait. It does not
+    where other replicas wait for its gradients.
+    """
+    return replicas == 1 and 1 < ranks == rank + 1
+
+
 @dataclass(frozen=True)
 class Replica:
     """This worker's place among those that hold the same blocks: the batch's rows are shared out over them.
@@ -189,8 +198,10 @@ class Pipeline:
         self.is_last = len(stages) - 1 in self._local
         self.stage = model.stage([name for index in self._local for name in stages[index]]).to(device)
         # Put off to the end of the step, when the stages before are still busy; but no later than the last backward
-        # pass where replicas wait for them.
-        self.stage.defer_weight_gradients(micro_batches if replica else None)
+        # pass where replicas wait for them. The last rank is the first to be done.
+        self.stage.defer_weight_gradients(
+            micro_batches if replica else None, convolutions=puts_off(rank, self._ranks, 1 if replica is None else 2)
+        )
         self._modules = [model.stage(stages[index]) for index in self._local]
         self._counts: list[Tensor] = []
         start = replica.index * batch_size if replica else 0

@@ -128,7 +128,8 @@ class StageMemory:
 
     ``copies`` are the low-precision copies of the weights. What grows with the batch is per image: ``activations``, of
     the share ``in_flight`` of the batch that is under way at once, and ``whole_batch``: images, what crosses to and
-    from the neighbouring stages, and the rows that fully connected layers keep for their weight gradients.
+    from the neighbouring stages, and what layers keep for weight gradients that are put off: fully connected ones their
+    rows, convolutions of the last stage their inputs, results and the results' gradients.
     Not counted: the libraries' own workspace and context, and gradients of activations on their way.
     """
 
@@ -180,6 +181,8 @@ def stage_memory(
         crossing += size * (inputs[stages[rank + 1][0]] if rank + 1 < len(stages) else 0)
         images = 0 if rank else 4 * inputs[names[0]]
         factors = size * sum(inputs[layer.name] + layer.output[0] for layer in own if not layer.is_convolution)
+        if 0 < rank == len(stages) - 1:
+            factors += size * sum(inputs[layer.name] + 2 * layer.units for layer in own if layer.is_convolution)
         found.append(
             StageMemory(
                 tuple(names),

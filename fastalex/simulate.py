@@ -141,7 +141,7 @@ def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list
                     needs, transfer = _input(plan, costs[0], kind, replica, stage, m, step, images)
                     seconds = sum(seconds_at(curve, images) for curve in curves)
                     tasks.append(_Task((kind, replica, stage, m, step), seconds, needs, transfer))
-                tasks += _ends(plan, cost, local, replica, step)
+                tasks += _ends(plan, cost, local, replica, step, images)
             workers.append(tasks)
     return workers
 
@@ -164,8 +164,8 @@ def _input(
     return ((kind, replica, other, m, step),), seconds
 
 
-def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, step: int) -> list[_Task]:
-    """What a worker does after the passes of a step: gradients summed over replicas, then weights updated."""
+def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, step: int, images: float) -> list[_Task]:
+    """What a worker does after the passes of a step: gradients summed over replicas or made, then weights updated."""
     blocks = [cost[name] for stage in local for name in plan.stages[stage]]
     tasks = []
     last = local[-1]
@@ -179,7 +179,7 @@ def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, st
         )
         seconds = plan.reduce_link.seconds(size)
         tasks.append(_Task(("reduce", replica, last, 0, step), seconds, peers, 0.0))
-    seconds = sum(block.finish for block in blocks)
+    seconds = sum(block.end(images, plan.micro_batches) for block in blocks)
     tasks.append(_Task(("finish", replica, last, 0, step), seconds, (), 0.0))
     return tasks
 

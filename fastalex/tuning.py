@@ -26,6 +26,7 @@ from fastalex.launch import World, machines
 from fastalex.layout import ScheduleName, possible_micro_batches, usual_micro_batches
 from fastalex.model import AlexNet
 from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks, partition, training_macs
+from fastalex.pipeline import puts_off
 from fastalex.simulate import INSTANT, Plan, Result
 
 # On a CPU, passes are timed with this many images at most; for more, time grows in proportion.
@@ -145,11 +146,13 @@ def measure_costs(
     Args:
         batch_size: images per step of one replica.
     """
-    ours = measure_blocks(model, world.device, batch_size, micro_batch_sizes, together=world.barrier)
+    layout = world.layout
+    put_off = puts_off(world.pipeline_rank, layout.ranks, layout.replicas)
+    ours = measure_blocks(model, world.device, batch_size, micro_batch_sizes, put_off=put_off, together=world.barrier)
     everyone = world.gather_objects([cost.to_json() for cost in ours])
     cores = all_cores(world.device)
     alone = min(1.0, cores / world.size)
-    ranks = range(world.layout.ranks)
+    ranks = range(layout.ranks)
     return [[BlockCost.from_json(cost).times(alone) for cost in everyone[rank]] for rank in ranks], cores
 
 
@@ -205,7 +208,7 @@ def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result)
             name: (
                 plan.micro_batches * seconds_at(blocks[name].forward, images),
                 plan.micro_batches * seconds_at(blocks[name].backward, images),
-                blocks[name].finish,
+                blocks[name].end(images, plan.micro_batches),
             )
             for name in stage
         }

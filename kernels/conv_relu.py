@@ -33,7 +33,7 @@ what it leaves out is computed here: bias and ReLU in place, and the pass over g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -586,20 +586,23 @@ class _ConvRelu(torch.autograd.Function):
     """Keeps x, the weight, and with a ReLU the result."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, groups, relu, forced):
+    def forward(ctx, x, weight, bias, stride, padding, groups, relu, forced, put_off):
         y = _forward(x, weight, bias, stride, padding, groups, relu, forced)
         ctx.save_for_backward(x, weight, y if relu else None)
         ctx.options = (stride, padding, groups)
-        ctx.forced = forced
+        ctx.forced, ctx.put_off = forced, put_off
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        needs = list(ctx.needs_input_grad[:3])
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.forced)
+        needs, operands, forced = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.forced
+        if ctx.put_off is not None and needs[1]:
+            ctx.put_off.append(lambda: _backward(*operands, [False, True, False], forced)[1])
+            needs[1] = False
+        gradients = _backward(*operands, needs, forced)
         wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
-        return *wanted, None, None, None, None, None
+        return *wanted, None, None, None, None, None, None
 
 
 def conv2d_relu(
@@ -611,6 +614,7 @@ def conv2d_relu(
     groups: int = 1,
     *,
     relu: bool = True,
+    put_off: list[Callable[[], Tensor]] | None = None,
 ) -> Tensor:
     """Two-dimensional convolution with a ReLU behind it, `torch.nn.functional.conv2d` otherwise.
 
@@ -623,6 +627,9 @@ def conv2d_relu(
         padding: rows and columns of zeros: one int, (height, width) or (top, bottom, left, right).
         groups: divides C and K.
         relu: False leaves the ReLU out, for layers that normalise first.
+        put_off: a list to which backward appends a function that computes the weight's gradient, instead of computing
+            it, so that whoever waits for the gradient of x waits less. Convolutions that PyTorch's own operators
+            compute (on CPUs those that minimal filtering does not pay for) put nothing off.
 
     Returns:
         N x K x OH x OW, OH = (top + H + bottom - KH) // stride + 1 and OW likewise. Where Triton is chosen, in x's
@@ -637,9 +644,10 @@ def conv2d_relu(
     # PyTorch has its own rules for what is empty.
     if chosen == "triton" and x.numel() and weight.numel():
         x, weight, bias = _autocast(x, weight, bias)
-        return _ConvRelu.apply(x, weight, bias, stride, list(sides), groups, relu, dispatch.triton_is_forced())
-    plain = reference if chosen == "reference" else native
-    return plain.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
+        return _ConvRelu.apply(x, weight, bias, stride, list(sides), groups, relu, dispatch.triton_is_forced(), put_off)
+    if chosen == "reference":
+        return reference.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
+    return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ Arguments are as in the public functions of the same names, which check them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -444,9 +444,10 @@ def conv2d_relu(
     groups: int,
     *,
     relu: bool,
+    put_off: list[Callable[[], Tensor]] | None = None,
 ) -> Tensor:
     if winograd.pays(x, weight, stride, sides):
-        return winograd.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
+        return winograd.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off)
     top, bottom, left, right = sides
     if top == bottom and left == right:
         y = F.conv2d(x, weight, bias, stride, (top, left), 1, groups)

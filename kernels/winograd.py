@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -342,19 +342,23 @@ class _Winograd(torch.autograd.Function):
     """Keeps x, the weight, and with a ReLU the result."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, sides, groups, relu):
+    def forward(ctx, x, weight, bias, stride, sides, groups, relu, put_off):
         y = _forward(x, weight, bias, stride, sides, groups, relu)
         ctx.save_for_backward(x, weight, y if relu else None)
         ctx.options = (stride, sides, groups)
+        ctx.put_off = put_off
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        needs = list(ctx.needs_input_grad[:3])
-        gradients = _backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+        needs, operands = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options)
+        if ctx.put_off is not None and needs[1]:
+            ctx.put_off.append(lambda: _backward(*operands, [False, True, False])[1])
+            needs[1] = False
+        gradients = _backward(*operands, needs)
         wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
-        return *wanted, None, None, None, None
+        return *wanted, None, None, None, None, None
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
@@ -381,5 +385,6 @@ def conv2d_relu(
     groups: int,
     *,
     relu: bool,
+    put_off: list[Callable[[], Tensor]] | None = None,
 ) -> Tensor:
-    return _Winograd.apply(x, weight, bias, stride, list(sides), groups, relu)
+    return _Winograd.apply(x, weight, bias, stride, list(sides), groups, relu, put_off)

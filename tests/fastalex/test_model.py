@@ -11,6 +11,7 @@ from fastalex import AlexNet
 from fastalex.architecture import ARCHITECTURES, Variation, build_architecture
 from fastalex.errors import ConfigurationError
 from fastalex.model import Stage
+from kernels import winograd
 
 SPREAD_IMAGES = 16
 
@@ -229,9 +230,19 @@ def test_wrong_image_shape_is_named():
         AlexNet("krizhevsky", 4, width=0.0625)(torch.zeros(2, 3, 227, 227))
 
 
+@pytest.fixture
+def minimal_filtering(monkeypatch):
+    """Convolutions in fp32 are computed by minimal filtering, although they are too small for it to pay."""
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("within_backward", [False, True])
-def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, within_backward):
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_weight_gradients_made_once_a_step_are_those_of_autograd(
+    precision, within_backward, convolutions, minimal_filtering
+):
     micro_batches = 3
 
     def gradients(deferred: bool) -> dict[str, torch.Tensor]:
@@ -239,10 +250,13 @@ def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, with
         model.set_precision(precision)
         stage = model.stage(model.architecture.block_names)
         if deferred:
-            stage.defer_weight_gradients(micro_batches if within_backward else None)
+            stage.defer_weight_gradients(micro_batches if within_backward else None, convolutions=convolutions)
         for _ in range(2):  # the second step adds to the first one's gradients
             for part in images(6).split(6 // micro_batches):
                 stage(part).logsumexp(1).sum().backward()
+            if deferred and convolutions and precision == "fp32":
+                waiting = [name for name, block in stage.named_children() if getattr(block, "put_off", None)]
+                assert waiting == ["conv1", "conv2", "conv3", "conv4", "conv5"]
             stage.finish_gradients()
         return {name: parameter.grad for name, parameter in stage.named_parameters()}
 
@@ -251,6 +265,18 @@ def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, with
     for name, gradient in gradients(True).items():
         scale = expected[name].abs().max().item()
         torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding * scale, msg=name)
+
+
+def test_an_unfinished_step_leaves_nothing_to_the_next(minimal_filtering):
+    model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
+    stage = model.stage(model.architecture.block_names)
+    stage.defer_weight_gradients(convolutions=True)
+    stage(images(2), seed=1).sum().backward()
+    assert stage.conv3.put_off
+    stage.drop_kept_factors()
+    assert not stage.conv3.put_off
+    stage.conv3.finish_gradient()
+    assert stage.conv3.weight.grad is None
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

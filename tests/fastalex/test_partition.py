@@ -92,15 +92,19 @@ def test_measured_costs_are_chosen_for_time_and_not_for_arithmetic():
     assert best(costs([3.0, 1.0, 1.0, 1.0]), Link(0.0, 1e5))[0] == "c"  # what a sends takes longer than b
 
 
-def test_costs_are_measured_and_leave_the_network_alone():
+@pytest.mark.parametrize("put_off", [False, True])
+def test_costs_are_measured_and_leave_the_network_alone(put_off):
     model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    costs = measure_blocks(model, torch.device("cpu"), 4, [1, 2])
+    costs = measure_blocks(model, torch.device("cpu"), 4, [1, 2], put_off=put_off)
     assert [cost.name for cost in costs] == list(model.architecture.block_names)
     for cost, shape in zip(costs, block_shapes(model.architecture), strict=True):
         assert all(seconds > 0 for _, seconds in (*cost.forward, *cost.backward))
         assert cost.finish > 0
+        assert [images for images, seconds in cost.put_off] == ([1, 2] if put_off and shape.name[:4] == "conv" else [])
+        assert all(seconds > 0 for _, seconds in cost.put_off)
         assert (cost.output_bytes, cost.parameter_bytes) == (4 * math.prod(shape.output), 4 * shape.parameters)
         assert BlockCost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(getattr(block, "put_off", None) is None for block in model.blocks())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,5 +1,7 @@
 """The simulated step against what can be worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -64,6 +66,24 @@ def test_links_reductions_and_updates_take_their_time():
     # 2 replicas: 8 x 4000 bytes cross the link 2 (2 - 1) / 2 times.
     reduced = simulate(plan(1, 1, 1, "gpipe", replicas=2, reduce_link=Link(1.0, 8000.0)), costs).seconds
     assert reduced == pytest.approx(24 + 1 + 4 + 4)
+
+
+def test_a_weight_gradient_that_is_put_off_lets_the_first_stage_go_on():
+    now = [block(name) for name in NAMES]
+    later = [replace(cost, backward=((1, 1.0),), put_off=((1, 1.0),)) for cost in now]
+    # 2 stages of 4 blocks, 1 micro-batch: forward 4 + 4, backward 8 + 8; put off, the last stage's backward takes 4,
+    # and its other 4 fall into the first one's backward pass.
+    assert simulate(plan(2, 2, 1, "gpipe"), [now, now]).seconds == pytest.approx(24)
+    assert simulate(plan(2, 2, 1, "gpipe"), [now, later]).seconds == pytest.approx(20)
+    assert later[0].end(1, 3) == pytest.approx(3.0)
+    assert BlockCost.from_json(later[0].to_json()) == later[0]
+    assert later[0].times(2).put_off == ((1, 2.0),)
+
+
+def test_costs_saved_before_anything_was_put_off_are_read():
+    values = block("a").to_json()
+    del values["put_off"]
+    assert BlockCost.from_json(values) == block("a")
 
 
 def test_seconds_between_and_beyond_the_points():

@@ -234,6 +234,36 @@ def test_an_unneeded_gradient_is_not_computed(monkeypatch: pytest.MonkeyPatch) -
         assert done == ["_run_backward_weight", "_run_backward_data"]
 
 
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("implementation", "channels", "puts_off"), [("triton", 4, True), ("native", 32, True), ("native", 4, False)]
+)
+def test_a_weight_gradient_can_be_put_off(implementation: str, channels: int, puts_off: bool, relu: bool) -> None:
+    """The native path computes 32 channels by minimal filtering, and 4 by PyTorch's operator: nothing is put off."""
+    size = 32 if channels == 32 else 5
+    x = laid_out(random_tensor((2, channels, size, size), 0, torch.float32), "channels_last").requires_grad_()
+    weight = random_tensor((channels, channels, 3, 3), 1, torch.float32).requires_grad_()
+    bias = random_tensor((channels,), 2, torch.float32).requires_grad_()
+    with kernels.using(implementation):
+        wanted = torch.autograd.grad(
+            kernels.conv2d_relu(x, weight, bias, 1, 1, relu=relu).square().sum(), (x, weight, bias)
+        )
+        put_off: list = []
+        for _ in range(2):
+            kernels.conv2d_relu(x, weight, bias, 1, 1, relu=relu, put_off=put_off).square().sum().backward()
+    assert len(put_off) == 2 * puts_off
+    torch.testing.assert_close((x.grad, bias.grad), (2 * wanted[0], 2 * wanted[2]))
+    if puts_off:
+        assert weight.grad is None
+        for gradient in put_off:
+            torch.testing.assert_close(gradient(), wanted[1])
+    else:
+        torch.testing.assert_close(weight.grad, 2 * wanted[1])
+    with kernels.using(implementation):
+        kernels.conv2d_relu(x, weight.detach(), bias, 1, 1, relu=relu, put_off=put_off).sum().backward()
+    assert len(put_off) == 2 * puts_off  # nobody wants this one
+
+
 def test_the_choice_made_in_forward_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_relu, "_library_backward", lambda *_: pytest.fail("the library was called"))
     x, weight = random_tensor((1, 2, 4, 4), 0).requires_grad_(), random_tensor((2, 2, 3, 3), 1).requires_grad_()
