@@ -144,7 +144,12 @@ class AlexNet(nn.Module):
         The copies are made here, from the weights as they are, and follow them when the optimizer updates them
         (:meth:`Stage.compute_copies`) and when a state dict is loaded. The last block computes in fp32 in any case:
         rounded to eight bits, logits tie so often that error rates would change by tenths of a percent.
+
+        Raises:
+            ConfigurationError: another precision.
         """
+        if precision not in COMPUTE_DTYPES:
+            raise ConfigurationError(f"there is no precision {precision!r}; choose from {', '.join(COMPUTE_DTYPES)}")
         *blocks, last = self.blocks()
         for block in blocks:
             block.set_precision(precision)

@@ -128,7 +128,10 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
 
 def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as (top, bottom, left, right), from one int, (height, width) or all four."""
-    sides = tuple(padding) if isinstance(padding, Sequence) else (padding,)
+    if isinstance(padding, Sequence) and not isinstance(padding, str):
+        sides = tuple(padding)
+    else:
+        sides = (padding,)
     if len(sides) not in (1, 2, 4):
         raise ValueError(f"padding must be an int, (h, w) or (top, bottom, left, right), not {padding!r}")
     for side in sides:

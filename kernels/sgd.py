@@ -285,6 +285,7 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
         raise ValueError(f"momentum must be in [0, 1), not {momentum}")
     for index, weight in enumerate(weights):
         arguments.check_tensor(f"weights[{index}]", weight)
+        _check_writable(f"weights[{index}]", weight)
         if weight.device != weights[0].device:
             raise ValueError(
                 f"weights[{index}] must be on the device of weights[0], {weights[0].device}, not {weight.device}: "
@@ -304,6 +305,13 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
             wanted = {"gradients": other.dtype, "velocities": weight.dtype, "copies": torch.bfloat16}[name]
             if other.dtype != wanted:
                 raise TypeError(f"{label} must be {wanted}, not {other.dtype}")
+            if name != "gradients":
+                _check_writable(label, other)
+
+
+def _check_writable(name: str, x: Tensor) -> None:
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError(f"{name} must have memory for each of its elements, not strides {x.stride()}: clone() it")
 
 
 def _check_numbers(name: str, values: Sequence[float] | Tensor, count: int) -> None:

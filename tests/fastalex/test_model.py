@@ -225,6 +225,11 @@ def test_a_block_with_two_poolings_names_both():
     assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]
 
 
+def test_an_unknown_precision_is_named():
+    with pytest.raises(ConfigurationError, match="there is no precision 'fp8'; choose from fp32, "):
+        AlexNet("krizhevsky", 4, width=0.0625).set_precision("fp8")
+
+
 def test_wrong_image_shape_is_named():
     with pytest.raises(ConfigurationError, match=r"takes images of shape N x 3 x 224 x 224; these have .*\(2, 3, 227"):
         AlexNet("krizhevsky", 4, width=0.0625)(torch.zeros(2, 3, 227, 227))

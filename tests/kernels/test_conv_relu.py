@@ -344,6 +344,7 @@ def test_registered_operators_keep_pytorchs_rules(layout: str, forced: bool) -> 
         ({"stride": 1.5}, TypeError, "stride must be an int, not float"),
         ({"padding": -1}, ValueError, "padding must be at least 0, not -1"),
         ({"padding": (0, 0, 0, -1)}, ValueError, "padding must be at least 0, not -1"),
+        ({"padding": "same"}, TypeError, "padding must be an int, not str: 'same'"),
         ({"padding": 1.0}, TypeError, "padding must be an int, not float: 1.0"),
         ({"padding": (1, 2, 3)}, ValueError, r"padding must be an int, \(h, w\) or \(top, bottom, left, right\)"),
         ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),

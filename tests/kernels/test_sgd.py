@@ -269,6 +269,18 @@ def test_no_tensors_is_no_work() -> None:
             )
             for name in ("gradients", "velocities", "copies")
         ),
+        *(
+            (
+                {name: [torch.ones(1, dtype=dtype).expand(4)]},
+                ValueError,
+                rf"{name}\[0\] must have memory for each of its elements, not strides \(0,\): clone\(\) it",
+            )
+            for name, dtype in (
+                ("weights", torch.float32),
+                ("velocities", torch.float32),
+                ("copies", torch.bfloat16),
+            )
+        ),
         (
             {"velocities": [torch.ones(4).half()]},
             TypeError,
