@@ -1,6 +1,7 @@
-"""The operators in PyTorch, arranged to be fast on a CPU and to keep little for backward. No compiler is needed.
+"""The operators on a CPU, arranged to be fast and to keep little for backward.
 
-Normalisation written with whole-tensor operations moves the tensor through memory once per operation. Here each step
+Normalisation written with whole-tensor operations moves the tensor through memory once per operation. In fp32 it is
+left to `native.c` where the machine has a C compiler (`kernels.native_c`). Everywhere else it is PyTorch: each step
 works on a block that stays in the cores' caches, and the windows are summed without copies: the squares lie
 in rows with a margin, so that a window sum is a few additions of one flat array to itself, shifted.
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import reference, winograd
+from kernels import native_c, reference, winograd
 from kernels.layout import dense_as, empty_as, is_channels_last
 from kernels.philox import keep_mask
 
@@ -147,6 +148,8 @@ def _normalise(
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
+    if _compiled_norm(x, None, y, over, (size, alpha, beta, k), groups):
+        return
     source = _blocks(x, over, groups, channels_last=channels_last)
     result = _blocks(y, over, groups, channels_last=channels_last)
     windows = _Windows(source, _sizes(over, size), _work_dtype(x))
@@ -192,6 +195,8 @@ def _normalise_backward(
     if x.numel() == 0:
         return
     channels_last = is_channels_last(x)
+    if _compiled_norm(x, grad, grad_x, over, (size, alpha, beta, k), groups):
+        return
     upstream = _blocks(grad, over, groups, channels_last=channels_last)
     source = _blocks(x, over, groups, channels_last=channels_last)
     result = _blocks(grad_x, over, groups, channels_last=channels_last)
@@ -210,6 +215,28 @@ def _normalise_backward(
         _write(
             result[start : start + windows.rows], torch.addcmul, direct, block, sums, value=-2 * alpha * beta / count
         )
+
+
+def _compiled_norm(
+    x: Tensor,
+    grad: Tensor | None,
+    result: Tensor,
+    over: str,
+    options: tuple[int, float, float, float],
+    groups: int,
+) -> bool:
+    """Write y, or with a gradient grad_x, to `result`, if there is a compiled function for that."""
+    if not native_c.computes(x):
+        return False
+    channels_last = is_channels_last(x)
+    if over == "channels":
+        inner = 1 if channels_last else x.shape[2] * x.shape[3]
+        native_c.norm_over_channels(x, grad, result, options, groups, inner)
+    elif channels_last:
+        native_c.norm_over_map(x, grad, result, options)
+    else:
+        return False
+    return True
 
 
 def _write(place: Tensor, operation, *operands, **options) -> None:
@@ -267,6 +294,9 @@ def _lrn_pool_forward(
     x = dense_as(x, channels_last)
     places = _Places(x, kernel_size, stride)
     y, kept = places.empty(x.dtype), places.empty(places.dtype)
+    if _compiled_pool(x, bias, places):
+        native_c.lrn_pool_forward(x, bias, y, kept, (size, alpha, beta, k), groups, (kernel_size, stride), relu)
+        return y, kept
     scratch = _images(x)
     for images in range(0, x.shape[0], scratch.shape[0] or 1):
         block = slice(images, min(images + scratch.shape[0], x.shape[0]))
@@ -275,10 +305,8 @@ def _lrn_pool_forward(
         _normalise(biased, normalised, "channels", size, alpha, beta, k, groups)
         pooled, indices = torch.ops.aten.max_pool2d_with_indices(normalised, [kernel_size] * 2, [stride] * 2)
         y[block] = pooled
-        indices -= places.corners
-        if relu == "after":
-            indices.masked_fill_(pooled <= 0, places.nowhere)
-        kept[block] = indices
+        found = places.of_indices(indices)
+        kept[block] = found.masked_fill_(pooled <= 0, places.nowhere) if relu == "after" else found
     return y.relu_() if relu == "after" else y, kept
 
 
@@ -319,6 +347,9 @@ def _lrn_pool_backward(
     x, grad = dense_as(x, channels_last), dense_as(grad, channels_last)
     places = _Places(x, kernel_size, stride)
     grad_x = empty_as(x)
+    if _compiled_pool(x, bias, places):
+        options = (size, alpha, beta, k), groups, (kernel_size, stride), relu
+        return grad_x, native_c.lrn_pool_backward(grad, kept, x, bias, grad_x, *options)
     grad_bias = torch.zeros(x.shape[1], dtype=_work_dtype(x), device=x.device)
     scratch = _images(x)
     for images in range(0, x.shape[0], scratch.shape[0] or 1):
@@ -329,7 +360,7 @@ def _lrn_pool_backward(
         if relu == "after":
             dead = indices == places.nowhere
             upstream, indices = upstream.masked_fill(dead, 0), indices.masked_fill_(dead, 0)
-        indices += places.corners
+        indices = places.to_indices(indices)
         upstream = torch.ops.aten.max_pool2d_with_indices_backward(
             upstream, buffer, [kernel_size] * 2, [stride] * 2, [0, 0], [1, 1], False, indices
         )
@@ -374,28 +405,40 @@ def _biased(block: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:
     return wide.relu() if relu == "before" else wide
 
 
+def _compiled_pool(x: Tensor, bias: Tensor | None, places: _Places) -> bool:
+    """Whether the compiled functions take this."""
+    fitting = is_channels_last(x) and (bias is None or bias.dtype == x.dtype) and places.dtype == torch.uint8
+    return fitting and x.numel() > 0 and native_c.computes(x)
+
+
 class _Places:
-    """Where in its window each pooled element lies: dh * width + dw, counted from the window's corner.
+    """Where in its window each pooled element lies: dh * kernel_size + dw, counted from the window's corner.
 
     Attributes:
-        corners: of the windows, counted over the map; out height x out width, int64.
         nowhere: stands for an element that the ReLU took away.
-        dtype: the narrowest that holds them: a byte where the map is less than 127 elements wide and the window is 3.
+        dtype: the narrowest that holds them: a byte where the window is at most 15 wide.
     """
 
     def __init__(self, x: Tensor, kernel_size: int, stride: int) -> None:
         height, width = ((length - kernel_size) // stride + 1 for length in x.shape[2:])
-        self.like, self.shape = x, (*x.shape[:2], height, width)
+        self.like, self.shape, self.kernel_size = x, (*x.shape[:2], height, width), kernel_size
         rows, columns = (torch.arange(count, device=x.device) * stride for count in (height, width))
-        self.corners = rows[:, None] * x.shape[3] + columns
-        self.nowhere = (kernel_size - 1) * (x.shape[3] + 1) + 1
-        self.dtype = next(
-            dtype for dtype in (torch.uint8, torch.int16, torch.int32) if self.nowhere <= torch.iinfo(dtype).max
-        )
+        self._corners = rows[:, None] * x.shape[3] + columns
+        self.dtype = torch.uint8 if kernel_size**2 <= 255 else torch.int32
+        self.nowhere = torch.iinfo(self.dtype).max
 
     def empty(self, dtype: torch.dtype) -> Tensor:
         """Room for all, in x's layout."""
         return empty_as(self.like, self.shape, dtype)
+
+    def of_indices(self, indices: Tensor) -> Tensor:
+        """The places of elements that PyTorch counts over the map; `indices` is overwritten."""
+        indices -= self._corners
+        return indices - indices // self.like.shape[3] * (self.like.shape[3] - self.kernel_size)
+
+    def to_indices(self, places: Tensor) -> Tensor:
+        """The inverse of :meth:`of_indices`, of int64 places."""
+        return places + places // self.kernel_size * (self.like.shape[3] - self.kernel_size) + self._corners
 
 
 class _LrnMaxPool(torch.autograd.Function):

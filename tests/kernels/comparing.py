@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import native_c
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -33,6 +34,8 @@ TRANSFORMED_TOLERANCES = {torch.float64: 6e-14, torch.float32: 3e-5}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "sliced"]
 IMPLEMENTATIONS = ["native", "triton"]
+# What normalises on a CPU is compiled, and PyTorch's where there is no compiler.
+NORM_IMPLEMENTATIONS = ["native", "native in PyTorch", "triton"]
 
 dtypes = st.sampled_from(DTYPES)
 layouts = st.sampled_from(LAYOUTS)
@@ -47,6 +50,21 @@ def dtypes_of(implementation: str) -> list[torch.dtype]:
 
 
 COMPUTED = [(implementation, dtype) for implementation in IMPLEMENTATIONS for dtype in dtypes_of(implementation)]
+NORM_COMPUTED = [
+    (implementation, dtype) for implementation in NORM_IMPLEMENTATIONS for dtype in dtypes_of(implementation)
+]
+
+
+@contextmanager
+def using(implementation: str) -> Iterator[None]:
+    """:func:`kernels.using`, of "native in PyTorch" too; "native" fails without a compiler."""
+    with pytest.MonkeyPatch.context() as patched:
+        if implementation == "native in PyTorch":
+            patched.setattr(native_c, "library", lambda: None)
+        else:
+            assert implementation != "native" or native_c.library() is not None, "native.c was not compiled"
+        with kernels.using("native" if implementation == "native in PyTorch" else implementation):
+            yield
 
 
 def dtype_for(implementation: str, drawn: torch.dtype) -> torch.dtype:
@@ -136,14 +154,15 @@ def check_against_reference(
     dtype = tensors[0].dtype
     ours = [tensor.detach().requires_grad_() for tensor in tensors]
     theirs = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    with kernels.using(implementation):
+    with using(implementation):
         y = operator(*ours)
     with kernels.using("reference"):
         wanted = operator(*theirs)
     check_close(y.detach(), wanted.detach(), dtype, "result")
     assert y.dtype == dtype
     grad = laid_out(random_tensor(y.shape, seed + 1, dtype), gradient_layout)
-    y.backward(grad)
+    with using(implementation):
+        y.backward(grad)
     wanted.backward(grad.double())
     for index, (mine, theirs_) in enumerate(zip(ours, theirs, strict=True)):
         assert mine.grad is not None

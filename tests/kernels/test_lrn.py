@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparing import (
-    COMPUTED,
     DEVICE,
-    IMPLEMENTATIONS,
+    NORM_COMPUTED,
+    NORM_IMPLEMENTATIONS,
     check_against_reference,
     check_close,
     dtype_for,
@@ -21,6 +21,7 @@ from comparing import (
     random_tensor,
     saved_bytes,
     seeds,
+    using,
 )
 from hypothesis import given
 
@@ -32,7 +33,7 @@ constants = st.tuples(
 )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @examples(14)
 @given(shapes, st.sampled_from([1, 2, 3]), st.integers(1, 12), constants, dtypes, layouts, gradient_layouts, seeds)
 def test_lrn_is_the_definition(implementation, shape, groups, size, constants, dtype, layout, gradient_layout, seed):
@@ -57,7 +58,7 @@ def test_the_definition_is_pytorchs(size: int) -> None:
     torch.testing.assert_close(y, F.local_response_norm(x, size, 0.3, 0.6, 1.5))
 
 
-@pytest.mark.parametrize(("implementation", "dtype"), COMPUTED)
+@pytest.mark.parametrize(("implementation", "dtype"), NORM_COMPUTED)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_nan_and_infinity_stay_in_their_windows(implementation: str, dtype: torch.dtype, layout: str) -> None:
     x = random_tensor((1, 16, 2, 2), 0, dtype)
@@ -65,7 +66,7 @@ def test_nan_and_infinity_stay_in_their_windows(implementation: str, dtype: torc
     x[0, 9, 0, 1] = float("inf")
     x[0, 3, 1, 1] = float("-inf")
     x = laid_out(x, layout)
-    with kernels.using(implementation):
+    with using(implementation):
         y = kernels.local_response_norm(x)
     with kernels.using("reference"):
         wanted = kernels.local_response_norm(x.double())
@@ -73,31 +74,31 @@ def test_nan_and_infinity_stay_in_their_windows(implementation: str, dtype: torc
     check_close(y, wanted, dtype, "result")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize(("size", "groups", "beta"), [(5, 1, 0.75), (4, 2, 0.6)])
 def test_gradients(implementation: str, size: int, groups: int, beta: float) -> None:
     x = random_tensor((1, 6, 1, 2), 0).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         assert torch.autograd.gradcheck(
             lambda x: kernels.local_response_norm(x, size, 0.3, beta, 1.5, groups=groups), x
         )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_only_the_input_is_kept(implementation: str) -> None:
     x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         assert saved_bytes(lambda: kernels.local_response_norm(x)) == x.nbytes
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_compiles_into_one_graph(implementation: str) -> None:
     x = laid_out(random_tensor((1, 8, 3, 3), 0, torch.float32), "channels_last").requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return kernels.local_response_norm(x * 2, groups=2) + 1
 
-    with kernels.using(implementation):
+    with using(implementation):
         wanted = function(x)
         y = torch.compile(function, fullgraph=True)(x)
         (expected,) = torch.autograd.grad(wanted.sum(), x)

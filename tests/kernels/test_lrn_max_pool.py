@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparing import (
     DEVICE,
-    IMPLEMENTATIONS,
+    NORM_IMPLEMENTATIONS,
     check_against_reference,
     check_close,
     dtype_for,
@@ -19,13 +19,14 @@ from comparing import (
     random_tensor,
     saved_bytes,
     seeds,
+    using,
 )
 from hypothesis import given
 
 import kernels
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @examples(9)
 @given(
     st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4, 8]), st.integers(3, 6), st.integers(3, 5)),
@@ -55,17 +56,17 @@ def test_fused_is_the_composition(
     check_against_reference(operator, implementation, tensors, gradient_layout, seed)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_an_empty_batch_gives_an_empty_result(implementation: str) -> None:
     x = torch.ones(0, 4, 5, 5, device=DEVICE, requires_grad=True)
-    with kernels.using(implementation):
+    with using(implementation):
         y = kernels.lrn_max_pool2d(x, relu="before")
-    y.sum().backward()
+        y.sum().backward()
     assert y.shape == (0, 4, 2, 2)
     assert x.grad.shape == x.shape
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("relu", [None, "before", "after"])
 def test_nan_and_infinity(implementation: str, relu: str | None) -> None:
     x = random_tensor((1, 8, 5, 5), 0, torch.float32)
@@ -74,23 +75,24 @@ def test_nan_and_infinity(implementation: str, relu: str | None) -> None:
     x[0, 4, 4, 4] = float("-inf")
     bias = random_tensor((8,), 1, torch.float32)
     ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         y = kernels.lrn_max_pool2d(ours, bias=bias, relu=relu)
     with kernels.using("reference"):
         wanted = kernels.lrn_max_pool2d(theirs, bias=bias, relu=relu)
     check_close(y, wanted, torch.float32, "result")
     # One window's gradient, of a window and of channels that hold only numbers.
-    y[0, 0, 0, 1].backward()
+    with using(implementation):
+        y[0, 0, 0, 1].backward()
     wanted[0, 0, 0, 1].backward()
     keep = theirs.grad.isfinite()
     check_close(ours.grad[keep], theirs.grad[keep], torch.float32, "gradient")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("relu", [None, "before", "after"])
 def test_gradients(implementation: str, relu: str | None) -> None:
     x, bias = random_tensor((1, 3, 3, 3), 0).requires_grad_(), random_tensor((3,), 1).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         assert torch.autograd.gradcheck(
             lambda x, bias: kernels.lrn_max_pool2d(x, 3, 0.3, kernel_size=2, stride=1, bias=bias, relu=relu),
             (x, bias),
@@ -98,13 +100,13 @@ def test_gradients(implementation: str, relu: str | None) -> None:
         )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_a_block_keeps_little_beside_its_raw_input(implementation: str) -> None:
     x = laid_out(random_tensor((2, 16, 9, 9), 0, torch.float32), "channels_last").requires_grad_()
     bias = random_tensor((16,), 1, torch.float32).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
-    places = 2 * 16 * 4 * 4 if implementation == "native" else 0  # a byte for each pooled element
+    places = 2 * 16 * 4 * 4 if implementation != "triton" else 0  # a byte for each pooled element
     assert kept == x.nbytes + bias.nbytes + places
     assert kept <= 1.3 * x.nbytes
 
@@ -115,7 +117,7 @@ def test_a_block_keeps_little_beside_its_raw_input(implementation: str) -> None:
     assert saved_bytes(pytorchs) > 4 * x.nbytes
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_compiles_into_one_graph(implementation: str) -> None:
     x = laid_out(random_tensor((1, 4, 5, 5), 0, torch.float32), "channels_last").requires_grad_()
     bias = random_tensor((4,), 1, torch.float32).requires_grad_()
@@ -123,7 +125,7 @@ def test_compiles_into_one_graph(implementation: str) -> None:
     def function(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return kernels.lrn_max_pool2d(x * 2, bias=bias, relu="after", groups=2) + 1
 
-    with kernels.using(implementation):
+    with using(implementation):
         y = torch.compile(function, fullgraph=True)(x, bias)
         wanted = function(x, bias)
         expected = torch.autograd.grad(wanted.sum(), (x, bias))
@@ -145,25 +147,26 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.fastalex, f"{name}_backward"), (grad, *kept, x, *options))
 
 
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize(("width", "byte"), [(126, True), (127, False)])
-def test_places_in_wide_maps_take_more_than_a_byte(layout: str, width: int, byte: bool) -> None:
-    """The native path counts them over rows of the map; the largest one is that of a window's last corner."""
-    x = laid_out(random_tensor((2, 4, 5, width), 0, torch.float32), layout)
-    x[:, :, 2::2, 2::2] += 10.0  # the maximum of each window but the first ones is in its last corner
-    x[0, :, :, 60:] -= 100.0  # and what is not positive gets no gradient
-    x.requires_grad_()
-    found = []
-    for implementation in ("native", "reference"):
-        with kernels.using(implementation):
-            y = kernels.lrn_max_pool2d(x, relu="after")
-            (grad,) = torch.autograd.grad(y.square().sum(), x)
-            found.append((y, grad))
-    torch.testing.assert_close(found[0], found[1])
-    assert 0 < found[1][1].count_nonzero() < x.numel()
-    with kernels.using("native"):
-        kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, relu="after"))
-    assert kept == x.nbytes + (1 if byte else 2) * y.numel()
+@pytest.mark.parametrize(("window", "bytes_each"), [(15, 1), (16, 4)])
+def test_places_in_wide_windows_take_more_than_a_byte(
+    implementation: str, layout: str, window: int, bytes_each: int
+) -> None:
+    """The native path counts them over a window; the largest one is that of its last corner."""
+    x = laid_out(random_tensor((2, 4, 19, 23), 0, torch.float32), layout)
+    x[0, :, window - 1 :, window - 1 :] += 100.0  # the first windows have their maximum in the last corner
+    x[1, :, :, 4:] -= 100.0  # and what is not positive gets no gradient
+
+    def operator(x: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x, kernel_size=window, stride=3, relu="after")
+
+    y = check_against_reference(operator, implementation, [x], layout)
+    assert 0 < y.count_nonzero() < y.numel()
+    if implementation != "triton":
+        with using(implementation):
+            kept = saved_bytes(lambda: operator(x.requires_grad_()))
+        assert kept == x.nbytes + bytes_each * y.numel()
 
 
 @pytest.mark.parametrize(

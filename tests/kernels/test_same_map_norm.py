@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparing import (
-    IMPLEMENTATIONS,
+    NORM_IMPLEMENTATIONS,
     check_against_reference,
     check_close,
     dtype_for,
@@ -19,6 +19,7 @@ from comparing import (
     random_tensor,
     saved_bytes,
     seeds,
+    using,
 )
 from hypothesis import given
 
@@ -30,7 +31,7 @@ constants = st.tuples(
 )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @examples(12)
 @given(shapes, st.integers(1, 7), constants, dtypes, layouts, gradient_layouts, seeds)
 def test_same_map_norm_is_the_definition(implementation, shape, size, constants, dtype, layout, gradient_layout, seed):
@@ -48,13 +49,13 @@ def test_the_same_map_definition_is_a_mean_over_the_window() -> None:
     torch.testing.assert_close(y, x / (1.5 + 0.3 * mean) ** 0.75)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_nan_and_infinity_stay_in_their_windows(implementation: str, layout: str) -> None:
     x = random_tensor((1, 4, 7, 7), 0, torch.float32)
     x[0, 1, 3, 3], x[0, 2, 6, 0] = float("nan"), float("inf")
     x = laid_out(x, layout)
-    with kernels.using(implementation):
+    with using(implementation):
         y = kernels.same_map_norm(x, 3)
     with kernels.using("reference"):
         wanted = kernels.same_map_norm(x.double(), 3)
@@ -62,28 +63,28 @@ def test_nan_and_infinity_stay_in_their_windows(implementation: str, layout: str
     check_close(y, wanted, torch.float32, "result")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_gradients(implementation: str) -> None:
     x = random_tensor((1, 2, 3, 4), 0).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         assert torch.autograd.gradcheck(lambda x: kernels.same_map_norm(x, 4, 0.3, 0.6, 1.5), x)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_only_the_input_is_kept(implementation: str) -> None:
     x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
-    with kernels.using(implementation):
+    with using(implementation):
         assert saved_bytes(lambda: kernels.same_map_norm(x)) == x.nbytes
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 def test_compiles_into_one_graph(implementation: str) -> None:
     x = laid_out(random_tensor((1, 8, 3, 3), 0, torch.float32), "channels_last").requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return kernels.same_map_norm(x * 2) + 1
 
-    with kernels.using(implementation):
+    with using(implementation):
         wanted = function(x)
         y = torch.compile(function, fullgraph=True)(x)
         (expected,) = torch.autograd.grad(wanted.sum(), x)

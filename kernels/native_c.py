@@ -1,0 +1,175 @@
+"""native.c, built by the machine's own C compiler when it is first wanted, and its functions on tensors.
+
+The library is kept in `$XDG_CACHE_HOME/fastalex` (else `~/.cache/fastalex`) under a name made from everything that it
+depends on, so that another source, compiler or processor gets one of its own. Without a C compiler, or where it cannot
+build this one file, `library` is None and `kernels.native` computes with PyTorch: the same results to rounding, slower
+by a factor of about four. `CC` names the compiler, as for make; `CC=none` does without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("native.c")
+# Without -ffast-math, which knows no NaN. The OpenMP runtime is the one that PyTorch has loaded, and its threads.
+_FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+_SECONDS = 120
+
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_NORM = [_LONG, _FLOAT, _FLOAT, _FLOAT]
+_MAPS = [_LONG] * 5
+_ARGUMENTS = {
+    "norm_over_channels": [_POINTER] * 3 + [_LONG] * 3 + _NORM + [_INT],
+    "norm_over_map": [_POINTER] * 3 + [_LONG] * 4 + _NORM + [_INT],
+    "lrn_pool_forward": [_POINTER] * 4 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
+    "lrn_pool_backward": [_POINTER] * 6 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
+    "lrn_pool_bias_parts": [_LONG, _LONG],
+}
+_RELU = {None: 0, "before": 1, "after": 2}
+
+
+# --------------------------------------------------------------------------------------------------- the library
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they cannot be had; the log says why, once a process."""
+    try:
+        built = ctypes.CDLL(str(_build()))
+    except (OSError, subprocess.SubprocessError) as error:
+        told = (getattr(error, "stderr", None) or "").splitlines()
+        reason = next((line for line in told if "error" in line), str(error))
+        _log.info("normalisation on the CPU is computed by PyTorch, which is slower: no compiled native.c (%s)", reason)
+        return None
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(built, name)
+        function.argtypes = arguments
+        function.restype = _LONG if name == "lrn_pool_bias_parts" else _INT
+    return built
+
+
+def _build() -> Path:
+    """The path of the library, built unless it is there.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is no compiler, it fails, or there is no place for the result.
+    """
+    command = [*shlex.split(os.environ.get("CC", "")), *_FLAGS] if os.environ.get("CC") else ["cc", *_FLAGS]
+    compiler = subprocess.run(
+        [command[0], "--version"], capture_output=True, text=True, check=True, timeout=_SECONDS
+    ).stdout
+    parts = (_SOURCE.read_text(), *command, compiler, _processor(), torch.__version__)
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + ".so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastalex"
+    path = folder / name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    # Built beside its place and renamed: of several processes that begin at once, each finds a whole file.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / name
+        subprocess.run(
+            [*command, "-o", made, _SOURCE, "-lm"], capture_output=True, text=True, check=True, timeout=_SECONDS
+        )
+        made.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def computes(x: Tensor) -> bool:
+    """Whether the compiled functions take `x`: fp32 on a CPU."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+
+
+# ------------------------------------------------------------------------------------------------- its functions
+# Images are fp32, dense, and of one layout unless it says otherwise; none of them is empty.
+
+
+def _call(name: str, *arguments) -> None:
+    functions = library()
+    assert functions is not None
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    assert all(tensor.device.type == "cpu" for tensor in tensors)
+    pointers = (argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments)
+    if not getattr(functions, name)(*pointers, torch.get_num_threads()):
+        raise MemoryError(f"{name}: no memory for the buffers of {torch.get_num_threads()} threads")
+
+
+def norm_over_channels(
+    x: Tensor, grad: Tensor | None, result: Tensor, options: tuple[int, float, float, float], groups: int, inner: int
+) -> None:
+    """Write y, or with a gradient grad_x, to `result`; the channels of `x` lie `inner` elements apart."""
+    size, alpha, beta, k = options
+    channels = x.shape[1] // groups
+    rows = x.numel() // (channels * inner)
+    _call("norm_over_channels", x, grad, result, rows, channels, inner, size, alpha / size, beta, k)
+
+
+def norm_over_map(x: Tensor, grad: Tensor | None, result: Tensor, options: tuple[int, float, float, float]) -> None:
+    """Write y, or with a gradient grad_x, to `result`; all in channels_last."""
+    size, alpha, beta, k = options
+    batch, channels, height, width = x.shape
+    _call("norm_over_map", x, grad, result, batch, height, width, channels, size, alpha / size**2, beta, k)
+
+
+def lrn_pool_forward(
+    x: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    kept: Tensor,
+    options: tuple[int, float, float, float],
+    groups: int,
+    pool: tuple[int, int],
+    relu: str | None,
+) -> None:
+    """Write the pooled result and the places of its elements (uint8) to `y` and `kept`; all in channels_last."""
+    bias = None if bias is None else bias.contiguous()
+    _call("lrn_pool_forward", x, bias, y, kept, *_lrn_pool(x, options, groups, pool, relu))
+
+
+def lrn_pool_backward(
+    grad: Tensor,
+    kept: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    grad_x: Tensor,
+    options: tuple[int, float, float, float],
+    groups: int,
+    pool: tuple[int, int],
+    relu: str | None,
+) -> Tensor:
+    """Write the gradient of x to `grad_x` and return that of the bias; all in channels_last."""
+    functions = library()
+    assert functions is not None
+    bias = None if bias is None else bias.contiguous()
+    parts = x.new_empty(functions.lrn_pool_bias_parts(x.shape[0], x.shape[2]), x.shape[1])
+    _call("lrn_pool_backward", grad, kept, x, bias, grad_x, parts, *_lrn_pool(x, options, groups, pool, relu))
+    return parts.sum(0)
+
+
+def _lrn_pool(x, options, groups, pool, relu) -> tuple:
+    size, alpha, beta, k = options
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels, groups, size, alpha / size, beta, k, *pool, _RELU[relu]
