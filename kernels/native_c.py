@@ -68,10 +68,7 @@ def _build() -> Path:
         OSError, subprocess.SubprocessError: there is no compiler, it fails, or there is no place for the result.
     """
     command = [*shlex.split(os.environ.get("CC", "")), *_FLAGS] if os.environ.get("CC") else ["cc", *_FLAGS]
-    compiler = subprocess.run(
-        [command[0], "--version"], capture_output=True, text=True, check=True, timeout=_SECONDS
-    ).stdout
-    parts = (_SOURCE.read_text(), *command, compiler, _processor(), torch.__version__)
+    parts = (_SOURCE.read_text(), *command, _run([command[0], "--version"]), _processor(), torch.__version__)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + ".so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastalex"
     path = folder / name
@@ -81,11 +78,18 @@ def _build() -> Path:
     # Built beside its place and renamed: of several processes that begin at once, each finds a whole file.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / name
-        subprocess.run(
-            [*command, "-o", made, _SOURCE, "-lm"], capture_output=True, text=True, check=True, timeout=_SECONDS
-        )
+        _run([*command, "-o", str(made), str(_SOURCE), "-lm"])
         made.replace(path)
     return path
+
+
+def _run(command: list[str]) -> str:
+    """What the command prints, in English."""
+    environment = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS
+    )
+    return done.stdout
 
 
 def _processor() -> str:
