@@ -1,11 +1,11 @@
-/* Local response normalisation, alone and with bias, ReLU and max-pooling, in fp32 on a CPU.
+/* What a CPU does in fp32 outside of matrix products: normalisation, alone and with bias, ReLU and max-pooling, and
+   the transforms of convolution by minimal filtering.
 
-   kernels/native_c.py builds this file with the machine's own compiler and calls it. kernels/native.py has the same
-   operators in PyTorch, for machines without a compiler and for other dtypes, and says what the arguments mean.
-
-   A tile is what is normalised at once: the channels of one pixel (channels_last, span 1) or of `span` neighbouring
-   pixels (NCHW). It is flat, so that a window over channels is a sum of values `span` apart, which compilers turn into
-   vector instructions, and it stays in the first-level cache: memory is read once and written once. */
+   kernels/native_c.py builds this file with the machine's own compiler and calls it. kernels/native.py and
+   kernels/winograd.py do the same in PyTorch, for machines without a compiler and for other dtypes, and say what the
+   arguments mean. Each function reads and writes memory once and works in a thread's own cache in between; loops run
+   over neighbouring channels or pixels, so that compilers make vector instructions of them. No result depends on the
+   number of threads. Functions return 0 where memory is lacking, and 1. */
 
 #include <math.h>
 #include <omp.h>
@@ -31,7 +31,9 @@ typedef struct {
     float beta, k;
 } Norm;
 
-/* Flat buffers of channels x span; `squares` and `spread` have the margins of a window around that, which are 0. */
+/* A tile is what is normalised at once: the channels of one pixel (channels_last, span 1) or of `span` neighbouring
+   pixels (NCHW). Its buffers are flat, so that a window over channels is a sum of values `span` apart; `squares` and
+   `spread` have the margins of a window around that, which are 0. */
 typedef struct {
     float *x, *grad, *squares, *spread, *scale, *power, *inverse;
 } Tile;
@@ -433,5 +435,177 @@ int lrn_pool_backward(const float *grad, const uint8_t *kept, const float *x, co
         }
     }
     free(memory);
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------------------- minimal filtering */
+
+/* Tiles of maps in channels_last, for kernels/winograd.py. A cell is stride x stride pixels, whose channels are the
+   cell's terms; a tile is q x q cells, or p x p of its values behind a transform, and begins `step` cells after the one
+   before. Values lie by place, group, tile and term. */
+typedef struct {
+    long images, height, width, depth, groups; /* depth: channels of a group */
+    long stride, top, left;                    /* the padding above and left of the map */
+    long step, down, right;                    /* tiles below and beside each other */
+} Grid;
+
+enum { CHUNK = 64, LARGEST = 8 }; /* terms transformed at once, and the largest p and q */
+
+/* matrix * in * matrix^T for each of CHUNK terms: q x q to p x p; matrix is p x q. */
+INLINE void sandwich(const float *restrict matrix, long p, long q, const float *restrict in, float *restrict half,
+                     float *restrict out)
+{
+    for (long a = 0; a < p; a++)
+        for (long j = 0; j < q; j++)
+            for (long t = 0; t < CHUNK; t++) {
+                float sum = 0;
+                for (long i = 0; i < q; i++) sum += matrix[a * q + i] * in[(i * q + j) * CHUNK + t];
+                half[(a * q + j) * CHUNK + t] = sum;
+            }
+    for (long a = 0; a < p; a++)
+        for (long b = 0; b < p; b++)
+            for (long t = 0; t < CHUNK; t++) {
+                float sum = 0;
+                for (long j = 0; j < q; j++) sum += matrix[b * q + j] * half[(a * q + j) * CHUNK + t];
+                out[(a * p + b) * CHUNK + t] = sum;
+            }
+}
+
+static void transform(const float *matrix, long p, long q, const float *in, float *half, float *out)
+{
+    switch (q) { /* Numbers known when this is compiled, so that the sums are unrolled. */
+    case 2: sandwich(matrix, p, 2, in, half, out); break;
+    case 3: sandwich(matrix, p, 3, in, half, out); break;
+    case 4: sandwich(matrix, p, 4, in, half, out); break;
+    case 5: sandwich(matrix, p, 5, in, half, out); break;
+    case 6: sandwich(matrix, p, 6, in, half, out); break;
+    case 7: sandwich(matrix, p, 7, in, half, out); break;
+    default: sandwich(matrix, p, 8, in, half, out); break;
+    }
+}
+
+/* Terms that are neighbours in a map: channels from `channel` on of the pixel (y, x) of a cell. */
+typedef struct {
+    long y, x, channel, first, count;
+} Run;
+
+/* The runs of a chunk of `count` terms from `first` on, whose own first terms are counted from there. */
+static long runs_of(const Grid *grid, long first, long count, Run *runs)
+{
+    long number = 0;
+    for (long done = 0; done < count; done += runs[number++].count) {
+        long pixel = (first + done) / grid->depth, channel = (first + done) % grid->depth;
+        long rest = grid->depth - channel < count - done ? grid->depth - channel : count - done;
+        runs[number] = (Run){pixel / grid->stride, pixel % grid->stride, channel, done, rest};
+    }
+    return number;
+}
+
+/* Where a run of a cell lies in one image, or -1 outside of it. */
+INLINE long place_of(const Grid *grid, const Run *run, long group, long row, long column)
+{
+    long y = row * grid->stride + run->y - grid->top, x = column * grid->stride + run->x - grid->left;
+    if (y < 0 || y >= grid->height || x < 0 || x >= grid->width) return -1;
+    return ((y * grid->width + x) * grid->groups + group) * grid->depth + run->channel;
+}
+
+/* values = the transforms of all tiles. Where there is a `mask`, what lies at values of it that are not above 0 counts
+   as 0. Where there are `sums` (images x channels, of a grid of stride 1), each tile's first step x step cells are
+   added up there. */
+int tiles_of_maps(const float *maps, const float *mask, float *values, float *sums, const float *matrix, long p, long q,
+                  long images, long height, long width, long depth, long groups, long stride, long top, long left,
+                  long step, long down, long right, int threads)
+{
+    Grid grid = {images, height, width, depth, groups, stride, top, left, step, down, right};
+    long terms = stride * stride * depth, tiles = images * down * right, map = height * width * depth * groups;
+    if (sums) memset(sums, 0, images * groups * depth * sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (long image = 0; image < images; image++) {
+        for (long group = 0; group < groups; group++) {
+            float in[LARGEST * LARGEST * CHUNK], half[LARGEST * LARGEST * CHUNK], out[LARGEST * LARGEST * CHUNK];
+            const float *restrict from = maps + image * map, *restrict signs = mask ? mask + image * map : NULL;
+            for (long part = 0; part < down * right * terms;) {
+                long tile = part / terms, first = part % terms;
+                long count = terms - first < CHUNK ? terms - first : CHUNK;
+                Run runs[CHUNK];
+                long number = runs_of(&grid, first, count, runs);
+                memset(in, 0, q * q * CHUNK * sizeof(float));
+                for (long i = 0; i < q; i++) {
+                    for (long j = 0; j < q; j++) {
+                        float *restrict cell = in + (i * q + j) * CHUNK;
+                        for (long r = 0; r < number; r++) {
+                            long at = place_of(&grid, &runs[r], group, tile / right * step + i, tile % right * step + j);
+                            if (at < 0) continue;
+                            float *restrict to = cell + runs[r].first;
+                            if (signs)
+                                for (long t = 0; t < runs[r].count; t++) to[t] = signs[at + t] <= 0 ? 0 : from[at + t];
+                            else
+                                for (long t = 0; t < runs[r].count; t++) to[t] = from[at + t];
+                        }
+                        if (sums && i < step && j < step) {
+                            float *restrict total = sums + (image * groups + group) * depth + first;
+                            for (long t = 0; t < count; t++) total[t] += cell[t];
+                        }
+                    }
+                }
+                transform(matrix, p, q, in, half, out);
+                float *restrict to = values + (group * tiles + image * down * right + tile) * terms + first;
+                for (long place = 0; place < p * p; place++)
+                    memcpy(to + place * groups * tiles * terms, out + place * CHUNK, count * sizeof(float));
+                part += count;
+            }
+        }
+    }
+    return 1;
+}
+
+/* The adjoint: maps = the sums, over the tiles that a pixel lies in, of transforms of `values`, plus a bias where there
+   is one, behind a ReLU where one is asked for. */
+int maps_of_tiles(const float *values, const float *bias, float *maps, const float *matrix, long p, long q, int relu,
+                  long images, long height, long width, long depth, long groups, long stride, long top, long left,
+                  long step, long down, long right, int threads)
+{
+    Grid grid = {images, height, width, depth, groups, stride, top, left, step, down, right};
+    long terms = stride * stride * depth, tiles = images * down * right, map = height * width * depth * groups;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (long image = 0; image < images; image++) {
+        for (long group = 0; group < groups; group++) {
+            float in[LARGEST * LARGEST * CHUNK], half[LARGEST * LARGEST * CHUNK], out[LARGEST * LARGEST * CHUNK];
+            float *restrict to = maps + image * map;
+            memset(in, 0, sizeof in);
+            if (p > step) /* Tiles overlap, and are added to what is there. */
+                for (long pixel = 0; pixel < height * width; pixel++)
+                    memset(to + (pixel * groups + group) * depth, 0, depth * sizeof(float));
+            for (long part = 0; part < down * right * terms;) {
+                long tile = part / terms, first = part % terms;
+                long count = terms - first < CHUNK ? terms - first : CHUNK;
+                Run runs[CHUNK];
+                long number = runs_of(&grid, first, count, runs);
+                const float *restrict from = values + (group * tiles + image * down * right + tile) * terms + first;
+                for (long place = 0; place < q * q; place++)
+                    memcpy(in + place * CHUNK, from + place * groups * tiles * terms, count * sizeof(float));
+                transform(matrix, p, q, in, half, out);
+                for (long a = 0; a < p; a++) {
+                    for (long b = 0; b < p; b++) {
+                        float *restrict cell = out + (a * p + b) * CHUNK;
+                        if (bias)
+                            for (long t = 0; t < count; t++) cell[t] += bias[group * depth + first + t];
+                        if (relu)
+                            for (long t = 0; t < count; t++) cell[t] = cell[t] < 0 ? 0 : cell[t];
+                        for (long r = 0; r < number; r++) {
+                            long at = place_of(&grid, &runs[r], group, tile / right * step + a, tile % right * step + b);
+                            const float *restrict result = cell + runs[r].first;
+                            if (at < 0) continue;
+                            if (p > step)
+                                for (long t = 0; t < runs[r].count; t++) to[at + t] += result[t];
+                            else
+                                for (long t = 0; t < runs[r].count; t++) to[at + t] = result[t];
+                        }
+                    }
+                }
+                part += count;
+            }
+        }
+    }
     return 1;
 }

@@ -37,6 +37,8 @@ _ARGUMENTS = {
     "lrn_pool_forward": [_POINTER] * 4 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
     "lrn_pool_backward": [_POINTER] * 6 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
     "lrn_pool_bias_parts": [_LONG, _LONG],
+    "tiles_of_maps": [_POINTER] * 5 + [_LONG] * 13 + [_INT],
+    "maps_of_tiles": [_POINTER] * 4 + [_LONG] * 2 + [_INT] + [_LONG] * 11 + [_INT],
 }
 _RELU = {None: 0, "before": 1, "after": 2}
 
@@ -177,3 +179,28 @@ def _lrn_pool(x, options, groups, pool, relu) -> tuple:
     size, alpha, beta, k = options
     batch, channels, height, width = x.shape
     return batch, height, width, channels, groups, size, alpha / size, beta, k, *pool, _RELU[relu]
+
+
+def tiles_of_maps(
+    maps: Tensor, mask: Tensor | None, values: Tensor, sums: Tensor | None, matrix: Tensor, grid: tuple[int, ...]
+) -> None:
+    """Write the transforms of all tiles to `values`, and if wanted the sums over each map's pixels.
+
+    Args:
+        maps: images x height x width x channels.
+        mask: of the same shape; where it is not above 0, a map counts as 0.
+        values: by place, group, tile and term.
+        sums: images x channels.
+        matrix: p x q, for matrix @ tile @ matrix^T; p and q are at most 8.
+        grid: images, height, width, channels of a group, groups, stride, padding above and left, cells from one tile to
+            the next, tiles below and beside each other.
+    """
+    _call("tiles_of_maps", maps, mask, values, sums, matrix, *matrix.shape, *grid)
+
+
+def maps_of_tiles(
+    values: Tensor, bias: Tensor | None, maps: Tensor, matrix: Tensor, grid: tuple[int, ...], *, relu: bool
+) -> None:
+    """The adjoint of :func:`tiles_of_maps`, of the matrix and grid given, with a bias and a ReLU: write to `maps`."""
+    bias = None if bias is None else bias.contiguous()
+    _call("maps_of_tiles", values, bias, maps, matrix, *matrix.shape, relu, *grid)

@@ -1,4 +1,4 @@
-"""Convolution, bias and ReLU on a CPU in a quarter to a sixth of the multiplications, from PyTorch's matrix products.
+"""Convolution, bias and ReLU on a CPU in a quarter to a sixth of the multiplications, by PyTorch's matrix products.
 
 m x m results of a filter of r x r come from a tile of n x n inputs, n = m + r - 1, and the next ones from a tile that
 overlaps it by r - 1. With polynomials' values at n - 1 points and their highest coefficients instead of the numbers
@@ -15,7 +15,8 @@ transform:
 
     M' = A^T y' A     w' = G^T [sum over tiles of (B d B^T) M'] G     d' = B^T [sum over filters of (G w G^T) M'] B
 
-with the d' of overlapping tiles added. Images go through all steps in blocks that the caches hold.
+with the d' of overlapping tiles added. Images go through all steps in blocks that the caches hold. In fp32 and with a C
+compiler the tiles of maps are transformed by `native.c`, else by more matrix products.
 
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural
 Networks (2015), https://arxiv.org/abs/1509.09308. Rounding errors are about seven times those of plain sums; what is
@@ -35,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels import native_c
 from kernels.layout import dense_as, is_channels_last
 
 # Errors grow with the powers of the points, so there are few, near 1; in this order, the first five and six do best.
@@ -120,32 +122,27 @@ def _grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
 class _Tiles:
     """Where a convolution's tiles lie, and the steps of one block of images.
 
-    Blocks are images x rows x columns x channels. What a method returns is overwritten by the next call of the same.
+    Blocks are images x rows x columns x channels, and dense. What a method returns is overwritten by the next call of
+    the same. Products and the transforms of weights are here, those of maps in the subclasses.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
         batch, channels, height, width = x.shape
-        top, bottom, left, right = sides
+        self.top, bottom, self.left, right = sides
         self.stride, self.groups, self.kernel = stride, groups, weight.shape[2]
         self.size = -(-self.kernel // stride)
         self.depth, self.filters = channels // groups, weight.shape[0] // groups
         self.terms = self.depth * stride**2
         self.out = (
-            (top + height + bottom - self.kernel) // stride + 1,
-            (left + width + right - self.kernel) // stride + 1,
+            (self.top + height + bottom - self.kernel) // stride + 1,
+            (self.left + width + right - self.kernel) // stride + 1,
         )
         self.m, self.grid = _grid(self.size, self.out)
         self.n = self.m + self.size - 1
-        self.images = max(1, min(batch, -(-_TILES_PER_BLOCK // math.prod(self.grid))))
-        self.image = slice(top, top + height), slice(left, left + width)
-        # Rows and columns of whole tiles, one more than there are: inputs of the last ones reach into it.
-        side = self.m * stride
-        rows = max(self.grid[0] + 1, -(-(top + height) // side)) * side
-        columns = max(self.grid[1] + 1, -(-(left + width) // side)) * side
-        self.padded = x.new_zeros(self.images, rows, columns, channels)
-        self.results = x.new_zeros(self.images, self.m * self.grid[0], self.m * self.grid[1], weight.shape[0])
-        room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
-        self._plain, self._half, self._of_inputs, self._of_results = (x.new_empty(room) for _ in range(4))
+        # Threads share a block's images, so there is one for each.
+        self.images = max(1, min(batch, max(-(-_TILES_PER_BLOCK // math.prod(self.grid)), torch.get_num_threads())))
+        self.room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
+        self._of_inputs, self._of_results = (x.new_empty(self.room) for _ in range(2))
         transforms = _transforms(self.m, self.size, x.dtype)
         self.inputs_matrix, self.weights_matrix, self.results_matrix = (
             transforms.inputs,
@@ -175,8 +172,83 @@ class _Tiles:
         cells = cells.permute(2, 6, 5, 0, 3, 1, 4).reshape(*weight.shape[:2], wide, wide)
         return cells[:, :, : self.kernel, : self.kernel]
 
+    def of_results(self, of_inputs: Tensor, of_weights: Tensor) -> Tensor:
+        """The product in each place: (n^2 groups) x tiles x filters."""
+        out = self._of_results[: of_inputs.shape[0] * of_inputs.shape[1] * self.filters]
+        return torch.bmm(of_inputs, of_weights, out=out.view(*of_inputs.shape[:2], self.filters))
+
+    def inputs_gradient(self, gradient: Tensor, of_weights: Tensor) -> Tensor:
+        """The adjoint of :meth:`of_results`, with respect to its inputs."""
+        out = self._of_inputs[: gradient.shape[0] * gradient.shape[1] * self.terms]
+        return torch.bmm(gradient, of_weights.transpose(1, 2), out=out.view(*gradient.shape[:2], self.terms))
+
     def of_inputs(self, block: Tensor) -> Tensor:
         """B d B^T of all tiles of a block: (n^2 groups) x tiles x terms."""
+        raise NotImplementedError
+
+    def write_results(self, of_results: Tensor, bias: Tensor | None, place: Tensor, *, relu: bool) -> None:
+        """Write A M A^T of all tiles, plus the bias, behind a ReLU if asked for, to a block."""
+        raise NotImplementedError
+
+    def results_gradient(self, gradient: Tensor, result: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The adjoint of :meth:`write_results`: (n^2 groups) x tiles x filters, and the gradient of the bias.
+
+        With a ReLU, `result` is what it gave.
+        """
+        raise NotImplementedError
+
+    def write_inputs_gradient(self, gradient: Tensor, place: Tensor) -> None:
+        """Write the adjoint of :meth:`of_inputs` to a block."""
+        raise NotImplementedError
+
+
+class _CompiledTiles(_Tiles):
+    """Maps are transformed in C: each passes through memory once."""
+
+    def of_inputs(self, block: Tensor) -> Tensor:
+        values = self._of_inputs[: self.n**2 * len(block) * math.prod(self.grid) * self.groups * self.terms]
+        native_c.tiles_of_maps(block, None, values, None, self.inputs_matrix, self._of_maps(block, inputs=True))
+        return values.view(self.n**2 * self.groups, -1, self.terms)
+
+    def write_results(self, of_results: Tensor, bias: Tensor | None, place: Tensor, *, relu: bool) -> None:
+        native_c.maps_of_tiles(
+            of_results, bias, place, self.results_matrix, self._of_maps(place, inputs=False), relu=relu
+        )
+
+    def results_gradient(self, gradient: Tensor, result: Tensor | None) -> tuple[Tensor, Tensor]:
+        values = self._of_results[: self.n**2 * len(gradient) * math.prod(self.grid) * self.groups * self.filters]
+        sums = gradient.new_empty(len(gradient), self.groups * self.filters)
+        matrix = self.results_matrix.t().contiguous()
+        native_c.tiles_of_maps(gradient, result, values, sums, matrix, self._of_maps(gradient, inputs=False))
+        return values.view(self.n**2 * self.groups, -1, self.filters), sums.sum(0)
+
+    def write_inputs_gradient(self, gradient: Tensor, place: Tensor) -> None:
+        matrix = self.inputs_matrix.t().contiguous()
+        native_c.maps_of_tiles(gradient, None, place, matrix, self._of_maps(place, inputs=True), relu=False)
+
+    def _of_maps(self, block: Tensor, *, inputs: bool) -> tuple[int, ...]:
+        """Where the tiles lie in a block of inputs or of results."""
+        images, height, width, channels = block.shape
+        stride, top, left = (self.stride, self.top, self.left) if inputs else (1, 0, 0)
+        return images, height, width, channels // self.groups, self.groups, stride, top, left, self.m, *self.grid
+
+
+class _TorchTiles(_Tiles):
+    """Maps are transformed by matrix products, on copies of their tiles that the caches hold."""
+
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
+        super().__init__(x, weight, stride, sides, groups)
+        _, channels, height, width = x.shape
+        self.image = slice(self.top, self.top + height), slice(self.left, self.left + width)
+        # Rows and columns of whole tiles, one more than there are: inputs of the last ones reach into it.
+        side = self.m * stride
+        rows = max(self.grid[0] + 1, -(-(self.top + height) // side)) * side
+        columns = max(self.grid[1] + 1, -(-(self.left + width) // side)) * side
+        self.padded = x.new_zeros(self.images, rows, columns, channels)
+        self.results = x.new_zeros(self.images, self.m * self.grid[0], self.m * self.grid[1], weight.shape[0])
+        self._plain, self._half = (x.new_empty(self.room) for _ in range(2))
+
+    def of_inputs(self, block: Tensor) -> Tensor:
         images, n, stride = len(block), self.n, self.stride
         self.padded[:images, *self.image] = block
         _, rows, columns, channels = self.padded.shape
@@ -190,51 +262,54 @@ class _Tiles:
         transformed = _transform(self.inputs_matrix, plain, self._half, self._of_inputs)
         return transformed.view(n**2 * self.groups, -1, self.terms)
 
-    def input_gradient(self, gradient: Tensor, images: int) -> Tensor:
-        """The adjoint of :meth:`of_inputs`: a block."""
+    def write_results(self, of_results: Tensor, bias: Tensor | None, place: Tensor, *, relu: bool) -> None:
+        images = len(place)
+        plain = _transform(self.results_matrix, of_results, self._half, self._plain)
+        tiles = plain.view(self.m, self.m, self.groups, images, *self.grid, self.filters)
+        self._cells(images).copy_(tiles.permute(3, 4, 0, 5, 1, 2, 6))
+        sums = self.results[:images, : self.out[0], : self.out[1]]
+        if bias is None:
+            place.copy_(sums)
+        else:
+            torch.add(sums, bias, out=place)
+        if relu:
+            place.relu_()
+
+    def results_gradient(self, gradient: Tensor, result: Tensor | None) -> tuple[Tensor, Tensor]:
+        if result is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
+        images = len(gradient)
+        self.results[:images, : self.out[0], : self.out[1]] = gradient
+        tiles = self._cells(images).permute(2, 4, 5, 0, 1, 3, 6)
+        plain = self._plain[: tiles.numel()].view(tiles.shape).copy_(tiles)
+        transformed = _transform(self.results_matrix.t(), plain, self._half, self._of_results)
+        return transformed.view(self.n**2 * self.groups, -1, self.filters), gradient.sum((0, 1, 2))
+
+    def write_inputs_gradient(self, gradient: Tensor, place: Tensor) -> None:
         m, n, stride, (down, right) = self.m, self.n, self.stride, self.grid
         plain = _transform(self.inputs_matrix.t(), gradient, self._half, self._plain)
         # Each tile has m x m pixels of its own, here, and reaches over to the next tiles' first ones.
-        tiles = plain.view(n, n, self.groups, images, down, right, stride, stride, self.depth)
+        tiles = plain.view(n, n, self.groups, len(place), down, right, stride, stride, self.depth)
         tiles = tiles.permute(3, 4, 0, 6, 5, 1, 7, 2, 8)
-        padded = torch.zeros_like(self.padded[:images])
-        cells = padded.view(images, -1, m, stride, padded.shape[2] // (m * stride), m, stride, self.groups, self.depth)
+        padded = torch.zeros_like(self.padded[: len(place)])
+        cells = padded.view(
+            len(place), -1, m, stride, padded.shape[2] // (m * stride), m, stride, self.groups, self.depth
+        )
         here, over, first = slice(m), slice(m, n), slice(n - m)
         cells[:, :down, :, :, :right] = tiles[:, :, here, :, :, here]
         cells[:, 1 : down + 1, first, :, :right] += tiles[:, :, over, :, :, here]
         cells[:, :down, :, :, 1 : right + 1, first] += tiles[:, :, here, :, :, over]
         cells[:, 1 : down + 1, first, :, 1 : right + 1, first] += tiles[:, :, over, :, :, over]
-        return padded[:, *self.image]
-
-    def of_results(self, of_inputs: Tensor, of_weights: Tensor) -> Tensor:
-        """The product in each place: (n^2 groups) x tiles x filters."""
-        out = self._of_results[: of_inputs.shape[0] * of_inputs.shape[1] * self.filters]
-        return torch.bmm(of_inputs, of_weights, out=out.view(*of_inputs.shape[:2], self.filters))
-
-    def inputs_gradient(self, gradient: Tensor, of_weights: Tensor) -> Tensor:
-        """The adjoint of :meth:`of_results`, with respect to its inputs."""
-        out = self._of_inputs[: gradient.shape[0] * gradient.shape[1] * self.terms]
-        return torch.bmm(gradient, of_weights.transpose(1, 2), out=out.view(*gradient.shape[:2], self.terms))
-
-    def sums(self, of_results: Tensor, images: int) -> Tensor:
-        """A M A^T of all tiles: a block."""
-        plain = _transform(self.results_matrix, of_results, self._half, self._plain)
-        tiles = plain.view(self.m, self.m, self.groups, images, *self.grid, self.filters)
-        self._cells(images).copy_(tiles.permute(3, 4, 0, 5, 1, 2, 6))
-        return self.results[:images, : self.out[0], : self.out[1]]
-
-    def results_gradient(self, block: Tensor) -> Tensor:
-        """The adjoint of :meth:`sums`: (n^2 groups) x tiles x filters."""
-        images = len(block)
-        self.results[:images, : self.out[0], : self.out[1]] = block
-        tiles = self._cells(images).permute(2, 4, 5, 0, 1, 3, 6)
-        plain = self._plain[: tiles.numel()].view(tiles.shape).copy_(tiles)
-        transformed = _transform(self.results_matrix.t(), plain, self._half, self._of_results)
-        return transformed.view(self.n**2 * self.groups, -1, self.filters)
+        place.copy_(padded[:, *self.image])
 
     def _cells(self, images: int) -> Tensor:
         """View of the results by tile: images x rows x m x columns x m x groups x filters."""
         return self.results[:images].view(images, self.grid[0], self.m, self.grid[1], self.m, self.groups, self.filters)
+
+
+def _tiles(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> _Tiles:
+    kind = _CompiledTiles if native_c.computes(x) else _TorchTiles
+    return kind(x, weight, stride, sides, groups)
 
 
 # --------------------------------------------------------------------------------------------------- host functions
@@ -244,18 +319,13 @@ class _Tiles:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: Sequence[int], groups: int, relu: bool
 ) -> Tensor:
-    tiles = _Tiles(x, weight, stride, sides, groups)
+    x = dense_as(x, channels_last=True)
+    tiles = _tiles(x, weight, stride, sides, groups)
     of_weights = tiles.of_weights(weight)
     y = _empty_result(x, weight, stride, sides)
-    blocks, results = x.permute(0, 2, 3, 1).split(tiles.images), y.permute(0, 2, 3, 1).split(tiles.images)
-    for block, result in zip(blocks, results, strict=True):
-        sums = tiles.sums(tiles.of_results(tiles.of_inputs(block), of_weights), len(block))
-        if bias is None:
-            result.copy_(sums)
-        else:
-            torch.add(sums, bias, out=result)
-        if relu:
-            result.relu_()
+    blocks, places = x.permute(0, 2, 3, 1).split(tiles.images), y.permute(0, 2, 3, 1).split(tiles.images)
+    for block, place in zip(blocks, places, strict=True):
+        tiles.write_results(tiles.of_results(tiles.of_inputs(block), of_weights), bias, place, relu=relu)
     return y
 
 
@@ -290,24 +360,22 @@ def _backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias; those that are not needed are empty. With a ReLU, y is its result."""
-    tiles = _Tiles(x, weight, stride, sides, groups)
-    of_weights = tiles.of_weights(weight)
-    summed = torch.zeros_like(of_weights)
     grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, needs)
     grad_bias.zero_()
-    grad = dense_as(grad, channels_last=True)
+    x, grad = dense_as(x, channels_last=True), dense_as(grad, channels_last=True)
+    tiles = _tiles(x, weight, stride, sides, groups)
+    of_weights = tiles.of_weights(weight)
+    summed = torch.zeros_like(of_weights)
     tensors = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
     blocks = [tensor.permute(0, 2, 3, 1).split(tiles.images) for tensor in tensors]
     for upstream, result, block, place in zip(*blocks, strict=True):
-        if y is not None:
-            upstream = torch.ops.aten.threshold_backward(upstream, result, 0)
+        gradient, bias_gradient = tiles.results_gradient(upstream, None if y is None else result)
         if needs[2]:
-            grad_bias += upstream.sum((0, 1, 2))
-        gradient = tiles.results_gradient(upstream)
+            grad_bias += bias_gradient
         if needs[1]:
             summed.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
         if needs[0]:
-            place.copy_(tiles.input_gradient(tiles.inputs_gradient(gradient, of_weights), len(block)))
+            tiles.write_inputs_gradient(tiles.inputs_gradient(gradient, of_weights), place)
     if needs[1]:
         grad_weight.copy_(tiles.weight_gradient(summed, weight))
     return grad_x, grad_weight, grad_bias

@@ -5,13 +5,24 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 import torch
-from comparing import TRANSFORMED_TOLERANCES, check_close, examples, gradient_layouts, laid_out, saved_bytes, seeds
+from comparing import (
+    TRANSFORMED_TOLERANCES,
+    check_close,
+    examples,
+    gradient_layouts,
+    laid_out,
+    saved_bytes,
+    seeds,
+    using,
+)
 from hypothesis import assume, given
 from torch import Tensor
 
 import kernels
 from kernels import arguments, winograd
 
+# Transforms in C, which are those of fp32, and in PyTorch.
+IMPLEMENTATIONS = ["native", "native in PyTorch"]
 # Kernel and stride: those that make three or five taps of stride 1.
 SHAPES = [(3, 1), (5, 1), (11, 4), (12, 4), (9, 4), (5, 2), (6, 2), (9, 2), (15, 3)]
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
@@ -53,6 +64,7 @@ def check(
     assert found[2].stride() == weight.stride()
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @examples(60)
 @given(
     st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 30), st.integers(1, 30)),
@@ -68,7 +80,18 @@ def check(
     seeds,
 )
 def test_result_and_gradients_are_the_definitions(
-    shape, filters, kernel, sides, groups, with_bias, relu, dtype, gradient_layout, tiles_per_block, seed
+    implementation,
+    shape,
+    filters,
+    kernel,
+    sides,
+    groups,
+    with_bias,
+    relu,
+    dtype,
+    gradient_layout,
+    tiles_per_block,
+    seed,
 ):
     batch, depth, height, width = shape
     size, stride = kernel
@@ -77,18 +100,28 @@ def test_result_and_gradients_are_the_definitions(
     x = random((batch, depth * groups, height, width), seed, dtype)
     weight = random((filters * groups, depth, size, size), seed + 1, dtype)
     bias = random((filters * groups,), seed + 2, dtype) if with_bias else None
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, using(implementation):
         patch.setattr(winograd, "_TILES_PER_BLOCK", tiles_per_block)
         check(x, weight, bias, stride, sides, groups, relu, gradient_layout)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("layer", ALEXNET)
-def test_the_networks_own_layers(layer: tuple) -> None:
+def test_the_networks_own_layers(implementation: str, layer: tuple) -> None:
     channels, side, filters, kernel, stride, sides, groups = layer
     x = random((8, channels, side, side), 0, torch.float32).relu_()
     weight = random((filters, channels // groups, kernel, kernel), 1, torch.float32, 0.1)
     assert winograd.pays(x, weight, stride, sides)
-    check(x, weight, random((filters,), 2, torch.float32), stride, sides, groups, relu=True)
+    with using(implementation):
+        check(x, weight, random((filters,), 2, torch.float32), stride, sides, groups, relu=True)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_part_of_a_larger_tensor(implementation: str) -> None:
+    x = random((3, 4, 9, 12), 0, torch.float32)[:, :, 1:, ::2]
+    weight = random((6, 4, 3, 3), 1, torch.float32)
+    with using(implementation):
+        check(x, weight, None, 1, (1, 1, 1, 1), 1, relu=True, gradient_layout="sliced")
 
 
 @pytest.mark.parametrize("kernel", SHAPES)
