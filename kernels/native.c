@@ -139,8 +139,8 @@ static void scatter(const float *restrict flat, float *restrict tensor, long cha
 }
 
 /* y or, where there is a `grad`, grad_x in its stead; all are rows x channels x inner. 0 where memory is lacking. */
-int norm_over_channels(const float *x, const float *grad, float *result, long rows, long channels, long inner, long size,
-                  float alpha, float beta, float k, int threads)
+int norm_over_channels(const float *x, const float *grad, float *result, long rows, long channels, long inner,
+                       long size, float alpha, float beta, float k, int threads)
 {
     Norm norm = {channels, size, alpha, beta, k};
     long full = inner < SPAN ? inner : SPAN, tiles = (inner + full - 1) / full, last = inner - (tiles - 1) * full;
@@ -174,13 +174,14 @@ int norm_over_channels(const float *x, const float *grad, float *result, long ro
     return 1;
 }
 
-/* ---------------------------------------------------------------------------------------- normalisation within a map */
+/* -------------------------------------------------------------------------------------- normalisation within a map */
 
 /* `size` rows of window sums along a map's rows; row r of the map lies at r % size. */
 static const float *ring_row(const float *ring, long row, long size, long length) { return ring + row % size * length; }
 
 /* sums = the rows from `first` to `last` that the map has, added in their order. */
-static void add_rows(const float *ring, float *restrict sums, long first, long last, long height, long size, long length)
+static void add_rows(const float *ring, float *restrict sums, long first, long last, long height, long size,
+                     long length)
 {
     if (first < 0) first = 0;
     if (last >= height) last = height - 1;
@@ -258,7 +259,7 @@ int norm_over_map(const float *x, const float *grad, float *result, long images,
     return 1;
 }
 
-/* ------------------------------------------------------------------------------------------ with bias, ReLU and pooling */
+/* ------------------------------------------------------------------------------------- with bias, ReLU and pooling */
 
 /* Maps in channels_last. */
 typedef struct {
@@ -270,7 +271,8 @@ typedef struct {
 static long bands_of(long rows) { return (rows + BAND - 1) / BAND; }
 
 /* x + bias, behind a ReLU where that comes first. */
-static void biased(const Maps *maps, const float *restrict x, const float *restrict bias, float *restrict to, long count)
+static void biased(const Maps *maps, const float *restrict x, const float *restrict bias, float *restrict to,
+                   long count)
 {
     if (bias)
         for (long c = 0; c < count; c++) to[c] = x[c] + bias[c];
@@ -438,7 +440,7 @@ int lrn_pool_backward(const float *grad, const uint8_t *kept, const float *x, co
     return 1;
 }
 
-/* ------------------------------------------------------------------------------------------------- minimal filtering */
+/* ----------------------------------------------------------------------------------------------- minimal filtering */
 
 /* Tiles of maps in channels_last, for kernels/winograd.py. A cell is stride x stride pixels, whose channels are the
    cell's terms; a tile is q x q cells, or p x p of its values behind a transform, and begins `step` cells after the one
@@ -526,6 +528,7 @@ int tiles_of_maps(const float *maps, const float *mask, float *values, float *su
             const float *restrict from = maps + image * map, *restrict signs = mask ? mask + image * map : NULL;
             for (long part = 0; part < down * right * terms;) {
                 long tile = part / terms, first = part % terms;
+                long row = tile / right * step, column = tile % right * step;
                 long count = terms - first < CHUNK ? terms - first : CHUNK;
                 Run runs[CHUNK];
                 long number = runs_of(&grid, first, count, runs);
@@ -534,7 +537,7 @@ int tiles_of_maps(const float *maps, const float *mask, float *values, float *su
                     for (long j = 0; j < q; j++) {
                         float *restrict cell = in + (i * q + j) * CHUNK;
                         for (long r = 0; r < number; r++) {
-                            long at = place_of(&grid, &runs[r], group, tile / right * step + i, tile % right * step + j);
+                            long at = place_of(&grid, &runs[r], group, row + i, column + j);
                             if (at < 0) continue;
                             float *restrict to = cell + runs[r].first;
                             if (signs)
@@ -578,6 +581,7 @@ int maps_of_tiles(const float *values, const float *bias, float *maps, const flo
                     memset(to + (pixel * groups + group) * depth, 0, depth * sizeof(float));
             for (long part = 0; part < down * right * terms;) {
                 long tile = part / terms, first = part % terms;
+                long row = tile / right * step, column = tile % right * step;
                 long count = terms - first < CHUNK ? terms - first : CHUNK;
                 Run runs[CHUNK];
                 long number = runs_of(&grid, first, count, runs);
@@ -593,7 +597,7 @@ int maps_of_tiles(const float *values, const float *bias, float *maps, const flo
                         if (relu)
                             for (long t = 0; t < count; t++) cell[t] = cell[t] < 0 ? 0 : cell[t];
                         for (long r = 0; r < number; r++) {
-                            long at = place_of(&grid, &runs[r], group, tile / right * step + a, tile % right * step + b);
+                            long at = place_of(&grid, &runs[r], group, row + a, column + b);
                             const float *restrict result = cell + runs[r].first;
                             if (at < 0) continue;
                             if (p > step)

@@ -103,6 +103,11 @@ def test_it_is_built_once(rebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.stat().st_mtime_ns for path in rebuilt.iterdir()] == [before]
 
 
+def test_the_compiler_has_nothing_to_say() -> None:
+    command = ["cc", *native_c._FLAGS, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", str(native_c._SOURCE)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stderr == ""
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [("none", "No such file or directory: 'none'"), ("false", "returned non-zero exit status 1")],
