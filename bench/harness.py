@@ -37,6 +37,7 @@ import triton
 from torch import Tensor
 
 from fastalex.allocator import keep_freed_memory
+from kernels import native_c
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -553,6 +554,7 @@ def package_versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "cc": native_c.compiler_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if CUDA else None,
     }

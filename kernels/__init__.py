@@ -1,4 +1,4 @@
-"""AlexNet's operators, each as Triton kernels, as fast plain PyTorch, and as a plain definition.
+"""AlexNet's operators, each as Triton kernels, as C and PyTorch for CPUs, and as a plain definition.
 
 Knows torch and triton, and nothing of models, data or training. `kernels.using("native")` or the environment variable
 `FASTALEX_KERNELS` chooses an implementation; see `kernels.dispatch`.

@@ -2,7 +2,7 @@
 
 - `triton`: the kernels in this package. The default for CUDA tensors. A convolution's products are then left to cuDNN
   unless a measurement says that Triton is faster (`kernels.conv_settings`), but not where Triton is asked for by name.
-- `native`: plain PyTorch, arranged to be fast. The default for all other tensors.
+- `native`: C and PyTorch, arranged to be fast on CPUs. The default for all other tensors.
 - `reference`: the plainest PyTorch, the definition that the tests compare with.
 
 The environment variable `FASTALEX_KERNELS` chooses one for the whole process, `using` for a block of code.

@@ -69,7 +69,7 @@ def _build() -> Path:
     Raises:
         OSError, subprocess.SubprocessError: there is no compiler, it fails, or there is no place for the result.
     """
-    command = [*shlex.split(os.environ.get("CC", "")), *_FLAGS] if os.environ.get("CC") else ["cc", *_FLAGS]
+    command = [*_compiler(), *_FLAGS]
     parts = (_SOURCE.read_text(), *command, _run([command[0], "--version"]), _processor(), torch.__version__)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + ".so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastalex"
@@ -83,6 +83,15 @@ def _build() -> Path:
         _run([*command, "-o", str(made), str(_SOURCE), "-lm"])
         made.replace(path)
     return path
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC") or "cc")
+
+
+def compiler_version() -> str | None:
+    """The compiler that built the library, in its own words, or None where there is no library."""
+    return None if library() is None else _run([_compiler()[0], "--version"]).splitlines()[0]
 
 
 def _run(command: list[str]) -> str:
