@@ -18,7 +18,12 @@ def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
     if rank is not None and x.dim() != rank:
-        raise ValueError(f"{name} must have {rank} dimensions ({meaning}), not shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have {count(rank, 'dimension')} ({meaning}), not shape {tuple(x.shape)}")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 value`, `2 values`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_int(name: str, value: int, least: int) -> None:
@@ -55,14 +60,14 @@ def check_groups(channels: int, groups: int) -> None:
     """The channels divide into equal groups."""
     check_int("groups", groups, 1)
     if channels % groups != 0:
-        raise ValueError(f"groups must divide the {channels} channels of x, not {groups}")
+        raise ValueError(f"groups must divide the {count(channels, 'channel')} of x, not {groups}")
 
 
 def check_vector(name: str, vector: Tensor, length: int, x: Tensor, meaning: str) -> None:
     """`vector` is a floating-point vector of `length` values on x's device."""
     check_tensor(name, vector, 1, meaning)
     if vector.shape[0] != length:
-        raise ValueError(f"{name} must have {length} values ({meaning}), not {vector.shape[0]}")
+        raise ValueError(f"{name} must have {count(length, 'value')} ({meaning}), not {vector.shape[0]}")
     check_same_device(name, vector, x)
 
 
@@ -154,11 +159,11 @@ def check_convolution(
     check_same_device("weight", weight, x)
     if weight.shape[1] != x.shape[1] // groups:
         raise ValueError(
-            f"weight must have {x.shape[1] // groups} input channels for x {tuple(x.shape)} in {groups} groups, "
-            f"not shape {tuple(weight.shape)}"
+            f"weight must have {count(x.shape[1] // groups, 'input channel')} for x {tuple(x.shape)} in "
+            f"{count(groups, 'group')}, not shape {tuple(weight.shape)}"
         )
     if weight.shape[0] % groups != 0:
-        raise ValueError(f"groups must divide the {weight.shape[0]} filters of weight, not {groups}")
+        raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, not {groups}")
     # Autocast brings all of them to one dtype itself.
     mixed_allowed = torch.is_autocast_enabled(x.device.type)
     if weight.dtype != x.dtype and not mixed_allowed:

@@ -277,7 +277,8 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
         if not isinstance(tensors, Sequence):
             raise TypeError(f"{name} must be a sequence of tensors, not {type(tensors).__name__}")
         if len(tensors) != len(weights):
-            raise ValueError(f"{name} must have {len(weights)} tensors, one per weight, not {len(tensors)}")
+            tensors_wanted = arguments.count(len(weights), "tensor")
+            raise ValueError(f"{name} must have {tensors_wanted}, one per weight, not {len(tensors)}")
     for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
         _check_numbers(name, values, len(weights))
     arguments.check_number("momentum", momentum)
@@ -320,7 +321,7 @@ def _check_numbers(name: str, values: Sequence[float] | Tensor, count: int) -> N
     elif not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of numbers or a tensor, not {type(values).__name__}: {values!r}")
     if len(values) != count:
-        raise ValueError(f"{name} must have {count} values, one per weight, not {len(values)}")
+        raise ValueError(f"{name} must have {arguments.count(count, 'value')}, one per weight, not {len(values)}")
     if isinstance(values, Tensor):
         return
     for index, value in enumerate(values):

@@ -253,7 +253,7 @@ def test_no_tensors_is_no_work() -> None:
         ({"gradients": [None]}, TypeError, r"gradients\[0\] must be a tensor, not NoneType"),
         ({"velocities": ["v"]}, TypeError, r"velocities\[0\] must be a tensor, not str"),
         *(
-            ({name: tensors}, ValueError, f"{name} must have 1 tensors, one per weight, not {len(tensors)}")
+            ({name: tensors}, ValueError, f"{name} must have 1 tensor, one per weight, not {len(tensors)}")
             for name in ("gradients", "velocities", "copies")
             for tensors in ([], [torch.ones(4)] * 2)
         ),
@@ -299,8 +299,8 @@ def test_no_tensors_is_no_work() -> None:
             r"weights\[1\] must be on the device of weights\[0\], cpu, not meta: update each",
         ),
         ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, not torch\.float32"),
-        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 values, one per weight, not 2"),
-        ({"weight_decays": []}, ValueError, "weight_decays must have 1 values, one per weight, not 0"),
+        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 value, one per weight, not 2"),
+        ({"weight_decays": []}, ValueError, "weight_decays must have 1 value, one per weight, not 0"),
         (
             {"learning_rates": 0.1},
             TypeError,
@@ -311,7 +311,7 @@ def test_no_tensors_is_no_work() -> None:
         ({"weight_decays": [-1]}, ValueError, r"weight_decays\[0\] must be at least 0, not -1"),
         ({"learning_rates": [float("nan")]}, ValueError, r"learning_rates\[0\] must be finite, not nan"),
         ({"weight_decays": ["no"]}, TypeError, r"weight_decays\[0\] must be a number, not str: 'no'"),
-        ({"weight_decays": torch.ones(1, 1)}, ValueError, "weight_decays must have 1 dimensions"),
+        ({"weight_decays": torch.ones(1, 1)}, ValueError, r"weight_decays must have 1 dimension \(one value"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), not 1.0"),
         ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\), not -0.1"),
         ({"momentum": None}, TypeError, "momentum must be a number, not NoneType: None"),
