@@ -12,13 +12,22 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "") -> None:
-    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
+    """`x` is a dense floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
+    check_dense(name, x)
     if rank is not None and x.dim() != rank:
         raise ValueError(f"{name} must have {count(rank, 'dimension')} ({meaning}), not shape {tuple(x.shape)}")
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """`x` has an address and strides: it is neither sparse nor nested, nor in a layout of a library's own."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, not a nested one: pad it with torch.nested.to_padded_tensor")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}: call to_dense() first")
 
 
 def count(number: int, noun: str) -> str:
@@ -120,6 +129,7 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.dtype != torch.int64:
             raise TypeError(f"{name} must be an int or an int64 tensor, not a tensor of {value.dtype}")
+        check_dense(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
         if value.device != x.device and value.device.type != "cpu":

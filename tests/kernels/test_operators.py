@@ -124,6 +124,44 @@ def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> 
             OPERATORS[name](laid_out(x.detach(), "sliced"))
 
 
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (Tensor.to_sparse, r"x must be a dense tensor, not one of layout torch\.sparse_coo: call to_dense\(\) first"),
+        (Tensor.to_mkldnn, r"x must be a dense tensor, not one of layout torch\._mkldnn: call to_dense\(\) first"),
+        (
+            lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+            r"x must be a dense tensor, not a nested one: pad it with torch\.nested\.to_padded_tensor",
+        ),
+    ],
+    ids=["sparse", "mkldnn", "nested"],
+)
+def test_a_tensor_that_is_not_dense_is_refused(implementation: str, name: str, convert, message: str) -> None:
+    x = sample(name, 0)
+    if DEVICE == "cuda" and convert is Tensor.to_mkldnn:
+        pytest.skip("a layout of CPUs")
+    operator = {"bias_relu_dropout": lambda x: kernels.bias_relu_dropout(x, torch.ones(25, device=DEVICE), seed=1)}
+    with kernels.using(implementation), pytest.raises(TypeError, match=message):
+        operator.get(name, OPERATORS[name])(convert(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("x", lambda sparse: kernels.conv2d_relu(sparse, torch.ones(1, 1, 1, 1, device=DEVICE))),
+        ("weight", lambda sparse: kernels.conv2d_relu(torch.ones(1, 1, 1, 1, device=DEVICE), sparse)),
+        ("bias", lambda sparse: kernels.bias_relu_dropout(torch.ones(1, 1, device=DEVICE), sparse[0, 0, 0], seed=1)),
+        ("seed", lambda sparse: kernels.dropout(torch.ones(1, 1, device=DEVICE), seed=sparse.long())),
+        ("first_row", lambda sparse: kernels.dropout(torch.ones(1, 1, device=DEVICE), seed=1, first_row=sparse.long())),
+    ],
+)
+def test_other_tensors_that_are_not_dense_are_named(name: str, operator) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a dense tensor, not one of layout torch\.sparse_coo: call"):
+        operator(torch.ones(1, 1, 1, 1, device=DEVICE).to_sparse())
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", OPERATORS)
 @examples(4)

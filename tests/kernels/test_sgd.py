@@ -286,6 +286,10 @@ def test_no_tensors_is_no_work() -> None:
             TypeError,
             r"velocities\[0\] must be torch\.float32, not torch\.float16",
         ),
+        *(
+            ({name: [torch.ones(4).to_sparse()]}, TypeError, rf"{name}\[0\] must be a dense tensor, not one of layout")
+            for name in ("weights", "gradients", "velocities")
+        ),
         ({"gradients": [torch.ones(4, dtype=torch.int32)]}, TypeError, r"gradients\[0\] must be float32"),
         (
             {"weights": [torch.ones(4, dtype=torch.int64)]},
