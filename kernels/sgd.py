@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.tiles import wide
@@ -236,7 +237,8 @@ def sgd_update_(
 
         v = momentum * v - weight_decay * learning_rate * w - learning_rate * g;  w = w + v
 
-    A tensor with learning rate 0 keeps both its weight and its velocity.
+    A tensor with learning rate 0 keeps both its weight and its velocity. As PyTorch's own in-place operations do, an
+    update counts as a change: backward through what was computed with the weights before is refused.
 
     Args:
         weights: tensors of one floating dtype each, of any shape, all on one device.
@@ -267,6 +269,9 @@ def sgd_update_(
         momentum=momentum,
         copies=copies,
     )
+    # PyTorch's fused update, which the native path takes where nothing is compiled, writes in place uncounted.
+    if update is native.sgd_update_ and not torch.compiler.is_compiling():
+        increment_version([*weights, *velocities])
 
 
 def _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies) -> None:

@@ -118,6 +118,28 @@ def test_tensors_with_gaps_are_updated_in_place(implementation: str) -> None:
     assert torch.equal(wide, torch.tensor([0.5, 1.0] * 3, device=DEVICE).expand(4, 6))
 
 
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("layout", ["nchw", "sliced"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autograd_notices_the_update(implementation: str, layout: str, compiled: bool) -> None:
+    """Backward with the new weights would be the gradient of something that was never computed."""
+
+    def update(weight, velocity, copy) -> None:
+        gradients = [torch.ones_like(weight)]
+        rates = {"learning_rates": [0.1], "weight_decays": [0.0]}
+        kernels.sgd_update_([weight], gradients, [velocity], **rates, copies=[copy])
+
+    written = [laid_out(random_tensor((3, 4), seed, torch.float32), layout) for seed in range(2)]
+    written.append(laid_out(random_tensor((3, 4), 2, torch.bfloat16), layout))
+    x = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    results = [(x * tensor).sum() for tensor in written]
+    with kernels.using(implementation):
+        (torch.compile(update, fullgraph=True) if compiled else update)(*written)
+    for result in results:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.backward()
+
+
 def test_compiles_into_one_graph() -> None:
     def run(update) -> list[torch.Tensor]:
         weights, gradients, velocities = ([random_tensor((33,), seed, torch.float32)] for seed in range(3))
