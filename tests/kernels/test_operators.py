@@ -79,6 +79,37 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+def test_double_backward_and_function_transforms_are_the_definitions_alone(name: str) -> None:
+    def operator(x: Tensor) -> Tensor:
+        return OPERATORS[name](x) if name in OPERATORS else kernels.conv2d_relu(x, x[:, :, :3, :3])
+
+    def gradient_of_the_gradient(x: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(operator(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    uses = (
+        gradient_of_the_gradient,
+        torch.func.grad(lambda x: operator(x).sum()),
+        lambda x: torch.func.jvp(operator, (x,), (x,)),
+        lambda x: torch.func.vmap(operator)(x[None]),
+    )
+    x = random_tensor((1, 8, 5, 5) if name == "conv2d_relu" else sample(name, 0).shape, 0).requires_grad_()
+    for use in uses:
+        with kernels.using("reference"):
+            use(x)
+        with kernels.using("triton"), pytest.raises(RuntimeError):
+            use(x)
+
+
+@pytest.mark.parametrize("name", ["same_map_norm", "max_pool2d", "dropout", "bias_relu_dropout", "conv2d_relu"])
+def test_help_says_so(name: str) -> None:
+    for described in (kernels, getattr(kernels, name)):
+        assert "no double backward" in described.__doc__
+        assert "`torch.func`" in described.__doc__
+    assert ("minimal filtering" in getattr(kernels, name).__doc__) == (name == "conv2d_relu")
+
+
 # Windows one apart, so that there are as many outputs as inputs.
 LARGE = MAPS | {
     "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
