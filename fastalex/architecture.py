@@ -399,7 +399,8 @@ class Variation:
             enter fc6 (configuration 147).
         activation: ``relu`` or ``tanh``; None keeps the architecture's.
         dropout: probability in [0, 1); None keeps the architecture's.
-        without: conv layers to remove, with their activations and norms; their pooling stays behind.
+        without: conv layers to remove, with their activations and norms; their pooling stays behind. A single name is
+            one layer: ``"conv3"`` is ``("conv3",)``.
         conv6: adds the 3x3 conv layer over the last pooling that the pre-trained networks of 2012 had.
         bottleneck: features of a linear layer before the last one, which keeps the weights of many classes few:
             configuration 146.2011 had 2 x 1024 before 21,843 classes. None has none.
@@ -417,6 +418,10 @@ class Variation:
     conv6: bool = False
     bottleneck: int | None = None
     init: InitName | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.without, str):
+            object.__setattr__(self, "without", (self.without,))
 
 
 def build_architecture(

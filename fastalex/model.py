@@ -10,10 +10,12 @@ Blocks are modules named conv1 ... conv5, fc6 ... fc8 with ``weight`` and ``bias
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -60,6 +62,7 @@ class AlexNet(nn.Module):
 
     Raises:
         ConfigurationError: an unknown name or a variation that makes no network.
+        TypeError: an option that there is not, or one beside an Architecture.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(architecture, str):
+            _check_options(variation)
             architecture = build_architecture(architecture, num_classes, Variation(**variation))
         elif variation:
             raise TypeError("options go with a named architecture; vary the Architecture itself instead")
@@ -86,9 +90,12 @@ class AlexNet(nn.Module):
         """Logits, N x num_classes.
 
         Args:
-            images: N x 3 x S x S, any floating dtype, 0-255 minus the mean.
+            images: N x 3 x S x S, any floating dtype, RGB 0-255 minus the mean.
             seed: key of the dropout masks in training; None draws one from torch's default generator.
             first_row: position of ``images[0]`` in the whole batch, so that micro-batches get the rows' own masks.
+
+        Raises:
+            ConfigurationError: images of another shape, or in integers.
         """
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
@@ -101,8 +108,8 @@ class AlexNet(nn.Module):
         """Consecutive blocks as one module that shares this network's parameters."""
         return Stage(self, names)
 
-    def activations(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Named activations of one evaluation pass, in the order asked for.
+    def activations(self, images: Tensor, names: str | Iterable[str]) -> dict[str, Tensor]:
+        """Named activations of one evaluation pass, in the order asked for; a single name is one activation.
 
         ``conv2`` is the block's output, after its norms and pooling; ``conv2.conv``, ``conv2.activation``,
         ``conv2.norm``, ``conv2.same_map_norm`` and ``conv2.pool`` are its steps as far as it has them (``fc6.linear``,
@@ -110,9 +117,9 @@ class AlexNet(nn.Module):
         grad mode allows.
 
         Raises:
-            ConfigurationError: a name that this network does not have.
+            ConfigurationError: a name that this network does not have, or images that it does not take.
         """
-        wanted = list(names)
+        wanted = [names] if isinstance(names, str) else list(names)
         was_training = self.training
         self.eval()
         try:
@@ -154,6 +161,17 @@ class AlexNet(nn.Module):
         for block in blocks:
             block.set_precision(precision)
         last.set_precision("fp32")
+
+
+def _check_options(given: Iterable[str]) -> None:
+    """Each is a field of :class:`Variation`."""
+    varied = [field.name for field in fields(Variation)]
+    for name in given:
+        if name not in varied:
+            options = ["num_classes", "seed", *varied]
+            near = difflib.get_close_matches(name, options, 1)
+            hint = f"did you mean {near[0]!r}? There" if near else "there"
+            raise TypeError(f"AlexNet has no option {name!r}; {hint} are {', '.join(options)}")
 
 
 class Stage(nn.Module):
@@ -241,12 +259,22 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
     """Images in the layout, dtype and scale that the first block takes.
 
     Raises:
-        ConfigurationError: images of another shape than N x 3 x image_size x image_size.
+        ConfigurationError: not a dense floating-point tensor of shape N x 3 x image_size x image_size.
     """
     size = architecture.image_size
-    if images.dim() != 4 or images.shape[1:] != (3, size, size):
+    found = None
+    if not isinstance(images, Tensor):
+        found = f"this is no tensor but {type(images).__name__}"
+    elif images.layout != torch.strided:
+        found = f"these have layout {images.layout}: call to_dense() first"
+    elif images.dim() != 4 or images.shape[1:] != (3, size, size):
+        found = f"these have shape {tuple(images.shape)}"
+    elif not images.is_floating_point():
+        found = f"these are {images.dtype}: subtract the mean image from images.float()"
+    if found is not None:
         raise ConfigurationError(
-            f"{architecture.name} takes images of shape N x 3 x {size} x {size}; these have shape {tuple(images.shape)}"
+            f"{architecture.name} takes floating-point images of shape N x 3 x {size} x {size}, RGB 0-255 minus the "
+            f"mean; {found}"
         )
     if architecture.input_std is not None:
         images = images / _per_channel(architecture.input_std, images.device)

@@ -2,6 +2,9 @@
 
 Knows torch and triton, and nothing of models, data or training. `kernels.using("native")` or the environment variable
 `FASTALEX_KERNELS` chooses an implementation; see `kernels.dispatch`.
+
+The operators are differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap)
+takes them, but under `kernels.using("reference")`.
 """
 
 from kernels import philox

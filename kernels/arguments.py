@@ -12,13 +12,27 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "") -> None:
-    """`x` is a floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
+    """`x` is a dense floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
+    check_dense(name, x)
     if rank is not None and x.dim() != rank:
-        raise ValueError(f"{name} must have {rank} dimensions ({meaning}), not shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have {count(rank, 'dimension')} ({meaning}), not shape {tuple(x.shape)}")
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """`x` has an address and strides: it is neither sparse nor nested, nor in a layout of a library's own."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, not a nested one: pad it with torch.nested.to_padded_tensor")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}: call to_dense() first")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 value`, `2 values`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_int(name: str, value: int, least: int) -> None:
@@ -55,14 +69,14 @@ def check_groups(channels: int, groups: int) -> None:
     """The channels divide into equal groups."""
     check_int("groups", groups, 1)
     if channels % groups != 0:
-        raise ValueError(f"groups must divide the {channels} channels of x, not {groups}")
+        raise ValueError(f"groups must divide the {count(channels, 'channel')} of x, not {groups}")
 
 
 def check_vector(name: str, vector: Tensor, length: int, x: Tensor, meaning: str) -> None:
     """`vector` is a floating-point vector of `length` values on x's device."""
     check_tensor(name, vector, 1, meaning)
     if vector.shape[0] != length:
-        raise ValueError(f"{name} must have {length} values ({meaning}), not {vector.shape[0]}")
+        raise ValueError(f"{name} must have {count(length, 'value')} ({meaning}), not {vector.shape[0]}")
     check_same_device(name, vector, x)
 
 
@@ -115,6 +129,7 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.dtype != torch.int64:
             raise TypeError(f"{name} must be an int or an int64 tensor, not a tensor of {value.dtype}")
+        check_dense(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
         if value.device != x.device and value.device.type != "cpu":
@@ -154,11 +169,11 @@ def check_convolution(
     check_same_device("weight", weight, x)
     if weight.shape[1] != x.shape[1] // groups:
         raise ValueError(
-            f"weight must have {x.shape[1] // groups} input channels for x {tuple(x.shape)} in {groups} groups, "
-            f"not shape {tuple(weight.shape)}"
+            f"weight must have {count(x.shape[1] // groups, 'input channel')} for x {tuple(x.shape)} in "
+            f"{count(groups, 'group')}, not shape {tuple(weight.shape)}"
         )
     if weight.shape[0] % groups != 0:
-        raise ValueError(f"groups must divide the {weight.shape[0]} filters of weight, not {groups}")
+        raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, not {groups}")
     # Autocast brings all of them to one dtype itself.
     mixed_allowed = torch.is_autocast_enabled(x.device.type)
     if weight.dtype != x.dtype and not mixed_allowed:

@@ -618,6 +618,15 @@ def conv2d_relu(
 ) -> Tensor:
     """Two-dimensional convolution with a ReLU behind it, `torch.nn.functional.conv2d` otherwise.
 
+    On a CPU, convolutions whose square kernel spans three or five strides, rounded up (3 x 3, 5 x 5, and AlexNet's
+    first layer), are computed by Winograd's minimal filtering, where x is fp32 or fp64 in channels_last and has enough
+    channels and pixels for that to pay. Rounding errors are then some seven times those of plain sums, which
+    `kernels.using("reference")` computes, and what is not finite reaches a few pixels further.
+
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it, but
+    for convolutions that PyTorch's own operators compute (on a CPU those that are not filtered so, and under
+    `kernels.using("reference")` all).
+
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Products are added up in fp32, or fp64 for fp64; fp32
             is rounded to TF32 before where `torch.backends.cudnn.allow_tf32` says so, on CUDA.

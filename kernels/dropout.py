@@ -221,6 +221,14 @@ def dropout(
 ) -> Tensor:
     """Set features to zero with probability `p`, each by its own random number.
 
+        training, inverted:       y = x * kept / (1 - p)          evaluation: y = x
+        training, not inverted:   y = x * kept                    evaluation: y = x * (1 - p)
+
+    `kept` is a function of (seed, row, feature); see `kernels.philox.keep_mask`.
+
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
+    `kernels.using("reference")` there are both.
+
     Args:
         x: N x F; float32, float16, bfloat16 or float64.
         p: probability that a feature is dropped, in [0, 1).
@@ -262,6 +270,9 @@ def bias_relu_dropout(
     inverted: bool = True,
 ) -> Tensor:
     """`dropout(relu(x + bias))`, for the raw product of a fully connected layer.
+
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
+    `kernels.using("reference")` there are both.
 
     Args:
         x: N x F; float32, float16, bfloat16 or float64. Half precision is computed in fp32.

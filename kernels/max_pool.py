@@ -231,6 +231,9 @@ def max_pool2d(
 
     A NaN in a window wins. The gradient goes to the window's first maximum in reading order, or its last NaN.
 
+    Triton's kernels are differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp,
+    vmap) takes them. The native form is PyTorch's own operator and has both.
+
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64.
         kernel_size: side of the window, at least 1.

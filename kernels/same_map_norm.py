@@ -239,6 +239,9 @@ def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0
 
     with i from h - size // 2 to h + (size - 1) // 2, j likewise, zero outside; the divisor is size^2 at the edges too.
 
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
+    `kernels.using("reference")` there are both.
+
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
         size: side of the window, at least 1.

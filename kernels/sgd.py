@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.tiles import wide
@@ -236,7 +237,8 @@ def sgd_update_(
 
         v = momentum * v - weight_decay * learning_rate * w - learning_rate * g;  w = w + v
 
-    A tensor with learning rate 0 keeps both its weight and its velocity.
+    A tensor with learning rate 0 keeps both its weight and its velocity. As PyTorch's own in-place operations do, an
+    update counts as a change: backward through what was computed with the weights before is refused.
 
     Args:
         weights: tensors of one floating dtype each, of any shape, all on one device.
@@ -267,6 +269,9 @@ def sgd_update_(
         momentum=momentum,
         copies=copies,
     )
+    # PyTorch's fused update, which the native path takes where nothing is compiled, writes in place uncounted.
+    if update is native.sgd_update_ and not torch.compiler.is_compiling():
+        increment_version([*weights, *velocities])
 
 
 def _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies) -> None:
@@ -277,7 +282,8 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
         if not isinstance(tensors, Sequence):
             raise TypeError(f"{name} must be a sequence of tensors, not {type(tensors).__name__}")
         if len(tensors) != len(weights):
-            raise ValueError(f"{name} must have {len(weights)} tensors, one per weight, not {len(tensors)}")
+            tensors_wanted = arguments.count(len(weights), "tensor")
+            raise ValueError(f"{name} must have {tensors_wanted}, one per weight, not {len(tensors)}")
     for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
         _check_numbers(name, values, len(weights))
     arguments.check_number("momentum", momentum)
@@ -320,7 +326,7 @@ def _check_numbers(name: str, values: Sequence[float] | Tensor, count: int) -> N
     elif not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of numbers or a tensor, not {type(values).__name__}: {values!r}")
     if len(values) != count:
-        raise ValueError(f"{name} must have {count} values, one per weight, not {len(values)}")
+        raise ValueError(f"{name} must have {arguments.count(count, 'value')}, one per weight, not {len(values)}")
     if isinstance(values, Tensor):
         return
     for index, value in enumerate(values):

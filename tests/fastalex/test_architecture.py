@@ -141,6 +141,12 @@ def test_several_layers_removed():
     assert architecture.block_names == ("conv1", "conv2", "conv5", "fc6", "fc7", "fc8")
 
 
+def test_a_single_name_is_one_layer_removed():
+    assert Variation(without="conv3") == Variation(without=("conv3",))  # type: ignore[arg-type]
+    architecture = build_architecture("krizhevsky", variation=Variation(without="conv3"))  # type: ignore[arg-type]
+    assert architecture.block_names == ("conv1", "conv2", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
 def test_conv6_has_the_size_of_the_pretrained_networks():
     shapes = {shape.name: shape for shape in block_shapes(build_architecture(variation=Variation(conv6=True)))}
     assert shapes["conv6"].parameters == 590_080
@@ -161,6 +167,7 @@ def test_width_scales_hidden_layers_and_not_the_classes():
         ({"variation": Variation(width=float("nan"))}, "width is nan"),
         ({"variation": Variation(dropout=1.0)}, "dropout is 1.0"),
         ({"variation": Variation(without=("conv7",))}, "no conv layer 'conv7' to remove"),
+        ({"variation": Variation(without="conv7")}, "no conv layer 'conv7' to remove"),  # type: ignore[arg-type]
         ({"variation": Variation(without=("conv1",) * 2)}, "no conv layer 'conv1' to remove"),
         ({"variation": Variation(without=tuple(f"conv{i}" for i in range(1, 6)))}, "is the last conv layer"),
         ({"variation": Variation(activation="gelu")}, "unknown activation 'gelu'"),  # type: ignore[arg-type]

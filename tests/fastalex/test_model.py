@@ -194,6 +194,13 @@ def test_activations_are_named_and_leave_the_mode_alone():
         model.activations(images(1), ["conv9"])
 
 
+def test_a_single_name_is_one_activation():
+    model = AlexNet("four-layer", 4, seed=0)
+    assert list(model.activations(images(1, 32), "conv3.conv")) == ["conv3.conv"]
+    with pytest.raises(ConfigurationError, match=r"no activation named conv9; there are conv1\.conv"):
+        model.activations(images(1, 32), "conv9")
+
+
 def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
     model = AlexNet("krizhevsky", 4, seed=0, width=0.125)
     randomise(model)
@@ -230,9 +237,47 @@ def test_an_unknown_precision_is_named():
         AlexNet("krizhevsky", 4, width=0.0625).set_precision("fp8")
 
 
-def test_wrong_image_shape_is_named():
-    with pytest.raises(ConfigurationError, match=r"takes images of shape N x 3 x 224 x 224; these have .*\(2, 3, 227"):
-        AlexNet("krizhevsky", 4, width=0.0625)(torch.zeros(2, 3, 227, 227))
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (torch.zeros(2, 3, 35, 35), r"these have shape \(2, 3, 35, 35\)"),
+        (torch.zeros(2, 1, 32, 32), r"these have shape \(2, 1, 32, 32\)"),
+        (torch.zeros(2, 32, 32, 3), r"these have shape \(2, 32, 32, 3\)"),
+        (torch.zeros(3, 32, 32), r"these have shape \(3, 32, 32\)"),
+        *(
+            (torch.zeros(2, 3, 32, 32).to(dtype), rf"these are {dtype}: subtract the mean image from images\.float\(\)")
+            for dtype in (torch.uint8, torch.int64, torch.bool, torch.complex64)
+        ),
+        (torch.zeros(2, 3, 32, 32).to_sparse(), r"these have layout torch\.sparse_coo: call to_dense\(\) first"),
+        ([[0.0]], "this is no tensor but list"),
+    ],
+)
+def test_images_that_are_none_are_named(given, found):
+    model = AlexNet("four-layer", 4, seed=0)
+    wanted = "four-layer takes floating-point images of shape N x 3 x 32 x 32, RGB 0-255 minus the mean; "
+    for take in (model, model.stage(["conv1"]), lambda x: model.activations(x, ["conv1"])):
+        with pytest.raises(ConfigurationError, match=wanted + found):
+            take(given)
+
+
+def test_the_whole_network_compiles_into_one_graph():
+    """The checks of the images, too, which look at nothing that is known at run time only."""
+    model = AlexNet("four-layer", 4, seed=0, width=0.125).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images(2, 32)), model(images(2, 32)))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("widht", r"no option 'widht'; did you mean 'width'\? There are num_classes, seed, width, lrn, .*, init$"),
+        ("num_class", r"no option 'num_class'; did you mean 'num_classes'\? There are"),
+        ("qqqq", r"no option 'qqqq'; there are num_classes, seed, width"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(option, message):
+    with pytest.raises(TypeError, match=message):
+        AlexNet("krizhevsky", **{option: 0.5})
 
 
 @pytest.fixture

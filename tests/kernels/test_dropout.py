@@ -266,7 +266,7 @@ def test_bad_inputs_are_named(x, error: type, message: str) -> None:
     [
         (None, TypeError, "bias must be a tensor, not NoneType"),
         (torch.ones(3), ValueError, r"bias must have 4 values \(one per feature of x\), not 3"),
-        (torch.ones(1, 4), ValueError, r"bias must have 1 dimensions \(.*\), not shape \(1, 4\)"),
+        (torch.ones(1, 4), ValueError, r"bias must have 1 dimension \(.*\), not shape \(1, 4\)"),
         (torch.ones(4, dtype=torch.int32), TypeError, r"bias must be float32, .* not torch\.int32"),
         (torch.ones(4, device="meta"), ValueError, "bias must be on the device of x, cpu, not meta"),
     ],

@@ -174,7 +174,7 @@ def test_places_in_wide_windows_take_more_than_a_byte(
     [
         ({"relu": "inside"}, ValueError, 'relu must be None, "before" or "after", not \'inside\''),
         ({"bias": torch.ones(3)}, ValueError, r"bias must have 4 values \(one per channel of x\), not 3"),
-        ({"bias": torch.ones(4, 1)}, ValueError, "bias must have 1 dimensions"),
+        ({"bias": torch.ones(4, 1)}, ValueError, r"bias must have 1 dimension \("),
         ({"bias": torch.ones(4, dtype=torch.int64)}, TypeError, "bias must be float32, float16, bfloat16 or float64"),
         ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x, cpu, not meta"),
         ({"x": torch.ones(1, 4, 5, 5).int()}, TypeError, "x must be float32, float16, bfloat16 or float64"),

@@ -79,6 +79,37 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+def test_double_backward_and_function_transforms_are_the_definitions_alone(name: str) -> None:
+    def operator(x: Tensor) -> Tensor:
+        return OPERATORS[name](x) if name in OPERATORS else kernels.conv2d_relu(x, x[:, :, :3, :3])
+
+    def gradient_of_the_gradient(x: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(operator(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    uses = (
+        gradient_of_the_gradient,
+        torch.func.grad(lambda x: operator(x).sum()),
+        lambda x: torch.func.jvp(operator, (x,), (x,)),
+        lambda x: torch.func.vmap(operator)(x[None]),
+    )
+    x = random_tensor((1, 8, 5, 5) if name == "conv2d_relu" else sample(name, 0).shape, 0).requires_grad_()
+    for use in uses:
+        with kernels.using("reference"):
+            use(x)
+        with kernels.using("triton"), pytest.raises(RuntimeError):
+            use(x)
+
+
+@pytest.mark.parametrize("name", ["same_map_norm", "max_pool2d", "dropout", "bias_relu_dropout", "conv2d_relu"])
+def test_help_says_so(name: str) -> None:
+    for described in (kernels, getattr(kernels, name)):
+        assert "no double backward" in described.__doc__
+        assert "`torch.func`" in described.__doc__
+    assert ("minimal filtering" in getattr(kernels, name).__doc__) == (name == "conv2d_relu")
+
+
 # Windows one apart, so that there are as many outputs as inputs.
 LARGE = MAPS | {
     "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
@@ -122,6 +153,44 @@ def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> 
         # What has no such layout is copied, and noticed here.
         with pytest.raises(AssertionError, match="a tensor was copied"):
             OPERATORS[name](laid_out(x.detach(), "sliced"))
+
+
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (Tensor.to_sparse, r"x must be a dense tensor, not one of layout torch\.sparse_coo: call to_dense\(\) first"),
+        (Tensor.to_mkldnn, r"x must be a dense tensor, not one of layout torch\._mkldnn: call to_dense\(\) first"),
+        (
+            lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+            r"x must be a dense tensor, not a nested one: pad it with torch\.nested\.to_padded_tensor",
+        ),
+    ],
+    ids=["sparse", "mkldnn", "nested"],
+)
+def test_a_tensor_that_is_not_dense_is_refused(implementation: str, name: str, convert, message: str) -> None:
+    x = sample(name, 0)
+    if DEVICE == "cuda" and convert is Tensor.to_mkldnn:
+        pytest.skip("a layout of CPUs")
+    operator = {"bias_relu_dropout": lambda x: kernels.bias_relu_dropout(x, torch.ones(25, device=DEVICE), seed=1)}
+    with kernels.using(implementation), pytest.raises(TypeError, match=message):
+        operator.get(name, OPERATORS[name])(convert(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("x", lambda sparse: kernels.conv2d_relu(sparse, torch.ones(1, 1, 1, 1, device=DEVICE))),
+        ("weight", lambda sparse: kernels.conv2d_relu(torch.ones(1, 1, 1, 1, device=DEVICE), sparse)),
+        ("bias", lambda sparse: kernels.bias_relu_dropout(torch.ones(1, 1, device=DEVICE), sparse[0, 0, 0], seed=1)),
+        ("seed", lambda sparse: kernels.dropout(torch.ones(1, 1, device=DEVICE), seed=sparse.long())),
+        ("first_row", lambda sparse: kernels.dropout(torch.ones(1, 1, device=DEVICE), seed=1, first_row=sparse.long())),
+    ],
+)
+def test_other_tensors_that_are_not_dense_are_named(name: str, operator) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a dense tensor, not one of layout torch\.sparse_coo: call"):
+        operator(torch.ones(1, 1, 1, 1, device=DEVICE).to_sparse())
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

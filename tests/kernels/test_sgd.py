@@ -118,6 +118,28 @@ def test_tensors_with_gaps_are_updated_in_place(implementation: str) -> None:
     assert torch.equal(wide, torch.tensor([0.5, 1.0] * 3, device=DEVICE).expand(4, 6))
 
 
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
+@pytest.mark.parametrize("layout", ["nchw", "sliced"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autograd_notices_the_update(implementation: str, layout: str, compiled: bool) -> None:
+    """Backward with the new weights would be the gradient of something that was never computed."""
+
+    def update(weight, velocity, copy) -> None:
+        gradients = [torch.ones_like(weight)]
+        rates = {"learning_rates": [0.1], "weight_decays": [0.0]}
+        kernels.sgd_update_([weight], gradients, [velocity], **rates, copies=[copy])
+
+    written = [laid_out(random_tensor((3, 4), seed, torch.float32), layout) for seed in range(2)]
+    written.append(laid_out(random_tensor((3, 4), 2, torch.bfloat16), layout))
+    x = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    results = [(x * tensor).sum() for tensor in written]
+    with kernels.using(implementation):
+        (torch.compile(update, fullgraph=True) if compiled else update)(*written)
+    for result in results:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.backward()
+
+
 def test_compiles_into_one_graph() -> None:
     def run(update) -> list[torch.Tensor]:
         weights, gradients, velocities = ([random_tensor((33,), seed, torch.float32)] for seed in range(3))
@@ -253,7 +275,7 @@ def test_no_tensors_is_no_work() -> None:
         ({"gradients": [None]}, TypeError, r"gradients\[0\] must be a tensor, not NoneType"),
         ({"velocities": ["v"]}, TypeError, r"velocities\[0\] must be a tensor, not str"),
         *(
-            ({name: tensors}, ValueError, f"{name} must have 1 tensors, one per weight, not {len(tensors)}")
+            ({name: tensors}, ValueError, f"{name} must have 1 tensor, one per weight, not {len(tensors)}")
             for name in ("gradients", "velocities", "copies")
             for tensors in ([], [torch.ones(4)] * 2)
         ),
@@ -286,6 +308,10 @@ def test_no_tensors_is_no_work() -> None:
             TypeError,
             r"velocities\[0\] must be torch\.float32, not torch\.float16",
         ),
+        *(
+            ({name: [torch.ones(4).to_sparse()]}, TypeError, rf"{name}\[0\] must be a dense tensor, not one of layout")
+            for name in ("weights", "gradients", "velocities")
+        ),
         ({"gradients": [torch.ones(4, dtype=torch.int32)]}, TypeError, r"gradients\[0\] must be float32"),
         (
             {"weights": [torch.ones(4, dtype=torch.int64)]},
@@ -299,8 +325,8 @@ def test_no_tensors_is_no_work() -> None:
             r"weights\[1\] must be on the device of weights\[0\], cpu, not meta: update each",
         ),
         ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, not torch\.float32"),
-        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 values, one per weight, not 2"),
-        ({"weight_decays": []}, ValueError, "weight_decays must have 1 values, one per weight, not 0"),
+        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 value, one per weight, not 2"),
+        ({"weight_decays": []}, ValueError, "weight_decays must have 1 value, one per weight, not 0"),
         (
             {"learning_rates": 0.1},
             TypeError,
@@ -311,7 +337,7 @@ def test_no_tensors_is_no_work() -> None:
         ({"weight_decays": [-1]}, ValueError, r"weight_decays\[0\] must be at least 0, not -1"),
         ({"learning_rates": [float("nan")]}, ValueError, r"learning_rates\[0\] must be finite, not nan"),
         ({"weight_decays": ["no"]}, TypeError, r"weight_decays\[0\] must be a number, not str: 'no'"),
-        ({"weight_decays": torch.ones(1, 1)}, ValueError, "weight_decays must have 1 dimensions"),
+        ({"weight_decays": torch.ones(1, 1)}, ValueError, r"weight_decays must have 1 dimension \(one value"),
         ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), not 1.0"),
         ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\), not -0.1"),
         ({"momentum": None}, TypeError, "momentum must be a number, not NoneType: None"),
