@@ -56,12 +56,14 @@ def load_biased(
 @triton.jit
 def load_bias(
     bias_ptr, vector, mask, HAS_BIAS: tl.constexpr, HALO: tl.constexpr, GROUP_VECTORS: tl.constexpr,
-    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
+    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Wide lanes of the bias of each item's channels and their neighbours; zero outside of the group."""
     if HAS_BIAS:
+        # The way x is loaded: vectors of 16 bytes would, in NCHW, leave lanes with other threads than those that add
+        # them to x. They would move through shared memory, with so many registers in use that some spill.
         return load_neighbours(
-            bias_ptr, vector, vector * 0, mask, HALO, GROUP_VECTORS, 1, CHANNELS, ITEMS, VECTOR, True
+            bias_ptr, vector, vector * 0, mask, HALO, GROUP_VECTORS, 1, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
         )
     else:
         return ()
@@ -82,7 +84,9 @@ def lrn_pool_fwd_kernel(
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, OUT_PIXELS, ITEMS, CHANNELS_LAST)
     x_start = x_ptr + image * (CHANNELS * PIXELS)
     corner = pixel // OUT_WIDTH * STRIDE * WIDTH + pixel % OUT_WIDTH * STRIDE
-    bias_lanes = load_bias(bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR)
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
     best = ()
     places = ()
     for a in tl.static_range(KERNEL):
@@ -138,7 +142,9 @@ def lrn_pool_bwd_kernel(
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
     start = image * (CHANNELS * PIXELS)
     out_start = image * (CHANNELS * OUT_PIXELS)
-    bias_lanes = load_bias(bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR)
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
     x_lanes = load_biased(
         x_ptr + start, bias_lanes, vector, pixel, mask, RELU_BEFORE, HAS_BIAS, HALO, GROUP_VECTORS, PIXELS, CHANNELS,
         ITEMS, VECTOR, CHANNELS_LAST,
