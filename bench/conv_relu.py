@@ -114,11 +114,10 @@ def find_settings(bench: Benchmark) -> None:
     import tune
 
     chosen = bench.arguments
-    dtypes = [getattr(torch, name) for name in chosen.dtypes] if chosen.dtypes else bench.dtypes()
     problems = [
         problem
-        for dtype in dtypes
-        for batch in chosen.batches or bench.batches()
+        for dtype in bench.dtypes()
+        for batch in bench.batches()
         for problem in tuned_problems(chosen.layers, batch, dtype)
     ]
     print(f"wrote {tune.tune(problems, chosen.tables, chosen.seconds)}")
@@ -127,12 +126,6 @@ def find_settings(bench: Benchmark) -> None:
 FLAGS: dict[str, dict[str, Any]] = {
     "tune": {"action": "store_true", "help": "find this GPU's launch settings, and nothing else"},
     "layers": {"nargs": "+", "choices": list(LAYERS), "default": list(LAYERS), "help": "of --tune (all five)"},
-    "batches": {"nargs": "+", "type": int, "help": "of --tune (128 and 1024)"},
-    "dtypes": {
-        "nargs": "+",
-        "choices": ["bfloat16", "float16", "float32"],
-        "help": "of --tune (bfloat16 and float32)",
-    },
     "tables": {
         "type": Path,
         "default": conv_settings.TABLES,

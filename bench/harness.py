@@ -114,13 +114,20 @@ class Benchmark:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
+        parser.add_argument("--batches", type=int, nargs="+", help="128 and 1024 on a GPU, 64 elsewhere")
+        names = ["bfloat16", "float32", "float16"]
+        parser.add_argument(
+            "--dtypes", nargs="+", choices=names, help="bfloat16 and float32 on a GPU, float32 elsewhere"
+        )
+        parser.add_argument("--seconds-per-timing", type=float, help="0.25 on a GPU, 2 elsewhere; less with --quick")
         for name, options in self.flags.items():
             parser.add_argument(f"--{name}", **options)
         self.arguments = arguments = parser.parse_args()
         self.quick: bool = arguments.quick
         self.output: Path = arguments.output
         # A GPU makes hundreds of runs in a quarter of a second.
-        self.budget_s = (0.1 if CUDA else 0.3) if self.quick else (0.25 if CUDA else 2.0)
+        usual = (0.1 if CUDA else 0.3) if self.quick else (0.25 if CUDA else 2.0)
+        self.budget_s: float = usual if arguments.seconds_per_timing is None else arguments.seconds_per_timing
         if not CUDA:
             keep_freed_memory()
         self.console = rich.console.Console()
@@ -135,11 +142,16 @@ class Benchmark:
 
     def batches(self) -> list[int]:
         """Images per batch: AlexNet's on a GPU; what a CPU does in a fraction of a second elsewhere."""
+        if self.arguments.batches:
+            return self.arguments.batches
         if CUDA:
             return [128] if self.quick else [128, 1024]
         return [8] if self.quick else [64]
 
     def dtypes(self) -> list[torch.dtype]:
+        """Of the operators' inputs: what training on the device computes in."""
+        if self.arguments.dtypes:
+            return [getattr(torch, name) for name in self.arguments.dtypes]
         return [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
 
     def run(self, case: Case) -> None:
