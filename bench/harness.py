@@ -361,10 +361,11 @@ class DeviceClock:
         self.flush = torch.zeros(64 * 2**20, device=DEVICE)
         self.lead = _LEAD
 
-    def time(self, work: Callable[[Any], Any], prepared: Any) -> float:
-        """Milliseconds that `work(prepared)` takes."""
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+        """Milliseconds that `work(prepare())` takes after its preparation, which is made anew where it has to wait."""
         while True:
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            prepared = prepare()
             self.flush.sum()
             torch.cuda._sleep(self.lead)
             start.record()
@@ -386,10 +387,10 @@ def timed(prepare: Callable[[], Any], work: Callable[[Any], Any], seconds: float
     end = time.perf_counter() + seconds
     clock = DeviceClock() if CUDA else None
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
-        prepared = prepare()
         if clock is not None:
-            times.append(clock.time(work, prepared))
+            times.append(clock.time(prepare, work))
         else:
+            prepared = prepare()
             begin = time.perf_counter()
             work(prepared)
             times.append((time.perf_counter() - begin) * 1e3)

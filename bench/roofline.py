@@ -104,7 +104,7 @@ def median_ms(work: Callable[[], object], seconds: float) -> float:
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         if clock is not None:
-            times.append(clock.time(lambda _: work(), None))
+            times.append(clock.time(lambda: None, lambda _: work()))
             continue
         begin = time.perf_counter()
         work()

@@ -294,15 +294,16 @@ def _report(
 
 def compile_ahead(candidates_of: dict[tuple[Direction, Problem], list[Settings]], seconds: float) -> None:
     """Compile the candidates on all cores, for as long as that; Triton finds them on disk when they are measured."""
-    # Neither the batch nor the number of splits, where there are several, is compiled into a kernel.
+    # Neither the batch nor the number of splits, where there are several, is compiled into a kernel. The first
+    # candidates of all come first: they are what is measured where time is short.
+    turns = itertools.zip_longest(*([(*key, settings) for settings in tried] for key, tried in candidates_of.items()))
     jobs = dict.fromkeys(
         (
             direction,
             dataclasses.replace(problem, batch=1),
             dataclasses.replace(settings, splits=min(2, settings.splits)),
         )
-        for (direction, problem), tried in candidates_of.items()
-        for settings in tried
+        for direction, problem, settings in filter(None, itertools.chain.from_iterable(turns))
     )
     begin = time.monotonic()
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), _only_compile) as pool:
