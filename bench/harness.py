@@ -119,6 +119,7 @@ class Benchmark:
         parser.add_argument(
             "--dtypes", nargs="+", choices=names, help="bfloat16 and float32 on a GPU, float32 elsewhere"
         )
+        parser.add_argument("--providers", nargs="+", help="parts of the names of those to time (all)")
         parser.add_argument("--seconds-per-timing", type=float, help="0.25 on a GPU, 2 elsewhere; less with --quick")
         for name, options in self.flags.items():
             parser.add_argument(f"--{name}", **options)
@@ -154,10 +155,17 @@ class Benchmark:
             return [getattr(torch, name) for name in self.arguments.dtypes]
         return [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
 
+    def wants(self, provider: str) -> bool:
+        """Whether a provider is to be timed."""
+        parts = self.arguments.providers
+        return parts is None or any(part in provider for part in parts)
+
     def run(self, case: Case) -> None:
         """Judge and time each provider of a case, in each direction. One that fails is wrong; the others still run."""
         made = _inputs(case)
         for name, (operator, layout) in case.providers.items():
+            if not self.wants(name):
+                continue
             inputs, grad = _laid_out(case, *made, layout)
             judge = case.judges.get(name)
             saved = peak = error = None
@@ -202,6 +210,8 @@ class Benchmark:
             make: makes the work. Its first call may allocate what later ones use again.
             judge: what is wrong with the provider's result, or None.
         """
+        if not self.wants(provider):
+            return
         times = peak = None
         torch._dynamo.reset()
         try:

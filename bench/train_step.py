@@ -2,8 +2,8 @@
 
 Every way of computing the step gets a process of its own, with weights, images and labels that are the same in all. A
 way whose loss or gradients differ from plain fp32 PyTorch's gets no time. (Compiled ways are compared before they are
-compiled, and then by their loss alone: another compilation would take as long as the first.) The processes are made
-ready one after the other. Then they take turns, so that a machine that becomes slower does so for all, and every turn
+compiled, and then by their loss alone: another compilation would take as long as the first.) On a CPU the processes
+are made ready one after the other. Then they take turns, so that a machine that becomes slower does so for all, and every turn
 ends with one synchronisation. Ways of PyTorch:
 
 - eager NCHW and eager channels_last in fp32, channels_last with autocast to bf16
@@ -20,6 +20,7 @@ each with its fused SGD. ``owt`` is torchvision's AlexNet. A way is left out, an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import statistics
@@ -89,8 +90,18 @@ class Runner:
 
     def ask(self, question: str, seconds: float) -> Any:
         """The answer, or a RuntimeError that says in one line why there is none."""
-        try:
+        self.tell(question)
+        return self.answer(seconds)
+
+    def tell(self, question: str) -> None:
+        """Ask, and go on."""
+        # What has ended answers nothing.
+        with contextlib.suppress(OSError):
             self.connection.send(question)
+
+    def answer(self, seconds: float) -> Any:
+        """What was answered to the last question, or a RuntimeError as of `ask`."""
+        try:
             if not self.connection.poll(seconds):
                 raise RuntimeError(f"not ready after {seconds:.0f} s")
             answer = self.connection.recv()
@@ -139,10 +150,18 @@ def compare(
     runners = {way.name: Runner(Task(way, name, batch, steps, torch.get_num_threads())) for way in chosen}
     peaks: dict[str, int] = {}
     try:
+        started = time.perf_counter()
+        if CUDA:
+            # A CPU's cores would be shared; a GPU's machine has many, and nothing is timed yet.
+            for runner in runners.values():
+                runner.tell("ready")
         for way_name, runner in list(runners.items()):
-            row, started = rows[way_name], time.perf_counter()
+            row = rows[way_name]
+            if not CUDA:
+                started = time.perf_counter()
+                runner.tell("ready")
             try:
-                answer = runner.ask("ready", ready)
+                answer = runner.answer(max(0.0, ready - (time.perf_counter() - started)))
             except RuntimeError as error:
                 row.left_out = str(error)
                 runners.pop(way_name).close()
