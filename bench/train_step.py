@@ -3,8 +3,8 @@
 Every way of computing the step gets a process of its own, with weights, images and labels that are the same in all. A
 way whose loss or gradients differ from plain fp32 PyTorch's gets no time. (Compiled ways are compared before they are
 compiled, and then by their loss alone: another compilation would take as long as the first.) On a CPU the processes
-are made ready one after the other. Then they take turns, so that a machine that becomes slower does so for all, and every turn
-ends with one synchronisation. Ways of PyTorch:
+are made ready one after the other. Then they take turns, so that a machine that becomes slower does so for all, and
+every turn ends with one synchronisation. Ways of PyTorch:
 
 - eager NCHW and eager channels_last in fp32, channels_last with autocast to bf16
 - torch.compile in its default mode, and with max-autotune (CUDA graphs), channels_last, autocast to bf16 on a GPU
