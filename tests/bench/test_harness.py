@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,3 +144,18 @@ def test_maxima_chosen_by_rounding_are_no_error_and_wrong_gradients_are(harness)
     assert verdicts[2] is None
     assert verdicts[1].startswith("gradient 0 is off by")
     assert verdicts[3].startswith("gradient 0 is off by")
+
+
+def test_a_timing_that_is_repeated_prepares_its_work_anew(harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward goes through a graph once: what was prepared for an attempt cannot serve another."""
+    late = iter([True, True, False])
+    event = SimpleNamespace(
+        record=lambda: None, query=lambda: next(late), synchronize=lambda: None, elapsed_time=lambda _: 1.5
+    )
+    leads: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(torch.cuda, "_sleep", leads.append)
+    x = torch.ones(3, requires_grad=True)
+    clock = harness.DeviceClock()
+    assert clock.time(lambda: x.exp().sum(), lambda y: y.backward()) == 1.5
+    assert leads == [leads[0], 2 * leads[0], 4 * leads[0]]
