@@ -142,11 +142,13 @@ def main() -> None:
         find_settings(bench)
         return
     # Half of what the other operators take on a CPU: this one computes for seconds.
-    batch = 128 if CUDA else 8 if bench.quick else 32
-    dtype = torch.bfloat16 if CUDA else torch.float32
-    for name in LAYERS:
-        bench.run(layer_case(name, batch, dtype))
-    bench.add_sum("all five layers", list(bench.rows), [batch])
+    usual = 128 if CUDA else 8 if bench.quick else 32
+    for batch in bench.batches([usual]):
+        for dtype in bench.dtypes([torch.bfloat16 if CUDA else torch.float32]):
+            done = len(bench.rows)
+            for name in LAYERS:
+                bench.run(layer_case(name, batch, dtype))
+            bench.add_sum("all five layers", bench.rows[done:], [batch])
     bench.finish()
 
 

@@ -53,7 +53,7 @@ def judge(y: Tensor, inputs: list[Tensor]) -> str | None:
 
 def main() -> None:
     bench = Benchmark("dropout", "Dropout 0.5 of 4096 features")
-    for batch in [128] if bench.quick else [128, 1024]:
+    for batch in bench.batches([128] if bench.quick else [128, 1024]):
         for dtype in bench.dtypes():
             shape = (batch, 4096)
             size = image_bytes(shape, dtype)

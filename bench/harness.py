@@ -22,6 +22,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -102,25 +103,33 @@ class Case:
 
 @dataclass
 class Benchmark:
-    """Rows of one benchmark, and where they go. `flags` are its own on the command line: name -> for `add_argument`."""
+    """Rows of one benchmark, and where they go.
+
+    Attributes:
+        flags: its own on the command line: name -> for `add_argument`.
+        sized: whether it has batches and dtypes to choose from.
+    """
 
     name: str
     title: str
     flags: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sized: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    providers: dict[str, None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
-        parser.add_argument("--batches", type=int, nargs="+", help="128 and 1024 on a GPU, 64 elsewhere")
-        names = ["bfloat16", "float32", "float16"]
-        parser.add_argument(
-            "--dtypes", nargs="+", choices=names, help="bfloat16 and float32 on a GPU, float32 elsewhere"
-        )
+        if self.sized:
+            parser.add_argument(
+                "--batches", type=positive(int), nargs="+", help="128 and 1024 on a GPU; fewer elsewhere"
+            )
+            names = ["bfloat16", "float32", "float16"]
+            parser.add_argument("--dtypes", nargs="+", choices=names, help="the device's own, unless given")
         parser.add_argument("--providers", nargs="+", help="parts of the names of those to time (all)")
-        parser.add_argument("--seconds-per-timing", type=float, help="0.25 on a GPU, 2 elsewhere; less with --quick")
+        parser.add_argument("--seconds-per-timing", type=positive(float), help="0.25 on a GPU, 2 elsewhere")
         for name, options in self.flags.items():
             parser.add_argument(f"--{name}", **options)
         self.arguments = arguments = parser.parse_args()
@@ -140,23 +149,30 @@ class Benchmark:
             "threads": torch.get_num_threads(),
             "copy_gb_per_s": round(self._copy_bandwidth(), 2),
         }
+        if arguments.providers:
+            # A record that lacks the others says so.
+            self.settings["providers"] = arguments.providers
 
-    def batches(self) -> list[int]:
-        """Images per batch: AlexNet's on a GPU; what a CPU does in a fraction of a second elsewhere."""
-        if self.arguments.batches:
-            return self.arguments.batches
-        if CUDA:
-            return [128] if self.quick else [128, 1024]
-        return [8] if self.quick else [64]
+    def batches(self, usual: Sequence[int] | None = None) -> list[int]:
+        """Images per batch: those asked for, else `usual`.
 
-    def dtypes(self) -> list[torch.dtype]:
-        """Of the operators' inputs: what training on the device computes in."""
+        By itself that is AlexNet's on a GPU, and what a CPU does in a fraction of a second elsewhere.
+        """
+        if usual is None:
+            usual = ([128] if self.quick else [128, 1024]) if CUDA else [8] if self.quick else [64]
+        return list(self.arguments.batches or usual)
+
+    def dtypes(self, usual: Sequence[torch.dtype] | None = None) -> list[torch.dtype]:
+        """Of the inputs: those asked for, else `usual`, by itself what training on the device computes in."""
         if self.arguments.dtypes:
             return [getattr(torch, name) for name in self.arguments.dtypes]
-        return [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
+        if usual is None:
+            usual = [torch.bfloat16, torch.float32] if CUDA and not self.quick else [_main_dtype()]
+        return list(usual)
 
     def wants(self, provider: str) -> bool:
         """Whether a provider is to be timed."""
+        self.providers.setdefault(provider)
         parts = self.arguments.providers
         return parts is None or any(part in provider for part in parts)
 
@@ -232,6 +248,9 @@ class Benchmark:
 
     def finish(self) -> None:
         """Print the table; write the record and the picture."""
+        if not self.rows:
+            asked = " ".join(self.arguments.providers)
+            sys.exit(f"error: --providers {asked} is part of no provider's name; there are {', '.join(self.providers)}")
         self.console.print(self._table())
         path = write_record(self.name, self.settings, self.rows, self.output)
         self._draw(path.with_suffix(".png"))
@@ -357,6 +376,19 @@ class Benchmark:
         figure.tight_layout()
         figure.savefig(path, dpi=110)
         plt.close(figure)
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads a number from the command line that is above 0."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be above 0 and finite, not {text}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def _main_dtype() -> torch.dtype:

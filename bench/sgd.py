@@ -99,7 +99,7 @@ def error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> s
 
 
 def main() -> None:
-    bench = Benchmark("sgd", "The update of AlexNet's 61 million parameters")
+    bench = Benchmark("sgd", "The update of AlexNet's 61 million parameters", sized=False)
     shapes = [(shape[0] // 8, *shape[1:]) for shape in SHAPES] if bench.quick and not CUDA else SHAPES
     given, gradients = tensors(0, shapes), tensors(1, shapes)
     count = sum(weight.numel() for weight in given)

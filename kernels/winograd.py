@@ -25,6 +25,7 @@ not finite reaches all results of its tiles.
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -119,7 +120,7 @@ def _grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     return m, grids[m]
 
 
-class _Tiles:
+class _Tiles(abc.ABC):
     """Where a convolution's tiles lie, and the steps of one block of images.
 
     Blocks are images x rows x columns x channels, and dense. What a method returns is overwritten by the next call of
@@ -182,24 +183,24 @@ class _Tiles:
         out = self._of_inputs[: gradient.shape[0] * gradient.shape[1] * self.terms]
         return torch.bmm(gradient, of_weights.transpose(1, 2), out=out.view(*gradient.shape[:2], self.terms))
 
+    @abc.abstractmethod
     def of_inputs(self, block: Tensor) -> Tensor:
         """B d B^T of all tiles of a block: (n^2 groups) x tiles x terms."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write_results(self, of_results: Tensor, bias: Tensor | None, place: Tensor, *, relu: bool) -> None:
         """Write A M A^T of all tiles, plus the bias, behind a ReLU if asked for, to a block."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def results_gradient(self, gradient: Tensor, result: Tensor | None) -> tuple[Tensor, Tensor]:
         """The adjoint of :meth:`write_results`: (n^2 groups) x tiles x filters, and the gradient of the bias.
 
         With a ReLU, `result` is what it gave.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write_inputs_gradient(self, gradient: Tensor, place: Tensor) -> None:
         """Write the adjoint of :meth:`of_inputs` to a block."""
-        raise NotImplementedError
 
 
 class _CompiledTiles(_Tiles):

@@ -159,3 +159,28 @@ def test_a_timing_that_is_repeated_prepares_its_work_anew(harness, monkeypatch: 
     clock = harness.DeviceClock()
     assert clock.time(lambda: x.exp().sum(), lambda y: y.backward()) == 1.5
     assert leads == [leads[0], 2 * leads[0], 4 * leads[0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--batches 0", "argument --batches: must be above 0 and finite, not 0"),
+        ("--seconds-per-timing nan", "argument --seconds-per-timing: must be above 0 and finite, not nan"),
+        ("--dtypes bf16", "invalid choice: 'bf16'"),
+    ],
+)
+def test_bad_options_are_named(harness, options: str, message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *options.split()])
+    with pytest.raises(SystemExit):
+        harness.Benchmark("test", "A test")
+    assert message in capsys.readouterr().err
+
+
+def test_a_provider_that_there_is_not_writes_no_record(harness, tmp_path: Path, monkeypatch) -> None:
+    options = ["--quick", "--providers", "oars", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    bench = harness.Benchmark("test", "A test", sized=False)
+    bench.run_in_place("op", (1,), torch.float32, "ours", lambda: lambda: None, 1, lambda: None)
+    with pytest.raises(SystemExit, match="--providers oars is part of no provider's name; there are ours"):
+        bench.finish()
+    assert not list(tmp_path.iterdir())
