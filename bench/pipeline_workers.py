@@ -18,7 +18,7 @@ from fastalex.layout import Layout, ScheduleName
 from fastalex.model import AlexNet
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
-from fastalex.precision import allow_tf32
+from fastalex.precision import configure_libraries
 from fastalex.recipe import krizhevsky
 from fastalex.simulate import Key, Span
 from fastalex.tuning import measure_costs, measure_links
@@ -77,7 +77,7 @@ def run(world: World, work: Work) -> None:
     if world.device.type == "cpu":
         torch.set_num_threads(work.threads)
         keep_freed_memory()  # as the trainer
-    allow_tf32(work.precision)  # type: ignore[arg-type]
+    configure_libraries(work.precision)  # type: ignore[arg-type]
     model = AlexNet(work.architecture, seed=0)
     model.set_precision(work.precision)  # type: ignore[arg-type]
     saved: dict[str, Any] = {"links": {}}

@@ -21,7 +21,7 @@ from fastalex.metrics import summed_loss
 from fastalex.model import AlexNet, Precision
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import SingleDevice
-from fastalex.precision import allow_tf32
+from fastalex.precision import configure_libraries
 from fastalex.recipe import build_recipe
 from fastalex.step import build_step
 
@@ -87,7 +87,7 @@ class Step:
     def __init__(self, way: Way, architecture: str, batch: int) -> None:
         self.way, self.batch = way, batch
         self.architecture = build_architecture(architecture)
-        allow_tf32(way.precision)
+        configure_libraries(way.precision)
         generator = torch.Generator().manual_seed(0)
         size = self.architecture.image_size
         images = torch.randint(0, 256, (batch, 3, size, size), generator=generator).float() - 118
@@ -191,10 +191,10 @@ class Step:
         images, labels = self.images[:CHECKED], self.labels[:CHECKED]
         reference = PlainNetwork(self.architecture).to(DEVICE).eval()
         reference.load_state_dict(self.weights)
-        allow_tf32("fp32")
+        configure_libraries("fp32")
         wanted = F.cross_entropy(reference(images.contiguous()), labels)
         wanted.backward()
-        allow_tf32(self.way.precision)
+        configure_libraries(self.way.precision)
         if self.way.ours:
             module: nn.Module = self.engine.stage.eval()
             loss = summed_loss(self.engine.stage(images), labels) / len(labels)

@@ -8,7 +8,8 @@ chosen.
 
 All candidates are compiled first, in as many processes as there are cores; Triton keeps them on disk. Each product is
 then measured in a process of its own until a candidate makes the GPU unusable for that process: the next one goes on
-without that candidate. What is found is written after each product, so that running out of time loses nothing.
+without that candidate. Of a product that was measured at another batch size, only the fastest candidates are tried.
+What is found is written after each product, so that running out of time loses nothing.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ _TILES = (
 )  # fmt: skip
 _STAGES = (3, 4)
 # Of one candidate's timing; and the part of all the time that may go into compiling ahead.
-_SECONDS, _COMPILING = 0.05, 0.4
+_SECONDS, _COMPILING = 0.03, 0.4
+# Candidates that are tried at a further batch size.
+_SHORTLIST = 8
 # TF32 rounds the factors to 11 bits, as fp16 does.
 _TF32_TOLERANCE = harness.TOLERANCES[torch.float16]
 
 Timer = Callable[[Callable[[], Tensor], Settings | None], float]
-Problems = Sequence[tuple[Direction, Problem]]
+Key = tuple[Direction, Problem]
+Problems = Sequence[Key]
 
 
 class DeviceLost(Exception):
@@ -61,10 +65,23 @@ def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
     """The heuristic's choice first; then tiles that do not mostly hang over the edge, with few and many warps."""
     first = conv_settings.heuristic(direction, problem)
     yield first
+    tried = {first}
+    forms = [False] if direction == "data_gradient" or not problem.can_be_rearranged() else [True, False]
+    for rearranged in forms:
+        computed = problem.rearranged() if rearranged else problem
+        for settings in _tiles(direction, computed):
+            settings = dataclasses.replace(settings, rearranged=rearranged)
+            if settings not in tried:
+                tried.add(settings)
+                yield settings
+
+
+def _tiles(direction: Direction, problem: Problem) -> Iterator[Settings]:
     rows, columns, _ = problem.product(direction)
     # A step's bytes are what counts.
     scale = 2 / problem.itemsize
-    splits = sorted({max(1, first.splits * factor // 2) for factor in (1, 2, 4)})
+    usual = conv_settings.heuristic(direction, problem).splits
+    splits = sorted({max(1, usual * factor // 2) for factor in (1, 2, 4)})
     for (block_m, block_n, block_k), num_stages, num_warps in itertools.product(_TILES, _STAGES, (4, 8)):
         # Four warps have no registers for the sums of the largest tiles, and eight little to do in the small ones.
         if (num_warps == 8) != (block_m * block_n > 128 * 128) and block_m * block_n != 128 * 128:
@@ -72,9 +89,7 @@ def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
         if block_m >= 2 * max(64, rows) or block_n >= 2 * max(32, columns):
             continue
         for split in splits:
-            settings = Settings(block_m, block_n, max(16, int(block_k * scale)), num_warps, num_stages, split)
-            if settings != first:
-                yield settings
+            yield Settings(block_m, block_n, max(16, int(block_k * scale)), num_warps, num_stages, split)
 
 
 def operands(direction: Direction, problem: Problem) -> list[Tensor]:
@@ -137,15 +152,15 @@ def definition(direction: Direction, operands: Sequence[Tensor], problem: Proble
     return torch.autograd.grad(z, sought, wide[0])[0]
 
 
-def fastest(
+def timings(
     direction: Direction,
     problem: Problem,
     tried: Sequence[Settings],
     time: Timer,
     refused: dict[Settings, str],
     in_time: Callable[[], bool] = lambda: True,
-) -> tuple[Settings, float] | None:
-    """The fastest of the settings that compute rightly, and its milliseconds; None where none does.
+) -> dict[Settings, float]:
+    """Milliseconds of the settings that compute rightly, the fastest first.
 
     Args:
         tried: the candidates.
@@ -159,7 +174,7 @@ def fastest(
     given = operands(direction, problem)
     wanted = definition(direction, given, problem)
     tolerance = _TF32_TOLERANCE if problem.precision == "tf32" else harness.TOLERANCES[given[0].dtype]
-    best = None
+    taken: dict[Settings, float] = {}
     for settings in tried:
         if not in_time():
             break
@@ -181,10 +196,8 @@ def fastest(
         elif not torch.equal(found, again):
             refused[settings] = "does not compute the same twice"
         else:
-            taken = time(lambda settings=settings: run(direction, given, problem, settings), settings)
-            if best is None or taken < best[1]:
-                best = settings, taken
-    return best
+            taken[settings] = time(lambda settings=settings: run(direction, given, problem, settings), settings)
+    return dict(sorted(taken.items(), key=lambda item: item[1]))
 
 
 @contextlib.contextmanager
@@ -209,8 +222,8 @@ def _device_is_lost() -> bool:
 
 def measured(
     direction: Direction, problem: Problem, tried: Sequence[Settings], seconds: float
-) -> tuple[Entry | None, dict[Settings, str]]:
-    """What a table says of this product, and the candidates that may not be chosen, with the reasons."""
+) -> tuple[dict[Settings, float], float, dict[Settings, str]]:
+    """Milliseconds of the candidates, the fastest first; of cuDNN; and who may not be chosen, with the reasons."""
     end = time.monotonic() + seconds
 
     def median(work: Callable[[], Tensor], _: Settings | None) -> float:
@@ -219,12 +232,10 @@ def measured(
     refused: dict[Settings, str] = {}
     # As in training.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
-        best = fastest(direction, problem, tried, median, refused, lambda: time.monotonic() < end)
-        if best is None:
-            return None, refused
+        taken = timings(direction, problem, tried, median, refused, lambda: time.monotonic() < end)
         given = operands(direction, problem)
         library = median(lambda: run_library(direction, given, problem), None)
-    return Entry(best[0], round(best[1], 5), round(library, 5)), refused
+    return taken, library, refused
 
 
 def new_process() -> Executor:
@@ -245,19 +256,24 @@ def tune(
     path = folder / conv_settings.table_path(gpu).name
     entries = dict(conv_settings.load_table(path))
     end = time.monotonic() + seconds
-    candidates_of = {key: list(candidates(*key)) for key in problems}
+    # By product, whatever its batch: all candidates, and the fastest ones once it was measured.
+    candidates_of: dict[Key, list[Settings]] = {}
+    for key in problems:
+        if _of_any_batch(key) not in candidates_of:
+            candidates_of[_of_any_batch(key)] = list(candidates(*key))
     if harness.CUDA:
         compile_ahead(candidates_of, _COMPILING * seconds)
     executor = new_executor()
-    for number, (direction, problem) in enumerate(problems):
-        tried = candidates_of[direction, problem]
+    for number, key in enumerate(problems):
+        direction, problem = key
         lost: dict[Settings, str] = {}
+        # What one does not need is left to the others.
+        waiting = [len(candidates_of[product]) for product in map(_of_any_batch, problems[number:])]
         while (left := end - time.monotonic()) > 0:
-            # What one does not need is left to the others.
-            share = left / (len(problems) - number)
-            rest = [settings for settings in tried if settings not in lost]
+            tried = [settings for settings in candidates_of[_of_any_batch(key)] if settings not in lost]
+            share = left * waiting[0] / sum(waiting)
             try:
-                entry, refused = executor.submit(measured, direction, problem, rest, share).result()
+                taken, library, refused = executor.submit(measured, direction, problem, tried, share).result()
             except DeviceLost as error:
                 lost[error.settings] = error.reason
                 executor.shutdown()
@@ -268,11 +284,14 @@ def tune(
                 executor.shutdown()
                 executor = new_executor()
                 break
-            _report(direction, problem, tried, entry, lost | refused)
-            if entry is None:
-                entries.pop((direction, problem), None)
+            entry = None
+            if taken:
+                best, ms = next(iter(taken.items()))
+                entry = entries[key] = Entry(best, round(ms, 5), round(library, 5))
+                candidates_of[_of_any_batch(key)] = list(taken)[:_SHORTLIST]
             else:
-                entries[direction, problem] = entry
+                entries.pop(key, None)
+            _report(direction, problem, len(tried), entry, lost | refused)
             write_table(path, gpu, entries)
             break
         else:
@@ -281,10 +300,14 @@ def tune(
     return path
 
 
+def _of_any_batch(key: Key) -> Key:
+    return key[0], dataclasses.replace(key[1], batch=1)
+
+
 def _report(
-    direction: Direction, problem: Problem, tried: Sequence[Settings], entry: Entry | None, refused: dict[Settings, str]
+    direction: Direction, problem: Problem, tried: int, entry: Entry | None, refused: dict[Settings, str]
 ) -> None:
-    print(f"{direction} of {problem}: {len(tried)} settings, {len(refused)} refused")
+    print(f"{direction} of {problem}: {tried} settings, {len(refused)} refused")
     for settings, reason in refused.items():
         if "off by" in reason or "twice" in reason or "CUDA error" in reason:
             print(f"  wrong: {settings}: {reason}")
@@ -292,7 +315,7 @@ def _report(
         print(f"  {entry.settings}: {entry.ms} ms, cuDNN {entry.library_ms} ms", flush=True)
 
 
-def compile_ahead(candidates_of: dict[tuple[Direction, Problem], list[Settings]], seconds: float) -> None:
+def compile_ahead(candidates_of: dict[Key, list[Settings]], seconds: float) -> None:
     """Compile the candidates on all cores, for as long as that; Triton finds them on disk when they are measured."""
     # Neither the batch nor the number of splits, where there are several, is compiled into a kernel. The first
     # candidates of all come first: they are what is measured where time is short.

@@ -146,7 +146,7 @@ class AlexNet(nn.Module):
         """Compute in ``fp32`` or ``tf32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
 
         tf32 is fp32 whose products a GPU rounds to ten bits of mantissa. That is a setting of the whole process
-        (:func:`fastalex.precision.allow_tf32`); to the modules it is fp32.
+        (:func:`fastalex.precision.configure_libraries`); to the modules it is fp32.
 
         The copies are made here, from the weights as they are, and follow them when the optimizer updates them
         (:meth:`Stage.compute_copies`) and when a state dict is loaded. The last block computes in fp32 in any case:

@@ -25,7 +25,7 @@ from fastalex.model import COMPUTE_DTYPES, AlexNet, Precision, prepare_images
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import training_macs
 from fastalex.pipeline import Pipeline, ScheduleName, SingleDevice
-from fastalex.precision import allow_tf32
+from fastalex.precision import configure_libraries
 from fastalex.recipe import build_recipe
 
 RECORDS = Path(__file__).resolve().parents[1] / "bench" / "results"
@@ -300,7 +300,7 @@ def time_steps(world: World, trial: Trial) -> float:
     """Images per second of whole training steps, update included, on random images that are there already."""
     model = AlexNet(trial.architecture, seed=0)
     model.set_precision(trial.precision)
-    allow_tf32(trial.precision)
+    configure_libraries(trial.precision)
     engine = _engine(world, model, trial)
     optimizer = KrizhevskySGD(engine.stage, build_recipe("krizhevsky"), engine.stage.compute_copies())
     optimizer.set_epoch(0, 0)

@@ -1,4 +1,4 @@
-"""Which precisions a device has, and the process-wide setting that tf32 is."""
+"""Which precisions a device has, and the process-wide settings of the libraries that compute in them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def _multiplies_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 
 
-def allow_tf32(precision: Precision) -> None:
-    """Let convolutions and matrix products round their factors to TF32, or not: cuDNN would by default."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+def configure_libraries(precision: Precision) -> None:
+    """Tell cuDNN and cuBLAS what training on a GPU wants of them, for the whole process.
+
+    TF32 is allowed where the precision allows as much: in bf16 the last layer's fp32 factors are rounded so, too, and
+    lose fewer bits than all others. Where cuDNN computes a convolution, it measures its algorithms first: the one that
+    it guesses for grouped gradients in bf16 took ten times as long. Which one wins may differ from run to run, and
+    rounding with it.
+    """
+    allowed = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.benchmark = True

@@ -19,7 +19,7 @@ from fastalex.launch import World
 from fastalex.model import Precision
 from fastalex.partition import partition
 from fastalex.pipeline import Pipeline, SingleDevice
-from fastalex.precision import allow_tf32
+from fastalex.precision import configure_libraries
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class TrainedNetwork:
         model = self.description.build(seed=0)
         load_parameters(model, self.weights)
         model.set_precision(precision)
-        allow_tf32(precision)
+        configure_libraries(precision)
         if world.size == 1:
             return SingleDevice(model, world.device, batch_size)
         stages = partition(model.architecture, world.size)

@@ -43,7 +43,7 @@ from fastalex.metrics import Metrics
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import cut_before
 from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
-from fastalex.precision import allow_tf32, slow_precision
+from fastalex.precision import configure_libraries, slow_precision
 from fastalex.progress import Rate, Reporter, SilentReporter, Stopwatch
 from fastalex.recipe import plateau_divisions
 from fastalex.step import LateReader, build_step
@@ -90,7 +90,7 @@ class Trainer:
         if world.device.type == "cpu":
             keep_freed_memory()
         world.arrange(config.layout)
-        allow_tf32(config.precision)
+        configure_libraries(config.precision)
         config = settle(world, config)
         self.world = world
         self.config = config

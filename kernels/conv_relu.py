@@ -16,9 +16,10 @@ tensors, where the terms of a tap lie next to each other:
     data gradient      pixels of x x channels         over (a, b, o) flattened, taps that meet a multiple of the stride
     weight gradient    filters x (a, b, c) flattened  over the pixels of y, cut into splits
 
-Terms are flattened because the first layer has 3 channels: a step per tap would fill a fifth of a matrix instruction,
-and 11 * 11 * 3 = 363 terms fill 384. Rearranging 4 x 4 pixels into 48 channels would load faster, but needs 19 % more
-terms, a pass over the images, and room for the result, in backward once more.
+Terms are flattened because a step per tap would often fill a part of a matrix instruction only. The first layer's 3
+channels are also loaded 2 bytes at a time. Where settings say so, squares of stride x stride pixels are laid into
+channels first (space to depth): 4 x 4 pixels of 3 channels make 48, loaded 16 bytes at a time, for 19 % more terms and
+a pass over the images, in backward once more.
 
 Pixels of x whose rows and columns are congruent modulo the stride meet the same taps, so a program of the data gradient
 takes pixels of one such phase and visits no tap in vain. The splits of a weight gradient are summed by a second kernel,
@@ -33,6 +34,7 @@ what it leaves out is computed here: bias and ReLU in place, and the pass over g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,6 +89,39 @@ def zeros_like_products(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         return tl.zeros([ROWS, COLUMNS], tl.float64)
     else:
         return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
+def space_to_depth_kernel(
+    x_ptr, out_ptr, CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr, STRIDE: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out[n, i, j, (group, dy, dx, channel)] = x[n, i * STRIDE + dy - TOP, j * STRIDE + dx - LEFT, (group, channel)].
+
+    A program takes BLOCK elements of one row of x, and of rows and columns of zeros around it.
+    """
+    DEPTH: tl.constexpr = CHANNELS // GROUPS
+    SQUARE: tl.constexpr = STRIDE * STRIDE * DEPTH
+    LENGTH: tl.constexpr = OUT_WIDTH * STRIDE * CHANNELS
+    BLOCKS: tl.constexpr = (LENGTH + BLOCK - 1) // BLOCK
+    program = tl.program_id(0)
+    place = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    row = program // BLOCKS % (OUT_HEIGHT * STRIDE)
+    image = (program // (BLOCKS * OUT_HEIGHT * STRIDE)).to(tl.int64)
+    h = row - TOP
+    inside = within(h, HEIGHT) & (place >= LEFT * CHANNELS) & (place < (LEFT + WIDTH) * CHANNELS)
+    x_row = x_ptr + image * (HEIGHT * WIDTH * CHANNELS) + h * (WIDTH * CHANNELS)
+    values = tl.load(x_row + (place - LEFT * CHANNELS), mask=inside, other=0.0)
+    rest = place % (STRIDE * CHANNELS)
+    if GROUPS > 1:
+        channel = rest % CHANNELS
+        rest = channel // DEPTH * SQUARE + rest // CHANNELS * DEPTH + channel % DEPTH
+    out_row = (
+        out_ptr + image * (OUT_HEIGHT * OUT_WIDTH * SQUARE * GROUPS) + row // STRIDE * (OUT_WIDTH * SQUARE * GROUPS)
+    )
+    offset = place // (STRIDE * CHANNELS) * (SQUARE * GROUPS) + row % STRIDE * (STRIDE * DEPTH) + rest
+    tl.store(out_row + offset, values, mask=place < LENGTH)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -296,8 +331,11 @@ def bias_relu_bwd_kernel(
 # Rows and filters that a program of `bias_relu_bwd_kernel` takes at a time, two items of 16 bytes a thread; and how
 # many programs along the rows, which is how many parts each sum has.
 _ROWS, _FILTERS, _SHARES = 32, 64, 256
-# Parts and sums that a program of `sum_parts_kernel` takes at a time.
+# Parts and sums that a program of `sum_parts_kernel` takes at a time: of many sums, and of few, which make few programs.
 _PARTS, _SUMS = 16, 64
+_FEW, _PARTS_OF_FEW, _SUMS_OF_FEW = 8192, 128, 16
+# Elements that a program of `space_to_depth_kernel` takes, at most.
+_PLACES = 1024
 
 
 def _constants(problem: Problem, settings: Settings) -> dict[str, Any]:
@@ -333,9 +371,56 @@ def _out_shape(problem: Problem) -> tuple[int, int, int, int]:
     return problem.batch, problem.filters, problem.out_height, problem.out_width
 
 
+def _space_to_depth(x: Tensor, problem: Problem) -> Tensor:
+    """The x of `problem.rearranged()`: N x groups * stride^2 * depth x H' x W'."""
+    other = problem.rearranged()
+    out = _channels_last((problem.batch, other.channels, other.height, other.width), x)
+    length = other.width * problem.stride * problem.channels
+    block = min(_PLACES, triton.next_power_of_2(length))
+    with launch.on(x):
+        space_to_depth_kernel[(problem.batch * other.height * problem.stride * triton.cdiv(length, block),)](
+            x,
+            out,
+            CHANNELS=problem.channels,
+            HEIGHT=problem.height,
+            WIDTH=problem.width,
+            OUT_HEIGHT=other.height,
+            OUT_WIDTH=other.width,
+            STRIDE=problem.stride,
+            TOP=problem.padding[0],
+            LEFT=problem.padding[2],
+            GROUPS=problem.groups,
+            BLOCK=block,
+            **launch.OPTIONS,
+        )
+    return out
+
+
+def _weight_space_to_depth(weight: Tensor, problem: Problem) -> Tensor:
+    """The weight of `problem.rearranged()`, in channels_last."""
+    stride, (height, width) = problem.stride, problem.rearranged().kernel
+    filters, depth = weight.shape[:2]
+    missing = (0, width * stride - weight.shape[3], 0, height * stride - weight.shape[2])
+    squares = F.pad(weight, missing).reshape(filters, depth, height, stride, width, stride)
+    # A filter's rows and columns of squares, then a square's rows, columns and channels.
+    flat = squares.permute(0, 2, 4, 3, 5, 1).reshape(filters, height, width, stride * stride * depth)
+    return flat.permute(0, 3, 1, 2)
+
+
+def _weight_depth_to_space(weight: Tensor, problem: Problem) -> Tensor:
+    """The inverse, without the zeros that were added; in channels_last."""
+    stride, (height, width) = problem.stride, problem.rearranged().kernel
+    filters, depth = weight.shape[0], problem.channels // problem.groups
+    squares = weight.permute(0, 2, 3, 1).reshape(filters, height, width, stride, stride, depth)
+    whole = squares.permute(0, 5, 1, 3, 2, 4).reshape(filters, depth, height * stride, width * stride)
+    return dense_as(whole[:, :, : problem.kernel[0], : problem.kernel[1]], True)
+
+
 def _run_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, relu: bool, settings: Settings
 ) -> Tensor:
+    if settings.rearranged:
+        x, weight, problem = _space_to_depth(x, problem), _weight_space_to_depth(weight, problem), problem.rearranged()
     y = _channels_last(_out_shape(problem), x)
     rows, columns, terms = problem.product("forward")
     weight = weight.permute(0, 2, 3, 1).reshape(problem.filters, terms)
@@ -371,6 +456,9 @@ def _run_backward_data(grad: Tensor, weight: Tensor, problem: Problem, settings:
 
 
 def _run_backward_weight(grad: Tensor, x: Tensor, problem: Problem, settings: Settings) -> Tensor:
+    if settings.rearranged:
+        x, plain = _space_to_depth(x, problem), dataclasses.replace(settings, rearranged=False)
+        return _weight_depth_to_space(_run_backward_weight(grad, x, problem.rearranged(), plain), problem)
     shape = (problem.filters, problem.channels // problem.groups, *problem.kernel)
     grad_weight = _channels_last(shape, x)
     rows, columns, terms = problem.product("weight_gradient")
@@ -393,9 +481,11 @@ def _parts(parts: int, length: int, like: Tensor) -> Tensor:
 
 
 def _sum_parts(parts: Tensor, total: Tensor) -> None:
+    count, length = parts.shape
+    at_once, block = (_PARTS_OF_FEW, _SUMS_OF_FEW) if length <= _FEW else (_PARTS, _SUMS)
     with launch.on(parts):
-        sum_parts_kernel[(triton.cdiv(parts.shape[1], _SUMS),)](
-            parts, total, parts.shape[0], parts.shape[1], PARTS=_PARTS, BLOCK=_SUMS, **launch.OPTIONS
+        sum_parts_kernel[(triton.cdiv(length, block),)](
+            parts, total, count, length, PARTS=at_once, BLOCK=block, **launch.OPTIONS
         )
 
 
@@ -418,12 +508,19 @@ def _run_bias_relu(y: Tensor, bias: Tensor | None, relu: bool) -> None:
         )
 
 
-def _run_bias_relu_backward(grad: Tensor, y: Tensor | None, needs_bias: bool) -> tuple[Tensor, Tensor]:
+def sum_over_pixels(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each channel's sum over images and pixels of a channels_last tensor, in fp32 or fp64 and in a fixed order."""
+    return _run_bias_relu_backward(grad, None, True, dtype)[1]
+
+
+def _run_bias_relu_backward(
+    grad: Tensor, y: Tensor | None, needs_bias: bool, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The gradients of z, which is `grad` itself without a ReLU, and of the bias, empty where it is not needed."""
     batch, filters, height, width = grad.shape
     rows = batch * height * width
     grad_z = grad if y is None else torch.empty_like(grad)
-    grad_bias = torch.empty(filters if needs_bias else 0, dtype=grad.dtype, device=grad.device)
+    grad_bias = torch.empty(filters if needs_bias else 0, dtype=bias_dtype, device=grad.device)
     steps = triton.cdiv(triton.cdiv(rows, _ROWS), _SHARES)
     shares = triton.cdiv(rows, _ROWS * steps)
     parts = _parts(shares, grad_bias.numel(), grad)
@@ -552,7 +649,8 @@ def _backward(
     grad, x, weight = dense_as(grad, True), dense_as(x, True), dense_as(weight, True)
     grad_x = grad_weight = grad_bias = None
     if y is not None or needs_bias:
-        grad, grad_bias = _run_bias_relu_backward(grad, None if y is None else dense_as(y, True), needs_bias)
+        y = None if y is None else dense_as(y, True)
+        grad, grad_bias = _run_bias_relu_backward(grad, y, needs_bias, x.dtype)
     if needs_x:
         grad_x = dense_as(_product("data_gradient", grad, x, weight, problem, forced), layouts[0])
     if needs_weight:
@@ -626,6 +724,9 @@ def conv2d_relu(
     Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it, but
     for convolutions that PyTorch's own operators compute (on a CPU those that are not filtered so, and under
     `kernels.using("reference")` all).
+
+    On a GPU, Triton's kernels lay squares of stride x stride pixels into channels where that loads faster (AlexNet's
+    first layer); what is not finite in x then reaches windows up to stride - 1 pixels further right and down.
 
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Products are added up in fp32, or fp64 for fp64; fp32

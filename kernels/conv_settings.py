@@ -6,9 +6,10 @@ A table is `kernels/tuned/<gpu>.json`, written by `python bench/conv_relu.py --t
         {"direction": "forward", "problem": {...}, "settings": {...}, "ms": 0.1, "library_ms": 0.2}, ...]}
 
 `direction` is one of `DIRECTIONS`, `problem` has the fields of `Problem`, `settings` those of `Settings`; `ms` is the
-time of these settings and `library_ms` that of cuDNN with what it takes to compute the same. An entry holds for its
-problem alone, batch size included. Triton computes where an entry says that it is clearly faster, and cuDNN elsewhere;
-where Triton is forced and no entry fits, `heuristic` chooses the settings. Nothing is tuned while a network trains.
+time of these settings and `library_ms` that of cuDNN with what it takes to compute the same. A problem takes the entry
+of its own batch size, else that of the nearest one up to four times as large or small. Triton computes where the entry
+says that it is clearly faster, and cuDNN elsewhere; where Triton is forced and no entry fits, `heuristic` chooses the
+settings. Nothing is tuned while a network trains.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels import launch
+
 Direction = Literal["forward", "data_gradient", "weight_gradient"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 TABLES = Path(__file__).parent / "tuned"
@@ -34,6 +38,10 @@ TABLES = Path(__file__).parent / "tuned"
 _PROGRAMS = 256
 _LEAST_STEPS_PER_SPLIT = 8
 _CLEARLY = 0.97
+# How far the batch of an entry may be from that of a problem that has none of its own.
+_NEAR = 4.0
+# Terms of a rearranged convolution, those of its zero taps included, for each term there was.
+_MOST_TERMS = 1.5
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +91,39 @@ class Problem:
         pixels = self.batch * triton.cdiv(self.height, self.stride) * triton.cdiv(self.width, self.stride)
         return pixels, channels, triton.cdiv(taps, self.stride**2) * filters
 
+    def rearranged(self) -> Problem:
+        """The same convolution with stride 1, of x's squares of stride x stride pixels as one pixel's channels each.
+
+        Padding is part of the new x, and zeros fill the last squares of the kernel.
+        """
+        kernel = (triton.cdiv(self.kernel[0], self.stride), triton.cdiv(self.kernel[1], self.stride))
+        return dataclasses.replace(
+            self,
+            channels=self.channels * self.stride**2,
+            height=self.out_height + kernel[0] - 1,
+            width=self.out_width + kernel[1] - 1,
+            kernel=kernel,
+            stride=1,
+            padding=(0, 0, 0, 0),
+        )
+
+    def can_be_rearranged(self) -> bool:
+        """Whether that turns pixels of few channels, which are loaded narrowly, into wide ones without much waste."""
+        if self.stride == 1:
+            return False
+        other = self.rearranged()
+        terms, others = (p.product("forward")[2] for p in (self, other))
+        fits = other.channels * other.height * other.width <= launch.MOST_ELEMENTS
+        return _is_narrow("forward", self) and others <= _MOST_TERMS * terms and fits
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a matrix product is cut up: the tile of the result, the terms per step, and Triton's own two.
 
-    `splits` programs share the terms of a weight gradient's tile; the other directions have one.
+    `splits` programs share the terms of a weight gradient's tile; the other directions have one. `rearranged` has a
+    strided convolution's squares of pixels laid into channels first (`Problem.rearranged`); a data gradient has no such
+    form.
     """
 
     block_m: int
@@ -97,6 +132,7 @@ class Settings:
     num_warps: int
     num_stages: int
     splits: int = 1
+    rearranged: bool = False
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n", "block_k", "num_warps"):
@@ -108,6 +144,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int and at least 1, not {value!r}")
+        if not isinstance(self.rearranged, bool):
+            raise ValueError(f"rearranged must be true or false, not {self.rearranged!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +207,7 @@ def choose(direction: Direction, problem: Problem, gpu: str | None, forced: bool
     Raises:
         ValueError: the GPU's table is damaged.
     """
-    entry = load_table(table_path(gpu)).get((direction, problem)) if gpu is not None else None
+    entry = _nearest(load_table(table_path(gpu)), direction, problem) if gpu is not None else None
     if entry is not None and (entry.wins or forced):
         return entry.settings
     if not forced:
@@ -179,12 +217,26 @@ def choose(direction: Direction, problem: Problem, gpu: str | None, forced: bool
     return settings
 
 
+def _nearest(table: Table, direction: Direction, problem: Problem) -> Entry | None:
+    """The entry of the same problem whose batch is the nearest; of two as near, that of the smaller batch."""
+    same = {}
+    for (of_direction, of_problem), entry in table.items():
+        distance = abs(math.log(of_problem.batch / problem.batch))
+        if of_direction == direction and dataclasses.replace(of_problem, batch=problem.batch) == problem:
+            same[distance, of_problem.batch] = entry
+    best = min(same, default=None)
+    return None if best is None or best[0] > math.log(_NEAR) + 1e-9 else same[best]
+
+
 def heuristic(direction: Direction, problem: Problem) -> Settings:
     """Settings that compile without spills on any GPU with matrix units, for any problem.
 
-    Tiles are as large as the registers of four warps hold, and smaller where they would mostly hang over the edge or be
-    too few to fill a GPU. Four warps, because convolutions with eight have been silently wrong on some compilers.
+    Pixels that cannot be loaded 16 bytes at a time are rearranged, where the convolution's stride allows that. Tiles
+    are as large as the registers of four warps hold, and smaller where they would mostly hang over the edge or be too
+    few to fill a GPU. Four warps, because convolutions with eight have been silently wrong on some compilers.
     """
+    if direction != "data_gradient" and problem.can_be_rearranged():
+        return dataclasses.replace(heuristic(direction, problem.rearranged()), rearranged=True)
     rows, columns, terms = problem.product(direction)
     widest_m, widest_n = _widest(direction, problem)
     block_n = _snug(columns, widest_n)
@@ -195,7 +247,10 @@ def heuristic(direction: Direction, problem: Problem) -> Settings:
         if problem.groups * triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n) < _PROGRAMS:
             block_m = min(block_m, 64)
     # 128 bytes of a row are a line of a cache; where pixels take more addresses, registers are left for half of that.
+    depth = problem.channels // problem.groups
     crowded = direction == "data_gradient" or _by_scalars(problem) or block_m * block_n == 128 * 128
+    # So are terms that cross from tap to tap.
+    crowded |= direction == "weight_gradient" and depth % block_n != 0
     step = max(16, (64 if crowded else 128) // problem.itemsize)
     if _is_narrow(direction, problem):
         # Such loads pass through registers.
@@ -217,6 +272,9 @@ def _widest(direction: Direction, problem: Problem) -> tuple[int, int]:
     if direction == "forward" and depth % (128 // problem.itemsize):
         # A step crosses from tap to tap, so that each pixel has addresses of its own.
         return 64, 128 if problem.itemsize == 2 else 64
+    if direction == "weight_gradient" and problem.itemsize > 2 and depth % 64 and not _is_narrow(direction, problem):
+        # Each term has an address of its own, and so has each element that is transposed on its way.
+        return 64, 64
     return 128, 64 if problem.itemsize > 2 or _is_narrow(direction, problem) else 128
 
 
@@ -278,7 +336,10 @@ def _entry(entry: Mapping[str, Any]) -> tuple[tuple[Direction, Problem], Entry]:
     for name, value in times.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ValueError(f"{name} must be a positive number, not {value!r}")
-    return (direction, Problem(**fields)), Entry(Settings(**entry["settings"]), **times)
+    problem, settings = Problem(**fields), Settings(**entry["settings"])
+    if settings.rearranged and (direction == "data_gradient" or not problem.can_be_rearranged()):
+        raise ValueError(f"settings are rearranged, which a {direction} of {problem} cannot be")
+    return (direction, problem), Entry(settings, **times)
 
 
 def table_entry(direction: Direction, problem: Problem, entry: Entry) -> dict[str, Any]:

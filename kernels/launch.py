@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
 ITEMS = 128
 _BYTES = 16
 _WIDEST = 8
-_MOST_ELEMENTS = 2**31 - 2**16
+MOST_ELEMENTS = 2**31 - 2**16
 
 
 def vector_width(channels: int, itemsize: int) -> int:
@@ -41,8 +41,8 @@ def check_image(x: Tensor) -> None:
 
 def check_elements(name: str, elements: int, where: str = "") -> None:
     """An offset among so many elements fits 32 bits."""
-    if elements > _MOST_ELEMENTS:
-        raise ValueError(f"{name} must have at most {_MOST_ELEMENTS} elements{where}, not {elements}")
+    if elements > MOST_ELEMENTS:
+        raise ValueError(f"{name} must have at most {MOST_ELEMENTS} elements{where}, not {elements}")
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:

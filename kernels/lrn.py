@@ -53,6 +53,16 @@ def inverse_power(scale, BETA: tl.constexpr):
 
 
 @triton.jit
+def inverse(scale, BETA: tl.constexpr):
+    """`1 / scale`, from the root that `inverse_power` takes too, where there is one: a division takes longer."""
+    if BETA == 0.75 or BETA == 0.5:
+        root = tl.rsqrt(scale)
+        return root * root
+    else:
+        return 1.0 / scale
+
+
+@triton.jit
 def scale_lanes(
     x_lanes, FIRST: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, K: tl.constexpr
 ):
@@ -92,7 +102,7 @@ def normalise_lanes_backward(
     for lane in tl.static_range(VECTOR + SIZE - 1):
         scaled = grad_lanes[GRAD_HALO * VECTOR - BEFORE + lane] * inverse_power(scales[lane], BETA)
         direct += (scaled,)
-        spread += (scaled * x_lanes[HALO * VECTOR - BEFORE + lane] / scales[lane],)
+        spread += (scaled * x_lanes[HALO * VECTOR - BEFORE + lane] * inverse(scales[lane], BETA),)
     grad_x_lanes = ()
     for lane in tl.static_range(VECTOR):
         indirect = x_lanes[HALO * VECTOR + lane] * window_sum(spread, lane, SIZE)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
+from kernels.conv_relu import sum_over_pixels
 from kernels.layout import dense, empty_as, is_channels_last
 from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
 from kernels.tiles import load_lanes, load_neighbours, locate, store_lanes
@@ -290,11 +291,13 @@ def _backward(
     kernel_size: int,
     stride: int,
     relu: str | None,
-) -> Tensor:
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the bias; the latter is empty where it is not needed."""
     x, grad, bias = dense(x), dense(grad), _dense_bias(bias)
     grad_x = empty_as(x)
     if x.numel() == 0:
-        return grad_x
+        return grad_x, _bias_gradient(grad_x, bias, needs_bias)
     places = _pooled(x, kernel_size, stride, torch.uint8)
     _run_forward(x, bias, places, size, alpha, beta, k, groups, kernel_size, stride, relu)
     batch, channels, height, width = x.shape
@@ -328,7 +331,7 @@ def _backward(
             RELU_BEFORE=relu == "before",
             **launch.OPTIONS,
         )
-    return grad_x
+    return grad_x, _bias_gradient(grad_x, bias, needs_bias)
 
 
 @_backward.register_fake
@@ -344,8 +347,20 @@ def _(
     kernel_size: int,
     stride: int,
     relu: str | None,
-) -> Tensor:
-    return empty_as(x)
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype if bias is None else bias.dtype
+    return empty_as(x), torch.empty(x.shape[1] if needs_bias else 0, dtype=dtype, device=x.device)
+
+
+def _bias_gradient(grad_x: Tensor, bias: Tensor | None, needed: bool) -> Tensor:
+    if bias is None or not needed:
+        return torch.empty(0, dtype=grad_x.dtype if bias is None else bias.dtype, device=grad_x.device)
+    if is_channels_last(grad_x) and grad_x.numel():
+        return sum_over_pixels(grad_x, bias.dtype)
+    # PyTorch sums in a fixed order, too.
+    work = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+    return grad_x.sum((0, 2, 3), dtype=work).to(bias.dtype)
 
 
 def _dense_bias(bias: Tensor | None) -> Tensor | None:
@@ -365,13 +380,9 @@ class _LrnMaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, bias = ctx.saved_tensors
-        grad_x = _backward(grad, x, bias, *ctx.options)
-        grad_bias = None
-        if bias is not None and ctx.needs_input_grad[1]:
-            # PyTorch sums in a fixed order and in fp32, which needs no atomics.
-            work = torch.float64 if x.dtype == torch.float64 else torch.float32
-            grad_bias = grad_x.sum((0, 2, 3), dtype=work).to(bias.dtype)
-        return grad_x, grad_bias, *([None] * len(ctx.options))
+        needs_bias = bias is not None and ctx.needs_input_grad[1]
+        grad_x, grad_bias = _backward(grad, x, bias, *ctx.options, needs_bias)
+        return grad_x, grad_bias if needs_bias else None, *([None] * len(ctx.options))
 
 
 def lrn_max_pool2d(

@@ -8,12 +8,19 @@
 
 Source: the response normalisation layer (same map) of cuda-convnet, which the 2012 network has in its second layer.
 
-Neighbouring items read nearly the same windows, which therefore come from the first-level cache. Backward is two
+A program walks down strips of the maps. It sums one row of each window anew, whose values neighbours read too, from the
+first-level cache, and keeps the sums of the rows before: a pixel is read once for each column of a window, not for each
+of its pixels. No sum is ever taken off again: that would cancel, and would carry one NaN down the map. Backward is two
 kernels, because `t` of a window would need `s` of windows around each of its pixels; `t` waits in memory between them.
-Backward computes `s` again and keeps `x` alone.
+Both compute `s` again, so that `x` alone is kept.
 """
 
+# A tuple that grows changes its type at each step.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.layout import dense, empty_as, is_channels_last
-from kernels.lrn import inverse_power
+from kernels.lrn import inverse, inverse_power
 from kernels.tiles import locate, wide
 
 
@@ -40,93 +47,167 @@ def tile_offset(
 
 
 @triton.jit
-def window_sum(
-    image_ptr, vector, pixel, mask, BEFORE: tl.constexpr, SIZE: tl.constexpr, SQUARED: tl.constexpr,
+def row_sum(
+    image_ptr, vector, row, column, mask, BEFORE: tl.constexpr, SIZE: tl.constexpr, SQUARED: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """The sum of values, or of their squares, over each item's window; outside of the map there are zeros.
+    """The sum of values, or of their squares, over one row of each item's window; outside of the map there are zeros.
 
-    A window begins `BEFORE` rows and columns before its item.
+    A window begins `BEFORE` columns before its item.
     """
-    row, column = pixel // WIDTH, pixel % WIDTH
-    here = tile_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+    here = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
     STRIDE: tl.constexpr = CHANNELS if CHANNELS_LAST else 1
+    in_row = mask & (row >= 0) & (row < HEIGHT)
     total = tl.zeros(here.shape, tl.float64 if image_ptr.dtype.element_ty == tl.float64 else tl.float32)
-    # Not unrolled, so that a wide window makes no long program.
-    for i in range(SIZE):
-        in_rows = mask & (row + i >= BEFORE) & (row + i < HEIGHT + BEFORE)
-        for j in tl.static_range(SIZE):
-            inside = in_rows & (column + j >= BEFORE) & (column + j < WIDTH + BEFORE)
-            offset = here + ((i - BEFORE) * WIDTH + (j - BEFORE)) * STRIDE
-            value = wide(tl.load(image_ptr + offset, mask=inside[:, None], other=0))
-            total += value * value if SQUARED else value
+    for j in tl.static_range(SIZE):
+        inside = in_row & (column + j >= BEFORE) & (column + j < WIDTH + BEFORE)
+        value = wide(tl.load(image_ptr + here + (j - BEFORE) * STRIDE, mask=inside[:, None], other=0))
+        total += value * value if SQUARED else value
+    return total
+
+
+@triton.jit
+def no_rows(ptr, SIZE: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
+    """Sums of `SIZE` rows that are still to come: zeros."""
+    rows = ()
+    for _ in tl.static_range(SIZE):
+        rows += (tl.zeros([ITEMS, VECTOR], tl.float64 if ptr.dtype.element_ty == tl.float64 else tl.float32),)
+    return rows
+
+
+@triton.jit
+def moved_down(rows, row, SIZE: tl.constexpr):
+    """The rows of windows one further down, of which `row` is the last."""
+    moved = ()
+    for index in tl.static_range(1, SIZE):
+        moved += (rows[index],)
+    moved += (row,)
+    return moved
+
+
+@triton.jit
+def sum_of(rows, SIZE: tl.constexpr):
+    total = rows[0]
+    for index in tl.static_range(1, SIZE):
+        total += rows[index]
     return total
 
 
 @triton.jit
 def same_map_fwd_kernel(
     x_ptr, y_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, STRIPS: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """y from x, both N x CHANNELS x HEIGHT x WIDTH in one layout."""
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, HEIGHT * WIDTH, ITEMS, CHANNELS_LAST)
+    image, vector, place, mask = locate(CHANNELS // VECTOR, STRIPS * WIDTH, ITEMS, CHANNELS_LAST)
+    first, column = place // WIDTH * ROWS, place % WIDTH
     start = image * (CHANNELS * HEIGHT * WIDTH)
-    squares = window_sum(
-        x_ptr + start, vector, pixel, mask, SIZE // 2, SIZE, True, HEIGHT, WIDTH, CHANNELS, VECTOR, CHANNELS_LAST
-    )
-    scale = squares * (ALPHA / (SIZE * SIZE)) + K
-    offset = tile_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-    x = wide(tl.load(x_ptr + start + offset, mask=mask[:, None], other=0))
-    tl.store(y_ptr + start + offset, x * inverse_power(scale, BETA), mask=mask[:, None])
+    squares = no_rows(x_ptr, SIZE, ITEMS, VECTOR)
+    # A strip's first windows are complete after SIZE rows.
+    for step in range(1 - SIZE, ROWS):
+        row = first + step
+        last = row_sum(
+            x_ptr + start, vector, row + (SIZE - 1) // 2, column, mask, SIZE // 2, SIZE, True, HEIGHT, WIDTH, CHANNELS,
+            VECTOR, CHANNELS_LAST,
+        )  # fmt: skip
+        squares = moved_down(squares, last, SIZE)
+        scale = sum_of(squares, SIZE) * (ALPHA / (SIZE * SIZE)) + K
+        exists = (mask & (step >= 0) & (row < HEIGHT))[:, None]
+        offset = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+        x = wide(tl.load(x_ptr + start + offset, mask=exists, other=0))
+        tl.store(y_ptr + start + offset, x * inverse_power(scale, BETA), mask=exists)
 
 
 @triton.jit
 def same_map_spread_kernel(
-    grad_ptr, x_ptr, spread_ptr, direct_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
-    K: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
-    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
+    grad_ptr, x_ptr, spread_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, STRIPS: tl.constexpr, ROWS: tl.constexpr,
+    ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """t, and the part of grad_x that comes from the same pixel, in x's layout, from grad_y, in its own, and x."""
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, HEIGHT * WIDTH, ITEMS, CHANNELS_LAST)
+    """t, in x's layout, from grad_y, in its own, and x."""
+    image, vector, place, mask = locate(CHANNELS // VECTOR, STRIPS * WIDTH, ITEMS, CHANNELS_LAST)
+    first, column = place // WIDTH * ROWS, place % WIDTH
     start = image * (CHANNELS * HEIGHT * WIDTH)
-    squares = window_sum(
-        x_ptr + start, vector, pixel, mask, SIZE // 2, SIZE, True, HEIGHT, WIDTH, CHANNELS, VECTOR, CHANNELS_LAST
-    )
-    scale = squares * (ALPHA / (SIZE * SIZE)) + K
-    offset = tile_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-    grad_offset = tile_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
-    x = wide(tl.load(x_ptr + start + offset, mask=mask[:, None], other=0))
-    grad = wide(tl.load(grad_ptr + start + grad_offset, mask=mask[:, None], other=0))
-    direct = grad * inverse_power(scale, BETA)
-    tl.store(spread_ptr + start + offset, direct * x / scale, mask=mask[:, None])
-    tl.store(direct_ptr + start + offset, direct, mask=mask[:, None])
+    squares = no_rows(x_ptr, SIZE, ITEMS, VECTOR)
+    for step in range(1 - SIZE, ROWS):
+        row = first + step
+        last = row_sum(
+            x_ptr + start, vector, row + (SIZE - 1) // 2, column, mask, SIZE // 2, SIZE, True, HEIGHT, WIDTH, CHANNELS,
+            VECTOR, CHANNELS_LAST,
+        )  # fmt: skip
+        squares = moved_down(squares, last, SIZE)
+        scale = sum_of(squares, SIZE) * (ALPHA / (SIZE * SIZE)) + K
+        exists = (mask & (step >= 0) & (row < HEIGHT))[:, None]
+        offset = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+        grad_offset = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
+        x = wide(tl.load(x_ptr + start + offset, mask=exists, other=0))
+        grad = wide(tl.load(grad_ptr + start + grad_offset, mask=exists, other=0))
+        spread = grad * inverse_power(scale, BETA) * x * inverse(scale, BETA)
+        tl.store(spread_ptr + start + offset, spread, mask=exists)
 
 
 @triton.jit
 def same_map_bwd_kernel(
-    direct_ptr, spread_ptr, x_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    grad_ptr, spread_ptr, x_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
+    K: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, STRIPS: tl.constexpr,
+    ROWS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    GRAD_CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """grad_x from what `same_map_spread_kernel` wrote, and x, all in one layout."""
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, HEIGHT * WIDTH, ITEMS, CHANNELS_LAST)
+    """grad_x from grad_y, in its own layout, and t and x, in one."""
+    image, vector, place, mask = locate(CHANNELS // VECTOR, STRIPS * WIDTH, ITEMS, CHANNELS_LAST)
+    first, column = place // WIDTH * ROWS, place % WIDTH
     start = image * (CHANNELS * HEIGHT * WIDTH)
-    spread = window_sum(
-        spread_ptr + start, vector, pixel, mask, (SIZE - 1) // 2, SIZE, False, HEIGHT, WIDTH, CHANNELS, VECTOR,
-        CHANNELS_LAST,
-    )  # fmt: skip
-    offset = tile_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-    x = wide(tl.load(x_ptr + start + offset, mask=mask[:, None], other=0))
-    direct = tl.load(direct_ptr + start + offset, mask=mask[:, None], other=0)
-    grad_x = direct - (2.0 * ALPHA * BETA / (SIZE * SIZE)) * x * spread
-    tl.store(grad_x_ptr + start + offset, grad_x, mask=mask[:, None])
+    squares = no_rows(x_ptr, SIZE, ITEMS, VECTOR)
+    spread = no_rows(x_ptr, SIZE, ITEMS, VECTOR)
+    for step in range(1 - SIZE, ROWS):
+        row = first + step
+        last = row_sum(
+            x_ptr + start, vector, row + (SIZE - 1) // 2, column, mask, SIZE // 2, SIZE, True, HEIGHT, WIDTH, CHANNELS,
+            VECTOR, CHANNELS_LAST,
+        )  # fmt: skip
+        squares = moved_down(squares, last, SIZE)
+        # The windows that hold a pixel lie around it the other way round.
+        last = row_sum(
+            spread_ptr + start, vector, row + SIZE // 2, column, mask, (SIZE - 1) // 2, SIZE, False, HEIGHT, WIDTH,
+            CHANNELS, VECTOR, CHANNELS_LAST,
+        )  # fmt: skip
+        spread = moved_down(spread, last, SIZE)
+        scale = sum_of(squares, SIZE) * (ALPHA / (SIZE * SIZE)) + K
+        exists = (mask & (step >= 0) & (row < HEIGHT))[:, None]
+        offset = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+        grad_offset = tile_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
+        x = wide(tl.load(x_ptr + start + offset, mask=exists, other=0))
+        grad = wide(tl.load(grad_ptr + start + grad_offset, mask=exists, other=0))
+        indirect = (2.0 * ALPHA * BETA / (SIZE * SIZE)) * x * sum_of(spread, SIZE)
+        tl.store(grad_x_ptr + start + offset, grad * inverse_power(scale, BETA) - indirect, mask=exists)
 
 
-def _vector(x: Tensor) -> int:
+# Rows that a program walks down at most; sums of rows that a thread has registers for.
+_ROWS, _SUMS = 32, 64
+
+
+def _options(x: Tensor, size: int) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and settings of a launch that walks down all maps of x."""
+    batch, channels, height, width = x.shape
     # In NCHW, neighbouring items are neighbouring pixels, and windows begin at any of them: no load could be wider.
-    return launch.vector_width(x.shape[1], x.element_size()) if is_channels_last(x) else 1
+    vector = launch.vector_width(channels, x.element_size()) if is_channels_last(x) else 1
+    vector = min(vector, max(1, _SUMS // triton.next_power_of_2(size)))
+    strips = triton.cdiv(height, _ROWS)
+    constants = {
+        "SIZE": size,
+        "HEIGHT": height,
+        "WIDTH": width,
+        "CHANNELS": channels,
+        "STRIPS": strips,
+        "ROWS": triton.cdiv(height, strips),
+        "ITEMS": launch.ITEMS,
+        "VECTOR": vector,
+        "CHANNELS_LAST": is_channels_last(x),
+        **launch.OPTIONS,
+    }
+    return (batch * launch.blocks(channels // vector * strips * width),), constants
 
 
 @torch.library.custom_op("fastalex::same_map_forward", mutates_args=())
@@ -136,24 +217,9 @@ def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tenso
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    batch, channels, height, width = x.shape
-    vector = _vector(x)
+    grid, options = _options(x, size)
     with launch.on(x):
-        same_map_fwd_kernel[(batch * launch.blocks(channels // vector * height * width),)](
-            x,
-            y,
-            SIZE=size,
-            ALPHA=alpha,
-            BETA=beta,
-            K=k,
-            HEIGHT=height,
-            WIDTH=width,
-            CHANNELS=channels,
-            ITEMS=launch.ITEMS,
-            VECTOR=vector,
-            CHANNELS_LAST=is_channels_last(x),
-            **launch.OPTIONS,
-        )
+        same_map_fwd_kernel[grid](x, y, ALPHA=alpha, BETA=beta, K=k, **options)
     return y
 
 
@@ -168,46 +234,13 @@ def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: 
     grad_x = empty_as(x)
     if x.numel() == 0:
         return grad_x
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    spread, direct = empty_as(x, dtype=work), empty_as(x, dtype=work)
-    batch, channels, height, width = x.shape
-    vector = _vector(x)
-    grid = (batch * launch.blocks(channels // vector * height * width),)
+    # fp16 has too small a range for products of gradients and responses; bf16 loses fewer bits than its results do.
+    spread = empty_as(x, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype)
+    grid, options = _options(x, size)
+    options |= {"ALPHA": alpha, "BETA": beta, "K": k, "GRAD_CHANNELS_LAST": is_channels_last(grad)}
     with launch.on(x):
-        same_map_spread_kernel[grid](
-            grad,
-            x,
-            spread,
-            direct,
-            SIZE=size,
-            ALPHA=alpha,
-            BETA=beta,
-            K=k,
-            HEIGHT=height,
-            WIDTH=width,
-            CHANNELS=channels,
-            ITEMS=launch.ITEMS,
-            VECTOR=vector,
-            CHANNELS_LAST=is_channels_last(x),
-            GRAD_CHANNELS_LAST=is_channels_last(grad),
-            **launch.OPTIONS,
-        )
-        same_map_bwd_kernel[grid](
-            direct,
-            spread,
-            x,
-            grad_x,
-            SIZE=size,
-            ALPHA=alpha,
-            BETA=beta,
-            HEIGHT=height,
-            WIDTH=width,
-            CHANNELS=channels,
-            ITEMS=launch.ITEMS,
-            VECTOR=vector,
-            CHANNELS_LAST=is_channels_last(x),
-            **launch.OPTIONS,
-        )
+        same_map_spread_kernel[grid](grad, x, spread, **options)
+        same_map_bwd_kernel[grid](grad, spread, x, grad_x, **options)
     return grad_x
 
 

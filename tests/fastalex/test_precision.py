@@ -5,7 +5,7 @@ import torch
 
 from fastalex import precision
 from fastalex.errors import ConfigurationError
-from fastalex.precision import allow_tf32, check_precision, slow_precision
+from fastalex.precision import check_precision, configure_libraries, slow_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -37,13 +37,12 @@ def test_emulated_bf16_is_said_to_be_slow(monkeypatch):
     assert slow_precision("bf16", CPU) is None
 
 
-def test_tf32_is_a_setting_of_the_process():
+def test_the_libraries_follow_the_precision():
     try:
-        allow_tf32("tf32")
-        assert torch.backends.cudnn.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
-        allow_tf32("fp32")
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
+        for precision_name, allowed in (("tf32", True), ("fp32", False), ("bf16", True)):
+            configure_libraries(precision_name)
+            assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+            assert torch.backends.cudnn.benchmark
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        torch.backends.cudnn.benchmark = False

@@ -149,6 +149,34 @@ def test_result_and_gradients_are_pytorchs(
         check_convolution(x, weight, bias, stride, padding, groups, relu, gradient_layout, seed, work)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("rearranged", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "stride", "padding", "groups"),
+    [
+        ((2, 3, 19, 22), 4, (11, 11), 4, (0, 3, 0, 3), 1),
+        ((1, 6, 9, 8), 4, (4, 3), 2, (1, 0, 2, 1), 2),
+        ((2, 9, 7, 11), 3, (3, 6), 3, (2, 2, 0, 1), 3),
+        # The last rows and columns are in no window.
+        ((1, 1, 12, 11), 2, (4, 4), 4, (0, 0, 0, 0), 1),
+    ],
+)
+def test_squares_of_pixels_may_become_channels(
+    shape, filters, kernel, stride, padding, groups, rearranged, dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the heuristic has it, and the same convolutions from pixels as they are."""
+    x = laid_out(random_tensor(shape, 0, dtype), "channels_last")
+    weight = laid_out(random_tensor((filters, shape[1] // groups, *kernel), 1, dtype), "channels_last")
+    made, make = [], conv_relu._space_to_depth
+    monkeypatch.setattr(conv_relu, "_space_to_depth", lambda *a: made.append(make(*a)) or made[-1])
+    settings = None if rearranged else Settings(16, 16, 16, 4, 1, splits=2)
+    bias = random_tensor((filters,), 2, dtype)
+    work = torch.float32 if dtype == torch.float16 else dtype
+    with kernels.using("triton"), launched_with(settings):
+        check_convolution(x, weight, bias, stride, padding, groups, True, "channels_last", 0, work)
+    assert len(made) == 2 * rearranged  # forward, and the weight's gradient
+
+
 @pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 0, 0), (0, 3, 0, 3)])
@@ -236,10 +264,11 @@ def test_an_unneeded_gradient_is_not_computed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(
-    ("implementation", "channels", "puts_off"), [("triton", 4, True), ("native", 32, True), ("native", 4, False)]
+    ("implementation", "channels", "puts_off"),
+    [("triton", 4, True), ("native", 32, DEVICE == "cpu"), ("native", 4, False)],
 )
 def test_a_weight_gradient_can_be_put_off(implementation: str, channels: int, puts_off: bool, relu: bool) -> None:
-    """The native path computes 32 channels by minimal filtering, and 4 by PyTorch's operator: nothing is put off."""
+    """The native path computes 32 channels on a CPU by minimal filtering; else PyTorch's operator puts nothing off."""
     size = 32 if channels == 32 else 5
     x = laid_out(random_tensor((2, channels, size, size), 0, torch.float32), "channels_last").requires_grad_()
     weight = random_tensor((channels, channels, 3, 3), 1, torch.float32).requires_grad_()

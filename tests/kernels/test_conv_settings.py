@@ -46,11 +46,22 @@ def test_triton_computes_where_the_table_says_that_it_is_faster(tables: Path) ->
     write()
     assert choose("forward", PROBLEM, GPU, False) == SETTINGS
     assert choose("forward", PROBLEM, GPU, True) == SETTINGS
-    # Another direction, batch, precision or GPU has no entry: cuDNN.
+    # Another direction, precision or GPU has no entry: cuDNN.
     assert choose("data_gradient", PROBLEM, GPU, False) is None
-    assert choose("forward", dataclasses.replace(PROBLEM, batch=64), GPU, False) is None
     assert choose("forward", dataclasses.replace(PROBLEM, dtype="float32", precision="tf32"), GPU, False) is None
     assert choose("forward", PROBLEM, "NVIDIA Test 40GB", False) is None
+
+
+def test_a_batch_without_an_entry_takes_that_of_the_nearest(tables: Path) -> None:
+    small, large = Settings(64, 64, 32, 4, 3), Settings(128, 128, 64, 8, 3)
+    entries = [
+        conv_settings.table_entry("forward", dataclasses.replace(PROBLEM, batch=batch), Entry(settings, 1.0, 2.0))
+        for batch, settings in ((64, small), (512, large), (32, SETTINGS))
+    ]
+    table_path(GPU).write_text(json.dumps({"entries": entries}))
+    nearest = {7: None, 8: SETTINGS, 32: SETTINGS, 45: SETTINGS, 46: small, 181: small, 182: large, 2048: large}
+    for batch, settings in (nearest | {2049: None}).items():
+        assert choose("forward", dataclasses.replace(PROBLEM, batch=batch), GPU, False) == settings, batch
 
 
 def test_cudnn_computes_where_it_is_faster_unless_triton_is_forced(tables: Path) -> None:
@@ -78,6 +89,11 @@ def test_what_is_in_no_table_is_chosen_by_the_heuristic_and_logged(
         ({"settings": {"block_m": 128}}, "missing 4 required positional arguments"),
         ({"settings": dataclasses.asdict(SETTINGS) | {"block_m": 96}}, "block_m must be a power of two.*not 96"),
         ({"settings": dataclasses.asdict(SETTINGS) | {"num_stages": 0}}, "num_stages must be an int and at least 1"),
+        ({"settings": dataclasses.asdict(SETTINGS) | {"rearranged": 1}}, "rearranged must be true or false, not 1"),
+        (
+            {"settings": dataclasses.asdict(SETTINGS) | {"rearranged": True}},
+            "rearranged, which a forward of .* cannot be",
+        ),
         ({"problem": {"batch": 1, "colour": 2}}, "colour"),
         ({"ms": "fast"}, "ms must be a positive number, not 'fast'"),
         ({"library_ms": float("nan")}, "library_ms must be a positive number, not nan"),
@@ -185,8 +201,8 @@ def test_a_setting_that_computes_wrongly_is_never_chosen(
 
     monkeypatch.setattr(tuning, "run", run_damaged)
     refused: dict[Settings, str] = {}
-    chosen = tuning.fastest(direction, problem, list(times), lambda work, settings: times[settings], refused)
-    assert chosen == (good, 0.4)
+    taken = tuning.timings(direction, problem, list(times), lambda work, settings: times[settings], refused)
+    assert list(taken.items()) == [(good, 0.4), (slow, 0.5)]
     assert set(refused) == {wrong, failing, short, unwritten}
     assert "shared memory" in refused[failing]
     assert "is off by" in refused[wrong]
@@ -195,7 +211,34 @@ def test_a_setting_that_computes_wrongly_is_never_chosen(
 def test_nothing_is_chosen_where_every_candidate_is_wrong(tuning, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(1, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")
     monkeypatch.setattr(tuning, "run", lambda *_: random_tensor((1, 2, 3, 3), 0, torch.float32))
-    assert tuning.fastest("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) is None
+    assert tuning.timings("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) == {}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_candidates_are_tried_once_and_rearranged_where_that_can_be(tuning, direction: str) -> None:
+    conv1 = Problem(128, 3, 224, 224, 96, (11, 11), 4, (0, 3, 0, 3), 1, "bfloat16", "ieee")
+    for problem, can_be in ((conv1, direction != "data_gradient"), (PROBLEM, False)):
+        found = list(tuning.candidates(direction, problem))
+        assert found[0] == heuristic(direction, problem)
+        assert len(found) == len(set(found))
+        assert {settings.rearranged for settings in found} == ({True, False} if can_be else {False})
+
+
+def test_a_further_batch_size_tries_the_fastest_of_the_one_before(
+    tuning, tiny_gpu, tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_SHORTLIST", 1)
+    measured, tried = tuning.measured, []
+
+    def recorded(direction: str, problem: Problem, settings: list[Settings], seconds: float):
+        tried.append((problem.batch, problem.filters, len(settings)))
+        return measured(direction, problem, settings, seconds)
+
+    monkeypatch.setattr(tuning, "measured", recorded)
+    larger = [(direction, dataclasses.replace(problem, batch=8)) for direction, problem in tiny_gpu]
+    path = tuning.tune(tiny_gpu + larger, tables, 60.0, lambda: ThreadPoolExecutor(1))
+    assert tried == [(1, 2, 2), (1, 4, 2), (8, 2, 1), (8, 4, 1)]
+    assert set(conv_settings.load_table(path)) == {*tiny_gpu, *larger}
 
 
 @pytest.fixture
@@ -205,7 +248,9 @@ def tiny_gpu(tuning, tables: Path, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     monkeypatch.setattr(tuning, "candidates", lambda *_: [Settings(16, 16, 16, 4, 1), Settings(32, 16, 16, 4, 1)])
     monkeypatch.setattr(tuning, "compile_ahead", lambda *_: None)
     monkeypatch.setattr(tuning.harness, "timed", lambda *_: [1.0, 1.0, 1.0])
-    return [("forward", Problem(batch, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")) for batch in (1, 2)]
+    return [
+        ("forward", Problem(1, 2, 3, 3, filters, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")) for filters in (2, 4)
+    ]
 
 
 def test_one_measurement_after_the_other_fills_one_table(tuning, tiny_gpu, tables: Path) -> None:

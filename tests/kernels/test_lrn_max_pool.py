@@ -144,7 +144,11 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
     results = forward(x, *options)
     grad = results if isinstance(results, torch.Tensor) else results[0]
     kept = () if isinstance(results, torch.Tensor) else results[1:]
-    torch.library.opcheck(getattr(torch.ops.fastalex, f"{name}_backward"), (grad, *kept, x, *options))
+    backward = getattr(torch.ops.fastalex, f"{name}_backward")
+    for needs_bias in (True, False) if name == "lrn_pool" else ():
+        torch.library.opcheck(backward, (grad, *kept, x, *options, needs_bias))
+    if name == "native_lrn_pool":
+        torch.library.opcheck(backward, (grad, *kept, x, *options))
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
