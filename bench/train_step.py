@@ -23,7 +23,9 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import statistics
+import threading
 import time
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -120,6 +122,7 @@ class Runner:
 
 def serve(connection: Connection, task: Task) -> None:
     """Answer questions until the parent ends this process."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(task.threads)
     step: Step | None = None
     while True:
@@ -139,6 +142,14 @@ def serve(connection: Connection, task: Task) -> None:
             step_ways.give_back_memory()
         except Exception as error:
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its parent has ended: a compilation would go on for minutes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def compare(

@@ -80,8 +80,10 @@ def _tiles(direction: Direction, problem: Problem) -> Iterator[Settings]:
     rows, columns, _ = problem.product(direction)
     # A step's bytes are what counts.
     scale = 2 / problem.itemsize
-    usual = conv_settings.heuristic(direction, problem).splits
-    splits = sorted({max(1, usual * factor // 2) for factor in (1, 2, 4)})
+    splits = [1]
+    if direction == "weight_gradient":
+        usual = conv_settings.heuristic(direction, problem).splits
+        splits = sorted({max(1, usual * factor // 2) for factor in (1, 2, 4)})
     for (block_m, block_n, block_k), num_stages, num_warps in itertools.product(_TILES, _STAGES, (4, 8)):
         # Four warps have no registers for the sums of the largest tiles, and eight little to do in the small ones.
         if (num_warps == 8) != (block_m * block_n > 128 * 128) and block_m * block_n != 128 * 128:

@@ -331,7 +331,7 @@ def bias_relu_bwd_kernel(
 # Rows and filters that a program of `bias_relu_bwd_kernel` takes at a time, two items of 16 bytes a thread; and how
 # many programs along the rows, which is how many parts each sum has.
 _ROWS, _FILTERS, _SHARES = 32, 64, 256
-# Parts and sums that a program of `sum_parts_kernel` takes at a time: of many sums, and of few, which make few programs.
+# Parts and sums that a program of `sum_parts_kernel` takes at a time; where the sums are few, so would be the programs.
 _PARTS, _SUMS = 16, 64
 _FEW, _PARTS_OF_FEW, _SUMS_OF_FEW = 8192, 128, 16
 # Elements that a program of `space_to_depth_kernel` takes, at most.

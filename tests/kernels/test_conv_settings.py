@@ -222,6 +222,7 @@ def test_candidates_are_tried_once_and_rearranged_where_that_can_be(tuning, dire
         assert found[0] == heuristic(direction, problem)
         assert len(found) == len(set(found))
         assert {settings.rearranged for settings in found} == ({True, False} if can_be else {False})
+        assert (len({settings.splits for settings in found}) > 1) == (direction == "weight_gradient")
 
 
 def test_a_further_batch_size_tries_the_fastest_of_the_one_before(
