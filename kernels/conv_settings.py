@@ -7,7 +7,7 @@ A table is `kernels/tuned/<gpu>.json`, written by `python bench/conv_relu.py --t
 
 `direction` is one of `DIRECTIONS`, `problem` has the fields of `Problem`, `settings` those of `Settings`; `ms` is the
 time of these settings and `library_ms` that of cuDNN with what it takes to compute the same. A problem takes the entry
-of its own batch size, else that of the nearest one up to four times as large or small. Triton computes where the entry
+of its own batch size, else that of the nearest one up to eight times as large or small. Triton computes where the entry
 says that it is clearly faster, and cuDNN elsewhere; where Triton is forced and no entry fits, `heuristic` chooses the
 settings. Nothing is tuned while a network trains.
 """
@@ -39,7 +39,7 @@ _PROGRAMS = 256
 _LEAST_STEPS_PER_SPLIT = 8
 _CLEARLY = 0.97
 # How far the batch of an entry may be from that of a problem that has none of its own.
-_NEAR = 4.0
+_NEAR = 8.0
 # Terms of a rearranged convolution, those of its zero taps included, for each term there was.
 _MOST_TERMS = 1.5
 

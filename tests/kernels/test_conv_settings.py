@@ -59,8 +59,8 @@ def test_a_batch_without_an_entry_takes_that_of_the_nearest(tables: Path) -> Non
         for batch, settings in ((64, small), (512, large), (32, SETTINGS))
     ]
     table_path(GPU).write_text(json.dumps({"entries": entries}))
-    nearest = {7: None, 8: SETTINGS, 32: SETTINGS, 45: SETTINGS, 46: small, 181: small, 182: large, 2048: large}
-    for batch, settings in (nearest | {2049: None}).items():
+    nearest = {3: None, 4: SETTINGS, 32: SETTINGS, 45: SETTINGS, 46: small, 181: small, 182: large, 4096: large}
+    for batch, settings in (nearest | {4097: None}).items():
         assert choose("forward", dataclasses.replace(PROBLEM, batch=batch), GPU, False) == settings, batch
 
 
