@@ -249,6 +249,9 @@ def local_response_norm(
 
     with j from c - size // 2 to c + (size - 1) // 2, cut off at the edges of c's group of channels.
 
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
+    `kernels.using("reference")` there are both.
+
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
         size: channels in the window, at least 1; it may exceed the channels there are.

@@ -400,6 +400,9 @@ def lrn_max_pool2d(
 ) -> Tensor:
     """`max_pool2d(local_response_norm(x + bias))` with a ReLU before, after or not at all.
 
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
+    `kernels.using("reference")` there are both.
+
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
         size, alpha, beta, k, groups: as in `local_response_norm`.

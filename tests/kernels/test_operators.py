@@ -102,7 +102,7 @@ def test_double_backward_and_function_transforms_are_the_definitions_alone(name:
             use(x)
 
 
-@pytest.mark.parametrize("name", ["same_map_norm", "max_pool2d", "dropout", "bias_relu_dropout", "conv2d_relu"])
+@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
 def test_help_says_so(name: str) -> None:
     for described in (kernels, getattr(kernels, name)):
         assert "no double backward" in described.__doc__
