@@ -22,6 +22,7 @@ import rich.table
 SCRIPTS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "sgd", "loader", "training", "train_step", "pipeline")
 # With a GPU everything together is to take minutes; each script by itself measures more.
 SHORTER = {
+    **{name: ["--dtypes", "bfloat16"] for name in ("lrn", "max_pool", "dropout", "fusions")},
     "loader": ["--seconds", "2", "--rounds", "2"],
     "train_step": ["--architectures", "krizhevsky", "--batches", "128", "1024"],
 }
