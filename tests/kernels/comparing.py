@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import builtins
+import importlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import hypothesis
@@ -36,6 +39,9 @@ LAYOUTS = ["nchw", "channels_last", "sliced"]
 IMPLEMENTATIONS = ["native", "triton"]
 # What normalises on a CPU is compiled, and PyTorch's where there is no compiler.
 NORM_IMPLEMENTATIONS = ["native", "native in PyTorch", "triton"]
+
+# More rounds than any loop of a kernel has at small sizes.
+LONG_GRID = 1000
 
 dtypes = st.sampled_from(DTYPES)
 layouts = st.sampled_from(LAYOUTS)
@@ -102,6 +108,34 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1, :, :1, :1].expand_as(x) if x.dim() == 4 and x.numel() else x[:1].expand_as(x)
     return x.contiguous()
+
+
+def uninitialised(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
+    """A tensor for which a CPU's memory is taken only where it is written to."""
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=dtype, device=DEVICE, memory_format=memory_format)
+
+
+@contextmanager
+def ends_of_grids(count: int) -> Iterator[None]:
+    """Interpreted, a long grid or loop runs so many of its first and of its last rounds; compiled, all of them.
+
+    So offsets into large tensors are computed as a GPU computes them, in little time and memory. Arguments are not
+    copied back, which on a CPU means onto themselves.
+    """
+    if DEVICE != "cpu":
+        yield
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+
+    def ends(*limits: int) -> Iterable[int]:
+        whole = builtins.range(*limits)
+        return itertools.chain(whole[:count], whole[-count:]) if len(whole) > LONG_GRID else whole
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter, "range", ends, raising=False)
+        patched.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from comparing import (
     check_close,
     dtype_for,
     dtypes,
+    ends_of_grids,
     examples,
     gradient_layouts,
     laid_out,
@@ -22,6 +23,7 @@ from comparing import (
     random_tensor,
     saved_bytes,
     seeds,
+    uninitialised,
 )
 from hypothesis import assume, given
 from torch import Tensor
@@ -448,3 +450,29 @@ def test_more_than_2_to_the_31_elements() -> None:
         few = kernels.conv2d_relu(x[:8], weight, None, 4, (0, 3, 0, 3))
     assert y.numel() > 2**31
     assert torch.equal(y[-8:], few)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_offsets_pass_32_bits(stride: int) -> None:
+    """The first and the last image of a large batch are computed as if alone; no sums over all images are asked for."""
+    images = 2**31 // (16 * 3 * 3) + 2
+    image, grad_image = (
+        random_tensor((1, 16, size, size), 0, torch.float16).to(memory_format=torch.channels_last)
+        for size in (2 * stride + 1, 3)
+    )
+    weight = random_tensor((16, 16, 3, 3), 1, torch.float16, 0.1)
+
+    def result_and_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad_()
+        with kernels.using("triton"), ends_of_grids(8):
+            y = kernels.conv2d_relu(x, weight, None, stride, 1, relu=False)
+            return y.detach(), torch.autograd.grad(y, x, grad)[0]
+
+    alone = result_and_gradient(image.clone(), grad_image)
+    x, grad = (uninitialised((images, *one.shape[1:]), "channels_last", one.dtype) for one in (image, grad_image))
+    x[0] = x[-1] = image[0]
+    grad[0] = grad[-1] = grad_image[0]
+    for many, single in zip(result_and_gradient(x, grad), alone, strict=True):
+        assert many.numel() > 2**31
+        assert torch.equal(many[0], single[0])
+        assert torch.equal(many[-1], single[0])
