@@ -199,12 +199,12 @@ def _make_shards(
     if not recorded.issuperset(("train", shard) for shard in added):  # a shard made again would be in the sums twice
         sums, added = PixelSums(treatment.size), set()
     finished_before = {(split, shard) for split, shard in recorded if split != "train" or shard in added}
-    todo = images.keys() - finished_before
+    missing = images.keys() - finished_before
     done = sum(images[key] for key in finished_before)
-    unfinished = (task for task in tasks(source, folder, treatment) if (task.split, task.shard) in todo)
+    given = (task for task in tasks(source, folder, treatment) if (task.split, task.shard) in missing)
     with (
         ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report,
-        contextlib.closing(results(make_shard, unfinished, min(processes, len(todo)), report)) as finished,
+        contextlib.closing(results(make_shard, given, min(processes, len(missing)), report)) as finished,
     ):
         for task, made in finished:
             if task.split == "train":
