@@ -174,8 +174,9 @@ def check_convolution(
         )
     if weight.shape[0] % groups != 0:
         raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, not {groups}")
-    # Autocast brings all of them to one dtype itself.
-    mixed_allowed = torch.is_autocast_enabled(x.device.type)
+    # Autocast brings all of them to one dtype itself. Some devices, such as meta, do not know it.
+    device = x.device.type
+    mixed_allowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if weight.dtype != x.dtype and not mixed_allowed:
         raise TypeError(f"weight must have the dtype of x, {x.dtype}, not {weight.dtype}")
     if bias is not None:

@@ -43,11 +43,11 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import arguments, conv_settings, dispatch, launch, native, reference
 from kernels.conv_settings import Direction, Problem, Settings
 from kernels.layout import dense_as, empty_as, is_channels_last
+from kernels.once import differentiable_once
 from kernels.tiles import wide
 
 # A row that no tap brings back into an image.
@@ -692,7 +692,7 @@ class _ConvRelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("conv2d_relu")
     def backward(ctx, grad):
         needs, operands, forced = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.forced
         if ctx.put_off is not None and needs[1]:

@@ -18,9 +18,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
+from kernels.once import differentiable_once
 from kernels.philox import drop_threshold
 from kernels.tiles import wide
 
@@ -177,7 +177,7 @@ class _Dropout(torch.autograd.Function):
         return _forward(x, None, seed, first_row, threshold, scale)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("dropout")
     def backward(ctx, grad):
         return _forward(grad, None, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
@@ -194,7 +194,7 @@ class _BiasReluDropout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("bias_relu_dropout")
     def backward(ctx, grad):
         grad_x = _relu_backward(grad, *ctx.saved_tensors, *ctx.options)
         grad_bias = None

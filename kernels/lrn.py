@@ -22,10 +22,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.layout import dense, empty_as, is_channels_last
+from kernels.once import differentiable_once
 from kernels.tiles import load_neighbours, locate, store_lanes
 
 
@@ -234,7 +234,7 @@ class _LocalResponseNorm(torch.autograd.Function):
         return _forward(x, *options)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("local_response_norm")
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return _backward(grad, x, *ctx.options), *([None] * len(ctx.options))

@@ -20,12 +20,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.conv_relu import sum_over_pixels
 from kernels.layout import dense, empty_as, is_channels_last
 from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
+from kernels.once import differentiable_once
 from kernels.tiles import load_lanes, load_neighbours, locate, store_lanes
 
 _NO_MAXIMUM = tl.constexpr(255)
@@ -377,7 +377,7 @@ class _LrnMaxPool(torch.autograd.Function):
         return _forward(x, bias, *options)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("lrn_max_pool2d")
     def backward(ctx, grad):
         x, bias = ctx.saved_tensors
         needs_bias = bias is not None and ctx.needs_input_grad[1]

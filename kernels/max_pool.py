@@ -16,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.layout import dense, empty_as, is_channels_last
+from kernels.once import differentiable_once
 from kernels.tiles import locate, wide
 
 _PLACES_IN_A_BYTE = 256
@@ -212,7 +212,7 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("max_pool2d")
     def backward(ctx, grad):
         (places,) = ctx.saved_tensors
         if places.dtype != torch.uint8:

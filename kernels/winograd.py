@@ -35,10 +35,10 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import native_c
 from kernels.layout import dense_as, is_channels_last
+from kernels.once import differentiable_once
 
 # Errors grow with the powers of the points, so there are few, near 1; in this order, the first five and six do best.
 _POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
@@ -419,7 +419,7 @@ class _Winograd(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("conv2d_relu")
     def backward(ctx, grad):
         needs, operands = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options)
         if ctx.put_off is not None and needs[1]:

@@ -22,6 +22,7 @@ from comparing import (
     random_tensor,
     seeds,
     uninitialised,
+    using,
 )
 from hypothesis import given
 from torch import Tensor
@@ -81,27 +82,66 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+def with_convolution(name: str) -> Callable[[Tensor], Tensor]:
+    """An operator, or the convolution of x with a piece of itself."""
+    return OPERATORS.get(name, lambda x: kernels.conv2d_relu(x, x[:, :, :3, :3]))
+
+
+def sample_with_convolution(name: str) -> Tensor:
+    return random_tensor((1, 8, 5, 5) if name == "conv2d_relu" else sample(name, 0).shape, 0).requires_grad_()
+
+
+@pytest.mark.parametrize("of_result", [lambda y: y, torch.square])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
-def test_double_backward_and_function_transforms_are_the_definitions_alone(name: str) -> None:
-    def operator(x: Tensor) -> Tensor:
-        return OPERATORS[name](x) if name in OPERATORS else kernels.conv2d_relu(x, x[:, :, :3, :3])
+def test_a_double_backward_is_refused_or_right(name: str, implementation: str, of_result) -> None:
+    """Wherever the operator stands: with nothing behind it, the gradient that comes in depends on nothing."""
+    operator, x = with_convolution(name), sample_with_convolution(name)
 
-    def gradient_of_the_gradient(x: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(operator(x).square().sum(), x, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), x)[0]
+    def second() -> Tensor:
+        z = 2 * x
+        y = operator(z)
+        (gradient,) = torch.autograd.grad(of_result(y).sum(), z, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum() + y.sum(), x)[0]
 
+    with kernels.using("reference"):
+        wanted = second()
+    message = ""
+    with using(implementation):
+        try:
+            found = second()
+        except RuntimeError as error:
+            message = str(error)
+        else:
+            check_close(found, wanted, torch.float64, "second derivative")
+    if "norm" in name or "lrn" in name:
+        assert message.endswith('under kernels.using("reference") it has one')
+    assert not message or "has no double backward" in message
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+def test_function_transforms_are_the_definitions_alone(name: str) -> None:
+    operator, x = with_convolution(name), sample_with_convolution(name)
     uses = (
-        gradient_of_the_gradient,
         torch.func.grad(lambda x: operator(x).sum()),
         lambda x: torch.func.jvp(operator, (x,), (x,)),
         lambda x: torch.func.vmap(operator)(x[None]),
     )
-    x = random_tensor((1, 8, 5, 5) if name == "conv2d_relu" else sample(name, 0).shape, 0).requires_grad_()
     for use in uses:
         with kernels.using("reference"):
             use(x)
         with kernels.using("triton"), pytest.raises(RuntimeError):
             use(x)
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+def test_meta_tensors_give_shapes(name: str) -> None:
+    x = sample_with_convolution(name).detach()
+    with kernels.using("native"):
+        wanted = with_convolution(name)(x)
+        found = with_convolution(name)(x.to("meta"))
+    assert found.is_meta
+    assert (found.shape, found.dtype, found.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
 
 
 @pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
