@@ -11,7 +11,7 @@ from pathlib import Path
 from dataloading.errors import DatasetError
 from dataloading.images import Rejected, Treatment
 from dataloading.progress import ProgressReport
-from dataloading.shards import write_atomically
+from dataloading.shards import VERSION, write_atomically
 from dataloading.sources import Entry, Source
 
 PLAN = "plan.json"
@@ -55,6 +55,7 @@ def write_plan(source: Source, folder: Path, treatment: Treatment, shard_images:
                     report.update(sum(total.values()))
             part.replace(plan_path(folder, split))
     plan = {
+        "version": VERSION,
         "entries": digest.hexdigest(),
         "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
         "shard_images": shard_images,
@@ -63,8 +64,8 @@ def write_plan(source: Source, folder: Path, treatment: Treatment, shard_images:
     path = folder / PLAN
     if path.exists() and json.loads(path.read_bytes()) != plan:
         raise DatasetError(
-            f"{folder} holds an interrupted preparation from another source or with other options; remove it to start "
-            f"anew, or repeat the command that began it"
+            f"{folder} holds an interrupted preparation from another source, by another version or with other options; "
+            f"remove it to start anew, or repeat the command that began it"
         )
     write_atomically(path, json.dumps(plan).encode())
     return total

@@ -153,7 +153,7 @@ def make_shard(task: Task, count: Counter) -> PixelSums:
 
     Returns the sums of the shard's images (of none unless it is a training shard).
     """
-    sums, rejected = PixelSums(task.treatment.size), []
+    sums, sources, rejected = PixelSums(task.treatment.size), [], []
     with ShardWriter(task.folder / shards.shard_name(task.split, task.shard), task.shard) as writer:
         for number, entry in enumerate(task.entries, task.first):
             try:
@@ -163,11 +163,12 @@ def make_shard(task: Task, count: Counter) -> PixelSums:
             else:
                 key = sample_key(number, entry.name)
                 writer.add(key, treated.jpeg, entry.label, height=treated.height, width=treated.width)
+                sources.append([key, entry.name])
                 if task.split == "train":
                     sums.add_image(treated.square)
             count()
         file = writer.finish()
-    record = {"shard": file._asdict(), "rows": writer.rows, "rejected": rejected}
+    record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
     write_atomically(task.result, json.dumps(record).encode())
     return sums
 
@@ -233,7 +234,7 @@ def _save_sums(folder: Path, sums: PixelSums, added: set[int]) -> None:
 
 
 def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
-    """Write index, statistics, rejected.csv and, last, dataset.json."""
+    """Write indices, sources, statistics, rejected.csv and, last, dataset.json."""
     sums, _ = _load_sums(folder, treatment.size)
     if not sums.count:
         raise DatasetError(
@@ -283,7 +284,7 @@ def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _write_index(folder: Path, split: str) -> dict[str, Any]:
-    """Lay the shards' records end to end in the split's index; return what `dataset.json` says of the split."""
+    """Lay the shards' records end to end in the split's index and sources; return `dataset.json`'s entry of it."""
     files = [record["shard"] for record in _records(folder, split)]
     count, start, path = sum(file["samples"] for file in files), 0, folder / shards.index_name(split)
     index = np.lib.format.open_memmap(path, mode="w+", dtype=shards.INDEX_DTYPE, shape=(count,)) if count else None
@@ -295,7 +296,14 @@ def _write_index(folder: Path, split: str) -> dict[str, Any]:
             index[start : start + len(rows)] = rows
             start += len(rows)
         index.flush()
-    return {"count": count, "index_sha256": shards.file_sha256(path), "shards": files}
+    sources = folder / shards.sources_name(split)
+    shards.write_sources(sources, (row for record in _records(folder, split) for row in record["sources"]))
+    return {
+        "count": count,
+        "index_sha256": shards.file_sha256(path),
+        "sources_sha256": shards.file_sha256(sources),
+        "shards": files,
+    }
 
 
 def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
@@ -317,5 +325,5 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in kept and path.suffix != ".tar" and not path.name.endswith("-index.npy"):
+        elif path.name not in kept and path.suffix != ".tar" and not path.name.endswith(("-index.npy", "-sources.csv")):
             path.unlink()

@@ -8,6 +8,7 @@ A prepared data set is one folder::
     rejected.csv            the source files that were left out, with the reason
     train-000000.tar ...    shards: for each sample <key>.jpg and <key>.cls (the label in ASCII digits)
     train-index.npy         one record per sample (`INDEX_DTYPE`), in the order of the shards
+    train-sources.csv       key of each sample, and the file that it was made from, as its source names it
     val-000000.tar ...      the same for every other split
 
 The shards are plain tar files in the layout that WebDataset readers expect. The index says where in its shard each JPEG
@@ -16,10 +17,12 @@ another one. Everything in the folder is a function of the source and of the opt
 """
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import mmap
 import os
@@ -27,7 +30,7 @@ import resource
 import sys
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -39,7 +42,7 @@ from dataloading import order
 from dataloading.errors import DatasetError
 
 FORMAT = "fastalex-dataset"
-VERSION = 2
+VERSION = 3
 DESCRIPTION = "dataset.json"
 MEAN_IMAGE = "mean-image.npy"
 REJECTED = "rejected.csv"
@@ -75,6 +78,25 @@ def shard_name(split: str, shard: int) -> str:
 def index_name(split: str) -> str:
     """Return the file name of a split's index."""
     return f"{split}-index.npy"
+
+
+def sources_name(split: str) -> str:
+    """Return the name of the file that says which file of the source each sample of a split was made from."""
+    return f"{split}-sources.csv"
+
+
+def write_sources(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write pairs of a sample's key and its file, whatever bytes are in the file's name."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["sample", "file"])
+        table.writerows(rows)
+
+
+def read_sources(path: Path) -> dict[str, str]:
+    """Return the file that each sample was made from, by the sample's key."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return dict(itertools.islice(csv.reader(file), 1, None))
 
 
 def file_sha256(path: Path) -> str:
@@ -208,6 +230,7 @@ class Dataset:
         self._mapped = functools.lru_cache(room)(_mapped)
         self._subsets: tuple[tuple[str, float, int], ...] = ()
         self._index = {split: self._open_index(split) for split in self.splits}
+        self._sources: dict[str, dict[str, str]] = {}
         self.mean_image: NDArray[np.float32] = self._open_mean_image()
         for split in self.splits:
             self._check_shards(split)
@@ -266,6 +289,7 @@ class Dataset:
         found = {MEAN_IMAGE: about["mean_image_sha256"], REJECTED: about["rejected_sha256"]}
         for split in self.splits:
             found[index_name(split)] = about["splits"][split]["index_sha256"]
+            found[sources_name(split)] = about["splits"][split]["sources_sha256"]
             found.update((shard.file, shard.sha256) for shard in self._shards[split])
         return found
 
@@ -308,6 +332,15 @@ class Dataset:
         row = self.index(split)[i]
         return self._member(split, int(row["shard"]), int(row["offset"])).removesuffix(".jpg")
 
+    def source(self, split: str, i: int) -> str:
+        """Return the file that sample `i` was made from, as the source names it, such as ``val/cat/2.jpg``.
+
+        The names of the whole split are read, and checked, when the first one is asked for.
+        """
+        if split not in self._sources:
+            self._sources[split] = self._open_sources(split)
+        return self._sources[split][self.key(split, i)]
+
     def _member(self, split: str, shard: int, offset: int) -> str:
         header = self._map(split, shard)[offset - _BLOCK : offset].tobytes()
         return header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == _BLOCK else "?"
@@ -342,6 +375,15 @@ class Dataset:
                 f"they must be 0 to {len(self.classes) - 1}; {_REPAIR}"
             )
         return index
+
+    def _open_sources(self, split: str) -> dict[str, str]:
+        path = self.root / sources_name(split)
+        try:
+            if file_sha256(path) == self._description["splits"][split]["sources_sha256"]:
+                return read_sources(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {_REPAIR}")
 
     def _open_mean_image(self) -> NDArray[np.float32]:
         path = self.root / MEAN_IMAGE

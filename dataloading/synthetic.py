@@ -49,6 +49,10 @@ class SyntheticDataset:
         """Return the name of sample `i`."""
         return str(i)
 
+    def source(self, split: str, i: int) -> str:
+        """Return nothing: no file is behind a sample."""
+        return ""
+
 
 class SyntheticStream:
     """One batch of uniform noise, made once and handed out again and again (a part of it for smaller batches)."""

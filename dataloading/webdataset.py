@@ -9,6 +9,7 @@ from typing import Any
 
 from dataloading.archives import Member, members, read
 from dataloading.errors import DatasetError
+from dataloading.shards import read_sources, sources_name
 from dataloading.sources import IMAGE_SUFFIXES, Entry
 
 _SPLIT_NAMES = {
@@ -32,7 +33,7 @@ class WebDataset:
 
     The split of a shard is told by its name or its folder's ("train", "val" or "validation", "test"; all are training
     shards where none says so). Class names come from ``classes.txt`` (one a line) or ``dataset.json`` beside the
-    shards, and are the numbers themselves otherwise.
+    shards, and are the numbers themselves otherwise. A prepared data set's samples keep the names of their files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +46,9 @@ class WebDataset:
         self.splits = tuple(split for split in _SPLIT_NAMES if self._shards[split])
         if "train" not in self.splits:
             raise DatasetError(f"{path} has no training shards; wanted: tar files with train in their names")
-        self._names = _class_names(path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        self._sources = {split: _sources(folder / sources_name(split)) for split in self.splits}
+        self._names = _class_names(folder)
         self.classes: list[str] = self._names or []
         self.words: list[str] | None = None
 
@@ -54,14 +57,13 @@ class WebDataset:
         for shard in self._shards[split]:
             for key, group in itertools.groupby(members(shard), key=lambda member: _key(member.name)):
                 parts = {member.name[len(key) + 1 :].lower(): member for member in group}
-                yield self._entry(shard, key, parts)
+                yield self._entry(shard, self._sources[split].get(key, f"{shard.name}/{key}"), parts)
 
     def made(self) -> dict[str, Any]:
         return {"source": "WebDataset shards"}
 
-    def _entry(self, shard: Path, key: str, parts: dict[str, Member]) -> Entry:
+    def _entry(self, shard: Path, name: str, parts: dict[str, Member]) -> Entry:
         images = [member for suffix, member in parts.items() if f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES]
-        name = f"{shard.name}/{key}"
         if len(images) != 1:
             return Entry(str(shard), 0, 0, 0, name, f"{len(images)} images in one sample; wanted: 1")
         image = images[0]
@@ -102,6 +104,13 @@ def _label(shard: Path, parts: dict[str, Member]) -> int:
             raise ValueError(f"{label!r} is not a whole number")
         return label
     raise ValueError("neither .cls nor .json")
+
+
+def _sources(path: Path) -> dict[str, str]:
+    try:
+        return read_sources(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read the files' names in {path}: {error}; repair or remove the file") from None
 
 
 def _class_names(folder: Path) -> list[str] | None:

@@ -152,11 +152,12 @@ def _describe(extraction: Extraction, folder: Path) -> None:
     """Say which image each row is, and what the rows are."""
     network, dataset = extraction.network, open_prepared(extraction.data)
     labels = dataset.labels(extraction.split)
-    with (folder / "samples.csv").open("w", newline="") as file:
+    with (folder / "samples.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(("row", "sample", "label", "class"))
+        table.writerow(("row", "sample", "file", "label", "class"))
         for row, label in enumerate(labels.tolist()):
-            table.writerow((row, dataset.key(extraction.split, row), label, dataset.classes[label]))
+            names = (dataset.key(extraction.split, row), dataset.source(extraction.split, row))
+            table.writerow((row, *names, label, dataset.classes[label]))
     about = {
         "weights": str(network.weights.resolve()),
         "network": network.description.summary(),

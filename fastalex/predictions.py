@@ -84,15 +84,18 @@ def write_class_errors(path: Path, errors: Sequence[ClassErrors]) -> None:
 def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset, split: str) -> None:
     """Each image's name, class and most probable classes: CSV, or NumPy's ``.npz`` by the name's ending.
 
-    The columns of the CSV are ``sample``, ``class``, ``class_1``, ``probability_1``, ... The arrays are ``samples``
-    (N), ``classes`` (all names), ``labels`` (N), ``top_classes`` and ``top_probabilities`` (N x 5).
+    The columns of the CSV are ``sample`` (in the prepared data set), ``file`` (in its source), ``class``, ``class_1``,
+    ``probability_1``, ... The arrays are ``samples``, ``files``, ``labels`` (N), ``classes`` (all names),
+    ``top_classes`` and ``top_probabilities`` (N x 5).
     """
     names = [dataset.key(split, sample) for sample in range(len(predictions.labels))]
+    files = [dataset.source(split, sample) for sample in range(len(predictions.labels))]
     if path.suffix == ".npz":
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             samples=np.array(names),
+            files=np.array(files),
             classes=np.array(dataset.classes),
             labels=predictions.labels.numpy(),
             top_classes=predictions.top_classes.numpy(),
@@ -102,23 +105,24 @@ def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset,
         return
     ranks = range(1, predictions.top_classes.shape[1] + 1)
     rows: list[Sequence[object]] = [
-        ("sample", "class", *(f"{name}_{rank}" for rank in ranks for name in ("class", "probability")))
+        ("sample", "file", "class", *(f"{name}_{rank}" for rank in ranks for name in ("class", "probability")))
     ]
     table = zip(
         names,
+        files,
         predictions.labels.tolist(),
         predictions.top_classes.tolist(),
         predictions.top_probabilities.tolist(),
         strict=True,
     )
-    for name, label, guesses, probabilities in table:
+    for name, file, label, guesses, probabilities in table:
         pairs = zip(guesses, probabilities, strict=True)
         answers = (text for guess, p in pairs for text in (dataset.classes[guess], f"{p:.6g}"))
-        rows.append((name, dataset.classes[label], *answers))
+        rows.append((name, file, dataset.classes[label], *answers))
     write_atomically(path, _csv(rows))
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "surrogateescape")

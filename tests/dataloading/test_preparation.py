@@ -159,6 +159,14 @@ def test_a_prepared_data_set_can_be_the_source_of_another(small, tmp_path):
     again = quietly(small.root, tmp_path / "out", size=16)
     assert again.classes == small.classes
     assert np.array_equal(again.labels("train"), small.labels("train"))
+    for sample in (0, 13):
+        assert again.source("train", sample) == small.source("train", sample)
+        assert again.key("train", sample) == small.key("train", sample)
+    (small.root / "val-sources.csv").replace(tmp_path / "val-sources.csv")
+    shutil.copytree(small.root, tmp_path / "nameless")
+    (tmp_path / "val-sources.csv").replace(small.root / "val-sources.csv")
+    nameless = quietly(tmp_path / "nameless", tmp_path / "out2", size=16)
+    assert nameless.source("val", 0) == f"val-000000.tar/{small.key('val', 0)}"
 
 
 def test_any_name_that_a_file_can_have_is_fine(tmp_path):
@@ -173,6 +181,9 @@ def test_any_name_that_a_file_can_have_is_fine(tmp_path):
     assert (dataset.count("train"), dataset.made["rejected"]) == (4, 2)
     assert dataset.classes == [odd[3]]
     assert b"bad \xff\xfe latin.jpg" in (tmp_path / "out/rejected.csv").read_bytes()
+    assert [dataset.source("train", sample) for sample in range(4)] == [
+        f"train/{odd[3]}/{name}" for name in sorted(odd)
+    ]
     assert problems(dataset, progress=False) == []
 
 
@@ -204,7 +215,7 @@ def test_digits_are_real_jpeg_files_of_256_pixels(tmp_path):
     assert (image.format, image.size, image.mode) == ("JPEG", (256, 256), "RGB")
     assert dataset.color_deviations[:2].tolist() == [0, 0]
     assert sorted(path.suffix for path in (tmp_path / "digits").iterdir()) == sorted(
-        [".csv", ".json", ".npy", ".npy", ".npy", ".tar", ".tar", ".tar"]
+        [*[".csv"] * 3, ".json", *[".npy"] * 3, *[".tar"] * 3]
     )
 
 
@@ -407,7 +418,9 @@ def test_an_interruption_while_tidying_up_changes_nothing(folders, small, tmp_pa
             with pytest.raises(KeyboardInterrupt):
                 quietly(folders, dest, shard_images=10)
         if not is_prepared(dest):
-            with pytest.raises(DatasetError, match=r"interrupted preparation from another source or with other"):
+            with pytest.raises(
+                DatasetError, match=r"interrupted preparation from another source, by another version or with other"
+            ):
                 quietly(folders, dest, shard_images=9)
             quietly(folders, dest, shard_images=10)
             assert contents(dest) == contents(small.root)
@@ -437,9 +450,13 @@ def test_ctrl_c_ends_with_one_line_and_leaves_no_worker(many, tmp_path):
 
 def test_an_interrupted_preparation_is_not_mixed_with_another_one(many, tmp_path):
     interrupted(many, tmp_path / "out", 2, signal.SIGKILL)
-    with pytest.raises(DatasetError, match=r"interrupted preparation from another source or with other options"):
+    with pytest.raises(
+        DatasetError, match=r"interrupted preparation from another source, by another version or with other options"
+    ):
         quietly(many, tmp_path / "out", size=64, shard_images=14)
-    with pytest.raises(DatasetError, match=r"interrupted preparation from another source or with other options"):
+    with pytest.raises(
+        DatasetError, match=r"interrupted preparation from another source, by another version or with other options"
+    ):
         quietly(class_folders(tmp_path / "other"), tmp_path / "out", size=128, shard_images=14)
     with pytest.raises(DatasetError, match=r"not a prepared data set|no such folder"):
         Dataset(tmp_path / "out")

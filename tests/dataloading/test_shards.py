@@ -14,6 +14,7 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
+from dataloading.images import Treatment, treat
 from dataloading.order import subset
 from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
 from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
@@ -199,6 +200,23 @@ def test_the_index_of_another_data_set_is_refused(small, full_size, tmp_path):
         Dataset(root)
 
 
+def test_a_sample_knows_the_file_it_was_made_from(small, folders, tmp_path):
+    assert small.source("val", 0) == min(str(p.relative_to(folders)) for p in folders.glob("val/*/*"))
+    chosen = small.subset("train", 0.5, seed=1)
+    for sample in range(chosen.count("train")):
+        made = treat((folders / chosen.source("train", sample)).read_bytes(), Treatment(size=chosen.size))
+        assert chosen.read("train", sample) == made.jpeg
+    root = copied(small.root, tmp_path / "copy")
+    flip_bit(root / "train-sources.csv", 0.5, 3)
+    dataset = Dataset(root)
+    assert dataset.source("val", 0) == small.source("val", 0)
+    with pytest.raises(DatasetError, match=r"train-sources.csv is damaged: its SHA-256 is not the one in dataset.json"):
+        dataset.source("train", 0)
+    (root / "train-sources.csv").unlink()
+    with pytest.raises(DatasetError, match=r"cannot read .*train-sources.csv: No such file"):
+        dataset.source("train", 0)
+
+
 def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, tmp_path):
     root = copied(small.root, tmp_path / "copy")
     first, second = root / "train-000000.tar", root / "train-000001.tar"
@@ -212,7 +230,7 @@ def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(version=99), "has format version 99; this program reads 2"),
+        (lambda about: about.update(version=99), "has format version 99; this program reads 3"),
         (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
         (lambda about: about.pop("classes"), "dataset.json is damaged: no usable entry 'classes'"),
         (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),

@@ -166,6 +166,8 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     dataset = dataloading.Dataset(prepared)
     assert [row["sample"] for row in rows] == [dataset.key("train", sample) for sample in range(32)]
     assert rows[0]["sample"].startswith("000000000-")
+    assert [row["file"] for row in rows] == [dataset.source("train", sample) for sample in range(32)]
+    assert rows[0]["file"] == "train/blue/000.jpg"
     by_class = list(csv.DictReader(files["class_errors"].open()))
     assert [(row["class"], row["images"]) for row in by_class] == [("blue", "10"), ("green", "10"), ("red", "12")]
     for row in by_class:
@@ -183,6 +185,7 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays)))
     found = np.load(arrays)
     assert found["classes"].tolist() == dataset.classes
+    assert found["files"][0] == "val/blue/000.jpg"
     assert found["labels"].tolist() == dataset.labels("val").tolist()
     assert found["top_classes"].shape == found["top_probabilities"].shape == (7, 3)
 

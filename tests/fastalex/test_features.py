@@ -46,6 +46,8 @@ def test_files_hold_the_activations_of_every_image(runs, prepared, tmp_path):
         torch.testing.assert_close(torch.from_numpy(np.array(found)), value)  # in batches of 4 and 3: other roundings
     rows = list(csv.DictReader((output / "samples.csv").open()))
     assert [row["sample"] for row in rows] == [dataset.key("val", sample) for sample in range(7)]
+    assert [row["file"] for row in rows] == [dataset.source("val", sample) for sample in range(7)]
+    assert rows[0]["file"] == "val/blue/000.jpg"
     assert [row["class"] for row in rows] == [dataset.classes[label] for label in dataset.labels("val")]
     about = json.loads((output / "features.json").read_text())
     assert about["network"] == description.summary()
