@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.layout import Layout
+from kernels.dispatch import check_choice
 
 # A peer that dies is noticed at once on gloo; this is how long a peer may be silent, loading data or compiling.
 PEER_TIMEOUT = timedelta(minutes=10)
@@ -96,7 +97,8 @@ def parse_devices(text: str) -> tuple[torch.device, ...]:
     """``"0,1"``, ``"cuda:0"``, ``"cpu,cpu"`` as devices, one per worker.
 
     Raises:
-        ConfigurationError: not a device, a GPU that this machine lacks or that is named twice, or CPU and GPU mixed.
+        ConfigurationError: not a device, a GPU that this machine lacks or that is named twice, or CPU and GPU mixed;
+            or what FASTALEX_KERNELS names does not run there.
     """
     devices = tuple(_parse_device(part.strip()) for part in text.split(","))
     if len({device.type for device in devices}) > 1:
@@ -106,6 +108,10 @@ def parse_devices(text: str) -> tuple[torch.device, ...]:
         raise ConfigurationError(
             f"--devices {text} names a GPU twice; name each once (several stages on one GPU: --stages)"
         )
+    try:
+        check_choice(devices[0])
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(str(error)) from None
     return devices
 
 

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import kernels
 from fastalex.architecture import (
@@ -40,6 +39,7 @@ from fastalex.architecture import (
     four_sided,
 )
 from fastalex.errors import ConfigurationError
+from kernels.once import differentiable_once
 
 Precision = Literal["fp32", "tf32", "bf16"]
 COMPUTE_DTYPES: dict[Precision, torch.dtype] = {
@@ -516,7 +516,7 @@ class _DeferredLinear(torch.autograd.Function):
         return _linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("a fully connected layer")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors

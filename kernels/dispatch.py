@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -31,8 +32,8 @@ def _checked(name: str, origin: str) -> str:
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 # A module global and not a context variable: torch.compile guards on it, and autograd's threads see it.
-_from_environment = os.environ.get("FASTALEX_KERNELS")
-_chosen: str | None = _checked(_from_environment, "FASTALEX_KERNELS") if _from_environment else None
+# The environment's choice is checked where it is first used, so that a command can refuse it in one line.
+_chosen: str | None = os.environ.get("FASTALEX_KERNELS") or None
 
 
 @contextmanager
@@ -58,17 +59,41 @@ def implementation_for(x: Tensor) -> str:
     """The implementation that an operator called with `x` takes now.
 
     Raises:
-        RuntimeError: if Triton was asked for and cannot run on x's device.
+        ValueError: if FASTALEX_KERNELS is none of the implementations.
+        RuntimeError: if Triton was asked for and cannot run on x's device, or within a transform of `torch.func`,
+            which only the reference takes.
     """
     if _chosen is None:
-        return "triton" if x.is_cuda else "native"
+        chosen = "triton" if x.is_cuda else "native"
     # A fake tensor launches nothing, so what Triton's path keeps for backward can be learnt where there is no GPU.
-    if _chosen == "triton" and not (x.is_cuda or _INTERPRETED or isinstance(x, FakeTensor)):
+    elif _chosen == "triton" and isinstance(x, FakeTensor):
+        chosen = _chosen
+    else:
+        check_choice(x.device)
+        chosen = _chosen
+    if chosen != "reference" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"the Triton kernels were chosen, but x is on {x.device}: move it to a GPU, or choose native, or set "
+            f"the {chosen} implementation does not go through torch.func's transforms (grad, vjp, jvp, vmap); "
+            'use kernels.using("reference") around them'
+        )
+    return chosen
+
+
+def check_choice(device: torch.device) -> None:
+    """Refuse an implementation chosen by `FASTALEX_KERNELS` or :func:`using` that does not exist or run there.
+
+    Raises:
+        ValueError: if FASTALEX_KERNELS is none of the implementations.
+        RuntimeError: if Triton was asked for, on a device that it does not run on.
+    """
+    if _chosen is None:
+        return
+    _checked(_chosen, "FASTALEX_KERNELS")
+    if _chosen == "triton" and not (device.type == "cuda" or _INTERPRETED):
+        raise RuntimeError(
+            f"the Triton kernels were chosen, but do not run on {device}: use a GPU, or choose native, or set "
             "TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter"
         )
-    return _chosen
 
 
 def triton_is_forced() -> bool:

@@ -238,7 +238,8 @@ def sgd_update_(
         v = momentum * v - weight_decay * learning_rate * w - learning_rate * g;  w = w + v
 
     A tensor with learning rate 0 keeps both its weight and its velocity. As PyTorch's own in-place operations do, an
-    update counts as a change: backward through what was computed with the weights before is refused.
+    update counts as a change: backward through what was computed with the weights before is refused. On meta tensors
+    that is all that happens.
 
     Args:
         weights: tensors of one floating dtype each, of any shape, all on one device.
@@ -253,6 +254,9 @@ def sgd_update_(
     """
     _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies)
     if not weights:
+        return
+    if weights[0].is_meta:
+        increment_version([*weights, *velocities])
         return
     chosen = dispatch.implementation_for(weights[0])
     written = [velocities] if copies is None else [velocities, copies]

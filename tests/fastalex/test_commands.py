@@ -260,6 +260,20 @@ def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
     assert expected in refused(tmp_path, "fastalex.train", prepared, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("fastest", "FASTALEX_KERNELS must be one of triton, native, reference, not 'fastest'"),
+        ("triton", "the Triton kernels were chosen, but do not run on cpu"),
+    ],
+)
+def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, chosen, expected):
+    monkeypatch.setenv("FASTALEX_KERNELS", chosen)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code, _, err = command(tmp_path, "fastalex.train", "synthetic", "--devices", "cpu,cpu")
+    assert expected in line_of(code, err)
+
+
 def test_help_names_every_option_in_groups(tmp_path):
     code, out, _ = command(tmp_path, "fastalex.train", "--help")
     assert code == 0

@@ -48,10 +48,11 @@ def test_the_environment_chooses() -> None:
     assert run(program, FASTALEX_KERNELS="reference").stdout.strip() == "reference"
     refused = run(program, FASTALEX_KERNELS="fastest")
     assert "FASTALEX_KERNELS must be one of triton, native, reference, not 'fastest'" in refused.stderr
+    assert run("import kernels", FASTALEX_KERNELS="fastest").returncode == 0
 
 
 def test_triton_on_a_cpu_tensor_says_what_to_do() -> None:
     program = "import torch, kernels; kernels.local_response_norm(torch.ones(1, 1, 1, 1))"
     refused = run(program, FASTALEX_KERNELS="triton")
     assert refused.returncode != 0
-    assert "the Triton kernels were chosen, but x is on cpu: move it to a GPU, or choose native" in refused.stderr
+    assert "the Triton kernels were chosen, but do not run on cpu: use a GPU, or choose native" in refused.stderr

@@ -119,18 +119,23 @@ def test_a_double_backward_is_refused_or_right(name: str, implementation: str, o
     assert not message or "has no double backward" in message
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
-def test_function_transforms_are_the_definitions_alone(name: str) -> None:
+def test_function_transforms_are_the_definitions_alone(name: str, implementation: str) -> None:
     operator, x = with_convolution(name), sample_with_convolution(name)
     uses = (
         torch.func.grad(lambda x: operator(x).sum()),
         lambda x: torch.func.jvp(operator, (x,), (x,)),
         lambda x: torch.func.vmap(operator)(x[None]),
+        torch.func.vmap(torch.func.grad(lambda x: operator(x[None]).sum())),
     )
     for use in uses:
         with kernels.using("reference"):
             use(x)
-        with kernels.using("triton"), pytest.raises(RuntimeError):
+        with (
+            kernels.using(implementation),
+            pytest.raises(RuntimeError, match=r'use kernels.using\("reference"\) around'),
+        ):
             use(x)
 
 

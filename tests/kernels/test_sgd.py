@@ -189,6 +189,16 @@ def test_offsets_pass_32_bits() -> None:
             assert torch.equal(found[-ends:], wanted)
 
 
+def test_meta_tensors_are_only_counted_as_changed() -> None:
+    tensors = [[torch.ones(4, device="meta")] for _ in range(3)]
+    for implementation in ("native", "reference"):
+        before = [tensor._version for (tensor,) in tensors]
+        with kernels.using(implementation):
+            kernels.sgd_update_(*tensors, learning_rates=[0.1], weight_decays=[0.1])
+        changes = [tensor._version - count for (tensor,), count in zip(tensors, before, strict=True)]
+        assert changes == [1, 0, 1]
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], dict]]:
     """Grid and options of each launch."""
