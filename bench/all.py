@@ -46,16 +46,16 @@ def main() -> None:
         if subprocess.run(command).returncode:
             failed.append(name)
         seconds[name] = round(time.perf_counter() - begin, 1)
-        rows += summarised(name, arguments.output, since=started)
+        rows += summarised(name, arguments.output, arguments.quick, since=started)
     settings = {"quick": arguments.quick, "seconds": seconds, "failed": failed}
     harness.write_record("all", settings, rows, arguments.output)
     show(rows, seconds, failed)
     sys.exit(1 if failed else 0)
 
 
-def summarised(name: str, output: Path, since: float) -> list[dict[str, Any]]:
+def summarised(name: str, output: Path, quick: bool, since: float) -> list[dict[str, Any]]:
     """Ours against the fastest other provider, from the record that a benchmark has just written, if it has one."""
-    path = output / harness.slug(harness.device_name()) / f"{name}.json"
+    path = output / harness.slug(harness.device_name()) / f"{harness.record_name(name, {'quick': quick})}.json"
     if not path.exists() or path.stat().st_mtime < since:
         return []
     groups: dict[str, list[tuple[bool, str, float]]] = {}

@@ -120,7 +120,7 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         parser = argparse.ArgumentParser(description=self.title)
-        parser.add_argument("--quick", action="store_true", help="small batch and few repetitions")
+        parser.add_argument("--quick", action="store_true", help="small batch and few repetitions; records NAME-quick")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
         if self.sized:
             parser.add_argument(
@@ -187,6 +187,7 @@ class Benchmark:
             saved = peak = error = None
             # Dynamo compiles one function eight times at most, and then runs it as it is; cases share their functions.
             torch._dynamo.reset()
+            self.console.print(f"  {case.op} {case.shape} {name}", style="dim", end="")
             try:
                 error = judge(operator(*inputs), inputs) if judge else _error(operator, case, inputs, grad)
                 saved, peak = _memory(operator, inputs)
@@ -214,7 +215,7 @@ class Benchmark:
                 else:
                     row |= self._speed(times, case.bytes_moved[direction])
                 self.rows.append(row | {"saved_bytes": saved, "peak_bytes": peak})
-            self.console.print(f"  {case.op} {case.shape} {name}" + (f": wrong, {error}" if error else ""), style="dim")
+            self.console.print(f": wrong, {error}" if error else "", style="dim")
 
     def run_in_place(
         self, op: str, shape: tuple[int, ...], dtype: torch.dtype, provider: str, make: Callable[[], Callable[[], Any]],
@@ -230,6 +231,7 @@ class Benchmark:
             return
         times = peak = None
         torch._dynamo.reset()
+        self.console.print(f"  {op} {shape} {provider}", style="dim", end="")
         try:
             error = judge()
             # What was compiled for the judge's shapes would be compiled again for shapes of any size.
@@ -244,7 +246,7 @@ class Benchmark:
         row = {"op": op, "provider": provider, "direction": "forward", "shape": list(shape)}
         row |= {"dtype": str(dtype).removeprefix("torch."), "layout": "flat", **self._speed(times, moved)}
         self.rows.append(row | {"saved_bytes": 0, "peak_bytes": peak} | ({"wrong": error} if error else {}))
-        self.console.print(f"  {op} {shape} {provider}" + (f": wrong, {error}" if error else ""), style="dim")
+        self.console.print(f": wrong, {error}" if error else "", style="dim")
 
     def finish(self) -> None:
         """Print the table; write the record and the picture."""
@@ -323,7 +325,7 @@ class Benchmark:
     def _table(self) -> rich.table.Table:
         limits = [f"copy {self.settings['copy_gb_per_s']} GB/s"]
         limits += [f"product {speed} TFLOP/s" for name, speed in self.settings.items() if name.startswith("product")]
-        table = rich.table.Table(title=f"{self.title}: {device_name()}, {', '.join(limits)}")
+        table = rich.table.Table(title=f"{self.title}: {device_name()}, {', '.join(limits)}", caption=self._caption())
         for column in ("operator", "provider", "direction"):
             table.add_column(column)
         for column in ("shape", "dtype", "ms p20, p50, p80", "speed", "of limit", "kept"):
@@ -341,6 +343,19 @@ class Benchmark:
             kept = "-" if row["saved_bytes"] is None else f"{row['saved_bytes'] / 2**20:.1f} MiB"
             table.add_row(row["op"], row["provider"], row["direction"], shape, row["dtype"], *speed, kept)
         return table
+
+    def _caption(self) -> str:
+        """What the columns are."""
+        limits = [
+            "the fewest bytes that the operator must move, over p50; of limit: that beside a copy within the device"
+            if any("gb_per_s" in row for row in self.rows) else "",
+            "additions and multiplications over p50; of limit: that beside a large matrix product"
+            if any("tflop_per_s" in row for row in self.rows) else "",
+        ]  # fmt: skip
+        return (
+            f"ms: the 20th, 50th and 80th percentile. speed: {' - or '.join(filter(None, limits))}. "
+            "kept: memory between forward and backward. both: timed by itself, not added up."
+        )
 
     def _draw(self, path: Path) -> None:
         """One panel per operator and shape; a bar per provider and direction."""
@@ -534,6 +549,7 @@ def _peak(work: Callable[[], Any]) -> int:
 
 def _host_peak(work: Callable[[], Any]) -> int:
     """As `_peak`, from a trace: the allocator of a CPU does not count."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it would tell of every start and stop
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -583,6 +599,8 @@ def write_record(
 ) -> Path:
     """Write ``<output>/<device>/<name>.json``: device, versions, commit, date, settings, rows. Returns its path.
 
+    After a quick run, which `settings` then says, the name ends in ``-quick``: it replaces no record that counts.
+
     Args:
         device: what was measured on, where it is not what `device_name` says now.
         versions: of packages besides Python, torch and Triton.
@@ -598,10 +616,15 @@ def write_record(
     }
     folder = output / slug(device)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+    path = folder / f"{record_name(name, settings)}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     return path
+
+
+def record_name(name: str, settings: dict[str, Any]) -> str:
+    """What a record of these settings is called."""
+    return f"{name}-quick" if settings.get("quick") else name
 
 
 def package_versions() -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Bench:
     output: Path
     per_device: int
     rounds: int
+    quick: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def trial(
@@ -164,6 +165,7 @@ class Bench:
     def write(self, part: str, **settings: Any) -> Path:
         """The record of a part."""
         common = {
+            "quick": self.quick,
             "batch_size": self.batch_size,
             "timed_steps": self.steps,
             "rounds": self.rounds,
@@ -460,6 +462,7 @@ def main() -> None:
                 options.output,
                 options.per_device,
                 options.rounds,
+                options.quick,
             )
         )
 

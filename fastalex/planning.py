@@ -266,7 +266,7 @@ def recorded_speeds(architecture: str, folder: Path = RECORDS) -> list[Speed]:
     """Our own training speeds of a named architecture in the records, fastest first."""
     found = []
     for path in sorted(folder.glob("*/*.json")):
-        if path.stem.endswith("-before"):  # kept to compare with what is there now
+        if path.stem.endswith(("-before", "-quick")):  # kept to compare with what is there now; small sizes
             continue
         record = json.loads(path.read_text())
         for row in record["rows"]:

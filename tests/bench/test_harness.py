@@ -71,9 +71,9 @@ def test_a_provider_that_is_wrong_or_fails_gets_a_reason_and_no_time(harness, be
         )
     bench.finish()
 
-    record = json.loads((tmp_path / harness.slug(harness.device_name()) / "tiny.json").read_text())
+    record = json.loads((tmp_path / harness.slug(harness.device_name()) / "tiny-quick.json").read_text())
     assert {"device", "versions", "commit", "date", "settings", "rows"} == set(record)
-    assert (tmp_path / harness.slug(harness.device_name()) / "tiny.png").exists()
+    assert (tmp_path / harness.slug(harness.device_name()) / "tiny-quick.png").exists()
     common = {"op", "provider", "direction", "shape", "dtype", "layout", "saved_bytes", "peak_bytes"}
     common |= {"ms_p20", "ms_p50", "ms_p80", "gb_per_s", "fraction_of_limit"}
     rows = {(row["op"], row["provider"], row["direction"]): row for row in record["rows"]}
