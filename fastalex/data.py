@@ -97,7 +97,8 @@ def _prepared(
     print(f"preparing {source} into {destination} (once)", flush=True)
     dataset = dataloading.prepare_dataset(source, destination, size=size or 256, validation_every=validation_every)
     if rejected := dataset.made["rejected"]:
-        print(f"{rejected} files were left out; {destination / 'rejected.csv'} says which and why", flush=True)
+        left_out = "1 file was left out" if rejected == 1 else f"{rejected} files were left out"
+        print(f"{left_out}; {destination / 'rejected.csv'} says which and why", flush=True)
     return dataset
 
 

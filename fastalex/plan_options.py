@@ -172,7 +172,7 @@ def _layer_table(layers: Sequence[LayerCost]) -> Table:
     for layer in layers:
         table.add_row(
             layer.name,
-            " x ".join(map(str, layer.output)),
+            "x".join(map(str, layer.output)),
             f"{layer.parameters:,}",
             f"{100 * layer.parameters / parameters:.2f} %",
             f"{layer.macs / 1e6:,.1f} MMAC",

@@ -272,7 +272,7 @@ def recorded_speeds(architecture: str, folder: Path = RECORDS) -> list[Speed]:
         for row in record["rows"]:
             ours = row.get("provider") == "fastalex" or row.get("ours") is True
             if ours and row.get("architecture") == architecture and row.get("images_per_second"):
-                found.append(Speed(path.name, record["device"], _setting(row), row["images_per_second"]))
+                found.append(Speed(path.stem, record["device"], _setting(row), row["images_per_second"]))
     return sorted(found, key=lambda speed: -speed.images_per_second)
 
 

@@ -29,7 +29,7 @@ def main() -> None:
 
 def _way_on(run: Path) -> str:
     if not any(run.glob("checkpoints/[0-9]*")):
-        return "the run has no checkpoint yet: start it anew"
+        return f"the run has no checkpoint yet: remove {run} and start it anew"
     return f"go on with: {launch.command('fastalex.train', '--resume', run)}"
 
 

@@ -35,12 +35,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_int(name: str, value: int, least: int) -> None:
-    """`value` is an int of at least `least`."""
+def check_int(name: str, value: int, least: int, wanted: str = "an int") -> None:
+    """`value` is an int of at least `least`; `wanted` says what else the argument may be."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}: {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def check_bool(name: str, value: bool) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
 
 
 def check_number(name: str, value: float) -> None:
@@ -90,6 +96,7 @@ def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode
     check_int("kernel_size", kernel_size, 1)
     check_int("stride", stride, 1)
     check_int("padding", padding, 0)
+    check_bool("ceil_mode", ceil_mode)
     if padding > kernel_size // 2:
         raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, not {padding}")
     if x.shape[1] == 0:
@@ -135,7 +142,7 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
         if value.device != x.device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU or on the device of x, {x.device}, not {value.device}")
         return value.detach().reshape(()).to(x.device, non_blocking=True)
-    check_int(name, value, 0)
+    check_int(name, value, 0, "an int or an int64 tensor")
     if value >= 1 << 63:
         raise ValueError(f"{name} must be below 2^63, not {value}")
     return torch.full((), value, dtype=torch.int64, device=x.device)
@@ -147,10 +154,11 @@ def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
         sides = tuple(padding)
     else:
         sides = (padding,)
+    wanted = "an int, (h, w) or (top, bottom, left, right)"
     if len(sides) not in (1, 2, 4):
-        raise ValueError(f"padding must be an int, (h, w) or (top, bottom, left, right), not {padding!r}")
+        raise ValueError(f"padding must be {wanted}, not {padding!r}")
     for side in sides:
-        check_int("padding", side, 0)
+        check_int("padding", side, 0, wanted)
     if len(sides) == 1:
         return (sides[0],) * 4
     if len(sides) == 2:

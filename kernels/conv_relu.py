@@ -750,6 +750,9 @@ def conv2d_relu(
     """
     sides = arguments.four_sided(padding)
     arguments.check_convolution(x, weight, bias, stride, sides, groups)
+    arguments.check_bool("relu", relu)
+    if put_off is not None and not isinstance(put_off, list):
+        raise TypeError(f"put_off must be a list or None, not {type(put_off).__name__}: {put_off!r}")
     chosen = dispatch.implementation_for(x)
     # PyTorch has its own rules for what is empty.
     if chosen == "triton" and x.numel() and weight.numel():

@@ -247,6 +247,8 @@ def dropout(
     """
     arguments.check_tensor("x", x, 2, "N x F")
     arguments.check_probability(p)
+    arguments.check_bool("training", training)
+    arguments.check_bool("inverted", inverted)
     seed = arguments.counter_tensor("seed", seed, x)
     first_row = arguments.counter_tensor("first_row", first_row, x)
     chosen = dispatch.implementation_for(x)
@@ -288,6 +290,8 @@ def bias_relu_dropout(
     arguments.check_tensor("x", x, 2, "N x F")
     arguments.check_vector("bias", bias, x.shape[1], x, "one per feature of x")
     arguments.check_probability(p)
+    arguments.check_bool("training", training)
+    arguments.check_bool("inverted", inverted)
     seed = arguments.counter_tensor("seed", seed, x)
     first_row = arguments.counter_tensor("first_row", first_row, x)
     chosen = dispatch.implementation_for(x)

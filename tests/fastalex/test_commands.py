@@ -386,7 +386,9 @@ def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, 
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGINT
     way_on = f"go on with: {sys.executable} -m fastalex.train --resume run"
-    assert err == f"interrupted; {way_on if resumed else 'the run has no checkpoint yet: start it anew'}\n"
+    assert (
+        err == f"interrupted; {way_on if resumed else 'the run has no checkpoint yet: remove run and start it anew'}\n"
+    )
 
 
 def kill_a_worker(process: subprocess.Popen) -> list[int]:

@@ -34,7 +34,7 @@ def test_files_that_are_no_images_are_counted_and_their_list_is_named(photos, ca
     dataset = open_data(photos)
     assert dataset.count("train") == 9
     out = capsys.readouterr().out
-    assert "1 files were left out" in out
+    assert "1 file was left out" in out
     assert str(Path(dataset.root) / "rejected.csv") in out
 
 

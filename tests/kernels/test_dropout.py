@@ -222,7 +222,10 @@ def test_offsets_pass_32_bits(with_bias: bool) -> None:
         ({"p": "half"}, TypeError, "p must be a number, not str: 'half'"),
         ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
         ({"seed": 1 << 63}, ValueError, r"seed must be below 2\^63, not 9223372036854775808"),
-        ({"seed": 1.0}, TypeError, "seed must be an int, not float: 1.0"),
+        ({"seed": 1.0}, TypeError, "seed must be an int or an int64 tensor, not float: 1.0"),
+        ({"seed": None}, TypeError, "seed must be an int or an int64 tensor, not NoneType: None"),
+        ({"training": None}, TypeError, "training must be True or False, not NoneType: None"),
+        ({"inverted": 1}, TypeError, "inverted must be True or False, not int: 1"),
         ({"seed": torch.ones(1)}, TypeError, r"seed must be an int or an int64 tensor, not a tensor of torch\.float32"),
         ({"seed": torch.ones(2, dtype=torch.int64)}, ValueError, r"seed must have one element, not shape \(2,\)"),
         (
