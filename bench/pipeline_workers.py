@@ -15,7 +15,7 @@ from fastalex.allocator import keep_freed_memory
 from fastalex.architecture import Architecture
 from fastalex.launch import World
 from fastalex.layout import Layout, ScheduleName
-from fastalex.model import AlexNet
+from fastalex.model import AlexNet, Convolution
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
 from fastalex.precision import configure_libraries
@@ -33,7 +33,8 @@ class Trial:
     Attributes:
         batch_size: images of all replicas per step.
         threads: of each worker.
-        deferred: whether fully connected weight gradients are made once a step.
+        deferred: whether weight gradients are put off where training does so: fully connected ones to be made once a
+            step, a last stage's convolutional ones to its end. False makes all of them in their backward passes.
     """
 
     layout: Layout
@@ -112,7 +113,7 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
     engine = _engine(world, model, trial)
     if not trial.deferred:
         for block in engine.stage.blocks():
-            block.kept = None  # type: ignore[union-attr]
+            setattr(block, "put_off" if isinstance(block, Convolution) else "kept", None)
     optimizer = KrizhevskySGD(engine.stage, krizhevsky(), engine.stage.compute_copies())
     size = engine.stage.architecture.image_size
     generator = torch.Generator().manual_seed(world.replica)
@@ -120,9 +121,17 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
     images = images.contiguous(memory_format=torch.channels_last).to(world.device)
     labels = torch.arange(engine.batch_size, device=world.device) % engine.stage.architecture.num_classes
     marks: list[tuple[Key, Any, Any]] = []
+    passed: list[Any] = []
     if isinstance(engine, Pipeline):
         for stage in _pipelined(engine):
             _record(stage, world, marks)
+        finish = engine.stage.finish_gradients
+
+        def recorded_finish() -> None:
+            passed.append(_mark(world))
+            finish()
+
+        engine.stage.finish_gradients = recorded_finish  # type: ignore[method-assign]
     start = 0.0
     for step in range(steps + WARM_UP):
         if step == WARM_UP:
@@ -130,6 +139,8 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
         marks.clear()
         engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
         optimizer.step()
+        if passed:
+            marks.append((("finish", world.replica, 0, 0, 0), passed.pop(), _mark(world)))
         optimizer.zero_grad()
     seconds = _now(world) - start
     gathered = world.gather_objects(_seconds(world, marks))

@@ -69,8 +69,8 @@ class Result:
         seconds: from the end of one step to the end of the next.
         total: of all steps that were simulated, from rest to rest.
         spans: of the passes of one step, all workers; those of one replica where each worker has its own device.
-        bubble: the share of the time between a step's first and last pass in which a worker had no pass to run,
-            by worker.
+        bubble: the share of the time between a step's first and last pass in which a worker had nothing to compute,
+            by worker (:func:`bubble_fractions`).
     """
 
     seconds: float
@@ -240,11 +240,15 @@ def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3) -
 
 
 def bubble_fractions(spans: Sequence[Span], workers: int) -> tuple[float, ...]:
-    """The share of the time from a step's first pass to its last in which each worker runs no pass.
+    """The share of the time from a step's first pass to its last in which each worker computes nothing.
 
-    For S balanced stages and M micro-batches on S workers: (S - 1) / (M + S - 1).
+    It computes a pass, or finishes: makes the gradients that were put off, and updates. For S balanced stages and M
+    micro-batches on S workers, with nothing to finish: (S - 1) / (M + S - 1).
     """
     passes = [span for span in spans if span.key[0] in ("forward", "backward")]
-    window = max(span.end for span in passes) - min(span.start for span in passes)
-    busy = [sum(span.end - span.start for span in passes if span.worker == w) for w in range(workers)]
-    return tuple(1 - seconds / window for seconds in busy)
+    start, end = min(span.start for span in passes), max(span.end for span in passes)
+    computing = [span for span in spans if span.key[0] != "reduce"]
+    busy = [
+        sum(max(0.0, min(span.end, end) - span.start) for span in computing if span.worker == w) for w in range(workers)
+    ]
+    return tuple(1 - seconds / (end - start) for seconds in busy)
