@@ -28,7 +28,7 @@ REPEATS = 3
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by images, in ascending order of images."""
-CURVES = ("forward", "backward", "put_off")
+CURVES = ("forward", "backward", "input_backward", "put_off")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,15 @@ class BlockCost:
 
     Args:
         name: of the block.
-        forward, backward: seconds by images in a micro-batch.
+        forward, backward: seconds by images in a micro-batch; the backward pass makes a convolution's weight gradient,
+            a fully connected one's is in ``finish``.
         finish: seconds a step for its fully connected weight gradients, and for its update.
         output_bytes: of the activation that it hands on, per image.
         parameter_bytes: of its gradients.
-        put_off: seconds at the end of a step for a micro-batch's convolutional weight gradient, by images; empty where
-            that is part of the backward pass.
+        input_backward: as ``backward``, where a convolution's weight gradient is put off to the end of the step; empty
+            for other blocks and where it was not measured.
+        put_off: seconds at the end of a step for a micro-batch's convolutional weight gradient, by images; empty as
+            ``input_backward``.
     """
 
     name: str
@@ -51,11 +54,16 @@ class BlockCost:
     finish: float
     output_bytes: int
     parameter_bytes: int
+    input_backward: Curve = ()
     put_off: Curve = ()
 
-    def end(self, images: float, micro_batches: int) -> float:
+    def backward_seconds(self, images: float, *, puts_off: bool) -> float:
+        """Seconds of a micro-batch's backward pass, where convolutions put their weight gradients off or do not."""
+        return seconds_at(self.input_backward if puts_off and self.input_backward else self.backward, images)
+
+    def end_seconds(self, images: float, micro_batches: int, *, puts_off: bool) -> float:
         """Seconds after the passes of a step: for the weight gradients that were put off, and for the update."""
-        return self.finish + (micro_batches * seconds_at(self.put_off, images) if self.put_off else 0.0)
+        return self.finish + (micro_batches * seconds_at(self.put_off, images) if puts_off and self.put_off else 0.0)
 
     def times(self, factor: float) -> BlockCost:
         """The same block on a device that takes ``factor`` times as long."""
@@ -116,48 +124,45 @@ def measure_blocks(
         model: its weights and gradients stay as they are.
         batch_size: images per step, of which weight gradients are made.
         micro_batch_sizes: for which numbers of images the passes are timed.
-        put_off: whether convolutional weight gradients are made apart from the backward pass.
+        put_off: whether to time convolutional weight gradients apart from the backward pass, too.
         together: called before each timing; workers that share a machine wait for each other here, so that all
             of them compute at the same time, as they do in training.
     """
     blocks = [block if device.type == "cpu" else copy.deepcopy(block).to(device) for block in model.blocks()]
     size = model.architecture.image_size
-    passes = []
-    for images in sorted(micro_batch_sizes):
+    images, passes = sorted(micro_batch_sizes), []
+    for count in images:
         together()
-        x = torch.randn(images, 3, size, size, device=device, dtype=model.compute_dtype)
-        passes.append((images, _passes(blocks, x.contiguous(memory_format=torch.channels_last), device, put_off)))
+        x = torch.randn(count, 3, size, size, device=device, dtype=model.compute_dtype)
+        passes.append(_passes(blocks, x.contiguous(memory_format=torch.channels_last), device, put_off))
     costs = []
     for index, (block, shape) in enumerate(zip(blocks, block_shapes(model.architecture), strict=True)):
         together()
-        forward, backward, later = (
-            tuple((images, seconds[index][way]) for images, seconds in passes) for way in (0, 1, 2)
-        )
+        ways = zip(*(seconds[index] for seconds in passes), strict=True)
+        curves = [tuple(zip(images, way, strict=True)) for way in ways]
         output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
         finish = _finish(block, batch_size, device)
-        later = later if put_off and isinstance(block, Convolution) else ()
-        costs.append(BlockCost(shape.name, forward, backward, finish, output_bytes, 4 * shape.parameters, later))
+        apart = curves[2:] if isinstance(block, Convolution) else []
+        costs.append(BlockCost(shape.name, *curves[:2], finish, output_bytes, 4 * shape.parameters, *apart))
     return costs
 
 
 def _passes(
     blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device, put_off: bool
 ) -> list[tuple[float, ...]]:
-    """Seconds of each block's forward and backward pass, and of the weight gradient that was put off, in the order of
-    training, so that caches hold what they hold there; the blocks are left as they were found."""
+    """Each block's seconds in the order of `CURVES`, the last two only if ``put_off``. Blocks run in the order of
+    training, so that caches hold what they hold there, and are left as they were found."""
     before = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
     network = nn.ModuleList(blocks)
     gradients = [parameter.grad for parameter in network.parameters()]
     network.train()
     times = []
     for _ in range(REPEATS + 1):
-        for block in blocks:
-            if isinstance(block, Linear):
-                block.kept = KeptFactors()
-            else:
-                block.put_off = [] if put_off else None
-        network.zero_grad()
-        times.append(_there_and_back(blocks, images, device))
+        row = [whole[:2] for whole in _there_and_back(blocks, network, images, device, put_off=False)]
+        if put_off:
+            apart = _there_and_back(blocks, network, images, device, put_off=True)
+            row = [(*whole, *seconds[1:]) for whole, seconds in zip(row, apart, strict=True)]
+        times.append(row)
     for block, (training, left) in zip(blocks, before, strict=True):
         block.train(training)
         setattr(block, "put_off" if isinstance(block, Convolution) else "kept", left)
@@ -167,8 +172,15 @@ def _passes(
 
 
 def _there_and_back(
-    blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device
-) -> list[tuple[float, float, float]]:
+    blocks: Sequence[Convolution | Linear], network: nn.Module, images: Tensor, device: torch.device, *, put_off: bool
+) -> list[tuple[float, ...]]:
+    """Seconds of each block's forward pass, backward pass and weight gradient that was put off."""
+    for block in blocks:
+        if isinstance(block, Linear):
+            block.kept = KeptFactors()
+        else:
+            block.put_off = [] if put_off else None
+    network.zero_grad()
     x, ends, forward, backward, later = images, [], [], [], []
     for block in blocks:
         start = _now(device)

@@ -32,6 +32,17 @@ class Layout:
         return range(rank, self.stages, self.ranks)
 
 
+def puts_off(stage: int, ranks: int, micro_batches: int, replicas: int = 1) -> bool:
+    """Whether a stage leaves its convolutions' weight gradients to the end of a step.
+
+    The input's gradient then reaches the stage before sooner, which shortens the pipeline's way back by the share that
+    weight gradients have in a backward pass. No stage waits for the first one's input gradient; other replicas wait for
+    weight gradients; and with many micro-batches the way back counts little, while a stage that waits for the one
+    before it might as well have made them in its passes.
+    """
+    return stage > 0 and 1 < ranks and replicas == 1 and micro_batches < 4 * ranks
+
+
 def arrange(
     devices: int, machines: int, stages: int | None, replicas: int | None, schedule: ScheduleName | None
 ) -> tuple[Layout, ScheduleName]:

@@ -20,18 +20,9 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.parallel import DistributedDataParallel
 
 from fastalex.architecture import Architecture, block_shapes
-from fastalex.layout import ScheduleName, check_micro_batches
+from fastalex.layout import ScheduleName, check_micro_batches, puts_off
 from fastalex.metrics import count, summed_loss
 from fastalex.model import AlexNet, Stage
-
-
-def puts_off(rank: int, ranks: int, replicas: int) -> bool:
-    """Whether a worker makes the convolutions' weight gradients at the end of a step, when others still compute.
-
-    The last rank of a pipeline does: the earlier its gradients reach the ranks before, the less they wait. It does not
-    where other replicas wait for its gradients.
-    """
-    return replicas == 1 and 1 < ranks == rank + 1
 
 
 @dataclass(frozen=True)
@@ -197,12 +188,14 @@ class Pipeline:
         self.is_first = rank == 0
         self.is_last = len(stages) - 1 in self._local
         self.stage = model.stage([name for index in self._local for name in stages[index]]).to(device)
-        # Put off to the end of the step, when the stages before are still busy; but no later than the last backward
-        # pass where replicas wait for them. The last rank is the first to be done.
-        self.stage.defer_weight_gradients(
-            micro_batches if replica else None, convolutions=puts_off(rank, self._ranks, 1 if replica is None else 2)
-        )
         self._modules = [model.stage(stages[index]) for index in self._local]
+        for index, module in zip(self._local, self._modules, strict=True):
+            # Put off to the end of the step, when the stages before are still busy; but no later than the last backward
+            # pass where replicas wait for them.
+            module.defer_weight_gradients(
+                micro_batches if replica else None,
+                convolutions=puts_off(index, self._ranks, micro_batches, 2 if replica else 1),
+            )
         self._counts: list[Tensor] = []
         start = replica.index * batch_size if replica else 0
         self._first_rows = torch.arange(start, start + batch_size, batch_size // micro_batches, device=device)

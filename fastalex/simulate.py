@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastalex.costs import BlockCost, Link, seconds_at
-from fastalex.layout import ScheduleName
+from fastalex.layout import ScheduleName, puts_off
 
 Kind = Literal["forward", "backward", "reduce", "finish"]
 INSTANT = Link()
@@ -137,13 +137,22 @@ def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list
             for step in range(steps):
                 for kind, stage, m in order:
                     blocks = [cost[name] for name in plan.stages[stage]]
-                    curves = [block.forward if kind == "forward" else block.backward for block in blocks]
                     needs, transfer = _input(plan, costs[0], kind, replica, stage, m, step, images)
-                    seconds = sum(seconds_at(curve, images) for curve in curves)
+                    later = _puts_off(plan, stage)
+                    seconds = sum(
+                        seconds_at(block.forward, images)
+                        if kind == "forward"
+                        else block.backward_seconds(images, puts_off=later)
+                        for block in blocks
+                    )
                     tasks.append(_Task((kind, replica, stage, m, step), seconds, needs, transfer))
                 tasks += _ends(plan, cost, local, replica, step, images)
             workers.append(tasks)
     return workers
+
+
+def _puts_off(plan: Plan, stage: int) -> bool:
+    return puts_off(stage, plan.ranks, plan.micro_batches, plan.replicas)
 
 
 def _simulated_replicas(plan: Plan) -> int:
@@ -179,7 +188,11 @@ def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, st
         )
         seconds = plan.reduce_link.seconds(size)
         tasks.append(_Task(("reduce", replica, last, 0, step), seconds, peers, 0.0))
-    seconds = sum(block.end(images, plan.micro_batches) for block in blocks)
+    seconds = sum(
+        cost[name].end_seconds(images, plan.micro_batches, puts_off=_puts_off(plan, stage))
+        for stage in local
+        for name in plan.stages[stage]
+    )
     tasks.append(_Task(("finish", replica, last, 0, step), seconds, (), 0.0))
     return tasks
 

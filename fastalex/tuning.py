@@ -23,10 +23,9 @@ from fastalex.checkpoint import write_atomically
 from fastalex.config import RunConfig
 from fastalex.costs import BlockCost, Link, measure_blocks, measure_link, measure_reduction, seconds_at
 from fastalex.launch import World, machines
-from fastalex.layout import ScheduleName, possible_micro_batches, usual_micro_batches
+from fastalex.layout import ScheduleName, possible_micro_batches, puts_off, usual_micro_batches
 from fastalex.model import AlexNet
 from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks, partition, training_macs
-from fastalex.pipeline import puts_off
 from fastalex.simulate import INSTANT, Plan, Result
 
 # On a CPU, passes are timed with this many images at most; for more, time grows in proportion.
@@ -147,7 +146,7 @@ def measure_costs(
         batch_size: images per step of one replica.
     """
     layout = world.layout
-    put_off = puts_off(world.pipeline_rank, layout.ranks, layout.replicas)
+    put_off = layout.ranks > 1 == layout.replicas
     ours = measure_blocks(model, world.device, batch_size, micro_batch_sizes, put_off=put_off, together=world.barrier)
     everyone = world.gather_objects([cost.to_json() for cost in ours])
     cores = all_cores(world.device)
@@ -204,11 +203,12 @@ def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result)
         table.add_column(name, justify="right")
     for index, stage in enumerate(plan.stages):
         blocks = {cost.name: cost for cost in costs[index % plan.ranks]}
+        later = puts_off(index, plan.ranks, plan.micro_batches, plan.replicas)
         parts = {
             name: (
                 plan.micro_batches * seconds_at(blocks[name].forward, images),
-                plan.micro_batches * seconds_at(blocks[name].backward, images),
-                blocks[name].end(images, plan.micro_batches),
+                plan.micro_batches * blocks[name].backward_seconds(images, puts_off=later),
+                blocks[name].end_seconds(images, plan.micro_batches, puts_off=later),
             )
             for name in stage
         }

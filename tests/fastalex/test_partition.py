@@ -101,8 +101,9 @@ def test_costs_are_measured_and_leave_the_network_alone(put_off):
     for cost, shape in zip(costs, block_shapes(model.architecture), strict=True):
         assert all(seconds > 0 for _, seconds in (*cost.forward, *cost.backward))
         assert cost.finish > 0
-        assert [images for images, seconds in cost.put_off] == ([1, 2] if put_off and shape.name[:4] == "conv" else [])
-        assert all(seconds > 0 for _, seconds in cost.put_off)
+        for curve in (cost.input_backward, cost.put_off):
+            assert [images for images, _ in curve] == ([1, 2] if put_off and shape.name[:4] == "conv" else [])
+            assert all(seconds > 0 for _, seconds in curve)
         assert (cost.output_bytes, cost.parameter_bytes) == (4 * math.prod(shape.output), 4 * shape.parameters)
         assert BlockCost.from_json(json.loads(json.dumps(cost.to_json()))) == cost
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -70,19 +70,26 @@ def test_links_reductions_and_updates_take_their_time():
 
 def test_a_weight_gradient_that_is_put_off_lets_the_first_stage_go_on():
     now = [block(name) for name in NAMES]
-    later = [replace(cost, backward=((1, 1.0),), put_off=((1, 1.0),)) for cost in now]
+    later = [replace(cost, input_backward=((1, 1.0),), put_off=((1, 1.0),)) for cost in now]
     # 2 stages of 4 blocks, 1 micro-batch: forward 4 + 4, backward 8 + 8; put off, the last stage's backward takes 4,
-    # and its other 4 fall into the first one's backward pass.
-    assert simulate(plan(2, 2, 1, "gpipe"), [now, now]).seconds == pytest.approx(24)
-    assert simulate(plan(2, 2, 1, "gpipe"), [now, later]).seconds == pytest.approx(20)
-    assert later[0].end(1, 3) == pytest.approx(3.0)
+    # and its other 4 fall into the first one's backward pass. The first stage has nobody to hasten for.
+    assert simulate(plan(2, 2, 1, "gpipe"), [now]).seconds == pytest.approx(24)
+    assert simulate(plan(2, 2, 1, "gpipe"), [later]).seconds == pytest.approx(20)
+    # 4 stages of 2 blocks on as many workers: 8 forward, and back 3 times 2 and 4 in the first.
+    assert simulate(plan(4, 4, 1, "gpipe"), [later]).seconds == pytest.approx(18)
+    # Other replicas would wait for the gradients, and with many micro-batches it does not pay.
+    for others in ({"replicas": 2}, {"micro_batches": 8}):
+        layout = {"micro_batches": 1, "schedule": "gpipe"} | others
+        assert simulate(plan(2, 2, **layout), [later]) == simulate(plan(2, 2, **layout), [now])
+    assert later[0].end_seconds(1, 3, puts_off=True) == pytest.approx(3.0)
+    assert later[0].end_seconds(1, 3, puts_off=False) == 0.0
     assert BlockCost.from_json(later[0].to_json()) == later[0]
     assert later[0].times(2).put_off == ((1, 2.0),)
 
 
 def test_costs_saved_before_anything_was_put_off_are_read():
     values = block("a").to_json()
-    del values["put_off"]
+    del values["put_off"], values["input_backward"]
     assert BlockCost.from_json(values) == block("a")
 
 
