@@ -40,7 +40,7 @@ def puts_off(stage: int, ranks: int, micro_batches: int, replicas: int = 1) -> b
     weight gradients; and with many micro-batches the way back counts little, while a stage that waits for the one
     before it might as well have made them in its passes.
     """
-    return stage > 0 and 1 < ranks and replicas == 1 and micro_batches < 4 * ranks
+    return stage > 0 and ranks > 1 and replicas == 1 and micro_batches < 4 * ranks
 
 
 def arrange(
