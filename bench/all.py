@@ -19,10 +19,11 @@ import harness
 import rich.console
 import rich.table
 
-SCRIPTS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "sgd", "loader", "training", "train_step", "pipeline")
+OPERATORS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd")
+SCRIPTS = (*OPERATORS, "loader", "training", "train_step", "pipeline")
 # With a GPU everything together is to take minutes; each script by itself measures more.
 SHORTER = {
-    **{name: ["--dtypes", "bfloat16"] for name in ("lrn", "max_pool", "dropout", "fusions")},
+    **{name: ["--dtypes", "bfloat16"] for name in ("lrn", "max_pool", "dropout", "fusions", "cross_entropy")},
     "loader": ["--seconds", "2", "--rounds", "2"],
     "train_step": ["--architectures", "krizhevsky", "--batches", "128", "1024"],
 }

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import kernels
 from dataloading.loader import Batch, Loader
 from fastalex.data import open_prepared
 from fastalex.evaluation import classify
 from fastalex.launch import Interrupted, World
-from fastalex.metrics import Metrics, misses
+from fastalex.metrics import Metrics
 from fastalex.model import Precision
 from fastalex.pipeline import Pipeline, SingleDevice
 from fastalex.progress import batch_progress
 from fastalex.trained import TrainedNetwork, open_loader
+from kernels.reference import misses
 
 TOP = 5
 
@@ -62,7 +64,7 @@ class Predictions:
     Classes are numbered as the data set numbers them. ``labels`` (int64, N); ``top1_misses`` and ``top5_misses``
     (bool, N), by the rule of :func:`fastalex.metrics.misses`; ``top_classes`` (int64, N x K) and ``top_probabilities``
     (fp32, N x K), most probable first; ``losses`` (float64, N): cross-entropy in nats; ``members`` (float64, M x 4):
-    each network's own counts as :func:`fastalex.metrics.count` has them.
+    each network's own counts as :func:`kernels.cross_entropy` has them.
     """
 
     labels: Tensor
@@ -176,7 +178,7 @@ class _Judge:
             top = mixed.float().softmax(1).topk(min(TOP, mixed.shape[1]), 1)
             top1, top5 = misses(mixed, labels)
             losses = _losses(mixed, labels)
-            members = torch.stack([_counts(s, labels) for s in scores])
+            members = torch.stack([kernels.cross_entropy(s, labels)[1] for s in scores])
             found = (labels, top1, top5, top.indices, top.values, losses, members)
             yield Predictions(*(tensor.cpu() for tensor in found))
 
@@ -228,12 +230,6 @@ def _class_order(network: TrainedNetwork, classes: Sequence[str], device: torch.
 
 def _losses(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(scores.float(), labels, reduction="none").double()
-
-
-def _counts(scores: Tensor, labels: Tensor) -> Tensor:
-    errors = (wrong.sum().double() for wrong in misses(scores, labels))
-    images = torch.tensor(float(len(labels)), dtype=torch.float64, device=scores.device)
-    return torch.stack([_losses(scores, labels).sum(), *errors, images])
 
 
 def _stop_if_told(world: World) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+import kernels
 from dataloading.loader import Batch
-from fastalex.metrics import count, summed_loss
 from fastalex.pipeline import Pipeline, SingleDevice
 
 
@@ -20,7 +20,7 @@ def count_errors(
     views: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
-    """Counts (:func:`fastalex.metrics.count`, on the CPU) over all batches.
+    """Counts (:func:`kernels.cross_entropy`, on the CPU) over all batches.
 
     Images of one view have the shape N x 3 x S x S. Those of several, N x V x 3 x S x S, are classified by the mean of
     their softmax outputs, as the paper does with ten.
@@ -39,7 +39,7 @@ def count_errors(
         if scores is not None:
             assert batch.labels is not None
             labels = batch.labels.to(scores.device)
-            totals += count(scores, labels, summed_loss(scores, labels)).cpu()
+            totals += kernels.cross_entropy(scores, labels)[1].cpu()
         if stopped():
             return None
     return totals

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.nn.parallel import DistributedDataParallel
 
+import kernels
 from fastalex.architecture import Architecture, block_shapes
 from fastalex.layout import ScheduleName, check_micro_batches, puts_off
-from fastalex.metrics import count, summed_loss
 from fastalex.model import AlexNet, Stage
 
 
@@ -75,23 +75,23 @@ class SingleDevice:
             seed: key of this step's dropout masks; a tensor where a CUDA graph is to read a new one in every replay.
 
         Returns:
-            The batch's counts (:func:`fastalex.metrics.count`) where the last stage is, else None.
+            The batch's counts (:func:`kernels.cross_entropy`) where the last stage is, else None.
         """
         assert images is not None
         assert labels is not None
         self.stage.train()
         self.stage.drop_kept_factors()
         rows = self.batch_size // self.micro_batches
-        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        counts: list[Tensor] = []
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         for first_row in range(0, self.batch_size, rows):
             part = slice(first_row, first_row + rows)
             logits = self.stage(images[part], seed=seed, first_row=first_row)
-            loss = summed_loss(logits, labels[part])
-            (loss / self.batch_size).backward()
-            counts += count(logits.detach(), labels[part], loss.detach())
+            loss, counted = kernels.cross_entropy(logits, labels[part], scale=1 / self.batch_size)
+            loss.backward()
+            counts.append(counted)
         self.stage.finish_gradients()
-        return counts
+        return _sum(counts)
 
     @torch.inference_mode()
     def logits(self, images: Tensor | None) -> Tensor | None:
@@ -136,16 +136,16 @@ class DataParallel(SingleDevice):
         self.stage.train()
         self.stage.drop_kept_factors()
         rows = self.batch_size // self.micro_batches
-        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        counts: list[Tensor] = []
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         for first in range(0, self.batch_size, rows):
             part = slice(first, first + rows)
             self._parallel.require_backward_grad_sync = part.stop == self.batch_size
             logits = self._parallel(images[part], seed=seed, first_row=self._first_row + first)
-            loss = summed_loss(logits, labels[part])
-            (loss / self.batch_size).backward()
-            counts += count(logits.detach(), labels[part], loss.detach())
-        return counts
+            loss, counted = kernels.cross_entropy(logits, labels[part], scale=1 / self.batch_size)
+            loss.backward()
+            counts.append(counted)
+        return _sum(counts)
 
 
 class Pipeline:
@@ -219,7 +219,7 @@ class Pipeline:
         # The schedule cuts tensor keyword arguments into micro-batches with the images: one row number each.
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
         self.stage.finish_gradients()
-        return torch.stack(self._counts).sum(0) if self.is_last else None
+        return _sum(self._counts) if self.is_last else None
 
     @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations
     def logits(self, images: Tensor | None) -> Tensor | None:
@@ -244,9 +244,9 @@ class Pipeline:
             module.train(training)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = summed_loss(logits, labels)
-        self._counts.append(count(logits.detach(), labels, loss.detach()))
-        return loss / self.batch_size
+        loss, counts = kernels.cross_entropy(logits, labels, scale=1 / self.batch_size)
+        self._counts.append(counts)
+        return loss
 
     def _schedule(self, name: ScheduleName, modules: Sequence[torch.nn.Module], loss: Any) -> Any:
         pipelined: list[Any] = [
@@ -271,6 +271,11 @@ class Pipeline:
         return PipelineStage(
             module, index, count, self.device, input_args=(inputs,), output_args=(outputs,), group=self._group
         )
+
+
+def _sum(counts: Sequence[Tensor]) -> Tensor:
+    """Of the micro-batches' counts; with one there is nothing to launch."""
+    return counts[0] if len(counts) == 1 else torch.stack(list(counts)).sum(0)
 
 
 def _boundary(

@@ -9,6 +9,7 @@ takes them, but under `kernels.using("reference")`.
 
 from kernels import philox
 from kernels.conv_relu import conv2d_relu
+from kernels.cross_entropy import cross_entropy
 from kernels.dispatch import using
 from kernels.dropout import bias_relu_dropout, dropout
 from kernels.lrn import local_response_norm
@@ -20,6 +21,7 @@ from kernels.sgd import sgd_update_
 __all__ = [
     "bias_relu_dropout",
     "conv2d_relu",
+    "cross_entropy",
     "dropout",
     "local_response_norm",
     "lrn_max_pool2d",

@@ -91,6 +91,22 @@ def check_same_device(name: str, other: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of x, {x.device}, not {other.device}")
 
 
+def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
+    """`labels` is an int64 vector with one value per row of `logits`, of which there is at least one column."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, not {labels.dtype}")
+    check_dense(name, labels)
+    if labels.shape != logits.shape[:1]:
+        wanted = count(logits.shape[0], "value")
+        raise ValueError(f"{name} must have {wanted} (one per row of logits), not shape {tuple(labels.shape)}")
+    if labels.device != logits.device:
+        raise ValueError(f"{name} must be on the device of logits, {logits.device}, not {labels.device}")
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits must have at least one class, not shape {tuple(logits.shape)}")
+
+
 def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> None:
     """The window and its padding fit the input, as `torch.nn.functional.max_pool2d` wants it."""
     check_int("kernel_size", kernel_size, 1)

@@ -594,6 +594,12 @@ def bias_relu_dropout(
     return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
 
 
+# ------------------------------------------------------------------------------------------------- cross-entropy
+
+# A CPU needs nothing faster: the logits are few.
+cross_entropy = reference.cross_entropy
+
+
 # ---------------------------------------------------------------------------------------------------- SGD update
 
 

@@ -96,6 +96,25 @@ def bias_relu_dropout(
     return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted).to(x.dtype)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    wide = _wide(logits)
+    loss = F.cross_entropy(wide, labels, reduction="sum")
+    top1, top5 = misses(wide, labels)
+    # Filled in, not copied there: a copy from the host would wait for it, and a CUDA graph cannot record one.
+    images = torch.full((), len(labels), dtype=torch.float64, device=loss.device)
+    return scale * loss, torch.stack([loss.detach().double(), top1.sum().double(), top5.sum().double(), images])
+
+
+@torch.no_grad()
+def misses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are top-1 errors, and which top-5 errors (:func:`kernels.cross_entropy`): two bool vectors."""
+    own = logits.gather(1, labels.unsqueeze(1))
+    not_beaten = (~(logits < own)).sum(1) - 1
+    # A NaN score of its own beats nobody: not_beaten is then classes - 1, which for up to five classes is within top-5.
+    wrong = torch.isnan(own.squeeze(1))
+    return (not_beaten >= 1) | wrong, (not_beaten >= 5) | wrong
+
+
 @torch.no_grad()
 def sgd_update_(
     weights: Sequence[Tensor],

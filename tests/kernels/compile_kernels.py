@@ -124,6 +124,8 @@ def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Non
     bias = torch.zeros(4096, dtype=torch.float32, requires_grad=True)
     yield "dropout", lambda: _both(kernels.dropout(x, seed=1))
     yield "bias_relu_dropout", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1))
+    logits, labels = torch.zeros(2, 1000, dtype=dtype, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+    yield "cross_entropy", lambda: _both(kernels.cross_entropy(logits, labels)[0])
     yield "bias_relu_dropout evaluation", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1, training=False))
 
 

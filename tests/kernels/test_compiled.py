@@ -43,6 +43,12 @@ NARROW = {
     # Counters are single int64 values.
     ("dropout_fwd_kernel", "loads"): {"8"},
     ("relu_dropout_bwd_kernel", "loads"): {"8"},
+    # A row's label and its score; numbers per row, and their sums.
+    ("cross_entropy_fwd_kernel", "loads"): {"2", "4", "8"},
+    ("cross_entropy_fwd_kernel", "stores"): {"4"},
+    ("cross_entropy_sum_kernel", "loads"): {"4"},
+    ("cross_entropy_sum_kernel", "stores"): {"4", "8"},
+    ("cross_entropy_bwd_kernel", "loads"): {"4", "8"},
     # The table, and the last, incomplete block of a tensor, which is masked.
     ("sgd_kernel", "loads"): {"2", "4", "8"},
     ("sgd_kernel", "stores"): {"2", "4"},
@@ -110,11 +116,13 @@ def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -
             wide = {width for width in record[way] if int(width) >= 16}
             narrow = set(record[way]) - wide
             # Places of maxima; rows of four pixels; the first layer's 363 weights; sums, alone where there is no ReLU;
-            # transposed factors in fp32.
+            # numbers per row of logits; transposed factors in fp32.
             narrow_only = {
                 ("lrn_pool_fwd_kernel", "stores"),
                 ("space_to_depth_kernel", "stores" if record["dtype"] != "float32" else ""),
                 ("sum_parts_kernel", "stores"),
+                ("cross_entropy_fwd_kernel", "stores"),
+                ("cross_entropy_sum_kernel", way),
                 ("bias_relu_bwd_kernel", "stores" if "lrn_max_pool" in record["case"] else ""),
                 ("conv_bwd_weight_kernel", "stores" if record["case"] == "conv1" else ""),
                 ("conv_bwd_weight_kernel", "loads" if record["dtype"] == "float32" else ""),

@@ -82,21 +82,23 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def with_convolution(name: str) -> Callable[[Tensor], Tensor]:
-    """An operator, or the convolution of x with a piece of itself."""
-    return OPERATORS.get(name, lambda x: kernels.conv2d_relu(x, x[:, :, :3, :3]))
+# With those that take more than x: here a convolution with a piece of x, and labels.
+DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = OPERATORS | {
+    "conv2d_relu": lambda x: kernels.conv2d_relu(x, x[:, :, :3, :3]),
+    "cross_entropy": lambda x: kernels.cross_entropy(x, torch.arange(x.shape[0], device=x.device))[0],
+}
 
 
-def sample_with_convolution(name: str) -> Tensor:
+def differentiable_sample(name: str) -> Tensor:
     return random_tensor((1, 8, 5, 5) if name == "conv2d_relu" else sample(name, 0).shape, 0).requires_grad_()
 
 
 @pytest.mark.parametrize("of_result", [lambda y: y, torch.square])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_double_backward_is_refused_or_right(name: str, implementation: str, of_result) -> None:
     """Wherever the operator stands: with nothing behind it, the gradient that comes in depends on nothing."""
-    operator, x = with_convolution(name), sample_with_convolution(name)
+    operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
 
     def second() -> Tensor:
         z = 2 * x
@@ -120,9 +122,9 @@ def test_a_double_backward_is_refused_or_right(name: str, implementation: str, o
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_function_transforms_are_the_definitions_alone(name: str, implementation: str) -> None:
-    operator, x = with_convolution(name), sample_with_convolution(name)
+    operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
     uses = (
         torch.func.grad(lambda x: operator(x).sum()),
         lambda x: torch.func.jvp(operator, (x,), (x,)),
@@ -139,17 +141,17 @@ def test_function_transforms_are_the_definitions_alone(name: str, implementation
             use(x)
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_meta_tensors_give_shapes(name: str) -> None:
-    x = sample_with_convolution(name).detach()
+    x = differentiable_sample(name).detach()
     with kernels.using("native"):
-        wanted = with_convolution(name)(x)
-        found = with_convolution(name)(x.to("meta"))
+        wanted = DIFFERENTIABLE[name](x)
+        found = DIFFERENTIABLE[name](x.to("meta"))
     assert found.is_meta
     assert (found.shape, found.dtype, found.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, "conv2d_relu"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_help_says_so(name: str) -> None:
     for described in (kernels, getattr(kernels, name)):
         assert "no double backward" in described.__doc__

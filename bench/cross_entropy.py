@@ -1,0 +1,72 @@
+"""Time the loss of a batch and the counting of its errors: python bench/cross_entropy.py
+
+On a CPU, ours is plain PyTorch: the logits are few, and nothing is launched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from harness import DEVICE, Benchmark, Case, compiled, image_bytes
+from torch import Tensor
+
+import kernels
+
+CLASSES = 1000
+# Where the counts go, so that no compiler leaves them out.
+TOTALS = torch.zeros(4, dtype=torch.float64, device=DEVICE)
+
+
+def definition(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.cross_entropy(x, labels, reduction="sum") / len(labels)
+
+
+def ours(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        loss, counts = kernels.cross_entropy(x, labels, scale=1 / len(labels))
+        TOTALS.copy_(counts)
+        return loss
+
+    return run
+
+
+def pytorchs(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        losses = F.cross_entropy(x.float(), labels, reduction="sum")
+        with torch.no_grad():
+            top5 = x.topk(5, 1).indices == labels[:, None]
+            right = torch.stack([top5[:, 0].sum(), top5.sum()])
+            TOTALS.copy_(torch.cat([losses[None], len(labels) - right, torch.full_like(losses[None], len(labels))]))
+        return losses / len(labels)
+
+    return run
+
+
+def main() -> None:
+    bench = Benchmark("cross_entropy", f"Cross-entropy and errors of {CLASSES} classes")
+    for batch in bench.batches([128] if bench.quick else [128, 1024]):
+        labels = torch.arange(batch, device=DEVICE) % CLASSES
+        for dtype in bench.dtypes():
+            shape = (batch, CLASSES)
+            size = image_bytes(shape, dtype)
+            bench.run(
+                Case(
+                    "cross_entropy",
+                    shape,
+                    dtype,
+                    definition(labels),
+                    {
+                        "ours": (ours(labels), "flat"),
+                        "torch eager": (pytorchs(labels), "flat"),
+                        "torch.compile": (compiled(pytorchs(labels)), "flat"),
+                    },
+                    {"forward": size, "backward": 2 * size, "both": 3 * size},
+                )
+            )
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
