@@ -138,20 +138,23 @@ def measure_blocks(
     costs = []
     for index, (block, shape) in enumerate(zip(blocks, block_shapes(model.architecture), strict=True)):
         together()
-        ways = zip(*(seconds[index] for seconds in passes), strict=True)
-        curves = [tuple(zip(images, way, strict=True)) for way in ways]
+        ways = zip(*(one[index] for one in passes), strict=True)
+        seconds: dict[str, Any] = {
+            name: tuple(zip(images, way, strict=True)) for name, way in zip(CURVES, ways, strict=False)
+        }
         output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
-        finish = _finish(block, batch_size, device)
-        apart = curves[2:] if isinstance(block, Convolution) else []
-        costs.append(BlockCost(shape.name, *curves[:2], finish, output_bytes, 4 * shape.parameters, *apart))
+        seconds["finish"] = _finish(block, batch_size, device)
+        costs.append(
+            BlockCost(name=shape.name, output_bytes=output_bytes, parameter_bytes=4 * shape.parameters, **seconds)
+        )
     return costs
 
 
 def _passes(
     blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device, put_off: bool
 ) -> list[tuple[float, ...]]:
-    """Each block's seconds in the order of `CURVES`, the last two only if ``put_off``. Blocks run in the order of
-    training, so that caches hold what they hold there, and are left as they were found."""
+    """Each block's seconds in the order of `CURVES`, the last two only of convolutions and if ``put_off``. Blocks run
+    in the order of training, so that caches hold what they hold there, and are left as they were found."""
     before = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
     network = nn.ModuleList(blocks)
     gradients = [parameter.grad for parameter in network.parameters()]
@@ -161,7 +164,10 @@ def _passes(
         row = [whole[:2] for whole in _there_and_back(blocks, network, images, device, put_off=False)]
         if put_off:
             apart = _there_and_back(blocks, network, images, device, put_off=True)
-            row = [(*whole, *seconds[1:]) for whole, seconds in zip(row, apart, strict=True)]
+            row = [
+                (*whole, *seconds[1:]) if isinstance(block, Convolution) else whole
+                for block, whole, seconds in zip(blocks, row, apart, strict=True)
+            ]
         times.append(row)
     for block, (training, left) in zip(blocks, before, strict=True):
         block.train(training)
