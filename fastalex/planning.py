@@ -21,10 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import kernels
 from fastalex.architecture import Architecture, BlockShape, ConvBlock, LinearBlock, block_shapes
 from fastalex.launch import World
+from fastalex.layout import ScheduleName, puts_off
 from fastalex.model import COMPUTE_DTYPES, AlexNet, Precision, prepare_images
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import training_macs
-from fastalex.pipeline import Pipeline, ScheduleName, SingleDevice
+from fastalex.pipeline import Pipeline, SingleDevice
 from fastalex.precision import configure_libraries
 from fastalex.recipe import build_recipe
 
@@ -181,7 +182,7 @@ def stage_memory(
         crossing += size * (inputs[stages[rank + 1][0]] if rank + 1 < len(stages) else 0)
         images = 0 if rank else 4 * inputs[names[0]]
         factors = size * sum(inputs[layer.name] + layer.output[0] for layer in own if not layer.is_convolution)
-        if 0 < rank == len(stages) - 1:
+        if puts_off(rank, len(stages), micro_batches):
             factors += size * sum(inputs[layer.name] + 2 * layer.units for layer in own if layer.is_convolution)
         found.append(
             StageMemory(

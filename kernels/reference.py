@@ -98,11 +98,10 @@ def bias_relu_dropout(
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
     wide = _wide(logits)
-    loss = F.cross_entropy(wide, labels, reduction="sum")
-    top1, top5 = misses(wide, labels)
-    # Filled in, not copied there: a copy from the host would wait for it, and a CUDA graph cannot record one.
-    images = torch.full((), len(labels), dtype=torch.float64, device=loss.device)
-    return scale * loss, torch.stack([loss.detach().double(), top1.sum().double(), top5.sum().double(), images])
+    losses = F.cross_entropy(wide, labels, reduction="none")
+    # The images as ones: a number copied from the host would wait for it, and a CUDA graph cannot record that.
+    counted = (losses.detach(), *misses(wide, labels), torch.ones_like(labels))
+    return scale * losses.sum(), torch.stack([one.double().sum() for one in counted])
 
 
 @torch.no_grad()

@@ -84,6 +84,9 @@ def test_stages_share_the_network_and_hold_what_is_under_way():
         assert sum(stage.fixed for stage in stages) == whole.fixed
         assert sum(stage.activations for stage in stages) == whole.activations
         assert stages[0].in_flight == first
+    # What weight gradients are made of waits for the end of the step, unless there are many micro-batches.
+    few, many = (stage_memory(architecture, layers, partition(architecture, 3), m, "gpipe", "fp32") for m in (4, 12))
+    assert [a.whole_batch > b.whole_batch for a, b in zip(few, many, strict=True)] == [False, True, True]
     assert stages[1].largest_batch(stages[1].total(256)) == 256
     assert stages[1].largest_batch(1) == 0
 
