@@ -98,14 +98,15 @@ class Link:
 
 
 def seconds_at(curve: Curve, images: float) -> float:
-    """A curve's value, on straight lines through its points; beyond them the first or last line goes on.
+    """A curve's value, on straight lines through its points; the first one goes on to fewer images.
 
-    With one point, seconds are taken as proportional to images.
+    Beyond the last point, and with one point, seconds are proportional to images: the last line would go on with
+    whatever was off in its two points, and the costs that a small micro-batch does not share are small by then.
     """
-    if len(curve) == 1:
-        return curve[0][1] * images / curve[0][0]
-    segment = next((pair for pair in pairwise(curve) if images <= pair[1][0]), curve[-2:])
-    (n0, s0), (n1, s1) = segment
+    last, seconds = curve[-1]
+    if len(curve) == 1 or images >= last:
+        return seconds * images / last
+    (n0, s0), (n1, s1) = next(pair for pair in pairwise(curve) if images <= pair[1][0])
     return max(0.0, s0 + (s1 - s0) * (images - n0) / (n1 - n0))
 
 
