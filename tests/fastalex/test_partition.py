@@ -72,14 +72,9 @@ def test_measured_costs_are_chosen_for_time_and_not_for_arithmetic():
     names = ("a", "b", "c", "d")
 
     def costs(seconds: list[float], fixed: float = 0.0) -> list[list[BlockCost]]:
-        return [
-            [
-                BlockCost(
-                    name, ((1, fixed + s), (2, fixed + 2 * s)), ((1, fixed + s), (2, fixed + 2 * s)), 0.0, size, 1
-                )
-                for name, s, size in zip(names, seconds, (10**6, 10**3, 10**3, 0), strict=True)
-            ]
-        ]
+        curves = [((1, fixed + s), (8, fixed + 8 * s)) for s in seconds]
+        sizes = (10**6, 10**3, 10**3, 0)
+        return [[BlockCost(name, c, c, 0.0, size, 1) for name, c, size in zip(names, curves, sizes, strict=True)]]
 
     def best(costs: list[list[BlockCost]], link: Link = Link()) -> tuple[str, int]:  # noqa: B008
         plan = Plan((), 2, 16, 1, "1f1b", link=link)
