@@ -146,7 +146,7 @@ def measure_costs(
         batch_size: images per step of one replica.
     """
     layout = world.layout
-    put_off = layout.ranks > 1 == layout.replicas
+    put_off = layout.ranks > 1 and layout.replicas == 1
     ours = measure_blocks(model, world.device, batch_size, micro_batch_sizes, put_off=put_off, together=world.barrier)
     everyone = world.gather_objects([cost.to_json() for cost in ours])
     cores = all_cores(world.device)
