@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from fastalex.costs import BlockCost, Link, seconds_at
-from fastalex.simulate import Plan, rank_order, simulate
+from fastalex.simulate import Plan, Span, bubble_fractions, rank_order, simulate
 
 NAMES = tuple("abcdefgh")
 
@@ -35,6 +35,15 @@ def test_balanced_stages_wait_as_long_as_the_formula_says(schedule, ranks, micro
     expected = (ranks - 1) / (local * micro_batches + ranks - 1)
     assert result.bubble == pytest.approx([expected] * ranks)
     assert result.seconds == pytest.approx(8 * 3 * micro_batches / ranks / (1 - expected))
+
+
+def test_finishing_is_not_idle_but_counts_only_until_the_last_pass_ends():
+    passes = [Span(0, ("forward", 0, 0, 0, 0), 0.0, 4.0), Span(1, ("backward", 0, 1, 0, 0), 0.0, 1.0)]
+    assert bubble_fractions(passes, 2) == pytest.approx((0.0, 0.75))
+    finished = [Span(1, ("finish", 0, 1, 0, 0), 2.0, 9.0), Span(0, ("finish", 0, 0, 0, 0), 5.0, 6.0)]
+    assert bubble_fractions(passes + finished, 2) == pytest.approx((0.0, 0.25))
+    waiting = [Span(1, ("reduce", 0, 1, 0, 0), 1.0, 2.0)]
+    assert bubble_fractions(passes + finished + waiting, 2) == pytest.approx((0.0, 0.25))
 
 
 def test_workers_share_cores():
