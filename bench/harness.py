@@ -468,7 +468,7 @@ def _inputs(case: Case) -> tuple[list[Tensor], Tensor]:
         inputs[-1] += case.step**2 / 2
     with torch.no_grad():
         like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
-    return inputs, draw((case.shape[0], *like.shape[1:])).to(case.dtype)
+    return inputs, draw((case.shape[0], *like.shape[1:]) if like.dim() else ()).to(like.dtype)
 
 
 def _laid_out(case: Case, inputs: list[Tensor], grad: Tensor, layout: str) -> tuple[list[Tensor], Tensor]:
@@ -482,19 +482,27 @@ def _laid_out(case: Case, inputs: list[Tensor], grad: Tensor, layout: str) -> tu
 
 
 def _error(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor) -> str | None:
-    """What is wrong with a provider's result or gradients on the first images, or None."""
-    few = 8  # CPUs compute fewer images in another way
+    """What is wrong with a provider's result or gradients on the first images, or None.
+
+    A result without dimensions, such as a loss, is of all images.
+    """
+    few = 8 if grad.dim() else case.shape[0]  # CPUs compute fewer images in another way
+
+    def first(tensor: Tensor) -> Tensor:
+        return tensor[:few] if tensor.dim() else tensor
+
     ours = [t.detach()[:few] if i == 0 else t.detach() for i, t in enumerate(inputs)]
     theirs = [tensor.double().requires_grad_(index not in case.fixed) for index, tensor in enumerate(ours)]
     wanted = case.definition(*theirs)
-    wanted.backward(grad[:few].double())
+    wanted.backward(first(grad).double())
     # The whole batch, as a provider may be compiled for its shape; gradients of other inputs only for the first images.
     fresh = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
     found = operator(*fresh)
     upstream = grad.clone()
-    upstream[few:] = 0
+    if grad.dim():
+        upstream[few:] = 0
     found.backward(upstream)
-    pairs = [("result", found.detach()[:few], wanted.detach())]
+    pairs = [("result", first(found.detach()), wanted.detach())]
     for index, (mine, reference) in enumerate(zip(fresh, theirs, strict=True)):
         if index in case.fixed:
             continue

@@ -176,6 +176,10 @@ class Bench:
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "op"]
         for name in names:
             table.add_column(name.replace("_", " "))
+        table.caption = (
+            "images/s of the median round, and of all; ratios: medians of those within rounds; bubble: idle share of a "
+            "step, by worker; formula: (stages - 1) / (micro-batches + stages - 1)"
+        )
         for row in self.rows:
             table.add_row(*(str(row.get(name, "")) for name in names))
         Console(width=200).print(table)

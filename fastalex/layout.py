@@ -105,17 +105,25 @@ def check_batch(layout: Layout, schedule: ScheduleName, batch_size: int, micro_b
             f"{above}"
         )
     if micro_batches is not None:
-        check_micro_batches(batch_size // layout.replicas, micro_batches, layout.stages, schedule, layout.ranks)
+        rows = batch_size // layout.replicas
+        whose = "a batch" if layout.replicas == 1 else "each replica's batch"
+        check_micro_batches(rows, micro_batches, layout.stages, schedule, layout.ranks, whose)
 
 
 def check_micro_batches(
-    batch_size: int, micro_batches: int, stages: int, schedule: ScheduleName, ranks: int | None = None
+    batch_size: int,
+    micro_batches: int,
+    stages: int,
+    schedule: ScheduleName,
+    ranks: int | None = None,
+    whose: str = "a batch",
 ) -> None:
     """Refuse what the engines cannot run.
 
     Args:
         batch_size: images per step of one replica.
         ranks: workers that share the stages; one each if left out.
+        whose: what the batch is called in the error.
 
     Raises:
         ConfigurationError: micro-batches do not divide the batch, or the schedule cannot run that many.
@@ -125,7 +133,7 @@ def check_micro_batches(
         raise ConfigurationError(f"--micro-batches is {micro_batches}; at least 1 is wanted")
     if batch_size % micro_batches:
         raise ConfigurationError(
-            f"{micro_batches} micro-batches do not divide a batch of {batch_size}; choose --micro-batches from "
+            f"{micro_batches} micro-batches do not divide {whose} of {batch_size}; choose --micro-batches from "
             f"{_divisors(batch_size, 64)}"
         )
     if schedule == "1f1b" and micro_batches < stages:

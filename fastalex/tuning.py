@@ -194,7 +194,8 @@ def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result)
     """What every block costs a step on the device that it is on, and what its stage costs."""
     images = plan.batch_size // plan.micro_batches
     table = Table(
-        title=f"measured milliseconds per step of {plan.batch_size} images in {plan.micro_batches} micro-batches",
+        title=f"measured milliseconds per step of {plan.batch_size} images in {plan.micro_batches} "
+        + ("micro-batch" if plan.micro_batches == 1 else "micro-batches"),
         title_justify="left",
     )
     for name in ("stage", "block"):
@@ -219,5 +220,6 @@ def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result)
             seconds = (*parts[name], sum(parts[name]))
             numbers = [f"{1000 * value:.1f}" for value in seconds]
             table.add_row(str(index), name, *numbers, f"{1000 * total:.1f}" if ends else "", sends, end_section=ends)
-    table.caption = f"expected: {plan.replicas * plan.batch_size / result.seconds:.1f} images/s"
+    rate = plan.replicas * plan.batch_size / result.seconds
+    table.caption = f"expected: {rate:.1f} images/s and less, as bookkeeping is not counted"
     return table

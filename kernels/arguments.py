@@ -31,8 +31,8 @@ def check_dense(name: str, x: Tensor) -> None:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 value`, `2 values`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 value`, `2 values`, `2 classes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def check_int(name: str, value: int, least: int, wanted: str = "an int") -> None:
@@ -105,6 +105,13 @@ def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of logits, {logits.device}, not {labels.device}")
     if logits.shape[1] == 0:
         raise ValueError(f"logits must have at least one class, not shape {tuple(logits.shape)}")
+
+
+def check_label_values(name: str, labels: Tensor, classes: int) -> None:
+    """Every label is a class. Reads them, so that a device would be waited for."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"{name} must be from 0 to {classes - 1} ({count(classes, 'class')}), not {int(wrong[0])}")
 
 
 def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> None:

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels import arguments, dispatch, launch, native, reference
 from kernels.once import differentiable_once
@@ -178,6 +179,12 @@ class _CrossEntropy(torch.autograd.Function):
         return _backward(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
+def _can_be_read(labels: Tensor) -> bool:
+    """Whether there are values, and nobody is waited for."""
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return labels.device.type == "cpu" and not transformed and not isinstance(labels, FakeTensor)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy in nats, summed over the rows and scaled, and the counts that are reported.
 
@@ -186,13 +193,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tupl
     A row is an error unless its label's score beats all but 0 (top-1) or 4 (top-5) of the others strictly; ties and NaN
     scores are errors. Counts of several batches are added.
 
-    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
-    `kernels.using("reference")` there are both.
+    Differentiable once: there is no double backward in Triton (in PyTorch, on CPUs, there is), and no transform of
+    `torch.func` (grad, jvp, vmap) takes it. Under `kernels.using("reference")` there are both.
 
     Args:
         logits: N x classes; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        labels: int64, N, from 0 to classes - 1. Triton's kernels, which nobody waits for, make the loss and the row's
-            gradient NaN for any other and count an error; the others raise.
+        labels: int64, N, from 0 to classes - 1; there is no label to be ignored. On a GPU, which nobody waits for, any
+            other makes the loss and the row's gradient NaN and counts as an error; on a CPU it raises.
         scale: of the loss and of its gradient, such as one over the images of a whole batch.
 
     Returns:
@@ -208,5 +215,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tupl
     chosen = dispatch.implementation_for(logits)
     if chosen == "triton":
         return _CrossEntropy.apply(logits, labels, float(scale))
+    if _can_be_read(labels):
+        arguments.check_label_values("labels", labels, logits.shape[1])
     plain = reference if chosen == "reference" else native
     return plain.cross_entropy(logits, labels, scale=scale)
