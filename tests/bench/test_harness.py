@@ -92,6 +92,18 @@ def test_a_provider_that_is_wrong_or_fails_gets_a_reason_and_no_time(harness, be
     assert right["ms_p20"] <= right["ms_p50"] <= right["ms_p80"]
 
 
+def test_a_result_without_dimensions_is_judged_by_all_images(harness, bench) -> None:
+    def total(x: Tensor) -> Tensor:
+        return x.square().sum()
+
+    providers = {"right": (total, "flat"), "wrong in the last row": (lambda x: x[:-1].square().sum(), "flat")}
+    moved = dict.fromkeys(("forward", "backward", "both"), 96)
+    bench.run(harness.Case("total", (12, 2), torch.float32, total, providers, moved))
+    wrong = {row["provider"]: row.get("wrong") for row in bench.rows}
+    assert wrong["right"] is None
+    assert "is off by" in wrong["wrong in the last row"]
+
+
 def test_kept_and_peak_bytes_are_those_of_the_operator(harness) -> None:
     def squared(x: Tensor) -> Tensor:
         return (x * x).sum()
