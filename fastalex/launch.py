@@ -7,6 +7,7 @@ worker takes the others with it, signals are passed on, and a worker whose paren
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -601,11 +602,26 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device])
             elastic_launch(config, _elastic_worker)(worker, argument, tuple(devices), str(failures), os.getpid())
         except SignalException as error:
             number = int(error.sigval)
+            _stop_heartbeat()
             for process in torch.multiprocessing.active_children():  # told so again, it stopped waiting for them
                 process.kill()
         except ChildFailedError as error:
             _raise_cause(failures, error, devices)
         _raise_cause(failures, None, devices, number)
+
+
+def _stop_heartbeat() -> None:
+    """Stop what torch's launcher leaves running where a signal ends it.
+
+    Its heartbeat holds on to the launcher now and then. Were it the last to do so, it would clean up, which is to wait
+    for itself, and print an error. So this is to be called while the launcher still exists, as the signal's exception
+    sees to.
+    """
+    from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
+
+    for thing in gc.get_objects():
+        if type(thing) is _PeriodicTimer:
+            thing.cancel()
 
 
 def _elastic_worker(
