@@ -19,8 +19,10 @@ import harness
 import rich.console
 import rich.table
 
-OPERATORS = ("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd")
-SCRIPTS = (*OPERATORS, "loader", "training", "train_step", "pipeline")
+SCRIPTS = (
+    *("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"),
+    *("loader", "training", "train_step", "pipeline"),
+)
 # With a GPU everything together is to take minutes; each script by itself measures more.
 SHORTER = {
     **{name: ["--dtypes", "bfloat16"] for name in ("lrn", "max_pool", "dropout", "fusions", "cross_entropy")},

@@ -468,7 +468,9 @@ def _inputs(case: Case) -> tuple[list[Tensor], Tensor]:
         inputs[-1] += case.step**2 / 2
     with torch.no_grad():
         like = case.definition(*(tensor[:1] if index == 0 else tensor for index, tensor in enumerate(inputs)))
-    return inputs, draw((case.shape[0], *like.shape[1:]) if like.dim() else ()).to(like.dtype)
+    if like.dim() == 0:  # a loss, which half precision's is not rounded to
+        return inputs, draw(()).to(like.dtype)
+    return inputs, draw((case.shape[0], *like.shape[1:])).to(case.dtype)
 
 
 def _laid_out(case: Case, inputs: list[Tensor], grad: Tensor, layout: str) -> tuple[list[Tensor], Tensor]:

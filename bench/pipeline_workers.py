@@ -34,7 +34,7 @@ class Trial:
         batch_size: images of all replicas per step.
         threads: of each worker.
         deferred: whether weight gradients are put off where training does so: fully connected ones to be made once a
-            step, a last stage's convolutional ones to its end. False makes all of them in their backward passes.
+            step, later stages' convolutional ones at its end. False makes all of them in their backward passes.
     """
 
     layout: Layout

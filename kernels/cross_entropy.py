@@ -6,9 +6,9 @@
 A row is an error unless its label's score beats all but 0 (top-1) or 4 (top-5) of the others strictly: ties and NaN
 scores are errors, so a network that says nothing gets nothing right.
 
-Plain PyTorch takes 27 operations for the few hundred kilobytes that these are about, and each is a launch. Here forward
-takes two, one over rows and one that sums them in their order, and backward one. Only the logits, the labels and a
-number per row, the logarithm of the sum, are kept.
+These are about a few hundred kilobytes, and plain PyTorch launches a kernel for each of many small operations. Here
+forward takes two, one over rows and one that sums them in their order, and backward one. Only the logits, the labels
+and a number per row, the logarithm of the sum, are kept.
 
 Source: section 4 of Krizhevsky, Sutskever and Hinton (2012), a 1000-way softmax with the multinomial logistic loss; the
 error rates are those of section 2.
