@@ -16,6 +16,7 @@ of cores; and nothing of the steps that it foretells.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from fastalex import launch
 from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool, Variation, build_architecture
 from fastalex.costs import BlockCost, Link
 from fastalex.layout import Layout, ScheduleName
-from fastalex.partition import Stages, all_cuts, choose, first_blocks
+from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks
 from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
 
 CORES = len(os.sched_getaffinity(0))
@@ -159,7 +160,6 @@ class Bench:
             if result is not None:
                 row["simulated_bubble"] = [round(x, 3) for x in result.bubble]
         self.rows.append(row)
-        print({name: row[name] for name in row if name not in ("op", "replicas", "stages")}, flush=True)
         return result
 
     def write(self, part: str, **settings: Any) -> Path:
@@ -254,10 +254,20 @@ def compare(
 
 
 def one(bench: Bench) -> None:
-    """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost."""
+    """One process with all cores or one GPU at the batch that --predict is about, and what its blocks cost.
+
+    On a GPU also its whole step in a CUDA graph, and both stages of a pipeline with and without graphs.
+    """
     bench = replace(bench, batch_size=bench.per_device, rows=[])
-    for trial, rounds in zip(alone := alone_trials(bench, [1, 2]), bench.time(1, alone), strict=True):
-        bench.add(f"one process, {THREADS} threads", trial, rounds, bench.plan(trial, {}))
+    trials = [(f"one process, {THREADS} threads", trial) for trial in alone_trials(bench, [1, 2])]
+    if harness.CUDA:
+        trials.append(("one process, CUDA graph", replace(bench.trial(Layout(), 1), graphs=True)))
+        cut = cut_before(bench.architecture, "conv3", 2)
+        for count, graphs in itertools.product((1, 4), (False, True)):
+            trial = replace(bench.trial(Layout(1, 1, 2), count, cut), graphs=graphs)
+            trials.append(("two stages in one process" + ", CUDA graphs" * graphs, trial))
+    for (name, trial), rounds in zip(trials, bench.time(1, [trial for _, trial in trials]), strict=True):
+        bench.add(name, trial, rounds, None if trial.graphs else bench.plan(trial, {}))
     costs = bench.run(1, sizes=sizes(bench.batch_size, [1, 2]), threads=THREADS)["costs"]
     bench.write("one", costs=[cost.to_json() for cost in costs[0]])
 

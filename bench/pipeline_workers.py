@@ -21,9 +21,10 @@ from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
 from fastalex.precision import configure_libraries
 from fastalex.recipe import krizhevsky
 from fastalex.simulate import Key, Span
+from fastalex.step import WARM_UP_STEPS, build_step
 from fastalex.tuning import measure_costs, measure_links
 
-WARM_UP = 1  # steps; the first one takes memory from the system
+WARM_UP = 1  # steps without graphs; the first one takes memory from the system
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Trial:
     batch_size: int
     threads: int = 1
     deferred: bool = True
+    graphs: bool = False
+
+    def __str__(self) -> str:
+        layout, parts = self.layout, []
+        for count, name in ((layout.replicas, "replica"), (layout.ranks, "worker"), (layout.stages, "stage")):
+            parts.append(f"{count} {name}" + "s" * (count > 1))
+        schedule = f", {self.schedule}" if layout.stages > 1 else ""
+        return (
+            f"{', '.join(parts)}{schedule}, micro-batches of {self.batch_size // layout.replicas // self.micro_batches}"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,15 @@ def run(world: World, work: Work) -> None:
     for layout in work.layouts:
         world.arrange(layout)
         saved["links"][layout] = measure_links(world)
-    saved["rounds"] = [[measured(world, model, trial, work.steps) for trial in work.trials] for _ in range(work.rounds)]
+    saved["rounds"] = []
+    for number in range(1, work.rounds + 1):
+        saved["rounds"].append([])
+        for trial in work.trials:
+            found = measured(world, model, trial, work.steps)
+            saved["rounds"][-1].append(found)
+            if world.is_first:
+                rate = work.steps * trial.batch_size / found["seconds"]
+                print(f"round {number} of {work.rounds}: {trial}: {rate:.1f} images/s", flush=True)
     if world.is_first:
         torch.save(saved, work.path)
 
@@ -132,22 +151,21 @@ def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, A
             finish()
 
         engine.stage.finish_gradients = recorded_finish  # type: ignore[method-assign]
-    start = 0.0
-    for step in range(steps + WARM_UP):
-        if step == WARM_UP:
+    start, warm_up = 0.0, WARM_UP_STEPS + 2 if trial.graphs else WARM_UP
+    step = build_step(engine, optimizer, graphs=trial.graphs)
+    for number in range(steps + warm_up):
+        if number == warm_up:
             start = _now(world)
         marks.clear()
-        engine.train_step(images if engine.is_first else None, labels if engine.is_last else None, seed=step)
-        optimizer.step()
+        step(images if engine.is_first else None, labels if engine.is_last else None, number)
         if passed:
             marks.append((("finish", world.replica, 0, 0, 0), passed.pop(), _mark(world)))
-        optimizer.zero_grad()
     seconds = _now(world) - start
     gathered = world.gather_objects(_seconds(world, marks))
     every = [Span(rank, *span) for rank, one in enumerate(gathered) for span in one]
     for parameter in model.parameters():
         parameter.grad = None
-    del engine, optimizer
+    del engine, optimizer, step
     gc.collect()  # a replica's hooks on the parameters end with it
     return {"seconds": max(world.gather_objects(seconds)), "spans": every}
 

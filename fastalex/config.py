@@ -41,7 +41,7 @@ class RunConfig:
         init_from: None, or the file of another network's weights that it starts from.
         edits: what was changed in the recipe by hand or when it was resumed; ``recipe`` is what it became.
         on_non_finite: ``stop`` at a loss that is not finite, or ``skip`` the updates of such steps.
-        cuda_graphs: whether steps on one GPU are captured in CUDA graphs.
+        cuda_graphs: whether steps on GPUs are captured in CUDA graphs; None captures those on one GPU alone.
     """
 
     data: str
@@ -63,7 +63,7 @@ class RunConfig:
     init_from: str | None = None
     edits: tuple[Edit, ...] = ()
     on_non_finite: NonFinitePolicy = "stop"
-    cuda_graphs: bool = True
+    cuda_graphs: bool | None = None
 
     @property
     def layout(self) -> Layout:

@@ -10,7 +10,8 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -24,7 +25,7 @@ from fastalex.architecture import block_shapes
 from fastalex.model import AlexNet, Convolution, KeptFactors, Linear
 
 REPEATS = 3
-"""How often a block is timed; the median counts, after one run to warm up."""
+"""How often a block is timed; the median counts, after one round to warm up."""
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by images, in ascending order of images."""
@@ -131,11 +132,25 @@ def measure_blocks(
     """
     blocks = [block if device.type == "cpu" else copy.deepcopy(block).to(device) for block in model.blocks()]
     size = model.architecture.image_size
-    images, passes = sorted(micro_batch_sizes), []
-    for count in images:
-        together()
-        x = torch.randn(count, 3, size, size, device=device, dtype=model.compute_dtype)
-        passes.append(_passes(blocks, x.contiguous(memory_format=torch.channels_last), device, put_off))
+    images = sorted(micro_batch_sizes)
+    inputs = [
+        torch.randn(count, 3, size, size, device=device, dtype=model.compute_dtype).contiguous(
+            memory_format=torch.channels_last
+        )
+        for count in images
+    ]
+    # Round after round over all sizes: what disturbs the machine for a moment is in one of a size's timings only.
+    rounds: list[list[list[tuple[float, ...]]]] = []
+    with _left_as_found(blocks):
+        for _ in range(REPEATS + 1):
+            rounds.append([])
+            for x in inputs:
+                together()
+                rounds[-1].append(_passes(blocks, x, device, put_off))
+    passes = [
+        [tuple(map(statistics.median, zip(*block, strict=True))) for block in zip(*timings, strict=True)]
+        for timings in zip(*rounds[1:], strict=True)
+    ]
     costs = []
     for index, (block, shape) in enumerate(zip(blocks, block_shapes(model.architecture), strict=True)):
         together()
@@ -155,27 +170,30 @@ def _passes(
     blocks: Sequence[Convolution | Linear], images: Tensor, device: torch.device, put_off: bool
 ) -> list[tuple[float, ...]]:
     """Each block's seconds in the order of `CURVES`, the last two only of convolutions and if ``put_off``. Blocks run
-    in the order of training, so that caches hold what they hold there, and are left as they were found."""
-    before = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
-    network = nn.ModuleList(blocks)
-    gradients = [parameter.grad for parameter in network.parameters()]
-    network.train()
-    times = []
-    for _ in range(REPEATS + 1):
-        row = [whole[:2] for whole in _there_and_back(blocks, network, images, device, put_off=False)]
-        if put_off:
-            apart = _there_and_back(blocks, network, images, device, put_off=True)
-            row = [
-                (*whole, *seconds[1:]) if isinstance(block, Convolution) else whole
-                for block, whole, seconds in zip(blocks, row, apart, strict=True)
-            ]
-        times.append(row)
-    for block, (training, left) in zip(blocks, before, strict=True):
+    in the order of training, so that caches hold what they hold there."""
+    network = nn.ModuleList(blocks).train()
+    row = [whole[:2] for whole in _there_and_back(blocks, network, images, device, put_off=False)]
+    if put_off:
+        apart = _there_and_back(blocks, network, images, device, put_off=True)
+        row = [
+            (*whole, *seconds[1:]) if isinstance(block, Convolution) else whole
+            for block, whole, seconds in zip(blocks, row, apart, strict=True)
+        ]
+    return row
+
+
+@contextmanager
+def _left_as_found(blocks: Sequence[Convolution | Linear]) -> Iterator[None]:
+    """Give the blocks their modes and gradients back."""
+    modes = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    gradients = [parameter.grad for parameter in parameters]
+    yield
+    for block, (training, left) in zip(blocks, modes, strict=True):
         block.train(training)
         setattr(block, "put_off" if isinstance(block, Convolution) else "kept", left)
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    return [tuple(map(statistics.median, zip(*block, strict=True))) for block in zip(*times[1:], strict=True)]
 
 
 def _there_and_back(

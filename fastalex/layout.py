@@ -52,7 +52,8 @@ def arrange(
     (twice as many for the interleaved schedule), and 1F1B, or interleaved where a device has several stages.
 
     Raises:
-        ConfigurationError: numbers that do not divide each other, or a schedule for one stage a device with several.
+        ConfigurationError: numbers that do not divide each other, or a schedule for one stage a device with several or
+            the other way round.
     """
     workers = devices * machines
     there = f"{devices} devices" if machines == 1 else f"{devices} devices on each of {machines} machines"
@@ -77,6 +78,11 @@ def arrange(
         of_each = f"the {ranks} devices of each replica" if replicas > 1 else f"{ranks} devices"
         raise ConfigurationError(
             f"{stages} stages do not go evenly on {of_each}; choose --stages {ranks} or {2 * ranks}"
+        )
+    if schedule == "interleaved" and stages == ranks:
+        raise ConfigurationError(
+            f"--schedule interleaved runs several stages a device; --stages {stages} on {ranks} "
+            f"{'device' if ranks == 1 else 'devices'} makes one: choose --stages {2 * ranks}, or --schedule 1f1b"
         )
     if schedule is None:
         schedule = "1f1b" if stages == ranks else "interleaved"

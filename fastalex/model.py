@@ -207,6 +207,12 @@ class Stage(nn.Module):
             x = block(x, seed, first_row)
         return x if self.is_last else x.contiguous()
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """What the input may be rounded to; images that are still to be divided by a deviation stay in fp32."""
+        divided = self.is_first and self.architecture.input_std is not None
+        return torch.float32 if divided else self.compute_dtype
+
     def blocks(self) -> Iterator[Convolution | Linear]:
         """The stage's blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]

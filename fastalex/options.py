@@ -153,7 +153,8 @@ class MachineOptions:
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
     """fp32 (default), tf32 products on a GPU, or bf16 computation with fp32 weights."""
     cuda_graphs: Annotated[bool | None, _optional("")] = None
-    """Capture the step in CUDA graphs where one GPU has the whole network. Default: yes."""
+    """Capture steps in CUDA graphs. Default: where one GPU has the whole network. Stages have to be asked for; replicas
+    cannot be captured."""
     on_non_finite: Annotated[NonFinitePolicy | None, _optional("{stop,skip}")] = None
     """A loss that is not finite stops the run (default); or such steps update nothing, and are counted."""
 

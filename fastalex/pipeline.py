@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from fastalex.architecture import Architecture, block_shapes
+from fastalex.captured import MicroBatch, Record, Replayed, record_passes
 from fastalex.layout import ScheduleName, check_micro_batches, puts_off
 from fastalex.model import AlexNet, Stage
+from fastalex.simulate import rank_order
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Replica:
             return DistributedDataParallel(
                 stage, process_group=self.group, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
             )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A pipeline's recorded steps: where they read the key of their dropout masks, and what ends them."""
+
+    key: Tensor
+    finish: Callable[[], None]
 
 
 class SingleDevice:
@@ -199,9 +209,13 @@ class Pipeline:
         self._counts: list[Tensor] = []
         start = replica.index * batch_size if replica else 0
         self._first_rows = torch.arange(start, start + batch_size, batch_size // micro_batches, device=device)
-        modules = [replica.wrap(module) for module in self._modules] if replica else self._modules
+        self.replicated = replica is not None
+        self._replayed = [] if replica else [Replayed(module, device) for module in self._modules]
+        self._recorded: _Recorded | None = None
+        modules = [replica.wrap(module) for module in self._modules] if replica else self._replayed
         # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
         # those of earlier steps as well, and even when it only evaluates.
+        self._order = rank_order(schedule, rank, self._ranks, len(stages), micro_batches)
         self._train = self._schedule(schedule, modules, loss=self._loss)
         self._evaluate = (
             None
@@ -217,9 +231,57 @@ class Pipeline:
         inputs = () if images is None else (images.to(self.device, non_blocking=True),)
         target = None if labels is None else labels.to(self.device, non_blocking=True)
         # The schedule cuts tensor keyword arguments into micro-batches with the images: one row number each.
+        if self._recorded is not None:
+            self._recorded.key.fill_(seed)
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
-        self.stage.finish_gradients()
+        if self._recorded is None:
+            self.stage.finish_gradients()
+        else:
+            self._recorded.finish()
         return _sum(self._counts) if self.is_last else None
+
+    def record(self, record: Record) -> None:
+        """Have all passes of a training step recorded now, and replayed in every step from then on.
+
+        The gradients of a replayed step are where they were recorded. They are not added to those of an earlier step.
+
+        Args:
+            record: :func:`fastalex.captured.in_graphs` on a GPU.
+
+        Raises:
+            RuntimeError: of ``record``; the passes stay as they were.
+        """
+        assert self._replayed, "replicas exchange gradients within their backward passes"
+        self._set_mode(training=True)
+        self.stage.drop_kept_factors()
+        self.stage.zero_grad()
+        key = torch.zeros((), dtype=torch.int64, device=self.device)
+        passes = {index: self._micro_batches(index, key) for index in self._local}
+        try:
+            record_passes(passes, self._order, record)
+            replay = record(self.stage.finish_gradients)
+            gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
+        finally:
+            self.stage.drop_kept_factors()
+            self.stage.zero_grad()
+
+        def finish() -> None:
+            replay()
+            for parameter, gradient in gradients:
+                if parameter.grad is None:  # dropped since, as the update does
+                    parameter.grad = gradient
+
+        self._recorded = _Recorded(key, finish)
+        for index, replayed in zip(self._local, self._replayed, strict=True):
+            replayed.micro_batches = passes[index]
+
+    def _micro_batches(self, index: int, key: Tensor) -> list[MicroBatch]:
+        """Those of a stage, none of whose passes is recorded yet."""
+        module = self._modules[self._local.index(index)]
+        rows, layout = self.batch_size // self.micro_batches, torch.contiguous_format if index else torch.channels_last
+        like = _boundary(self.stage.architecture, self._stages, index, rows, module.input_dtype, grad=False)
+        options: dict[str, Any] = {"dtype": module.input_dtype, "device": self.device, "memory_format": layout}
+        return [MicroBatch(module, torch.zeros_like(like, **options), key, row) for row in self._first_rows]
 
     @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations
     def logits(self, images: Tensor | None) -> Tensor | None:

@@ -173,7 +173,10 @@ class Reporter(SilentReporter):
         parts = cut_before(architecture, config.split, layout.stages)
         names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
         # With several replicas or machines these are the first one's.
-        stages = [f"{name} on {devices[i % layout.ranks % len(devices)]}" for i, name in enumerate(names)]
+        places = [str(device) for device in devices]
+        if len(set(places)) < len(places):  # workers on the CPU
+            places = [f"{place} (worker {i})" for i, place in enumerate(places)]
+        stages = [f"{name} on {places[i % layout.ranks % len(places)]}" for i, name in enumerate(names)]
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",

@@ -1,8 +1,8 @@
 """One training step as the trainer calls it: forward, loss, backward and update, with what keeps it from waiting.
 
 The same calls on every device. On one GPU the step is captured in CUDA graphs, because its hundred launches take the
-host longer than the GPU takes to compute them. What differs from step to step is read from the device's memory: images,
-labels, the key of the dropout masks and the learning rates.
+host longer than the GPU takes to compute them; over stages the passes are, if that is asked for. What differs from step
+to step is read from the device's memory: images, labels, the key of the dropout masks and the learning rates.
 
 torch.compile has no part in this: what it would fuse is fused by hand in :mod:`kernels`, the launches that it would
 save are in the graphs, and it would have to compile anew for every architecture, batch size and cut.
@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from fastalex.captured import in_graphs
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, SingleDevice
 
@@ -61,7 +62,7 @@ class TrainingStep:
             torch.zeros((), dtype=torch.int64, device=engine.device) for _ in range(3)
         )
 
-    def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
+    def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """Make one step; see :meth:`fastalex.pipeline.SingleDevice.train_step` for the arguments.
 
         Returns:
@@ -101,33 +102,68 @@ class TrainingStep:
         return torch.isfinite(torch.stack(sums)).all().double()
 
 
-class GraphedStep(TrainingStep):
-    """A step on one GPU, captured in two CUDA graphs after a few plain ones and replayed from then on.
+class _Captured(TrainingStep):
+    """What steps on GPUs share that are captured after a few plain ones: they run on a stream of their own.
 
-    The first graph ends with the gradients. Its capture gives them the addresses that they keep; only then can the
-    update's table of addresses be made, which is what the second graph reads. If the capture fails, the step goes on
-    plainly and ``say`` gets one line.
+    If the capture fails, the steps go on plainly and ``say`` gets one line.
     """
 
     def __init__(
         self,
-        engine: SingleDevice,
+        engine: SingleDevice | Pipeline,
         optimizer: KrizhevskySGD,
         on_non_finite: NonFinitePolicy = "stop",
+        agree: Callable[[Tensor], object] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        super().__init__(engine, optimizer, on_non_finite)
+        super().__init__(engine, optimizer, on_non_finite, agree)
         self.say = say
         self.capturing = True
         self._calls = 0
         self._stream = torch.cuda.Stream(engine.device)
-        self._graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
-        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
-        self._outputs: tuple[Tensor | None, Tensor | None] = (None, None)
         # DALI synchronises the device when it gets a batch's memory back, which ends the process during a capture.
         self._held: list[Tensor] = []
 
-    def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int) -> Tensor | None:
+    def _on_stream(self, make: Callable[[], Tensor | None]) -> Tensor | None:
+        """Make a step on the stream that the capture uses; its counts are for the current one."""
+        current = torch.cuda.current_stream(self.engine.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            counts = make()
+        current.wait_stream(self._stream)
+        if counts is not None:
+            counts.record_stream(current)
+        return counts
+
+    def _captures(self, capture: Callable[[], None]) -> bool:
+        """Whether it could be done."""
+        current = torch.cuda.current_stream(self.engine.device)
+        try:
+            capture()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
+            self.capturing = False
+            self.optimizer.zero_grad()  # the capture's gradients were never computed
+            self.engine.stage.drop_kept_factors()
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.say(f"CUDA graphs are off, as the capture failed: {reason}")
+        finally:
+            self._held.clear()
+        return self.capturing
+
+
+class GraphedStep(_Captured):
+    """A step on one GPU, captured in two CUDA graphs after a few plain ones and replayed from then on.
+
+    The first graph ends with the gradients. Its capture gives them the addresses that they keep; only then can the
+    update's table of addresses be made, which is what the second graph reads.
+    """
+
+    _graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+    _inputs: tuple[Tensor, Tensor, Tensor] | None = None
+    _outputs: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`TrainingStep.__call__`."""
         if not self.capturing:
             return super().__call__(images, labels, seed)
@@ -138,27 +174,19 @@ class GraphedStep(TrainingStep):
         if self._graphs is None:
             self._held.append(images)
         if self._calls <= WARM_UP_STEPS:
-            return self._warm_up(*inputs)
-        if self._graphs is None:
-            current = torch.cuda.current_stream(self.engine.device)
-            try:
-                self._graphs = self._capture(*inputs)
-            except RuntimeError as error:
-                torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
-                self._give_up(error)
-                return super().__call__(images, labels, seed)
-            finally:
-                self._held.clear()
+            return self._on_stream(lambda: super(GraphedStep, self).__call__(*inputs))
+        if self._graphs is None and not self._captures(lambda: self._capture(*inputs)):
+            self._inputs, self._outputs = None, (None, None)
+            return super().__call__(images, labels, seed)
+        assert self._graphs is not None
         for graph in self._graphs:
             graph.replay()
         return self._outputs[0]
 
-    def _take(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _take(self, images: Tensor, labels: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Copy the step's inputs to where the graphs read them, in the dtype and layout that conv1 takes."""
         if self._inputs is None:
-            stage, device = self.engine.stage, self.engine.device
-            exact = stage.architecture.input_std is not None  # still to be divided, before any rounding
-            dtype = torch.float32 if exact else stage.compute_dtype
+            dtype, device = self.engine.stage.input_dtype, self.engine.device
             self._inputs = (
                 torch.empty(images.shape, dtype=dtype, device=device, memory_format=torch.channels_last),
                 torch.empty_like(labels, device=device),
@@ -169,22 +197,7 @@ class GraphedStep(TrainingStep):
         self._inputs[2].fill_(seed)
         return self._inputs
 
-    def _warm_up(self, images: Tensor, labels: Tensor, seed: Tensor) -> Tensor | None:
-        """A plain step, on the stream that the capture will use."""
-        current = torch.cuda.current_stream(self.engine.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            counts, enabled = self.compute_gradients(images, labels, seed)
-            self.optimizer.step(enabled=enabled)
-            self.optimizer.zero_grad()
-        current.wait_stream(self._stream)
-        if counts is not None:
-            counts.record_stream(current)
-        return counts
-
-    def _capture(
-        self, images: Tensor, labels: Tensor, seed: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]:
+    def _capture(self, images: Tensor, labels: Tensor, seed: Tensor) -> None:
         """Record the step; nothing is computed."""
         # Other threads (the loader's) go on calling CUDA meanwhile; only this one's calls must be recordable.
         options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
@@ -195,25 +208,34 @@ class GraphedStep(TrainingStep):
         self.optimizer.step(enabled=torch.zeros((), dtype=torch.float64, device=self.engine.device))
         with torch.cuda.graph(update, pool=gradients.pool(), **options):
             self.optimizer.step(enabled=self._outputs[1])
-        return gradients, update
-
-    def _give_up(self, error: RuntimeError) -> None:
-        self.capturing = False
-        self._inputs, self._outputs = None, (None, None)
-        self.optimizer.zero_grad()  # the capture's gradients were never computed
-        self.engine.stage.drop_kept_factors()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.say(f"CUDA graphs are off, as the capture failed: {reason}")
+        self._graphs = gradients, update
 
 
-def why_not_captured(engine: SingleDevice | Pipeline) -> str | None:
-    """One line that says why this engine's steps cannot be captured in CUDA graphs, or None if they may be."""
+class GraphedPasses(_Captured):
+    """A step over stages on GPUs. After a few plain ones the passes of this worker's stages are captured, each in a
+    CUDA graph, and replayed from then on; what happens between them and the update stay as they are."""
+
+    engine: Pipeline
+
+    def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
+        """As :meth:`TrainingStep.__call__`."""
+        self._calls += 1
+        if self._calls <= WARM_UP_STEPS + 1 and images is not None:
+            self._held.append(images)
+        if self._calls == WARM_UP_STEPS + 1:
+            record = in_graphs(self._stream)
+            self._captures(lambda: self.engine.record(record))
+        return self._on_stream(lambda: super(GraphedPasses, self).__call__(images, labels, seed))
+
+
+def why_not_captured(engine: SingleDevice | Pipeline, graphs: bool | None = None) -> str | None:
+    """One line that says why this engine's steps are not captured in CUDA graphs, or None if they are to be."""
     if engine.device.type != "cuda":
         return "CUDA graphs are off: this is a CPU"
-    if not isinstance(engine, SingleDevice):
-        return "CUDA graphs are off: stages exchange tensors in the middle of a step"
-    if isinstance(engine, DataParallel):
+    if isinstance(engine, DataParallel) or (isinstance(engine, Pipeline) and engine.replicated):
         return "CUDA graphs are off: replicas exchange gradients in the middle of a step"
+    if isinstance(engine, Pipeline) and graphs is None:
+        return "CUDA graphs are off: those of stages are new and have to be asked for (--cuda-graphs)"
     return None
 
 
@@ -223,20 +245,21 @@ def build_step(
     *,
     on_non_finite: NonFinitePolicy = "stop",
     agree: Callable[[Tensor], object] | None = None,
-    graphs: bool = True,
+    graphs: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainingStep:
     """The step for this engine: captured where that is wanted and possible.
 
     Args:
-        graphs: False never captures.
-        say: gets one line where capture is wanted on a GPU and impossible. On a CPU nobody misses it.
+        graphs: False never captures, None does not capture stages.
+        say: gets one line where nothing is captured on a GPU and False did not ask for that.
     """
-    reason = why_not_captured(engine)
-    if graphs and reason is None:
-        assert isinstance(engine, SingleDevice)
-        return GraphedStep(engine, optimizer, on_non_finite, say)
-    if graphs and reason is not None and engine.device.type == "cuda":
+    reason = why_not_captured(engine, graphs)
+    if graphs is not False and reason is None:
+        if isinstance(engine, Pipeline):
+            return GraphedPasses(engine, optimizer, on_non_finite, agree, say)
+        return GraphedStep(engine, optimizer, on_non_finite, say=say)
+    if graphs is not False and reason is not None and engine.device.type == "cuda":
         say(reason)
     return TrainingStep(engine, optimizer, on_non_finite, agree)
 

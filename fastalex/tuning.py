@@ -82,8 +82,8 @@ def _measured(world: World, config: RunConfig, architecture: Architecture) -> Ru
             )
             for schedule, counts, cuts in possible
         ]
-        plan, result = min(results, key=lambda pair: pair[1].seconds)
-        _print(cost_table(costs, plan, result))
+        (plan, result), *others = sorted(results, key=lambda pair: pair[1].seconds)
+        _print(cost_table(costs, plan, result, others))
         _save_costs(Path(config.output) / "costs.json", costs, plan)
         return {
             "schedule": plan.schedule,
@@ -190,8 +190,14 @@ def _print(table: Table) -> None:
     Console(soft_wrap=True, highlight=False).print(table)
 
 
-def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result) -> Table:
-    """What every block costs a step on the device that it is on, and what its stage costs."""
+def cost_table(
+    costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result, others: Sequence[tuple[Plan, Result]] = ()
+) -> Table:
+    """What every block costs a step on the device that it is on, and what its stage costs.
+
+    Args:
+        others: the best of each other schedule, slower than the one chosen.
+    """
     images = plan.batch_size // plan.micro_batches
     table = Table(
         title=f"measured milliseconds per step of {plan.batch_size} images in {plan.micro_batches} "
@@ -220,6 +226,11 @@ def cost_table(costs: Sequence[Sequence[BlockCost]], plan: Plan, result: Result)
             seconds = (*parts[name], sum(parts[name]))
             numbers = [f"{1000 * value:.1f}" for value in seconds]
             table.add_row(str(index), name, *numbers, f"{1000 * total:.1f}" if ends else "", sends, end_section=ends)
-    rate = plan.replicas * plan.batch_size / result.seconds
-    table.caption = f"expected: {rate:.1f} images/s and less, as bookkeeping is not counted"
+
+    def rate(chosen: Plan, result: Result) -> str:
+        return f"{chosen.replicas * chosen.batch_size / result.seconds:.1f} images/s"
+
+    table.caption = f"expected: {rate(plan, result)} and less, as bookkeeping is not counted"
+    for other, its in others:
+        table.caption += f"; by {other.schedule} {rate(other, its)} at best"
     return table

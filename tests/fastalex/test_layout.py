@@ -46,6 +46,7 @@ def test_devices_become_replicas_and_stages(devices, machines, stages, replicas,
         (4, 1, 6, None, None, "6 stages do not go evenly on 4 devices; choose --stages 4 or 8"),
         (4, 1, None, 3, None, "3 replicas do not divide 4 devices; choose --replicas from 1, 2, 4"),
         (2, 1, 4, None, "1f1b", "runs one stage a device; 4 stages on 2 devices need --schedule interleaved"),
+        (2, 1, 2, None, "interleaved", "--stages 2 on 2 devices makes one: choose --stages 4, or --schedule 1f1b"),
         (2, 1, 0, None, None, "--stages is 0"),
     ],
 )

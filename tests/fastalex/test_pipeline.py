@@ -8,7 +8,7 @@ import torch
 from fastalex import launch
 from fastalex.layout import Layout
 from fastalex.pipeline import SingleDevice
-from tests.fastalex.workers import BATCH, batch, network, pipeline_gradients
+from tests.fastalex.workers import BATCH, batch, graphed_steps, network, pipeline_gradients
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -38,7 +38,9 @@ def test_micro_batches_change_nothing_but_rounding(micro_batches):
         )
 
 
-def workers_gradients(path: Path, layout: Layout, micro_batches: int, schedule: str, precision: str = "fp32") -> dict:
+def workers_gradients(
+    path: Path, layout: Layout, micro_batches: int, schedule: str, precision: str = "fp32", *, recorded: bool = False
+) -> dict:
     """What `pipeline_gradients` saves, from as many workers as the layout has."""
     argument = {
         "path": str(path / "saved.pt"),
@@ -47,6 +49,7 @@ def workers_gradients(path: Path, layout: Layout, micro_batches: int, schedule: 
         "micro_batches": micro_batches,
         "schedule": schedule,
         "precision": precision,
+        "recorded": recorded,
     }
     launch.run(pipeline_gradients, argument, [CPU] * layout.workers)
     return torch.load(path / "saved.pt")
@@ -63,22 +66,22 @@ def one_thread(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layout", "micro_batches", "schedule", "precision"),
+    ("layout", "micro_batches", "schedule", "precision", "recorded"),
     [
-        (Layout(1, 2, 2), 2, "1f1b", "fp32"),
-        (Layout(1, 2, 2), 4, "gpipe", "bf16"),
-        (Layout(1, 3, 3), 4, "1f1b", "fp32"),
-        (Layout(1, 2, 4), 4, "interleaved", "fp32"),
-        (Layout(1, 1, 2), 2, "interleaved", "fp32"),
+        (Layout(1, 2, 2), 2, "1f1b", "fp32", False),
+        (Layout(1, 2, 2), 4, "gpipe", "bf16", True),
+        (Layout(1, 3, 3), 4, "1f1b", "fp32", True),
+        (Layout(1, 2, 4), 4, "interleaved", "fp32", False),
+        (Layout(1, 1, 2), 2, "interleaved", "fp32", True),
     ],
 )
 def test_stages_give_the_gradients_of_one_device_to_the_bit(
-    tmp_path: Path, monkeypatch, one_thread, layout, micro_batches, schedule, precision
+    tmp_path: Path, monkeypatch, one_thread, layout, micro_batches, schedule, precision, recorded
 ):
     if layout == Layout(1, 2, 2):
         # the engine then checks every tensor's shape and dtype; it miscounts where stages send unequally often
         monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-    pipelined = workers_gradients(tmp_path, layout, micro_batches, schedule, precision)
+    pipelined = workers_gradients(tmp_path, layout, micro_batches, schedule, precision, recorded=recorded)
     alone = single_device(micro_batches, precision)
     assert set(pipelined) == set(alone)
     for name, expected in alone.items():
@@ -101,6 +104,19 @@ def test_replicas_give_the_gradients_of_the_whole_batch(tmp_path: Path, one_thre
         torch.testing.assert_close(
             shared_out[name], expected, rtol=1e-5, atol=2e-6 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("micro_batches", "precision"), [(1, "fp32"), (2, "bf16"), (4, "fp32")])
+def test_passes_in_cuda_graphs_make_the_plain_steps(tmp_path: Path, micro_batches, precision):
+    argument = {"path": str(tmp_path / "saved.pt"), "micro_batches": micro_batches, "precision": precision}
+    launch.run(graphed_steps, argument, [torch.device("cuda", 0)])
+    plain, graphed = torch.load(tmp_path / "saved.pt")
+    assert (plain["kind"], graphed["kind"]) == ("TrainingStep", "GraphedPasses")
+    assert graphed["said"] == []
+    torch.testing.assert_close(graphed["counts"], plain["counts"], rtol=1e-3, atol=1e-3)
+    for name, weight in plain["weights"].items():
+        torch.testing.assert_close(graphed["weights"][name], weight, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_masks_differ_from_step_to_step():

@@ -11,9 +11,9 @@ import torch
 from fastalex import step as step_module
 from fastalex.model import AlexNet
 from fastalex.optimizer import KrizhevskySGD
-from fastalex.pipeline import SingleDevice
+from fastalex.pipeline import Pipeline, SingleDevice
 from fastalex.recipe import Recipe
-from fastalex.step import GraphedStep, LateReader, TrainingStep, build_step
+from fastalex.step import GraphedPasses, GraphedStep, LateReader, TrainingStep, build_step
 from tests.fastalex.workers import BATCH, CLASSES, batch, network
 
 RECIPE = Recipe("test", epochs=1, batch_size=BATCH, lr=1e-3)
@@ -128,14 +128,33 @@ def test_late_reading_keeps_everything_in_order(delay):
     assert reader.take(everything=True) == []
 
 
-def test_a_cpu_says_nothing_of_graphs_and_stages_on_gpus_one_line(monkeypatch):
+def pipeline(*, replicated: bool = False) -> Pipeline:
+    """A pipeline on a GPU, as far as it can be told without one."""
+    engine = Pipeline.__new__(Pipeline)
+    engine.device, engine.replicated = torch.device("cuda"), replicated
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("replicated", "graphs", "expected"),
+    [
+        (False, None, "CUDA graphs are off: those of stages are new and have to be asked for (--cuda-graphs)"),
+        (False, False, None),
+        (True, True, "CUDA graphs are off: replicas exchange gradients in the middle of a step"),
+    ],
+)
+def test_gpus_whose_steps_are_not_captured_say_why_in_one_line(monkeypatch, replicated, graphs, expected):
+    monkeypatch.setattr(TrainingStep, "__init__", lambda *_: None)
+    said: list[str] = []
+    step = build_step(pipeline(replicated=replicated), None, graphs=graphs, say=said.append)  # type: ignore[arg-type]
+    assert type(step) is TrainingStep
+    assert said == ([] if expected is None else [expected])
+
+
+def test_a_cpu_says_nothing_of_graphs():
     said: list[str] = []
     assert type(build(say=said.append)) is TrainingStep
     assert said == []
-    stages = SimpleNamespace(device=torch.device("cuda"), stage=None)
-    monkeypatch.setattr(TrainingStep, "__init__", lambda *_: None)
-    build_step(stages, None, say=said.append)  # type: ignore[arg-type]
-    assert said == ["CUDA graphs are off: stages exchange tensors in the middle of a step"]
 
 
 class _Recorder:
@@ -191,6 +210,34 @@ def test_a_capture_that_fails_says_so_once_and_the_run_goes_on_unchanged(without
     assert said == ["CUDA graphs are off, as the capture failed: operation not permitted when stream is capturing"]
     assert same(weights(graphed), weights(expected))
     assert torch.cuda.current_stream(None) is current
+
+
+@pytest.mark.parametrize("error", [None, "operation not permitted when stream is capturing"])
+def test_passes_are_captured_once_and_before_that_no_image_is_given_back(without_cuda, monkeypatch, error):
+    without_cuda.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    events: list[str] = []
+    held: list[weakref.ref] = []
+
+    def record(_):
+        events.append("record")
+        assert all(image() is not None for image in held)  # the loader would synchronise
+        if error:
+            raise RuntimeError(error)
+
+    step = build()
+    monkeypatch.setattr(step.engine, "record", record, raising=False)
+    compute = step.engine.train_step
+    monkeypatch.setattr(step.engine, "train_step", lambda *given: events.append("step") or compute(*given))
+    said: list[str] = []
+    passes = GraphedPasses(step.engine, step.optimizer, say=said.append)  # type: ignore[arg-type]
+    for number in range(step_module.WARM_UP_STEPS + 3):
+        images, labels = batch(number)
+        held.append(weakref.ref(images))
+        passes(images, labels, number)
+    del images
+    assert events == ["step"] * step_module.WARM_UP_STEPS + ["record"] + ["step"] * 3
+    assert said == ([f"CUDA graphs are off, as the capture failed: {error}"] if error else [])
+    assert all(image() is None for image in held)
 
 
 def test_the_steps_before_a_capture_are_steps_of_the_run(without_cuda):

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +14,13 @@ from fastalex.config import RunConfig
 from fastalex.ensemble import Evaluation, evaluate
 from fastalex.errors import ConfigurationError
 from fastalex.launch import Interrupted, World
+from fastalex.layout import Layout
 from fastalex.model import AlexNet
+from fastalex.optimizer import KrizhevskySGD
 from fastalex.partition import partition
 from fastalex.pipeline import DataParallel, Pipeline, Replica
+from fastalex.recipe import Recipe
+from fastalex.step import build_step
 from fastalex.trainer import Trainer
 
 BATCH = 8
@@ -36,6 +41,12 @@ def network(precision: str = "fp32") -> AlexNet:
             block.weight.mul_(3)
     model.set_precision(precision)  # type: ignore[arg-type]
     return model
+
+
+def _run_again(run: Callable[[], None]) -> Callable[[], None]:
+    """A recording where there are no CUDA graphs."""
+    run()
+    return run
 
 
 def pipeline_gradients(world: World, argument: dict) -> None:
@@ -65,6 +76,9 @@ def pipeline_gradients(world: World, argument: dict) -> None:
     mine = slice(world.replica * rows, (world.replica + 1) * rows)
     saved: dict[str, torch.Tensor] = {}
     for step in range(argument["steps"]):
+        if step and argument["recorded"]:
+            assert isinstance(engine, Pipeline)
+            engine.record(_run_again)
         images, labels = batch(step)
         engine.stage.zero_grad()
         images, labels = images[mine], labels[mine]
@@ -151,3 +165,28 @@ def train_with_bad_images(world: World, config: RunConfig) -> None:
         trainer.run()
     finally:
         trainer.close()
+
+
+def graphed_steps(world: World, argument: dict) -> None:
+    """Steps of both stages in one worker, without CUDA graphs and with them: counts, weights, and what was said."""
+    world.arrange(Layout(1, 1, 2))
+    saved = []
+    for graphs in (False, True):
+        model = network(argument["precision"])
+        stages = partition(model.architecture, 2)
+        engine = Pipeline(model, stages, 0, world.device, BATCH, argument["micro_batches"], "interleaved", ranks=1)
+        recipe = Recipe("test", epochs=1, batch_size=BATCH, lr=1e-3)
+        optimizer = KrizhevskySGD(engine.stage, recipe, engine.stage.compute_copies())
+        said: list[str] = []
+        step = build_step(engine, optimizer, graphs=graphs, say=said.append)
+        counts = []
+        for number in range(8):
+            images, labels = (tensor.to(world.device) for tensor in batch(number))
+            made = step(images, labels, number)
+            assert made is not None
+            counts.append(made.cpu())
+            if number == 5:
+                engine.logits(images)  # between replays, as validation is
+        weights = {name: parameter.detach().cpu() for name, parameter in engine.stage.named_parameters()}
+        saved.append({"kind": type(step).__name__, "counts": torch.stack(counts), "weights": weights, "said": said})
+    torch.save(saved, argument["path"])
