@@ -45,7 +45,7 @@ from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
 CORES = len(os.sched_getaffinity(0))
 THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine for itself
 PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
-COUNTS = (1, 2, 4, 8, 16)
+COUNTS, BATCH_SIZE = (1, 2, 4, 8, 16), 128
 Rounds = list[dict[str, Any]]
 """What was measured of one trial, round by round: seconds, spans, costs."""
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
@@ -63,6 +63,7 @@ class Bench:
     per_device: int
     rounds: int
     quick: bool = False
+    counts: Sequence[int] = COUNTS
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def trial(
@@ -183,7 +184,10 @@ class Bench:
         for row in self.rows:
             table.add_row(*(str(row.get(name, "")) for name in names))
         Console(width=200).print(table)
-        path = harness.write_record(f"pipeline_{part}", common | settings, self.rows, self.output)
+        name = (
+            f"pipeline_{part}" if self.quick or self.batch_size == BATCH_SIZE else f"pipeline_{part}-{self.batch_size}"
+        )
+        path = harness.write_record(name, common | settings, self.rows, self.output)
         self.rows = []
         return path
 
@@ -197,10 +201,12 @@ def sizes(batch_size: int, counts: Sequence[int] = COUNTS) -> list[int]:
     return sorted({max(1, batch_size // count) for count in counts})
 
 
-def cut_for(bench: Bench, found: dict[str, Any], layout: Layout, count: int) -> Trial:
+def cut_for(
+    bench: Bench, found: dict[str, Any], layout: Layout, count: int, schedule: ScheduleName | None = None
+) -> Trial:
     """A trial with the cut that --split auto chooses for this number of micro-batches."""
     cuts = list(all_cuts(bench.architecture.block_names, layout.stages))
-    trial = bench.trial(layout, count, cuts[0])
+    trial = bench.trial(layout, count, cuts[0], schedule)
     plan, _ = choose(bench.plan(trial, found["links"]), _costs(found, layout), cuts, [count])
     return replace(trial, stages=plan.stages)
 
@@ -275,12 +281,13 @@ def one(bench: Bench) -> None:
 def two(bench: Bench) -> None:
     """One process, two stages, two stages a worker, two replicas."""
     interleaved = Layout(1, 2, 4)
-    found = bench.run(2, (), sizes(bench.batch_size), [PIPELINE, interleaved, REPLICAS])
-    trials = [cut_for(bench, found, PIPELINE, count) for count in COUNTS]
-    trials += [cut_for(bench, found, interleaved, count) for count in (2, 4, 8)]
+    found = bench.run(2, (), sizes(bench.batch_size, [1, *bench.counts]), [PIPELINE, interleaved, REPLICAS])
+    trials = [cut_for(bench, found, PIPELINE, count) for count in bench.counts]
+    trials += [cut_for(bench, found, PIPELINE, count, "eager-1f1b") for count in bench.counts if count in (4, 8)]
+    trials += [cut_for(bench, found, interleaved, count) for count in bench.counts if count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
     named_trials = [(named(trial, "two workers"), trial) for trial in trials]
-    timed, results = compare(bench, named_trials, alone_trials(bench, COUNTS), found["links"])
+    timed, results = compare(bench, named_trials, alone_trials(bench, bench.counts), found["links"])
     typical = [median_round(rounds) for rounds in timed]
     best = min(range(len(trials) - 1), key=lambda index: typical[index]["seconds"])
     path = bench.write(
@@ -295,8 +302,8 @@ def four(bench: Bench) -> None:
     """One process; four workers as four stages, two replicas of two stages and four replicas."""
     line, square, replicas = Layout(1, 4, 4), Layout(2, 2, 2), Layout(4, 1, 1)
     found = bench.run(4, (), sizes(bench.batch_size), [line, square, replicas])
-    trials = [cut_for(bench, found, line, count) for count in COUNTS]
-    trials += [cut_for(bench, found, square, count) for count in COUNTS if bench.batch_size % (2 * count) == 0]
+    trials = [cut_for(bench, found, line, count) for count in bench.counts]
+    trials += [cut_for(bench, found, square, count) for count in bench.counts if bench.batch_size % (2 * count) == 0]
     trials += [bench.trial(replicas, 1)]
     named_trials = [(named(trial, "four workers"), trial) for trial in trials]
     compare(bench, named_trials, alone_trials(bench, [1, 2]), found["links"])
@@ -438,7 +445,10 @@ def predict(text: str, per_device: int, within: Link, across: Link, machine: int
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time training over stages and replicas, and simulate it.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images per step of all workers (128)")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images per step of all workers (128)")
+    parser.add_argument(
+        "--micro-batches", type=int, nargs="+", default=COUNTS, help="how many, of parts two and four (1 2 4 8 16)"
+    )
     parser.add_argument("--steps", type=int, default=4, help="timed steps of each way, after one to warm up (4)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; the median counts (3)")
     parser.add_argument("--width", type=float, default=1.0, help="of the network; narrow ones for a quick look (1)")
@@ -479,6 +489,7 @@ def main() -> None:
                 options.per_device,
                 options.rounds,
                 options.quick,
+                options.micro_batches,
             )
         )
 

@@ -7,7 +7,14 @@ from typing import Literal
 
 from fastalex.errors import ConfigurationError
 
-ScheduleName = Literal["1f1b", "gpipe", "interleaved"]
+ScheduleName = Literal["1f1b", "eager-1f1b", "gpipe", "interleaved"]
+"""The orders of forward and backward passes.
+
+GPipe: all forward passes, then all backward passes (Huang et al. 2019). 1F1B: backward passes as soon as possible, and no
+more micro-batches under way than there are stages from here to the end (Narayanan et al. 2019). Eager 1F1B: one more for
+each later stage, so that these wait less for what comes next (Zhuang et al. 2023). Interleaved: 1F1B with several stages
+a worker (Narayanan et al. 2021).
+"""
 
 
 @dataclass(frozen=True)
@@ -147,9 +154,9 @@ def check_micro_batches(
             f"the 1F1B schedule needs at least as many micro-batches as stages: {micro_batches} micro-batches, "
             f"{stages} stages; raise --micro-batches or choose --schedule gpipe"
         )
-    if schedule == "interleaved" and micro_batches % max(1, micro_batches // ranks):
+    if schedule in ("eager-1f1b", "interleaved") and micro_batches % max(1, micro_batches // ranks):
         raise ConfigurationError(
-            f"the interleaved schedule wants micro-batches in equal rounds of {ranks} or more: {micro_batches} "
+            f"the {schedule} schedule wants micro-batches in equal rounds of {ranks} or more: {micro_batches} "
             f"micro-batches on {ranks} devices; choose a multiple of {ranks}"
         )
 

@@ -145,9 +145,9 @@ class MachineOptions:
     micro_batches: Annotated[int | None, _optional("N")] = None
     """In how many parts a replica's part of a batch passes through. Default: as measured; with --split analytic as many
     as devices on CPUs and 4 on GPUs; 1 without stages."""
-    schedule: Annotated[ScheduleName | None, _optional("{1f1b,gpipe,interleaved}")] = None
+    schedule: Annotated[ScheduleName | None, _optional("{1f1b,eager-1f1b,gpipe,interleaved}")] = None
     """Order of the micro-batches' forward and backward passes. Default: 1f1b, or interleaved where a device has several
-    stages; with neither --stages nor --split given, the faster of the two as measured."""
+    stages; with neither --stages nor --split given, the fastest of these and eager-1f1b as measured."""
     max_restarts: int = 0
     """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None

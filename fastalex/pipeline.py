@@ -166,9 +166,7 @@ class Pipeline:
         stages: block names of every stage, in order; stage i belongs to rank i % ranks.
         rank: this worker's place in the pipeline.
         batch_size: rows of this replica.
-        schedule: ``1f1b`` (a micro-batch's backward as soon as possible; activations of at most `stages` micro-batches
-            are alive), ``gpipe`` (all forwards, then all backwards), or ``interleaved`` (1F1B with several stages a
-            rank, which shortens the bubble).
+        schedule: the order of the passes; see :data:`fastalex.layout.ScheduleName`.
         ranks: workers of this pipeline; one for each stage if left out.
         group: their process group; None for the default group.
         replica: this worker among those that run the same stages on other rows, or None.
@@ -316,7 +314,10 @@ class Pipeline:
             for module, index in zip(modules, self._local, strict=True)
         ]
         options = {"loss_fn": loss, "scale_grads": False}
-        if name == "interleaved":
+        if name in (
+            "eager-1f1b",
+            "interleaved",
+        ):  # with one stage a rank, torch's interleaved schedule is the eager one
             return ScheduleInterleaved1F1B(pipelined, self.micro_batches, **options)
         return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(pipelined[0], self.micro_batches, **options)
 

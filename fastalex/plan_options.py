@@ -60,7 +60,8 @@ class PlanOptions:
     """In how many parts a batch passes through. Default: as many as devices on CPUs, 4 on GPUs, 1 on one device;
     training measures instead, and where to cut as well."""
     schedule: ScheduleName = "1f1b"
-    """Order of the micro-batches' forward and backward passes: 1f1b or gpipe, with one stage a device."""
+    """Order of the micro-batches' forward and backward passes: 1f1b, eager-1f1b or gpipe, with one stage a
+    device."""
     precision: Precision = "fp32"
     """fp32, tf32 or bf16."""
     images: int = PAPER_IMAGES
@@ -95,7 +96,7 @@ def resolve(options: PlanOptions) -> Plan:
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
     if options.schedule == "interleaved":
         raise ConfigurationError(
-            "--schedule interleaved puts several stages on a device, of which plan knows nothing; take 1f1b or gpipe"
+            "--schedule interleaved puts several stages on a device, of which plan knows nothing; take another one"
         )
     architecture = build_architecture(options.network.arch, options.classes, options.network.variation)
     devices = options.devices or default_devices()

@@ -81,7 +81,7 @@ class Result:
 
 def rank_order(schedule: ScheduleName, rank: int, ranks: int, stages: int, micro_batches: int) -> list[tuple]:
     """The passes of one rank as (kind, stage, micro-batch), as ``torch.distributed.pipelining`` orders them."""
-    if schedule == "interleaved":
+    if schedule in ("eager-1f1b", "interleaved"):
         return _interleaved_order(rank, ranks, stages // ranks, micro_batches)
     every = range(micro_batches)
     if schedule == "gpipe":

@@ -102,7 +102,8 @@ def _possible(
 
     Where the schedule is open, so is whether each device has one stage or two.
     """
-    schedules: Sequence[ScheduleName] = ("1f1b", "interleaved") if config.schedule is None else (config.schedule,)
+    every: Sequence[ScheduleName] = ("1f1b", "eager-1f1b", "interleaved")
+    schedules = every if config.schedule is None else (config.schedule,)
     possible: list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]] = []
     for schedule in schedules:
         layout, given = replace(config, schedule=schedule).layout, config.micro_batches

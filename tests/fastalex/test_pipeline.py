@@ -71,6 +71,7 @@ def one_thread(monkeypatch):
         (Layout(1, 2, 2), 2, "1f1b", "fp32", False),
         (Layout(1, 2, 2), 4, "gpipe", "bf16", True),
         (Layout(1, 3, 3), 4, "1f1b", "fp32", True),
+        (Layout(1, 2, 2), 4, "eager-1f1b", "fp32", True),
         (Layout(1, 2, 4), 4, "interleaved", "fp32", False),
         (Layout(1, 1, 2), 2, "interleaved", "fp32", True),
     ],

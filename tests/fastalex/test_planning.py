@@ -79,7 +79,7 @@ def test_stages_share_the_network_and_hold_what_is_under_way():
     architecture = build_architecture("krizhevsky")
     layers = layer_costs(architecture, "fp32", "native")
     whole = stage_memory(architecture, layers, [architecture.block_names], 1, "1f1b", "fp32")[0]
-    for schedule, first in (("1f1b", 2 / 4), ("gpipe", 1.0)):
+    for schedule, first in (("1f1b", 2 / 4), ("eager-1f1b", 3 / 4), ("gpipe", 1.0)):
         stages = stage_memory(architecture, layers, partition(architecture, 2), 4, schedule, "fp32")
         assert sum(stage.fixed for stage in stages) == whole.fixed
         assert sum(stage.activations for stage in stages) == whole.activations

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastalex.costs import BlockCost, Link, seconds_at
 from fastalex.simulate import Plan, Span, bubble_fractions, rank_order, simulate
@@ -26,7 +27,7 @@ def plan(stages: int, ranks: int, micro_batches: int, schedule: str, **more) -> 
     return Plan(even(stages), ranks, micro_batches, micro_batches, schedule, **more)
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "eager-1f1b", "interleaved"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("micro_batches", [4, 8])
 def test_balanced_stages_wait_as_long_as_the_formula_says(schedule, ranks, micro_batches):
@@ -129,6 +130,35 @@ def test_passes_are_in_the_order_of_torchs_schedules():
             assert seen == rank_order(schedule, 0, 1, stages, 4)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("schedule", "local"), [("eager-1f1b", 1), ("interleaved", 2), ("interleaved", 3)])
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(2, 1), (2, 8), (3, 4), (4, 8)])
+def test_every_rank_has_the_order_of_torchs_schedule(schedule, local, ranks, micro_batches):
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        x = torch.empty(1, 1, device="meta")
+        stages = [
+            PipelineStage(
+                torch.nn.Linear(1, 1), i * ranks, ranks * local, torch.device("cpu"), input_args=(x,), output_args=(x,)
+            )
+            for i in range(local)
+        ]
+        order = ScheduleInterleaved1F1B(stages, micro_batches).pipeline_order
+    finally:
+        dist.destroy_process_group()
+    names = {"FORWARD": "forward", "FULL_BACKWARD": "backward"}
+    for rank, actions in order.items():
+        expected = [(names[a.computation_type.name], a.stage_index, a.microbatch_index) for a in actions if a]
+        assert rank_order(schedule, rank, ranks, ranks * local, micro_batches) == expected
+
+
+def test_passes_that_run_ahead_keep_busy_a_stage_that_puts_weight_gradients_off():
+    """Both stages cost 6 seconds a micro-batch; of the later one's 2 + 4, 2 seconds wait for the end of the step."""
+    late = replace(block("late", 2, 4), input_backward=((1, 2.0),), put_off=((1, 2.0),))
+    costs = [[block("early", 2, 4), late]]
+    seconds = [simulate(Plan((("early",), ("late",)), 2, 4, 4, s), costs).seconds for s in ("1f1b", "eager-1f1b")]
+    assert seconds == pytest.approx([28, 24])
 
 
 def record_passes(stage: PipelineStage, seen: list[tuple[str, int, int]]) -> None:

@@ -18,13 +18,19 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"devices": "cpu,cpu"}, [("1f1b", [2, 4, 8], 7), ("interleaved", [1, 2, 4, 8], 35)]),
-        ({"devices": "cpu,cpu", "micro_batches": 4}, [("1f1b", [4], 7), ("interleaved", [4], 35)]),
+        (
+            {"devices": "cpu,cpu"},
+            [("1f1b", [2, 4, 8], 7), ("eager-1f1b", [1, 2, 4, 8], 7), ("interleaved", [1, 2, 4, 8], 35)],
+        ),
+        (
+            {"devices": "cpu,cpu", "micro_batches": 4},
+            [("1f1b", [4], 7), ("eager-1f1b", [4], 7), ("interleaved", [4], 35)],
+        ),
         ({"devices": "cpu,cpu", "schedule": "gpipe"}, [("gpipe", [1, 2, 4, 8], 7)]),
         ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv3"}, [("1f1b", [2, 4, 8], 1)]),
         (
             {"devices": ",".join(["cpu"] * 5), "replicas": 1},
-            [("1f1b", [8], 35)],
+            [("1f1b", [8], 35), ("eager-1f1b", [1, 2, 4, 8], 35)],
         ),  # 10 stages for 8 blocks: not possible
     ],
 )
