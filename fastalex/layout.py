@@ -10,10 +10,10 @@ from fastalex.errors import ConfigurationError
 ScheduleName = Literal["1f1b", "eager-1f1b", "gpipe", "interleaved"]
 """The orders of forward and backward passes.
 
-GPipe: all forward passes, then all backward passes (Huang et al. 2019). 1F1B: backward passes as soon as possible, and no
-more micro-batches under way than there are stages from here to the end (Narayanan et al. 2019). Eager 1F1B: one more for
-each later stage, so that these wait less for what comes next (Zhuang et al. 2023). Interleaved: 1F1B with several stages
-a worker (Narayanan et al. 2021).
+GPipe: all forward passes, then all backward passes (Huang et al. 2019). 1F1B: backward passes as soon as possible, and
+no more micro-batches under way than there are stages from here to the end (Narayanan et al. 2019). Eager 1F1B: one more
+for each later stage, so that these wait less for what comes next (Zhuang et al. 2023). Interleaved: 1F1B with several
+stages a worker (Narayanan et al. 2021).
 """
 
 
