@@ -135,9 +135,22 @@ def in_graphs(stream: torch.cuda.Stream) -> Record:
 
     def record(run: Callable[[], None]) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        # Other threads (the loader's) go on calling CUDA meanwhile; only this one's calls must be recordable.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            run()
+        try:
+            # Other threads (the loader's) go on calling CUDA meanwhile; only this one's calls must be recordable.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                run()
+        except BaseException:
+            _leave_pool(stream.device.index, pool)
+            raise
         return graph.replay
 
     return record
+
+
+def _leave_pool(device: int, pool: Any) -> None:
+    """Let the allocator work as before: where a capture's end fails, torch leaves it allocating for that capture."""
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # the end did not fail
+        return
+    torch._C._cuda_releasePool(device, pool)

@@ -240,6 +240,15 @@ class Stage(nn.Module):
             elif block.kept is not None and block.kept.micro_batches is None:
                 block.kept.add_product_to(block.weight)
 
+    def has_put_off(self) -> bool:
+        """Whether :meth:`finish_gradients` has anything to do."""
+        return any(
+            bool(block.put_off)
+            if isinstance(block, Convolution)
+            else block.kept is not None and block.kept.micro_batches is None
+            for block in self.blocks()
+        )
+
     def drop_kept_factors(self) -> None:
         """Forget what an unfinished step has left behind."""
         for block in self.blocks():

@@ -257,7 +257,8 @@ class Pipeline:
         passes = {index: self._micro_batches(index, key) for index in self._local}
         try:
             record_passes(passes, self._order, record)
-            replay = record(self.stage.finish_gradients)
+            # A graph of nothing is a warning.
+            replay = record(self.stage.finish_gradients) if self.stage.has_put_off() else self.stage.finish_gradients
             gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
         finally:
             self.stage.drop_kept_factors()

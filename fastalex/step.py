@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from fastalex.captured import in_graphs
+from fastalex.captured import Replay, in_graphs
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, SingleDevice
 
@@ -108,6 +108,8 @@ class _Captured(TrainingStep):
     If the capture fails, the steps go on plainly and ``say`` gets one line.
     """
 
+    engine: SingleDevice | Pipeline
+
     def __init__(
         self,
         engine: SingleDevice | Pipeline,
@@ -145,11 +147,17 @@ class _Captured(TrainingStep):
             self.capturing = False
             self.optimizer.zero_grad()  # the capture's gradients were never computed
             self.engine.stage.drop_kept_factors()
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"CUDA graphs are off, as the capture failed: {reason}")
+            self.say(f"CUDA graphs are off, as the capture failed: {_reason(error)}")
         finally:
             self._held.clear()
         return self.capturing
+
+
+def _reason(error: BaseException) -> str:
+    """One line. What the end of a capture says after an error within it names no reason: that error does."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class GraphedStep(_Captured):
@@ -159,7 +167,7 @@ class GraphedStep(_Captured):
     update's table of addresses be made, which is what the second graph reads.
     """
 
-    _graphs: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph] | None = None
+    _replays: tuple[Replay, Replay] | None = None
     _inputs: tuple[Tensor, Tensor, Tensor] | None = None
     _outputs: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -171,16 +179,16 @@ class GraphedStep(_Captured):
         assert labels is not None
         inputs = self._take(images, labels, seed)
         self._calls += 1
-        if self._graphs is None:
+        if self._replays is None:
             self._held.append(images)
         if self._calls <= WARM_UP_STEPS:
             return self._on_stream(lambda: super(GraphedStep, self).__call__(*inputs))
-        if self._graphs is None and not self._captures(lambda: self._capture(*inputs)):
+        if self._replays is None and not self._captures(lambda: self._capture(*inputs)):
             self._inputs, self._outputs = None, (None, None)
             return super().__call__(images, labels, seed)
-        assert self._graphs is not None
-        for graph in self._graphs:
-            graph.replay()
+        assert self._replays is not None
+        for replay in self._replays:
+            replay()
         return self._outputs[0]
 
     def _take(self, images: Tensor, labels: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,16 +207,15 @@ class GraphedStep(_Captured):
 
     def _capture(self, images: Tensor, labels: Tensor, seed: Tensor) -> None:
         """Record the step; nothing is computed."""
-        # Other threads (the loader's) go on calling CUDA meanwhile; only this one's calls must be recordable.
-        options: dict[str, Any] = {"stream": self._stream, "capture_error_mode": "thread_local"}
-        gradients, update = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(gradients, **options):
+        record = in_graphs(self._stream)
+
+        def gradients() -> None:
             self._outputs = self.compute_gradients(images, labels, seed)
+
+        replay_gradients = record(gradients)
         # With learning rates of 0 an update reads no gradient and changes nothing, but makes its table of addresses.
         self.optimizer.step(enabled=torch.zeros((), dtype=torch.float64, device=self.engine.device))
-        with torch.cuda.graph(update, pool=gradients.pool(), **options):
-            self.optimizer.step(enabled=self._outputs[1])
-        self._graphs = gradients, update
+        self._replays = replay_gradients, record(lambda: self.optimizer.step(enabled=self._outputs[1]))
 
 
 class GraphedPasses(_Captured):
@@ -229,9 +236,15 @@ class GraphedPasses(_Captured):
 
 
 def why_not_captured(engine: SingleDevice | Pipeline, graphs: bool | None = None) -> str | None:
-    """One line that says why this engine's steps are not captured in CUDA graphs, or None if they are to be."""
+    """One line that says why this engine's steps are not captured in CUDA graphs, or None if they are to be.
+
+    Args:
+        graphs: as :func:`build_step` takes it.
+    """
     if engine.device.type != "cuda":
         return "CUDA graphs are off: this is a CPU"
+    if graphs is False:
+        return "CUDA graphs are off, as was asked for"
     if isinstance(engine, DataParallel) or (isinstance(engine, Pipeline) and engine.replicated):
         return "CUDA graphs are off: replicas exchange gradients in the middle of a step"
     if isinstance(engine, Pipeline) and graphs is None:
@@ -252,16 +265,12 @@ def build_step(
 
     Args:
         graphs: False never captures, None does not capture stages.
-        say: gets one line where nothing is captured on a GPU and False did not ask for that.
+        say: gets one line where a capture fails.
     """
-    reason = why_not_captured(engine, graphs)
-    if graphs is not False and reason is None:
-        if isinstance(engine, Pipeline):
-            return GraphedPasses(engine, optimizer, on_non_finite, agree, say)
-        return GraphedStep(engine, optimizer, on_non_finite, say=say)
-    if graphs is not False and reason is not None and engine.device.type == "cuda":
-        say(reason)
-    return TrainingStep(engine, optimizer, on_non_finite, agree)
+    if why_not_captured(engine, graphs) is not None:
+        return TrainingStep(engine, optimizer, on_non_finite, agree)
+    kind = GraphedPasses if isinstance(engine, Pipeline) else GraphedStep
+    return kind(engine, optimizer, on_non_finite, agree, say)
 
 
 @dataclass

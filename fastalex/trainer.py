@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
 from fastalex.precision import configure_libraries, slow_precision
 from fastalex.progress import Rate, Reporter, SilentReporter, Stopwatch
 from fastalex.recipe import plateau_divisions
-from fastalex.step import LateReader, build_step
+from fastalex.step import LateReader, build_step, why_not_captured
 from fastalex.tuning import settle
 
 
@@ -119,7 +120,7 @@ class Trainer:
             on_non_finite=config.on_non_finite,
             agree=world.minimum,
             graphs=config.cuda_graphs,
-            say=self.reporter.note,
+            say=self.reporter.note if world.is_first else self._say_here,
         )
 
     # --- building -----------------------------------------------------------------------------------------------------
@@ -218,6 +219,8 @@ class Trainer:
         progress = self.progress
         self.reporter.start(self.config, self.dataset, progress)
         notes = [slow_precision(self.config.precision, self.world.device)]
+        if self.world.device.type == "cuda" and self.config.cuda_graphs is not False:
+            notes.append(why_not_captured(self.engine, self.config.cuda_graphs))
         if not progress.step and not self.config.init_from:
             notes.append(faint_signal(self.engine.stage.architecture, self.config.network.variation))
         for note in filter(None, notes):
@@ -233,6 +236,10 @@ class Trainer:
         peaks = torch.zeros(self.world.size, dtype=torch.float64)
         peaks[self.world.rank] = self.peak_bytes
         self.reporter.end(progress, self.dataset, [int(peak) for peak in self.world.sum(peaks)])
+
+    def _say_here(self, text: str) -> None:
+        """Of what befell this worker alone, which is not the one that reports."""
+        print(f"worker {self.world.rank}: {text}", file=sys.stderr)
 
     def _set_learning_rates(self) -> None:
         divisions = plateau_divisions(self.progress.errors, self.recipe.plateau) if self.recipe.plateau else 0

@@ -171,12 +171,13 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(x, labels, log_sums)
         ctx.scale = scale
         ctx.mark_non_differentiable(counts)
+        ctx.set_materialize_grads(False)  # zeros for the counts would be a launch
         return loss, counts
 
     @staticmethod
     @differentiable_once("cross_entropy")
     def backward(ctx, grad, _):
-        return _backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+        return None if grad is None else _backward(grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
 def _can_be_read(labels: Tensor) -> bool:

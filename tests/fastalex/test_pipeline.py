@@ -116,8 +116,9 @@ def test_passes_in_cuda_graphs_make_the_plain_steps(tmp_path: Path, micro_batche
     assert (plain["kind"], graphed["kind"]) == ("TrainingStep", "GraphedPasses")
     assert graphed["said"] == []
     torch.testing.assert_close(graphed["counts"], plain["counts"], rtol=1e-3, atol=1e-3)
+    rtol, atol = (1e-3, 1e-6) if precision == "fp32" else (1e-2, 1e-4)  # cuDNN may add up in another order
     for name, weight in plain["weights"].items():
-        torch.testing.assert_close(graphed["weights"][name], weight, rtol=1e-3, atol=1e-6, msg=name)
+        torch.testing.assert_close(graphed["weights"][name], weight, rtol=rtol, atol=atol, msg=name)
 
 
 def test_masks_differ_from_step_to_step():

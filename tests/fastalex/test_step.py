@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastalex import captured
 from fastalex import step as step_module
 from fastalex.model import AlexNet
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import Pipeline, SingleDevice
 from fastalex.recipe import Recipe
-from fastalex.step import GraphedPasses, GraphedStep, LateReader, TrainingStep, build_step
+from fastalex.step import GraphedPasses, GraphedStep, LateReader, TrainingStep, build_step, why_not_captured
 from tests.fastalex.workers import BATCH, CLASSES, batch, network
 
 RECIPE = Recipe("test", epochs=1, batch_size=BATCH, lr=1e-3)
@@ -139,22 +140,28 @@ def pipeline(*, replicated: bool = False) -> Pipeline:
     ("replicated", "graphs", "expected"),
     [
         (False, None, "CUDA graphs are off: those of stages are new and have to be asked for (--cuda-graphs)"),
-        (False, False, None),
+        (False, False, "CUDA graphs are off, as was asked for"),
         (True, True, "CUDA graphs are off: replicas exchange gradients in the middle of a step"),
     ],
 )
-def test_gpus_whose_steps_are_not_captured_say_why_in_one_line(monkeypatch, replicated, graphs, expected):
+def test_steps_that_are_not_captured_have_a_reason(monkeypatch, replicated, graphs, expected):
     monkeypatch.setattr(TrainingStep, "__init__", lambda *_: None)
-    said: list[str] = []
-    step = build_step(pipeline(replicated=replicated), None, graphs=graphs, say=said.append)  # type: ignore[arg-type]
+    engine = pipeline(replicated=replicated)
+    assert why_not_captured(engine, graphs) == expected
+    assert type(build_step(engine, None, graphs=graphs)) is TrainingStep  # type: ignore[arg-type]
+
+
+def test_stages_on_gpus_are_captured_where_that_is_asked_for(without_cuda):
+    engine = pipeline()
+    assert why_not_captured(engine, True) is None
+    without_cuda.setattr(TrainingStep, "__init__", lambda step, engine, *_: setattr(step, "engine", engine))
+    assert type(build_step(engine, None, graphs=True)) is GraphedPasses  # type: ignore[arg-type]
+
+
+def test_a_cpu_captures_nothing():
+    step = build(graphs=True)
     assert type(step) is TrainingStep
-    assert said == ([] if expected is None else [expected])
-
-
-def test_a_cpu_says_nothing_of_graphs():
-    said: list[str] = []
-    assert type(build(say=said.append)) is TrainingStep
-    assert said == []
+    assert why_not_captured(step.engine, True) == "CUDA graphs are off: this is a CPU"
 
 
 class _Recorder:
@@ -184,14 +191,16 @@ class _Recorder:
 @pytest.fixture
 def without_cuda(monkeypatch):
     """`torch.cuda`'s streams do nothing, so that the order of GraphedStep's calls can be followed on a CPU."""
-    current, capturing = (SimpleNamespace(wait_stream=lambda _: None) for _ in range(2))
+    current, capturing = (SimpleNamespace(wait_stream=lambda _: None, device=torch.device("cuda", 0)) for _ in range(2))
     streams = [current]
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None, pool=lambda: None))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(captured, "_leave_pool", lambda *_: None)
     return monkeypatch
 
 
@@ -214,7 +223,6 @@ def test_a_capture_that_fails_says_so_once_and_the_run_goes_on_unchanged(without
 
 @pytest.mark.parametrize("error", [None, "operation not permitted when stream is capturing"])
 def test_passes_are_captured_once_and_before_that_no_image_is_given_back(without_cuda, monkeypatch, error):
-    without_cuda.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     events: list[str] = []
     held: list[weakref.ref] = []
 
@@ -222,7 +230,10 @@ def test_passes_are_captured_once_and_before_that_no_image_is_given_back(without
         events.append("record")
         assert all(image() is not None for image in held)  # the loader would synchronise
         if error:
-            raise RuntimeError(error)
+            try:
+                raise RuntimeError(error)
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
 
     step = build()
     monkeypatch.setattr(step.engine, "record", record, raising=False)
