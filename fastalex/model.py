@@ -177,8 +177,8 @@ def _check_options(given: Iterable[str]) -> None:
 class Stage(nn.Module):
     """Consecutive blocks of a network: what one pipeline stage, or one device alone, runs.
 
-    The first block's stage takes images; a stage that is not the network's last returns a contiguous tensor, which is
-    what a transport between processes needs.
+    The first block's stage takes images, N x 3 x S x S. Between stages, what a convolutional block returns has shape
+    N x H x W x C: as channels are last in memory, it is contiguous without a copy, which is what transports want.
     """
 
     def __init__(self, model: AlexNet, names: Sequence[str]) -> None:
@@ -197,15 +197,15 @@ class Stage(nn.Module):
         if self.is_first:
             x = prepare_images(x, self.architecture, self.compute_dtype)
         elif x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.permute(0, 3, 1, 2)
         if self.watch is not None and not self.training:
             value = x
             for name, value in named_steps(self.blocks(), x):
                 self.watch(name, value)
-            return value if self.is_last else value.contiguous()
+            return value if self.is_last else _to_send(value)
         for block in self.blocks():
             x = block(x, seed, first_row)
-        return x if self.is_last else x.contiguous()
+        return x if self.is_last else _to_send(x)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -259,6 +259,10 @@ class Stage(nn.Module):
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
+
+
+def _to_send(x: Tensor) -> Tensor:
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
 
 
 def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[tuple[str, Tensor]]:

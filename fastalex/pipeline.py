@@ -349,5 +349,7 @@ def _boundary(
     if index == 0:
         size = architecture.image_size
         return torch.empty(rows, 3, size, size, device="meta")
-    shapes = {shape.name: shape.output for shape in block_shapes(architecture)}
-    return torch.empty(rows, *shapes[stages[index - 1][-1]], dtype=dtype, device="meta", requires_grad=grad)
+    shape = {shape.name: shape.output for shape in block_shapes(architecture)}[stages[index - 1][-1]]
+    if len(shape) == 3:  # as :class:`~fastalex.model.Stage` has it
+        shape = (*shape[1:], shape[0])
+    return torch.empty(rows, *shape, dtype=dtype, device="meta", requires_grad=grad)

@@ -180,6 +180,7 @@ def test_stages_in_turn_are_the_network():
     first: Stage = model.stage(["conv1", "conv2"])
     second: Stage = model.stage(["conv3", "conv4", "conv5", "fc6", "fc7", "fc8"])
     boundary = first(x, seed=3)
+    assert boundary.shape == (4, 13, 13, 16)
     assert boundary.is_contiguous()
     assert torch.equal(second(boundary, seed=3), model(x, seed=3))
 
