@@ -10,7 +10,7 @@ their capture. That must therefore be the order of their replays; and what is se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -114,19 +114,6 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (dy,) = gradients
         return ctx.micro_batch.backward(dy), None, None
-
-
-def record_passes(
-    passes: Mapping[int, Sequence[MicroBatch]], order: Iterable[tuple[Any, int, int]], record: Record
-) -> None:
-    """Record all passes of a worker.
-
-    Args:
-        passes: the micro-batches of each of the worker's stages, by its number.
-        order: of the schedule: (``forward`` or ``backward``, stage, micro-batch).
-    """
-    for kind, stage, number in order:
-        passes[stage][number].record(kind, record)
 
 
 def in_graphs(stream: torch.cuda.Stream) -> Record:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from fastalex.architecture import Architecture, block_shapes
-from fastalex.captured import MicroBatch, Record, Replayed, record_passes
+from fastalex.captured import MicroBatch, Record, Replayed
 from fastalex.layout import ScheduleName, check_micro_batches, puts_off
 from fastalex.model import AlexNet, Stage
 from fastalex.simulate import rank_order
@@ -256,7 +256,8 @@ class Pipeline:
         key = torch.zeros((), dtype=torch.int64, device=self.device)
         passes = {index: self._micro_batches(index, key) for index in self._local}
         try:
-            record_passes(passes, self._order, record)
+            for kind, index, number in self._order:
+                passes[index][number].record(kind, record)
             # A graph of nothing is a warning.
             replay = record(self.stage.finish_gradients) if self.stage.has_put_off() else self.stage.finish_gradients
             gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
