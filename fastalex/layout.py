@@ -89,7 +89,7 @@ def arrange(
     if schedule == "interleaved" and stages == ranks:
         raise ConfigurationError(
             f"--schedule interleaved runs several stages a device; --stages {stages} on {ranks} "
-            f"{'device' if ranks == 1 else 'devices'} makes one: choose --stages {2 * ranks}, or --schedule 1f1b"
+            f"{'device' if ranks == 1 else 'devices'} makes one: choose --stages {2 * ranks}, or --schedule eager-1f1b"
         )
     if schedule is None:
         schedule = "1f1b" if stages == ranks else "interleaved"
