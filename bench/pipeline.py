@@ -40,7 +40,7 @@ from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool,
 from fastalex.costs import BlockCost, Link
 from fastalex.layout import Layout, ScheduleName
 from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks
-from fastalex.simulate import Plan, Result, Span, bubble_fractions, simulate
+from fastalex.simulate import Plan, Result, Span, bubble_fractions, orders, simulate
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine for itself
@@ -48,6 +48,7 @@ PIPELINE, REPLICAS = Layout(1, 2, 2), Layout(2, 1, 1)
 COUNTS, BATCH_SIZE = (1, 2, 4, 8, 16), 128
 Rounds = list[dict[str, Any]]
 """What was measured of one trial, round by round: seconds, spans, costs."""
+COLORS = {"forward": "#9ecae1", "backward": "#3182bd", "input": "#756bb1", "weight": "#74c476"}
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 
 
@@ -101,6 +102,7 @@ class Bench:
     def plan(self, trial: Trial, links: dict[Layout, tuple[Link, Link]]) -> Plan:
         """What the simulation is told about a trial."""
         layout = trial.layout
+        alike = [pair for where, pair in links.items() if replace(where, stages=layout.stages) == layout]
         return Plan(
             trial.stages,
             layout.ranks,
@@ -109,7 +111,7 @@ class Bench:
             trial.schedule,
             layout.replicas,
             math.inf if harness.CUDA else CORES / trial.threads,
-            *links.get(layout, (Link(), Link())),
+            *(alike[0] if alike else (Link(), Link())),
         )
 
     def add(
@@ -147,7 +149,7 @@ class Bench:
             row["of_one_process"] = round(statistics.median(ratios), 3)
         result = None
         if plan is not None:
-            results = [simulate(plan, one["costs"], steps=steps) for one in rounds]
+            results = [simulate(plan, one["costs"], steps=steps, passes=trial.orders) for one in rounds]
             result = results[rounds.index(typical)]
             ratios = [
                 (simulated.total / steps) / (one["seconds"] / self.steps)
@@ -205,10 +207,14 @@ def cut_for(
     bench: Bench, found: dict[str, Any], layout: Layout, count: int, schedule: ScheduleName | None = None
 ) -> Trial:
     """A trial with the cut that --split auto chooses for this number of micro-batches."""
-    cuts = list(all_cuts(bench.architecture.block_names, layout.stages))
+    names = bench.architecture.block_names
+    numbers = range(layout.ranks, len(names) + 1) if schedule == "zero-bubble" else [layout.stages]
+    cuts = [cut for number in numbers for cut in all_cuts(names, number)]
     trial = bench.trial(layout, count, cuts[0], schedule)
-    plan, _ = choose(bench.plan(trial, found["links"]), _costs(found, layout), cuts, [count])
-    return replace(trial, stages=plan.stages)
+    costs = _costs(found, layout)
+    plan, _ = choose(bench.plan(trial, found["links"]), costs, cuts, [count])
+    passes = orders(plan, costs) if plan.schedule == "zero-bubble" else None
+    return replace(trial, stages=plan.stages, layout=replace(layout, stages=len(plan.stages)), orders=passes)
 
 
 def _costs(found: dict[str, Any], layout: Layout) -> Sequence[Sequence[BlockCost]]:
@@ -285,6 +291,7 @@ def two(bench: Bench) -> None:
     trials = [cut_for(bench, found, PIPELINE, count) for count in bench.counts]
     trials += [cut_for(bench, found, PIPELINE, count, "eager-1f1b") for count in bench.counts if count in (4, 8)]
     trials += [cut_for(bench, found, interleaved, count) for count in bench.counts if count in (2, 4, 8)]
+    trials += [cut_for(bench, found, PIPELINE, count, "zero-bubble") for count in bench.counts if count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
     named_trials = [(named(trial, "two workers"), trial) for trial in trials]
     timed, results = compare(bench, named_trials, alone_trials(bench, bench.counts), found["links"])
@@ -367,17 +374,17 @@ PARTS: dict[str, Callable[[Bench], None]] = {part.__name__: part for part in (on
 
 
 def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: Trial) -> None:
-    """One row per worker, time across: forward passes light, backward passes dark, by micro-batch."""
+    """One row per worker, time across, passes by kind and micro-batch."""
     panels = [("measured", measured)] + ([("simulated", simulated.spans)] if simulated else [])
     figure, axes = plt.subplots(len(panels), 1, figsize=(11, 1.2 + 1.5 * len(panels)), sharex=True, squeeze=False)
     for axis, (title, spans) in zip(axes[:, 0], panels, strict=True):
         zero = min(span.start for span in spans)
         for span in spans:
             kind, _, _, micro_batch, _ = span.key
-            color = {"forward": "#9ecae1", "backward": "#3182bd"}.get(kind, "#bdbdbd")
+            color = COLORS.get(kind, "#d9d9d9")
             width = span.end - span.start
             axis.barh(span.worker, width, left=span.start - zero, color=color, edgecolor="white", linewidth=0.5)
-            if kind in ("forward", "backward"):
+            if kind in COLORS:
                 axis.text(
                     span.start - zero + width / 2, span.worker, str(micro_batch), ha="center", va="center", size=7
                 )
@@ -386,7 +393,10 @@ def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: 
         axis.set_yticks(workers, [f"worker {w}: bubble {100 * shares[w]:.0f} %" for w in workers], size=8)
         axis.invert_yaxis()
         axis.set_title(title, size=9, loc="left")
-    axes[-1, 0].set_xlabel("seconds (forward light, backward dark, numbers: micro-batches; grey: gradients and update)")
+    axes[-1, 0].set_xlabel(
+        "seconds (forward light blue, backward blue, without weight gradients violet, these green; numbers: "
+        "micro-batches; grey: update and what is left)"
+    )
     split = first_blocks(trial.stages)
     figure.suptitle(f"{trial.schedule}, later stages begin with {split}, {harness.device_name()}", size=10)
     figure.tight_layout()

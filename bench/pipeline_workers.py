@@ -20,7 +20,7 @@ from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
 from fastalex.precision import configure_libraries
 from fastalex.recipe import krizhevsky
-from fastalex.simulate import Key, Span
+from fastalex.simulate import Key, Orders, Span
 from fastalex.step import WARM_UP_STEPS, build_step
 from fastalex.tuning import measure_costs, measure_links
 
@@ -36,6 +36,7 @@ class Trial:
         threads: of each worker.
         deferred: whether weight gradients are put off where training does so: fully connected ones to be made once a
             step, later stages' convolutional ones at its end. False makes all of them in their backward passes.
+        orders: of the passes, by rank, where the schedule is zero-bubble.
     """
 
     layout: Layout
@@ -46,6 +47,7 @@ class Trial:
     threads: int = 1
     deferred: bool = True
     graphs: bool = False
+    orders: Orders | None = None
 
     def __str__(self) -> str:
         layout, parts = self.layout, []
@@ -183,6 +185,7 @@ def _engine(world: World, model: AlexNet, trial: Trial) -> SingleDevice | Pipeli
             rows,
             trial.micro_batches,
             trial.schedule,
+            orders=trial.orders,
             ranks=layout.ranks,
             group=world.pipeline_group,
             replica=replica,
@@ -207,16 +210,17 @@ def _pipelined(engine: Pipeline) -> list[Any]:
 
 def _record(stage: Any, world: World, marks: list[tuple[Key, Any, Any]]) -> None:
     """Note when each pass of a stage begins and ends."""
-    for kind in ("forward", "backward"):
-        run_pass = getattr(stage, f"{kind}_one_chunk")
+    for name, whole in (("forward", "forward"), ("backward", "backward"), ("backward_weight", "weight")):
+        run_pass = getattr(stage, f"{name}_one_chunk")
 
-        def recorded(micro_batch: int, *arguments: Any, run_pass: Any = run_pass, kind: Any = kind, **options: Any):
+        def recorded(micro_batch: int, *arguments: Any, run_pass: Any = run_pass, whole: Any = whole, **options: Any):
             start = _mark(world)
             result = run_pass(micro_batch, *arguments, **options)
+            kind = whole if options.get("full_backward", True) else "input"
             marks.append(((kind, world.replica, stage.stage_index, micro_batch, 0), start, _mark(world)))
             return result
 
-        setattr(stage, f"{kind}_one_chunk", recorded)
+        setattr(stage, f"{name}_one_chunk", recorded)
 
 
 def _mark(world: World) -> Any:

@@ -41,6 +41,7 @@ class BlockCost:
         forward, backward: seconds by images in a micro-batch; the backward pass makes a convolution's weight gradient,
             a fully connected one's is in ``finish``.
         finish: seconds a step for its fully connected weight gradients, and for its update.
+        product: those of ``finish`` that its fully connected weight gradients take.
         output_bytes: of the activation that it hands on, per image.
         parameter_bytes: of its gradients.
         input_backward: as ``backward``, where a convolution's weight gradient is put off to the end of the step; empty
@@ -57,6 +58,7 @@ class BlockCost:
     parameter_bytes: int
     input_backward: Curve = ()
     put_off: Curve = ()
+    product: float = 0.0
 
     def backward_seconds(self, images: float, *, puts_off: bool) -> float:
         """Seconds of a micro-batch's backward pass, where convolutions put their weight gradients off or do not."""
@@ -73,7 +75,7 @@ class BlockCost:
             return tuple((images, seconds * factor) for images, seconds in curve)
 
         curves: dict[str, Any] = {name: scaled(getattr(self, name)) for name in CURVES}
-        return replace(self, finish=self.finish * factor, **curves)
+        return replace(self, finish=self.finish * factor, product=self.product * factor, **curves)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""
@@ -159,7 +161,7 @@ def measure_blocks(
             name: tuple(zip(images, way, strict=True)) for name, way in zip(CURVES, ways, strict=False)
         }
         output_bytes = math.prod(shape.output) * model.compute_dtype.itemsize
-        seconds["finish"] = _finish(block, batch_size, device)
+        seconds["finish"], seconds["product"] = _finish(block, batch_size, device)
         costs.append(
             BlockCost(name=shape.name, output_bytes=output_bytes, parameter_bytes=4 * shape.parameters, **seconds)
         )
@@ -228,8 +230,8 @@ def _there_and_back(
     return list(zip(forward, reversed(backward), later, strict=True))
 
 
-def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
-    """Seconds of a fully connected block's weight gradient, and of any block's update."""
+def _finish(block: nn.Module, batch_size: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of a fully connected block's weight gradient and any block's update, and those of the gradient alone."""
     weights = [nn.Parameter(parameter.detach().clone()) for parameter in block.parameters()]
     velocities = [torch.zeros_like(weight) for weight in weights]
     dtype: torch.dtype = block.compute_dtype  # type: ignore[assignment]
@@ -242,13 +244,14 @@ def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
         )
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
-    kept, times = KeptFactors(), []
+    kept, times, products = KeptFactors(), [], []
     for _ in range(REPEATS + 1):
         start = _now(device)
         if factors is not None:
             weights[0].grad = None
             kept.add(*factors)
             kept.add_product_to(weights[0])
+        products.append(_now(device) - start)
         kernels.sgd_update_(
             weights,
             [weight.grad for weight in weights if weight.grad is not None],
@@ -258,7 +261,7 @@ def _finish(block: nn.Module, batch_size: int, device: torch.device) -> float:
             momentum=0.9,
         )
         times.append(_now(device) - start)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:]), statistics.median(products[1:])
 
 
 def _now(device: torch.device) -> float:

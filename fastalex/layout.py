@@ -7,13 +7,14 @@ from typing import Literal
 
 from fastalex.errors import ConfigurationError
 
-ScheduleName = Literal["1f1b", "eager-1f1b", "gpipe", "interleaved"]
+ScheduleName = Literal["1f1b", "eager-1f1b", "gpipe", "interleaved", "zero-bubble"]
 """The orders of forward and backward passes.
 
 GPipe: all forward passes, then all backward passes (Huang et al. 2019). 1F1B: backward passes as soon as possible, and
 no more micro-batches under way than there are stages from here to the end (Narayanan et al. 2019). Eager 1F1B: one more
 for each later stage, so that these wait less for what comes next (Zhuang et al. 2023). Interleaved: 1F1B with several
-stages a worker (Narayanan et al. 2021).
+stages a worker (Narayanan et al. 2021). Zero bubble: any number of stages a worker, in the order that the costs of the
+passes ask for, with weight gradients where a worker would wait (:func:`fastalex.simulate.orders`; Qi et al. 2024).
 """
 
 
@@ -56,7 +57,8 @@ def arrange(
     """The layout and schedule for so many devices on each of so many machines.
 
     What is left out: as many replicas as the devices give with one stage each, as many stages as a replica has devices
-    (twice as many for the interleaved schedule), and 1F1B, or interleaved where a device has several stages.
+    (twice as many for the interleaved and the zero-bubble schedule), and 1F1B, or interleaved where a device has
+    several stages.
 
     Raises:
         ConfigurationError: numbers that do not divide each other, or a schedule for one stage a device with several or
@@ -80,11 +82,18 @@ def arrange(
         )
     ranks = workers // replicas
     if stages is None:
-        stages = 2 * ranks if schedule == "interleaved" else ranks
+        stages = 2 * ranks if schedule in ("interleaved", "zero-bubble") else ranks
+    if schedule == "zero-bubble":
+        if stages < ranks:
+            raise ConfigurationError(
+                f"{stages} stages on {ranks} devices leave devices without one; choose --stages {ranks} or more"
+            )
+        return Layout(replicas, ranks, stages), schedule
     if stages % ranks:
         of_each = f"the {ranks} devices of each replica" if replicas > 1 else f"{ranks} devices"
         raise ConfigurationError(
-            f"{stages} stages do not go evenly on {of_each}; choose --stages {ranks} or {2 * ranks}"
+            f"{stages} stages do not go evenly on {of_each}; choose --stages {ranks} or {2 * ranks}, "
+            "or --schedule zero-bubble"
         )
     if schedule == "interleaved" and stages == ranks:
         raise ConfigurationError(

@@ -443,11 +443,16 @@ class Convolution(_WeightedBlock):
     @torch.no_grad()
     def finish_gradient(self) -> None:
         """Add the weight gradients that were put off, in the order of their backward passes."""
-        for gradient in self.put_off or ():
+        if self.put_off:
+            self.add_gradients(self.put_off)
+
+    @torch.no_grad()
+    def add_gradients(self, put_off: list[Callable[[], Tensor]]) -> None:
+        """Add what was put off, and empty the list."""
+        for gradient in put_off:
             made = gradient().to(self.weight.dtype)
             self.weight.grad = made if self.weight.grad is None else self.weight.grad.add_(made)
-        if self.put_off:
-            self.put_off.clear()
+        put_off.clear()
 
     def _fits(self, pool: MaxPool, x: Tensor) -> bool:
         """Whether pooling windows end with the convolution's output, as the fused operator's must."""
@@ -499,6 +504,8 @@ class KeptFactors:
     @torch.no_grad()
     def add_product_to(self, weight: nn.Parameter) -> None:
         """Add the gradient of all rows kept to ``weight.grad``, in the order of their backward passes."""
+        if not self._inputs:
+            return
         inputs, gradients = self._take()
         if weight.grad is not None:
             weight.grad += gradients.t() @ inputs

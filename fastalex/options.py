@@ -145,9 +145,9 @@ class MachineOptions:
     micro_batches: Annotated[int | None, _optional("N")] = None
     """In how many parts a replica's part of a batch passes through. Default: as measured; with --split analytic as many
     as devices on CPUs and 4 on GPUs; 1 without stages."""
-    schedule: Annotated[ScheduleName | None, _optional("{1f1b,eager-1f1b,gpipe,interleaved}")] = None
+    schedule: Annotated[ScheduleName | None, _optional("{1f1b,eager-1f1b,gpipe,interleaved,zero-bubble}")] = None
     """Order of the micro-batches' forward and backward passes. Default: 1f1b, or interleaved where a device has several
-    stages; with neither --stages nor --split given, the fastest of these and eager-1f1b as measured."""
+    stages; with neither --stages nor --split given, the fastest of these, eager-1f1b and zero-bubble as measured."""
     max_restarts: int = 0
     """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
     precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
@@ -311,18 +311,22 @@ def _machine(options: MachineOptions, devices: str, architecture: Architecture) 
     """The fields of a run that say what computes which part of it."""
     names = len(parse_devices(devices))
     check_stages(architecture.block_names, options.stages or 1, names * machines())
-    layout, schedule = arrange(names, machines(), options.stages, options.replicas, options.schedule)
+    split, stages = options.split or "auto", options.stages
+    by_hand = split not in ("auto", "analytic")
+    if by_hand and stages is None and options.schedule == "zero-bubble":
+        stages = split.count(",") + 2  # any number goes
+    layout, schedule = arrange(names, machines(), stages, options.replicas, options.schedule)
     check_stages(architecture.block_names, layout.stages, layout.workers)
-    split = options.split or "auto"
-    if split not in ("auto", "analytic"):
+    if by_hand:
         cut_before(architecture, split, layout.stages)
-    measured = split == "auto" and layout.ranks > 1 and options.stages is None and options.schedule is None
+    # The schedule is found out with the number of stages, and zero-bubble's number is found out.
+    is_open = split == "auto" and layout.ranks > 1 and stages is None
     return {
         "devices": devices,
         "machines": machines(),
-        "stages": None if measured else layout.stages,
+        "stages": None if is_open and options.schedule in (None, "zero-bubble") else layout.stages,
         "replicas": layout.replicas,
-        "schedule": None if measured else schedule,
+        "schedule": None if is_open and options.schedule is None else schedule,
         "split": split,
         "micro_batches": options.micro_batches,
     }

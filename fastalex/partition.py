@@ -15,7 +15,7 @@ from itertools import combinations, pairwise
 from fastalex.architecture import Architecture, block_shapes
 from fastalex.costs import BlockCost
 from fastalex.errors import ConfigurationError
-from fastalex.simulate import Plan, Result, simulate
+from fastalex.simulate import Plan, Result, fewest_seconds, simulate
 
 Stages = tuple[tuple[str, ...], ...]
 """Consecutive block names, stage by stage."""
@@ -121,5 +121,13 @@ def choose(
         costs: as :func:`fastalex.simulate.simulate` takes them.
     """
     plans = [replace(plan, stages=cut, micro_batches=count) for cut in cuts for count in micro_batches]
-    results = [(candidate, simulate(candidate, costs)) for candidate in plans]
-    return min(results, key=lambda pair: pair[1].seconds)
+    bounds = {candidate: fewest_seconds(candidate, costs) for candidate in plans}
+    best: tuple[Plan, Result] | None = None
+    for candidate in sorted(plans, key=lambda plan: bounds[plan]):
+        if best is not None and bounds[candidate] >= best[1].seconds:
+            break
+        result = simulate(candidate, costs)
+        if best is None or result.seconds < best[1].seconds:
+            best = candidate, result
+    assert best is not None, "no cut or no number of micro-batches to choose from"
+    return best

@@ -10,21 +10,30 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining.schedules import _Action, _ComputationType, _PipelineScheduleRuntime
 from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from fastalex.architecture import Architecture, block_shapes
 from fastalex.captured import MicroBatch, Record, Replayed
 from fastalex.layout import ScheduleName, check_micro_batches, puts_off
-from fastalex.model import AlexNet, Stage
-from fastalex.simulate import rank_order
+from fastalex.model import AlexNet, Convolution, Stage
+from fastalex.simulate import Kind, Orders, rank_order
+
+_COMPUTATIONS: dict[Kind, _ComputationType] = {
+    "forward": _ComputationType.FORWARD,
+    "backward": _ComputationType.FULL_BACKWARD,
+    "input": _ComputationType.BACKWARD_INPUT,
+    "weight": _ComputationType.BACKWARD_WEIGHT,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,54 @@ class _Recorded:
 
     key: Tensor
     finish: Callable[[], None]
+
+
+class _Apart(nn.Module):
+    """A stage whose schedule asks for weight gradients by themselves: those of some micro-batches come after their
+    backward pass, whenever the schedule wants; fully connected ones are made once a step, after the last.
+
+    Args:
+        apart: by micro-batch, whether its backward pass leaves them out.
+    """
+
+    def __init__(self, stage: Stage, apart: Sequence[bool]) -> None:
+        super().__init__()
+        self.stage = stage
+        self._apart = tuple(apart)
+        self._passed = [0, 0]  # micro-batches, forward and backward
+        self._left: deque[list[tuple[Convolution, list[Callable[[], Tensor]]]]] = deque()
+
+    def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        """As :meth:`fastalex.model.Stage.forward`."""
+        left = []
+        for block in self.stage.blocks():
+            if isinstance(block, Convolution):
+                block.put_off = [] if self._apart[self._passed[0]] else None
+                if block.put_off is not None:
+                    left.append((block, block.put_off))
+        self._left.append(left)
+        self._passed[0] += 1
+        return self.stage(x, seed=seed, first_row=first_row)
+
+    def weight_gradients(self) -> Callable[[], None]:
+        """Called after each backward pass, in the order of the forward passes: what makes the gradients that it left
+        out."""
+        left = self._left.popleft()
+        self._passed[1] += 1
+        is_last = self._passed[1] == len(self._apart)
+
+        def make() -> None:
+            for convolution, gradients in left:
+                convolution.add_gradients(gradients)
+            if is_last:
+                self.stage.finish_gradients()
+
+        return make
+
+    def begin_step(self) -> None:
+        """Forget what an unfinished step has left behind."""
+        self._passed = [0, 0]
+        self._left.clear()
 
 
 class SingleDevice:
@@ -167,6 +224,7 @@ class Pipeline:
         rank: this worker's place in the pipeline.
         batch_size: rows of this replica.
         schedule: the order of the passes; see :data:`fastalex.layout.ScheduleName`.
+        orders: what ``zero-bubble`` comes to (:func:`fastalex.simulate.orders`), the same on every worker.
         ranks: workers of this pipeline; one for each stage if left out.
         group: their process group; None for the default group.
         replica: this worker among those that run the same stages on other rows, or None.
@@ -182,6 +240,7 @@ class Pipeline:
         micro_batches: int,
         schedule: ScheduleName = "1f1b",
         *,
+        orders: Orders | None = None,
         ranks: int | None = None,
         group: Any = None,
         replica: Replica | None = None,
@@ -202,29 +261,46 @@ class Pipeline:
             # pass where replicas wait for them.
             module.defer_weight_gradients(
                 micro_batches if replica else None,
-                convolutions=puts_off(index, self._ranks, micro_batches, 2 if replica else 1),
+                convolutions=orders is None and puts_off(index, self._ranks, micro_batches, 2 if replica else 1),
             )
         self._counts: list[Tensor] = []
         start = replica.index * batch_size if replica else 0
         self._first_rows = torch.arange(start, start + batch_size, batch_size // micro_batches, device=device)
         self.replicated = replica is not None
-        self._replayed = [] if replica else [Replayed(module, device) for module in self._modules]
+        self._replayed: list[Replayed] = []
+        self._apart: list[_Apart] = []
         self._recorded: _Recorded | None = None
-        modules = [replica.wrap(module) for module in self._modules] if replica else self._replayed
         # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
         # those of earlier steps as well, and even when it only evaluates.
-        self._order = rank_order(schedule, rank, self._ranks, len(stages), micro_batches)
-        self._train = self._schedule(schedule, modules, loss=self._loss)
-        self._evaluate = (
-            None
-            if self._ranks == 1
-            else self._schedule("gpipe" if len(self._local) == 1 else "interleaved", self._modules, loss=None)
-        )
+        if schedule == "zero-bubble":
+            assert orders is not None, "the order of the passes is not the schedule's own"
+            apart = {one[1:] for order in orders for one in order if one[0] == "input"}
+            if replica is None:
+                every = range(micro_batches)
+                self._apart = [
+                    _Apart(module, [(index, m) in apart for m in every])
+                    for index, module in zip(self._local, self._modules, strict=True)
+                ]
+            self._train = self._in_order(orders, self._wrapped(self._apart, replica), loss=self._loss)
+        else:
+            self._order = rank_order(schedule, rank, self._ranks, len(stages), micro_batches)
+            if replica is None:
+                self._replayed = [Replayed(module, device) for module in self._modules]
+            self._train = self._schedule(schedule, self._wrapped(self._replayed, replica), loss=self._loss)
+        self._evaluate = None
+        if self._ranks > 1:
+            self._evaluate = (
+                self._in_order(_there_and_back(len(stages), self._ranks, micro_batches), self._modules, loss=None)
+                if len(stages) > self._ranks
+                else self._schedule("gpipe", self._modules, loss=None)
+            )
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`, on this replica's rows."""
         self._set_mode(training=True)
         self.stage.drop_kept_factors()
+        for apart in self._apart:
+            apart.begin_step()
         self._counts.clear()
         inputs = () if images is None else (images.to(self.device, non_blocking=True),)
         target = None if labels is None else labels.to(self.device, non_blocking=True)
@@ -249,7 +325,7 @@ class Pipeline:
         Raises:
             RuntimeError: of ``record``; the passes stay as they were.
         """
-        assert self._replayed, "replicas exchange gradients within their backward passes"
+        assert self._replayed, "replicas exchange gradients within their backward passes, zero-bubble has other passes"
         self._set_mode(training=True)
         self.stage.drop_kept_factors()
         self.stage.zero_grad()
@@ -295,6 +371,11 @@ class Pipeline:
         parts = images.split(self.batch_size // self.micro_batches)
         return torch.cat([functools.reduce(lambda x, module: module(x), self._modules, part) for part in parts])
 
+    @property
+    def records(self) -> bool:
+        """Whether :meth:`record` can be called."""
+        return bool(self._replayed)
+
     def watch(self, tell: Callable[[str, Tensor], None]) -> None:
         """As :meth:`SingleDevice.watch`, of this worker's stages."""
         for module in self._modules:
@@ -310,12 +391,11 @@ class Pipeline:
         self._counts.append(counts)
         return loss
 
-    def _schedule(self, name: ScheduleName, modules: Sequence[torch.nn.Module], loss: Any) -> Any:
-        pipelined: list[Any] = [
-            self._pipeline_stage(module, index, training=loss is not None)
-            for module, index in zip(modules, self._local, strict=True)
-        ]
-        options = {"loss_fn": loss, "scale_grads": False}
+    def _wrapped(self, alone: Sequence[nn.Module], replica: Replica | None) -> Sequence[nn.Module]:
+        return alone if replica is None else [replica.wrap(module) for module in self._modules]
+
+    def _schedule(self, name: ScheduleName, modules: Sequence[nn.Module], loss: Any) -> Any:
+        pipelined, options = self._pipelined(modules, loss)
         if name in (
             "eager-1f1b",
             "interleaved",
@@ -323,7 +403,25 @@ class Pipeline:
             return ScheduleInterleaved1F1B(pipelined, self.micro_batches, **options)
         return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(pipelined[0], self.micro_batches, **options)
 
-    def _pipeline_stage(self, module: torch.nn.Module, index: int, *, training: bool) -> PipelineStage:
+    def _in_order(self, orders: Orders, modules: Sequence[nn.Module], loss: Any) -> Any:
+        """torch's runtime with an order of ours; it adds what is sent and received, and checks that nothing lacks."""
+        pipelined, options = self._pipelined(modules, loss)
+        schedule = _PipelineScheduleRuntime(pipelined, self.micro_batches, **options)
+        actions: dict[int, list[_Action | None]] = {
+            rank: [_Action(stage, _COMPUTATIONS[kind], m) for kind, stage, m in order]
+            for rank, order in enumerate(orders)
+        }
+        schedule._prepare_schedule_with_comms(actions)
+        return schedule
+
+    def _pipelined(self, modules: Sequence[nn.Module], loss: Any) -> tuple[list[Any], dict[str, Any]]:
+        pipelined = [
+            self._pipeline_stage(module, index, training=loss is not None)
+            for module, index in zip(modules, self._local, strict=True)
+        ]
+        return pipelined, {"loss_fn": loss, "scale_grads": False}
+
+    def _pipeline_stage(self, module: nn.Module, index: int, *, training: bool) -> PipelineStage:
         # Explicit shapes on both sides. Without them the engine runs a forward pass of its own to find out,
         # differently in each torch release; and nothing checks them, so they are computed from the architecture and
         # nowhere written by hand. A pair of stage and schedule keeps its buffers' shape for life: hence one for
@@ -334,8 +432,25 @@ class Pipeline:
         inputs = _boundary(architecture, self._stages, index, rows, dtype, training and index > 0)
         outputs = _boundary(architecture, self._stages, index + 1, rows, out_dtype, training)
         return PipelineStage(
-            module, index, count, self.device, input_args=(inputs,), output_args=(outputs,), group=self._group
+            module,
+            index,
+            count,
+            self.device,
+            input_args=(inputs,),
+            output_args=(outputs,),
+            group=self._group,
+            dw_builder=module.weight_gradients if isinstance(module, _Apart) else None,
         )
+
+
+def _there_and_back(stages: int, ranks: int, micro_batches: int) -> Orders:
+    """Stage by stage: the order of an evaluation, in which backward passes are nothing."""
+    every = range(micro_batches)
+    return tuple(
+        tuple(("forward", stage, m) for stage in range(rank, stages, ranks) for m in every)
+        + tuple(("backward", stage, m) for stage in reversed(range(rank, stages, ranks)) for m in every)
+        for rank in range(ranks)
+    )
 
 
 def _sum(counts: Sequence[Tensor]) -> Tensor:

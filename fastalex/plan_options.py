@@ -94,9 +94,10 @@ def resolve(options: PlanOptions) -> Plan:
     """
     for name in ("classes", "batch_size", "images", "epochs"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
-    if options.schedule == "interleaved":
+    if options.schedule in ("interleaved", "zero-bubble"):
         raise ConfigurationError(
-            "--schedule interleaved puts several stages on a device, of which plan knows nothing; take another one"
+            f"--schedule {options.schedule} puts several stages on a device, of which plan knows nothing; take another "
+            "one"
         )
     architecture = build_architecture(options.network.arch, options.classes, options.network.variation)
     devices = options.devices or default_devices()

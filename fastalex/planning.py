@@ -176,16 +176,16 @@ def stage_memory(
         own = [layer for layer in layers if layer.name in names]
         parameters = sum(layer.parameters for layer in own)
         low = 0 if size == 4 else sum(layer.parameters for layer in own if layer is not layers[-1]) * size
-        # One micro-batch at a time on one device; all of GPipe's; of 1F1B's as many as stages from here to the end, of
-        # the eager one's one more for each later stage.
+        # One micro-batch at a time on one device; all of GPipe's and, at most, of zero-bubble's; of 1F1B's as many as
+        # stages from here to the end, of the eager one's one more for each later stage.
         later = len(stages) - 1 - rank
-        ahead = {"gpipe": micro_batches, "eager-1f1b": 2 * later}.get(schedule, later)
+        ahead = {"gpipe": micro_batches, "zero-bubble": micro_batches, "eager-1f1b": 2 * later}.get(schedule, later)
         under_way = 1 if len(stages) == 1 else 1 + ahead
         crossing = size * (inputs[names[0]] if rank else 0)
         crossing += size * (inputs[stages[rank + 1][0]] if rank + 1 < len(stages) else 0)
         images = 0 if rank else 4 * inputs[names[0]]
         factors = size * sum(inputs[layer.name] + layer.output[0] for layer in own if not layer.is_convolution)
-        if puts_off(rank, len(stages), micro_batches):
+        if (schedule == "zero-bubble" and rank) or puts_off(rank, len(stages), micro_batches):
             factors += size * sum(inputs[layer.name] + 2 * layer.units for layer in own if layer.is_convolution)
         found.append(
             StageMemory(

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastalex.costs import BlockCost, Link, seconds_at
 from fastalex.layout import ScheduleName, puts_off
 
-Kind = Literal["forward", "backward", "reduce", "finish"]
+Kind = Literal["forward", "backward", "input", "weight", "reduce", "finish"]
+"""``backward`` is both ``input``, a backward pass without the weights' gradients, and ``weight``, those gradients."""
 INSTANT = Link()
 Key = tuple[Kind, int, int, int, int]
 """What a span did: kind, replica, stage, micro-batch, step."""
+Pass = tuple[Kind, int, int]
+"""Kind, stage, micro-batch."""
+Orders = tuple[tuple[Pass, ...], ...]
+"""The passes of a step by rank."""
 
 
 @dataclass(frozen=True)
@@ -124,26 +129,122 @@ class _Task:
     transfer: float
 
 
-def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list[list[_Task]]:
+def orders(plan: Plan, costs: Sequence[Sequence[BlockCost]]) -> Orders:
+    """The passes of every rank: as the schedule has them; those of ``zero-bubble`` are found with the costs.
+
+    A stage that makes weight gradients apart lets the stage before go on sooner and has something to do when it would
+    wait; but the two passes take longer than one. So stages are tried one by one.
+
+    Args:
+        costs: as :func:`simulate` takes them.
+    """
+    per_rank, ranks, stages = _by_rank(plan, costs), range(plan.ranks), len(plan.stages)
+    if plan.schedule != "zero-bubble":
+        return tuple(tuple(rank_order(plan.schedule, rank, plan.ranks, stages, plan.micro_batches)) for rank in ranks)
+
+    def tried(apart: frozenset[int]) -> tuple[float, Orders]:
+        found = _list_schedule(plan, per_rank, apart)
+        ways = [found, tuple(_merged(passes) for passes in found)]
+        seconds = [_seconds(_run(_tasks(plan, per_rank, way, 3), plan.cores), 3) for way in ways]
+        return min(zip(seconds, ways, strict=True), key=lambda pair: pair[0])
+
+    # Nobody waits for the first stage's input gradient; other replicas wait for weight gradients.
+    open_to_it = range(1, stages) if plan.ranks > 1 and plan.replicas == 1 else range(0)
+    starts = [frozenset[int](), frozenset(open_to_it)]
+    apart, best = min(((start, tried(start)) for start in starts), key=lambda pair: pair[1][0])
+    for stage in open_to_it:
+        if (other := tried(apart ^ {stage}))[0] < best[0]:
+            apart, best = apart ^ {stage}, other
+    return best[1]
+
+
+def _list_schedule(plan: Plan, costs: Sequence[Sequence[BlockCost]], apart: frozenset[int]) -> Orders:
+    """What every rank does if it never waits while it could begin something, and takes first what others wait for:
+    backward passes, then the forward pass that is furthest on its way, then weight gradients (list scheduling).
+
+    Args:
+        apart: the stages that make weight gradients apart.
+    """
+    urgency: list[Kind] = ["backward", "input", "forward", "weight", "finish"]
+    alone, last = replace(plan, replicas=1, cores=math.inf), 1  # the second step begins as all later ones do
+    workers = _tasks(alone, costs, tuple(_unordered(plan, rank, apart) for rank in range(plan.ranks)), last + 1)
+    tasks = {task.key: (rank, task) for rank, worker in enumerate(workers) for task in worker}
+    needs = {key: _needs(key, task, workers[rank]) for key, (rank, task) in tasks.items()}
+    waiting = {key: len(those) for key, those in needs.items()}
+    wanted_by: dict[Key, list[Key]] = {key: [] for key in tasks}
+    for key, those in needs.items():
+        for need in those:
+            wanted_by[need].append(key)
+    ready: list[dict[Key, float]] = [{} for _ in workers]  # and since when
+    for key, count in waiting.items():
+        if not count:
+            ready[tasks[key][0]][key] = 0.0
+    ends: dict[Key, float] = {}
+    free = [0.0] * plan.ranks
+    found: list[list[Pass]] = [[] for _ in workers]
+    while any(ready):
+        now, rank = min((max(free[r], min(ready[r].values())), r) for r in range(plan.ranks) if ready[r])
+        begun = [key for key, since in ready[rank].items() if since <= now]
+        key = min(begun, key=lambda key: (key[4], urgency.index(key[0]), -key[2], key[3]))
+        del ready[rank][key]
+        ends[key] = free[rank] = now + tasks[key][1].seconds
+        kind, _, stage, m, step = key
+        if step == last and kind != "finish":
+            found[rank].append((kind, stage, m))
+        for other in wanted_by[key]:
+            waiting[other] -= 1
+            if not waiting[other]:
+                there, task = tasks[other]
+                arrivals = (ends[need] + task.transfer * (need in task.needs) for need in needs[other])
+                ready[there][other] = max(arrivals)
+    return tuple(tuple(passes) for passes in found)
+
+
+def _unordered(plan: Plan, rank: int, apart: frozenset[int]) -> tuple[Pass, ...]:
+    kinds: dict[bool, tuple[Kind, ...]] = {True: ("forward", "input", "weight"), False: ("forward", "backward")}
+    local, every = range(rank, len(plan.stages), plan.ranks), range(plan.micro_batches)
+    return tuple((kind, stage, m) for stage in local for m in every for kind in kinds[stage in apart])
+
+
+def _needs(key: Key, task: _Task, own: Sequence[_Task]) -> list[Key]:
+    """What a task waits for, on its own worker as well."""
+    kind, replica, stage, m, step = key
+    if kind == "finish":
+        return [other.key for other in own if other.key[4] == step and other.key != key]
+    if kind == "forward":
+        return [*task.needs, *(other.key for other in own if other.key[0] == "finish" and other.key[4] == step - 1)]
+    return [*task.needs, ("input" if kind == "weight" else "forward", replica, stage, m, step)]
+
+
+def _merged(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Weight gradients that follow their own input's are made with them, which takes less time, but who waits for the
+    input's gets it later."""
+    merged: list[Pass] = []
+    for kind, stage, m in passes:
+        if kind == "weight" and merged[-1] == ("input", stage, m):
+            merged[-1] = ("backward", stage, m)
+        else:
+            merged.append((kind, stage, m))
+    return tuple(merged)
+
+
+def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], passes: Orders, steps: int) -> list[list[_Task]]:
     """What every worker does, in order."""
     images = plan.batch_size / plan.micro_batches
+    made: dict[tuple[int, int], Kind] = {
+        (stage, m): kind for order in passes for kind, stage, m in order if kind in ("backward", "input")
+    }
     workers: list[list[_Task]] = []
     for replica in range(_simulated_replicas(plan)):
-        for rank in range(plan.ranks):
+        for rank, order in enumerate(passes):
             cost = {block.name: block for block in costs[rank]}
-            order = rank_order(plan.schedule, rank, plan.ranks, len(plan.stages), plan.micro_batches)
             local = range(rank, len(plan.stages), plan.ranks)
             tasks = []
             for step in range(steps):
                 for kind, stage, m in order:
-                    blocks = [cost[name] for name in plan.stages[stage]]
-                    needs, transfer = _input(plan, costs[0], kind, replica, stage, m, step, images)
-                    later = _puts_off(plan, stage)
+                    needs, transfer = _input(plan, costs[0], made, (kind, stage, m), replica, step, images)
                     seconds = sum(
-                        seconds_at(block.forward, images)
-                        if kind == "forward"
-                        else block.backward_seconds(images, puts_off=later)
-                        for block in blocks
+                        _pass_seconds(plan, cost[name], kind, stage, m, images) for name in plan.stages[stage]
                     )
                     tasks.append(_Task((kind, replica, stage, m, step), seconds, needs, transfer))
                 tasks += _ends(plan, cost, local, replica, step, images)
@@ -151,8 +252,28 @@ def _tasks(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int) -> list
     return workers
 
 
+def _pass_seconds(plan: Plan, block: BlockCost, kind: Kind, stage: int, m: int, images: float) -> float:
+    """A block's part in a pass of its stage, or in the end of a step."""
+    explicit, later = plan.schedule == "zero-bubble", _puts_off(plan, stage)
+    product = block.product if explicit and m == plan.micro_batches - 1 else 0.0
+    match kind:
+        case "forward":
+            return seconds_at(block.forward, images)
+        case "backward":
+            return block.backward_seconds(images, puts_off=later) + product
+        case "input":
+            return block.backward_seconds(images, puts_off=True)
+        case "weight":
+            return (seconds_at(block.put_off, images) if block.put_off else 0.0) + product
+    return block.end_seconds(images, plan.micro_batches, puts_off=later) - (block.product if explicit else 0.0)
+
+
 def _puts_off(plan: Plan, stage: int) -> bool:
-    return puts_off(stage, plan.ranks, plan.micro_batches, plan.replicas)
+    return plan.schedule != "zero-bubble" and puts_off(stage, plan.ranks, plan.micro_batches, plan.replicas)
+
+
+def _by_rank(plan: Plan, costs: Sequence[Sequence[BlockCost]]) -> list[Sequence[BlockCost]]:
+    return list(costs) * plan.ranks if len(costs) == 1 else list(costs)
 
 
 def _simulated_replicas(plan: Plan) -> int:
@@ -161,16 +282,27 @@ def _simulated_replicas(plan: Plan) -> int:
 
 
 def _input(
-    plan: Plan, costs: Sequence[BlockCost], kind: Kind, replica: int, stage: int, m: int, step: int, images: float
+    plan: Plan,
+    costs: Sequence[BlockCost],
+    made: dict[tuple[int, int], Kind],
+    one: Pass,
+    replica: int,
+    step: int,
+    images: float,
 ) -> tuple[tuple[Key, ...], float]:
-    """What a pass waits for, and how long that takes to arrive."""
+    """What a pass waits for, and how long that takes to arrive.
+
+    Args:
+        made: by stage and micro-batch, how the input's gradient is made: ``backward`` or ``input``.
+    """
+    kind, stage, m = one
     other = stage - 1 if kind == "forward" else stage + 1
-    if not 0 <= other < len(plan.stages):
+    if kind == "weight" or not 0 <= other < len(plan.stages):
         return (), 0.0
     last = plan.stages[min(stage, other)][-1]
     size = images * next(block.output_bytes for block in costs if block.name == last)
     seconds = 0.0 if plan.ranks == 1 else plan.link.seconds(size)
-    return ((kind, replica, other, m, step),), seconds
+    return (("forward" if kind == "forward" else made[other, m], replica, other, m, step),), seconds
 
 
 def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, step: int, images: float) -> list[_Task]:
@@ -189,9 +321,7 @@ def _ends(plan: Plan, cost: dict[str, BlockCost], local: range, replica: int, st
         seconds = plan.reduce_link.seconds(size)
         tasks.append(_Task(("reduce", replica, last, 0, step), seconds, peers, 0.0))
     seconds = sum(
-        cost[name].end_seconds(images, plan.micro_batches, puts_off=_puts_off(plan, stage))
-        for stage in local
-        for name in plan.stages[stage]
+        _pass_seconds(plan, cost[name], "finish", stage, 0, images) for stage in local for name in plan.stages[stage]
     )
     tasks.append(_Task(("finish", replica, last, 0, step), seconds, (), 0.0))
     return tasks
@@ -232,24 +362,46 @@ def _run(workers: list[list[_Task]], cores: float) -> list[Span]:
     return spans
 
 
-def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3) -> Result:
+def fewest_seconds(plan: Plan, costs: Sequence[Sequence[BlockCost]]) -> float:
+    """A step cannot be shorter: what the worker with most to do computes, gradients made where that is shortest."""
+    per_rank, images = _by_rank(plan, costs), plan.batch_size / plan.micro_batches
+    work = [0.0] * plan.ranks
+    for stage, names in enumerate(plan.stages):
+        rank = stage % plan.ranks
+        for block in per_rank[rank]:
+            if block.name in names:
+                apart = block.backward_seconds(images, puts_off=True) + (
+                    seconds_at(block.put_off, images) if block.put_off else 0.0
+                )
+                back = min(block.backward_seconds(images, puts_off=False), apart)
+                work[rank] += plan.micro_batches * (seconds_at(block.forward, images) + back) + block.finish
+    return max(work)
+
+
+def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3, passes: Orders | None = None) -> Result:
     """Run a few steps; the last one is steady.
 
     Args:
         costs: of every block, on the device of each rank; with one list all ranks have the same.
         steps: at least 2.
+        passes: in which order; None for what :func:`orders` says.
     """
-    per_rank = list(costs) * plan.ranks if len(costs) == 1 else list(costs)
-    spans = _run(_tasks(plan, per_rank, steps), plan.cores)
-    ends = [max(span.end for span in spans if span.key[4] == step) for step in range(steps)]
+    per_rank = _by_rank(plan, costs)
+    spans = _run(_tasks(plan, per_rank, passes or orders(plan, per_rank), steps), plan.cores)
     chosen = tuple(span for span in spans if span.key[4] == steps - 1)
     simulated = _simulated_replicas(plan)
     return Result(
-        seconds=(ends[-1] - ends[0]) / (steps - 1),
-        total=ends[-1],
+        seconds=_seconds(spans, steps),
+        total=max(span.end for span in spans),
         spans=chosen,
         bubble=bubble_fractions(chosen, plan.ranks * simulated) * (plan.replicas // simulated),
     )
+
+
+def _seconds(spans: Sequence[Span], steps: int) -> float:
+    """From the end of one step to the end of the next."""
+    ends = [max(span.end for span in spans if span.key[4] == step) for step in range(steps)]
+    return (ends[-1] - ends[0]) / (steps - 1)
 
 
 def bubble_fractions(spans: Sequence[Span], workers: int) -> tuple[float, ...]:
@@ -258,7 +410,7 @@ def bubble_fractions(spans: Sequence[Span], workers: int) -> tuple[float, ...]:
     It computes a pass, or finishes: makes the gradients that were put off, and updates. For S balanced stages and M
     micro-batches on S workers, with nothing to finish: (S - 1) / (M + S - 1).
     """
-    passes = [span for span in spans if span.key[0] in ("forward", "backward")]
+    passes = [span for span in spans if span.key[0] not in ("reduce", "finish")]
     start, end = min(span.start for span in passes), max(span.end for span in passes)
     computing = [span for span in spans if span.key[0] != "reduce"]
     busy = [

@@ -247,6 +247,8 @@ def why_not_captured(engine: SingleDevice | Pipeline, graphs: bool | None = None
         return "CUDA graphs are off, as was asked for"
     if isinstance(engine, DataParallel) or (isinstance(engine, Pipeline) and engine.replicated):
         return "CUDA graphs are off: replicas exchange gradients in the middle of a step"
+    if isinstance(engine, Pipeline) and not engine.records:
+        return "CUDA graphs are off: passes of the zero-bubble schedule are not captured"
     if isinstance(engine, Pipeline) and graphs is None:
         return "CUDA graphs are off: those of stages are new and have to be asked for (--cuda-graphs)"
     return None

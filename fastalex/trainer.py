@@ -48,7 +48,7 @@ from fastalex.precision import configure_libraries, slow_precision
 from fastalex.progress import Rate, Reporter, SilentReporter, Stopwatch
 from fastalex.recipe import plateau_divisions
 from fastalex.step import LateReader, build_step, why_not_captured
-from fastalex.tuning import settle
+from fastalex.tuning import orders_of, settle
 
 
 def train(world: World, config: RunConfig) -> None:
@@ -152,6 +152,7 @@ class Trainer:
             batch_size,
             micro_batches,
             schedule,
+            orders=orders_of(world, config, model.architecture),
             ranks=layout.ranks,
             group=world.pipeline_group,
             replica=replica,

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastalex.architecture import Architecture
+from fastalex.architecture import Architecture, ConvBlock, block_shapes
 from fastalex.checkpoint import write_atomically
 from fastalex.config import RunConfig
 from fastalex.costs import BlockCost, Link, measure_blocks, measure_link, measure_reduction, seconds_at
@@ -26,10 +26,12 @@ from fastalex.launch import World, machines
 from fastalex.layout import ScheduleName, possible_micro_batches, puts_off, usual_micro_batches
 from fastalex.model import AlexNet
 from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks, partition, training_macs
-from fastalex.simulate import INSTANT, Plan, Result
+from fastalex.simulate import INSTANT, Orders, Plan, Result, orders
 
 # On a CPU, passes are timed with this many images at most; for more, time grows in proportion.
 _MOST_IMAGES = 16
+# Of each device, where their number is open.
+_MOST_STAGES = 4
 
 
 def settle(world: World, config: RunConfig) -> RunConfig:
@@ -42,7 +44,7 @@ def settle(world: World, config: RunConfig) -> RunConfig:
     architecture = config.network.build_architecture()
     if layout.stages == 1:
         settled = replace(config, micro_batches=config.micro_batches or 1)
-    elif config.split == "auto" or (config.split != "analytic" and config.micro_batches is None):
+    elif _asks_for_costs(world, config):
         settled = _measured(world, config, architecture)
     else:
         usual = usual_micro_batches(layout, schedule, batch_size, world.device.type)
@@ -56,6 +58,66 @@ def settle(world: World, config: RunConfig) -> RunConfig:
     if settled.layout != world.layout:
         world.arrange(settled.layout)
     return settled
+
+
+def _asks_for_costs(world: World, config: RunConfig) -> bool:
+    """Whether anything is left to measurements."""
+    if config.split in ("auto", "analytic"):
+        return config.split == "auto"
+    unordered = config.arranged[1] == "zero-bubble" and world.from_first(lambda: not _costs_of(config).is_file())
+    return config.micro_batches is None or unordered
+
+
+def _costs_of(config: RunConfig) -> Path:
+    return Path(config.output) / "costs.json"
+
+
+def orders_of(world: World, config: RunConfig, architecture: Architecture) -> Orders | None:
+    """The order of a settled run's passes, where the schedule is ``zero-bubble``: from the costs that were measured, or
+    from counted arithmetic where none were. None for other schedules, which have an order of their own."""
+    (layout, schedule), rows = config.arranged, config.recipe.batch_size // config.layout.replicas
+    if layout.stages == 1 or schedule != "zero-bubble":
+        return None
+
+    def find() -> Orders:
+        cut = cut_before(architecture, config.split, layout.stages)
+        plan = Plan(cut, layout.ranks, rows, config.micro_batches or 1, schedule, layout.replicas)
+        costs: Sequence[Sequence[BlockCost]] = [counted_costs(architecture, rows)]
+        if _costs_of(config).is_file():
+            saved = json.loads(_costs_of(config).read_text())
+            costs = [[BlockCost.from_json(cost) for cost in rank] for rank in saved["blocks"]]
+            link, reduce_link = (Link(**saved[name]) for name in ("link", "reduce_link"))
+            plan = replace(plan, cores=saved["cores"], link=link, reduce_link=reduce_link)
+        return orders(plan, costs)
+
+    return world.from_first(find)
+
+
+def counted_costs(architecture: Architecture, batch_size: int) -> list[BlockCost]:
+    """Costs where nothing is measured: multiply-accumulates for seconds.
+
+    Args:
+        batch_size: images per step of one replica.
+    """
+    counted = []
+    for index, (block, shape) in enumerate(zip(architecture.blocks, block_shapes(architecture), strict=True)):
+        macs, convolves = float(shape.macs), isinstance(block, ConvBlock)
+        back = macs if index else 0.0  # nobody needs the images' gradient
+        product = 0.0 if convolves else batch_size * macs
+        counted.append(
+            BlockCost(
+                shape.name,
+                forward=((1, macs),),
+                backward=((1, back + macs * convolves),),
+                finish=product,
+                output_bytes=0,
+                parameter_bytes=0,
+                input_backward=((1, back),) if convolves else (),
+                put_off=((1, macs),) if convolves else (),
+                product=product,
+            )
+        )
+    return counted
 
 
 def _measured(world: World, config: RunConfig, architecture: Architecture) -> RunConfig:
@@ -84,7 +146,7 @@ def _measured(world: World, config: RunConfig, architecture: Architecture) -> Ru
         ]
         (plan, result), *others = sorted(results, key=lambda pair: pair[1].seconds)
         _print(cost_table(costs, plan, result, others))
-        _save_costs(Path(config.output) / "costs.json", costs, plan)
+        _save_costs(_costs_of(config), costs, plan)
         return {
             "schedule": plan.schedule,
             "stages": len(plan.stages),
@@ -100,9 +162,9 @@ def _possible(
 ) -> list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]]:
     """What to choose from: schedules, each with its numbers of micro-batches and its cuts.
 
-    Where the schedule is open, so is whether each device has one stage or two.
+    Where the schedule is open, so is how many stages each device has; of ``zero-bubble``, where that is not given.
     """
-    every: Sequence[ScheduleName] = ("1f1b", "eager-1f1b", "interleaved")
+    every: Sequence[ScheduleName] = ("1f1b", "eager-1f1b", "interleaved", "zero-bubble")
     schedules = every if config.schedule is None else (config.schedule,)
     possible: list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]] = []
     for schedule in schedules:
@@ -110,10 +172,13 @@ def _possible(
         counts = possible_micro_batches(layout, schedule, config.recipe.batch_size, max(16, given or 0))
         if given is not None:
             counts = [count for count in counts if count == given]
-        if config.split == "auto":
-            cuts = list(all_cuts(architecture.block_names, layout.stages))  # none into more stages than blocks
-        else:
+        if config.split != "auto":
             cuts = [cut_before(architecture, config.split, layout.stages)]
+        elif schedule == "zero-bubble" and config.stages is None:
+            numbers = range(layout.ranks, min(_MOST_STAGES * layout.ranks, len(architecture.block_names)) + 1)
+            cuts = [cut for number in numbers for cut in all_cuts(architecture.block_names, number)]
+        else:
+            cuts = list(all_cuts(architecture.block_names, layout.stages))  # none into more stages than blocks
         if counts and cuts:
             possible.append((schedule, counts, cuts))
     return possible
@@ -211,7 +276,7 @@ def cost_table(
         table.add_column(name, justify="right")
     for index, stage in enumerate(plan.stages):
         blocks = {cost.name: cost for cost in costs[index % plan.ranks]}
-        later = puts_off(index, plan.ranks, plan.micro_batches, plan.replicas)
+        later = plan.schedule != "zero-bubble" and puts_off(index, plan.ranks, plan.micro_batches, plan.replicas)
         parts = {
             name: (
                 plan.micro_batches * seconds_at(blocks[name].forward, images),

@@ -365,19 +365,19 @@ def _backward(
     grad_bias.zero_()
     x, grad = dense_as(x, channels_last=True), dense_as(grad, channels_last=True)
     tiles = _tiles(x, weight, stride, sides, groups)
-    of_weights = tiles.of_weights(weight)
-    summed = torch.zeros_like(of_weights)
+    of_weights = tiles.of_weights(weight) if needs[0] else None
+    summed = weight.new_zeros(tiles.n**2 * groups, tiles.terms, tiles.filters) if needs[1] else None
     tensors = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
     blocks = [tensor.permute(0, 2, 3, 1).split(tiles.images) for tensor in tensors]
     for upstream, result, block, place in zip(*blocks, strict=True):
         gradient, bias_gradient = tiles.results_gradient(upstream, None if y is None else result)
         if needs[2]:
             grad_bias += bias_gradient
-        if needs[1]:
+        if summed is not None:
             summed.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
-        if needs[0]:
+        if of_weights is not None:
             tiles.write_inputs_gradient(tiles.inputs_gradient(gradient, of_weights), place)
-    if needs[1]:
+    if summed is not None:
         grad_weight.copy_(tiles.weight_gradient(summed, weight))
     return grad_x, grad_weight, grad_bias
 

@@ -91,7 +91,12 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
     recorded = json.loads((folder / "run" / "config.json").read_text())
     assert len(recorded["split"].split(",")) == recorded["stages"] - 1
-    assert (recorded["stages"], recorded["schedule"]) in ((2, "1f1b"), (2, "eager-1f1b"), (4, "interleaved"))
+    assert (recorded["stages"], recorded["schedule"]) in (
+        (2, "1f1b"),
+        (2, "eager-1f1b"),
+        (4, "interleaved"),
+        *((stages, "zero-bubble") for stages in range(2, 9)),
+    )
     assert recorded["micro_batches"] in (1, 2, 4, 8)
     costs = json.loads((folder / "run" / "costs.json").read_text())
     assert [cost["name"] for cost in costs["blocks"][1]] == [

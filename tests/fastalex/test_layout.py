@@ -28,6 +28,9 @@ from fastalex.options import MachineOptions, machine_again
         (2, 1, 4, None, None, (Layout(1, 2, 4), "interleaved")),
         (4, 1, 4, 2, None, (Layout(2, 2, 4), "interleaved")),
         (2, 3, 2, None, "gpipe", (Layout(3, 2, 2), "gpipe")),
+        (2, 1, None, None, "zero-bubble", (Layout(1, 2, 4), "zero-bubble")),
+        (2, 1, 5, 1, "zero-bubble", (Layout(1, 2, 5), "zero-bubble")),
+        (4, 1, 3, 2, "zero-bubble", (Layout(2, 2, 3), "zero-bubble")),
     ],
 )
 def test_devices_become_replicas_and_stages(devices, machines, stages, replicas, schedule, expected):
@@ -43,7 +46,7 @@ def test_devices_become_replicas_and_stages(devices, machines, stages, replicas,
     [
         (4, 1, 3, None, None, "3 stages do not divide 4 devices; choose --stages from 1, 2, 4"),
         (2, 2, 3, None, None, "3 stages do not divide 2 devices on each of 2 machines"),
-        (4, 1, 6, None, None, "6 stages do not go evenly on 4 devices; choose --stages 4 or 8"),
+        (4, 1, 6, None, None, "6 stages do not go evenly on 4 devices; choose --stages 4 or 8, or --sched"),
         (4, 1, None, 3, None, "3 replicas do not divide 4 devices; choose --replicas from 1, 2, 4"),
         (2, 1, 4, None, "1f1b", "runs one stage a device; 4 stages on 2 devices need --schedule interleaved"),
         (
@@ -54,6 +57,7 @@ def test_devices_become_replicas_and_stages(devices, machines, stages, replicas,
             "interleaved",
             "--stages 2 on 2 devices makes one: choose --stages 4, or --schedule eager-1f1b",
         ),
+        (4, 1, 3, 1, "zero-bubble", "3 stages on 4 devices leave devices without one; choose --stages 4 or more"),
         (2, 1, 0, None, None, "--stages is 0"),
     ],
 )

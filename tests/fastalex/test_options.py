@@ -44,6 +44,10 @@ def test_what_cannot_be_split_or_restarted(prepared, tmp_path, monkeypatch, mach
         ({"stages": 4}, 4, "interleaved"),
         ({"schedule": "gpipe"}, 2, "gpipe"),
         ({"split": "conv3"}, 2, "1f1b"),
+        ({"schedule": "zero-bubble"}, None, "zero-bubble"),
+        ({"schedule": "zero-bubble", "stages": 3}, 3, "zero-bubble"),
+        ({"schedule": "zero-bubble", "split": "conv2,conv3,conv5,fc6"}, 5, "zero-bubble"),
+        ({"schedule": "zero-bubble", "split": "analytic"}, 4, "zero-bubble"),
         ({"replicas": 2}, 1, "1f1b"),
     ],
 )

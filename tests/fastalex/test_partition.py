@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fastalex.costs import BlockCost, Link, measure_blocks
 from fastalex.errors import ConfigurationError
 from fastalex.model import AlexNet
 from fastalex.partition import all_cuts, choose, cut_before, first_blocks, partition, training_macs
-from fastalex.simulate import Plan
+from fastalex.simulate import Plan, simulate
 
 
 def test_two_devices_are_cut_after_pool2_with_the_known_shares():
@@ -85,6 +86,20 @@ def test_measured_costs_are_chosen_for_time_and_not_for_arithmetic():
     assert best(costs([1.0, 1.0, 1.0, 1.0])) == ("c", 16)
     assert best(costs([1.0, 1.0, 1.0, 1.0], fixed=10.0))[1] == 2  # where every micro-batch costs much, few
     assert best(costs([3.0, 1.0, 1.0, 1.0]), Link(0.0, 1e5))[0] == "c"  # what a sends takes longer than b
+
+
+def test_what_cannot_be_faster_is_not_simulated(monkeypatch):
+    names = tuple("abcdef")
+    costs = [
+        [BlockCost(n, c, c, 0.5, 1, 1) for n, s in zip(names, (5, 3, 1, 2, 1, 4), strict=True) for c in [((1, s),)]]
+    ]
+    plan, cuts, counts = Plan((), 2, 8, 1, "zero-bubble"), list(all_cuts(names, 3)), [1, 2, 4]
+    every = [replace(plan, stages=cut, micro_batches=count) for cut in cuts for count in counts]
+    fastest = min(simulate(one, costs).seconds for one in every)
+    simulated = []
+    monkeypatch.setattr("fastalex.partition.simulate", lambda *given: simulated.append(given) or simulate(*given))
+    assert choose(plan, costs, cuts, counts)[1].seconds == fastest
+    assert 0 < len(simulated) < len(every)
 
 
 @pytest.mark.parametrize("put_off", [False, True])

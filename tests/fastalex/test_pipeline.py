@@ -7,7 +7,10 @@ import torch
 
 from fastalex import launch
 from fastalex.layout import Layout
+from fastalex.partition import partition
 from fastalex.pipeline import SingleDevice
+from fastalex.simulate import Plan, orders
+from fastalex.tuning import counted_costs
 from tests.fastalex.workers import BATCH, batch, graphed_steps, network, pipeline_gradients
 
 CPU = torch.device("cpu")
@@ -42,8 +45,12 @@ def workers_gradients(
     path: Path, layout: Layout, micro_batches: int, schedule: str, precision: str = "fp32", *, recorded: bool = False
 ) -> dict:
     """What `pipeline_gradients` saves, from as many workers as the layout has."""
+    stages = tuple(partition(network(precision).architecture, layout.stages))
+    plan = Plan(stages, layout.ranks, BATCH // layout.replicas, micro_batches, schedule, layout.replicas)
+    zero_bubble = schedule == "zero-bubble"
     argument = {
         "path": str(path / "saved.pt"),
+        "orders": orders(plan, [counted_costs(network().architecture, plan.batch_size)]) if zero_bubble else None,
         "steps": STEPS,
         "layout": layout,
         "micro_batches": micro_batches,
@@ -74,6 +81,9 @@ def one_thread(monkeypatch):
         (Layout(1, 2, 2), 4, "eager-1f1b", "fp32", True),
         (Layout(1, 2, 4), 4, "interleaved", "fp32", False),
         (Layout(1, 1, 2), 2, "interleaved", "fp32", True),
+        (Layout(1, 2, 5), 4, "zero-bubble", "fp32", False),
+        (Layout(1, 2, 2), 2, "zero-bubble", "bf16", False),
+        (Layout(1, 1, 3), 2, "zero-bubble", "fp32", False),
     ],
 )
 def test_stages_give_the_gradients_of_one_device_to_the_bit(
@@ -92,7 +102,12 @@ def test_stages_give_the_gradients_of_one_device_to_the_bit(
 
 @pytest.mark.parametrize(
     ("layout", "schedule"),
-    [(Layout(2, 2, 2), "1f1b"), (Layout(2, 1, 1), "1f1b"), (Layout(2, 1, 2), "interleaved")],
+    [
+        (Layout(2, 2, 2), "1f1b"),
+        (Layout(2, 1, 1), "1f1b"),
+        (Layout(2, 1, 2), "interleaved"),
+        (Layout(2, 2, 3), "zero-bubble"),
+    ],
 )
 def test_replicas_give_the_gradients_of_the_whole_batch(tmp_path: Path, one_thread, layout, schedule):
     shared_out = workers_gradients(tmp_path, layout, 2, schedule)

@@ -1,6 +1,7 @@
 """Counted memory against memory that real passes keep, and the reference's figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_stages_share_the_network_and_hold_what_is_under_way():
     architecture = build_architecture("krizhevsky")
     layers = layer_costs(architecture, "fp32", "native")
     whole = stage_memory(architecture, layers, [architecture.block_names], 1, "1f1b", "fp32")[0]
-    for schedule, first in (("1f1b", 2 / 4), ("eager-1f1b", 3 / 4), ("gpipe", 1.0)):
+    for schedule, first in (("1f1b", 2 / 4), ("eager-1f1b", 3 / 4), ("gpipe", 1.0), ("zero-bubble", 1.0)):
         stages = stage_memory(architecture, layers, partition(architecture, 2), 4, schedule, "fp32")
         assert sum(stage.fixed for stage in stages) == whole.fixed
         assert sum(stage.activations for stage in stages) == whole.activations
@@ -87,6 +88,10 @@ def test_stages_share_the_network_and_hold_what_is_under_way():
     # What weight gradients are made of waits for the end of the step, unless there are many micro-batches.
     few, many = (stage_memory(architecture, layers, partition(architecture, 3), m, "gpipe", "fp32") for m in (4, 12))
     assert [a.whole_batch > b.whole_batch for a, b in zip(few, many, strict=True)] == [False, True, True]
+    assert few == [
+        replace(stage, in_flight=1.0)
+        for stage in stage_memory(architecture, layers, partition(architecture, 3), 4, "zero-bubble", "fp32")
+    ]
     assert stages[1].largest_batch(stages[1].total(256)) == 256
     assert stages[1].largest_batch(1) == 0
 
@@ -134,6 +139,7 @@ def test_the_report(capsys, monkeypatch):
         ({"devices": "cpu", "batch_size": 0}, "--batch-size is 0"),
         ({"devices": "cpu", "epochs": 0}, "--epochs is 0"),
         ({"devices": "cpu,cpu", "schedule": "interleaved"}, "--schedule interleaved puts several stages on a device"),
+        ({"devices": "cpu,cpu", "schedule": "zero-bubble"}, "--schedule zero-bubble puts several stages on a device"),
         ({"devices": "cpu,cpu", "batch_size": 9}, "2 micro-batches do not divide a batch of 9"),
         ({"devices": ",".join(["cpu"] * 9)}, "9 stages for 8 blocks"),
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),

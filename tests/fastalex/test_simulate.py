@@ -5,11 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastalex.costs import BlockCost, Link, seconds_at
-from fastalex.simulate import Plan, Span, bubble_fractions, rank_order, simulate
+from fastalex.partition import all_cuts
+from fastalex.simulate import (
+    Plan,
+    Span,
+    bubble_fractions,
+    fewest_seconds,
+    orders,
+    rank_order,
+    simulate,
+)
 
 NAMES = tuple("abcdefgh")
 
@@ -159,6 +170,71 @@ def test_passes_that_run_ahead_keep_busy_a_stage_that_puts_weight_gradients_off(
     costs = [[block("early", 2, 4), late]]
     seconds = [simulate(Plan((("early",), ("late",)), 2, 4, 4, s), costs).seconds for s in ("1f1b", "eager-1f1b")]
     assert seconds == pytest.approx([28, 24])
+
+
+@st.composite
+def zero_bubble(draw: st.DrawFn) -> tuple[Plan, list[list[BlockCost]]]:
+    """Any cut, with any costs on every rank."""
+    ranks, micro_batches = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    cut = draw(st.sampled_from(list(all_cuts(NAMES, draw(st.integers(ranks, len(NAMES)))))))
+    seconds = st.floats(0.01, 10.0)
+
+    def cost(name: str) -> BlockCost:
+        some = block(name, draw(seconds), draw(seconds), draw(seconds))
+        if draw(st.booleans()):
+            return replace(some, input_backward=((1, draw(seconds)),), put_off=((1, draw(seconds)),))
+        return replace(some, product=draw(st.floats(0.0, 1.0)) * some.finish)
+
+    costs = [[cost(name) for name in NAMES] for _ in range(ranks)]
+    shared = {"replicas": draw(st.integers(1, 2)), "cores": draw(st.sampled_from([1.0, 2.0, float("inf")]))}
+    return Plan(cut, ranks, micro_batches, micro_batches, "zero-bubble", link=Link(0.1, 1e4), **shared), costs
+
+
+@given(zero_bubble())
+def test_zero_bubble_makes_every_pass_once_and_in_an_order_that_comes_to_an_end(case):
+    plan, costs = case
+    found = orders(plan, costs)
+    stages, every = len(plan.stages), list(range(plan.micro_batches))
+    for rank, order in enumerate(found):
+        assert {stage for _, stage, _ in order} == set(range(rank, stages, plan.ranks))
+    for stage in range(stages):
+        order = found[stage % plan.ranks]
+
+        def of(*kinds: str, stage: int = stage, order: tuple = order) -> list[int]:
+            return [m for kind, place, m in order if place == stage and kind in kinds]
+
+        assert of("forward") == every
+        assert of("input", "backward") == every
+        assert of("weight") == of("input")  # apart, but in the same order
+        for m in of("input"):
+            assert order.index(("input", stage, m)) < order.index(("weight", stage, m))
+    assert not any(kind == "input" and (stage == 0 or plan.replicas > 1) for order in found for kind, stage, _ in order)
+    result = simulate(plan, costs, steps=2)  # which refuses what would wait for ever
+    assert result.total >= 2 * fewest_seconds(plan, costs) - 1e-6
+    assert simulate(plan, costs, 2, found) == result
+
+
+def test_zero_bubble_waits_less_than_the_schedules_with_an_order_of_their_own():
+    """Of eight blocks the first takes three times as long as the others, whose weight gradients are a third of it."""
+    later = [replace(block(name), input_backward=((1, 1.0),), put_off=((1, 1.0),)) for name in NAMES[1:]]
+    costs = [[block("a", 3.0, 6.0), *later]]
+
+    def best(schedule: str, stages: int) -> float:
+        return min(simulate(Plan(cut, 2, 2, 2, schedule), costs).seconds for cut in all_cuts(NAMES, stages))
+
+    others = [best("gpipe", 2), best("1f1b", 2), best("eager-1f1b", 2), best("interleaved", 4)]
+    assert min(others) == pytest.approx(35)
+    assert best("zero-bubble", 3) == pytest.approx(32)  # 30 without any wait
+
+
+def test_a_fully_connected_weight_gradient_fills_a_wait():
+    costs = [[block("early"), replace(block("late", 1.0, 1.0, finish=2.0), product=2.0)]]
+    plan = Plan((("early",), ("late",)), 2, 1, 1, "zero-bubble")
+    assert orders(plan, costs)[1] == (("forward", 1, 0), ("input", 1, 0), ("weight", 1, 0))
+    assert simulate(plan, costs).seconds == pytest.approx(1 + 1 + 1 + 2)
+    # Where nobody is kept waiting, both gradients are made in one pass, which takes less time.
+    costs[0][1] = replace(costs[0][1], input_backward=((1, 1.0),), put_off=((1, 4.0),))
+    assert orders(plan, costs)[1] == (("forward", 1, 0), ("backward", 1, 0))
 
 
 def record_passes(stage: PipelineStage, seen: list[tuple[str, int, int]]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from fastalex import captured
 from fastalex import step as step_module
+from fastalex.captured import Replayed
 from fastalex.model import AlexNet
 from fastalex.optimizer import KrizhevskySGD
 from fastalex.pipeline import Pipeline, SingleDevice
@@ -129,10 +130,11 @@ def test_late_reading_keeps_everything_in_order(delay):
     assert reader.take(everything=True) == []
 
 
-def pipeline(*, replicated: bool = False) -> Pipeline:
+def pipeline(*, replicated: bool = False, zero_bubble: bool = False) -> Pipeline:
     """A pipeline on a GPU, as far as it can be told without one."""
     engine = Pipeline.__new__(Pipeline)
     engine.device, engine.replicated = torch.device("cuda"), replicated
+    engine._replayed = [] if replicated or zero_bubble else [Replayed(torch.nn.Identity(), torch.device("cpu"))]  # type: ignore[arg-type]
     return engine
 
 
@@ -149,6 +151,11 @@ def test_steps_that_are_not_captured_have_a_reason(monkeypatch, replicated, grap
     engine = pipeline(replicated=replicated)
     assert why_not_captured(engine, graphs) == expected
     assert type(build_step(engine, None, graphs=graphs)) is TrainingStep  # type: ignore[arg-type]
+
+
+def test_passes_of_zero_bubble_are_not_captured():
+    expected = "CUDA graphs are off: passes of the zero-bubble schedule are not captured"
+    assert why_not_captured(pipeline(zero_bubble=True), True) == expected
 
 
 def test_stages_on_gpus_are_captured_where_that_is_asked_for(without_cuda):

@@ -2,15 +2,27 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastalex.architecture import build_architecture
+from fastalex.costs import seconds_at
 from fastalex.launch import World
 from fastalex.layout import Layout
-from fastalex.partition import cut_before
-from fastalex.tuning import _possible, _settled_before, all_cores, arithmetic_table, settle
+from fastalex.partition import cut_before, training_macs
+from fastalex.simulate import Plan, orders
+from fastalex.tuning import (
+    _possible,
+    _save_costs,
+    _settled_before,
+    all_cores,
+    arithmetic_table,
+    counted_costs,
+    orders_of,
+    settle,
+)
 
 CPU = torch.device("cpu")
 
@@ -20,18 +32,24 @@ CPU = torch.device("cpu")
     [
         (
             {"devices": "cpu,cpu"},
-            [("1f1b", [2, 4, 8], 7), ("eager-1f1b", [1, 2, 4, 8], 7), ("interleaved", [1, 2, 4, 8], 35)],
+            [
+                ("1f1b", [2, 4, 8], 7),
+                ("eager-1f1b", [1, 2, 4, 8], 7),
+                ("interleaved", [1, 2, 4, 8], 35),
+                ("zero-bubble", [1, 2, 4, 8], 2**7 - 1),
+            ],
         ),
         (
             {"devices": "cpu,cpu", "micro_batches": 4},
-            [("1f1b", [4], 7), ("eager-1f1b", [4], 7), ("interleaved", [4], 35)],
+            [("1f1b", [4], 7), ("eager-1f1b", [4], 7), ("interleaved", [4], 35), ("zero-bubble", [4], 2**7 - 1)],
         ),
         ({"devices": "cpu,cpu", "schedule": "gpipe"}, [("gpipe", [1, 2, 4, 8], 7)]),
         ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv3"}, [("1f1b", [2, 4, 8], 1)]),
         (
             {"devices": ",".join(["cpu"] * 5), "replicas": 1},
-            [("1f1b", [8], 35), ("eager-1f1b", [1, 2, 4, 8], 35)],
+            [("1f1b", [8], 35), ("eager-1f1b", [1, 2, 4, 8], 35), ("zero-bubble", [1, 2, 4, 8], 35 + 21 + 7 + 1)],
         ),  # 10 stages for 8 blocks: not possible
+        ({"devices": "cpu,cpu", "schedule": "zero-bubble", "stages": 3}, [("zero-bubble", [1, 2, 4, 8], 21)]),
     ],
 )
 def test_what_there_is_to_choose_from(config, changes, expected):
@@ -52,6 +70,27 @@ def test_a_restarted_run_keeps_what_it_decided_and_another_run_does_not(config):
     world.from_first = lambda make: make()
     assert settle(world, asked) == replace(asked, **decided)
     assert world.layout == Layout(1, 2, 4)
+
+
+def test_the_order_of_passes_comes_from_measured_or_counted_costs(config):
+    architecture = build_architecture("krizhevsky")
+    world = World(0, 2, CPU, layout=Layout(1, 2, 3))
+    world.from_first = lambda make: make()
+    named = {"devices": "cpu,cpu", "stages": 3, "split": "conv3,fc6", "micro_batches": 4}
+    assert orders_of(world, replace(config, **named | {"schedule": "interleaved", "stages": 4}), architecture) is None
+    settled = replace(config, **named, schedule="zero-bubble")
+    rows = settled.recipe.batch_size
+    plan = Plan(cut_before(architecture, "conv3,fc6", 3), 2, rows, 4, "zero-bubble")
+    counted, macs = counted_costs(architecture, rows), training_macs(architecture)
+    for cost in counted:
+        assert seconds_at(cost.forward, rows) + seconds_at(cost.backward, rows) + cost.product == rows * macs[cost.name]
+    assert orders_of(world, settled, architecture) == orders(plan, [counted])
+    # Measured: the last stage takes nearly all of the time, so other gradients are apart.
+    costs = [[replace(cost.times(1000.0 if cost.name == "fc6" else 1.0), product=1.0) for cost in counted]] * 2
+    Path(settled.output).mkdir(exist_ok=True)
+    _save_costs(Path(settled.output) / "costs.json", costs, plan)
+    assert orders_of(world, settled, architecture) == orders(plan, costs)
+    assert orders(plan, costs) != orders(plan, [counted])
 
 
 def test_cores_of_all_machines_are_counted(monkeypatch):

@@ -79,6 +79,7 @@ def pipeline_gradients(world: World, argument: dict) -> None:
             rows,
             argument["micro_batches"],
             schedule,
+            orders=argument["orders"],
             ranks=layout.ranks,
             group=world.pipeline_group,
             replica=replica,
