@@ -394,8 +394,9 @@ def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: 
         axis.invert_yaxis()
         axis.set_title(title, size=9, loc="left")
     axes[-1, 0].set_xlabel(
-        "seconds (forward light blue, backward blue, without weight gradients violet, these green; numbers: "
-        "micro-batches; grey: update and what is left)"
+        "seconds; numbers: micro-batches; light blue: forward, blue: backward, violet: without weight gradients, "
+        "green: these, grey: what is left, and update",
+        size=8,
     )
     split = first_blocks(trial.stages)
     figure.suptitle(f"{trial.schedule}, later stages begin with {split}, {harness.device_name()}", size=10)

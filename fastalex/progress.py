@@ -181,7 +181,8 @@ class Reporter(SilentReporter):
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
             "network": f"{config.network.summary()}: {parameters:,} parameters",
-            "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}",
+            "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, "
+            + recipe.lr_summary(architecture.block_names[-1]),
             "stages": ", ".join(stages),
             "micro-batches": f"{config.micro_batches}" + (f", {config.schedule}" if layout.stages > 1 else ""),
             "precision": config.precision,

@@ -135,6 +135,21 @@ class Recipe:
                 scale = change.lr_scale
         return scale
 
+    def lr_summary(self, layer: str) -> str:
+        """The learning rate of a layer's weights in words, from first to last; epochs count from 1 here."""
+        rates = [f"lr {self.lr:g}"]
+        scale = self.lr_scale_at(0, layer, "weights")
+        for epoch in sorted({change.epoch for change in self.changes}):
+            before, scale = scale, self.lr_scale_at(epoch, layer, "weights")
+            if scale != before:
+                rates.append(f"{self.lr * scale:.3g} from epoch {epoch + 1}")
+        if self.plateau is not None:
+            rates.append(
+                f"times {self.plateau.factor:g} after {self.plateau.patience} epochs without a better top-1 error, up "
+                f"to {self.plateau.times} times"
+            )
+        return ", ".join(rates)
+
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe stretched or shrunk to ``epochs``, its changes at the same fractions of the run.
 

@@ -164,8 +164,10 @@ def _possible(
 
     Where the schedule is open, so is how many stages each device has; of ``zero-bubble``, where that is not given.
     """
-    every: Sequence[ScheduleName] = ("1f1b", "eager-1f1b", "interleaved", "zero-bubble")
-    schedules = every if config.schedule is None else (config.schedule,)
+    every: list[ScheduleName] = ["1f1b", "eager-1f1b", "interleaved"]
+    if not config.cuda_graphs:  # which it cannot have
+        every.append("zero-bubble")
+    schedules = every if config.schedule is None else [config.schedule]
     possible: list[tuple[ScheduleName, Sequence[int], Sequence[Stages]]] = []
     for schedule in schedules:
         layout, given = replace(config, schedule=schedule).layout, config.micro_batches

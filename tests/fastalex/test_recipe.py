@@ -160,3 +160,17 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
     assert build_recipe("krizhevsky").warmup_at(0) == 1
     with pytest.raises(ConfigurationError, match="lars is 0"):
         replace(recipe, lars=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "expected"),
+    [
+        ("krizhevsky", 91, "lr 0.01, 0.001 from epoch 26, 0.0001 from epoch 52, 1e-05 from epoch 80"),
+        ("small", 20, "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
+        ("small", 2, "lr 0.002, 2e-05 from epoch 2"),  # both changes in one
+        ("four-layer", 40, "lr 0.001"),
+        ("paper", 90, "lr 0.01, times 0.1 after 5 epochs without a better top-1 error, up to 3 times"),
+    ],
+)
+def test_the_learning_rate_in_words(recipe, epochs, expected):
+    assert build_recipe(recipe).with_epochs(epochs).lr_summary("fc8") == expected

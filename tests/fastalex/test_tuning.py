@@ -43,6 +43,10 @@ CPU = torch.device("cpu")
             {"devices": "cpu,cpu", "micro_batches": 4},
             [("1f1b", [4], 7), ("eager-1f1b", [4], 7), ("interleaved", [4], 35), ("zero-bubble", [4], 2**7 - 1)],
         ),
+        (
+            {"devices": "cpu,cpu", "micro_batches": 4, "cuda_graphs": True},
+            [("1f1b", [4], 7), ("eager-1f1b", [4], 7), ("interleaved", [4], 35)],
+        ),
         ({"devices": "cpu,cpu", "schedule": "gpipe"}, [("gpipe", [1, 2, 4, 8], 7)]),
         ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv3"}, [("1f1b", [2, 4, 8], 1)]),
         (
