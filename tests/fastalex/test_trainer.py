@@ -99,9 +99,10 @@ def test_micro_batches_leave_the_curve_alone(config):
         assert figures == pytest.approx(others, rel=1e-4)
 
 
-def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
+@pytest.mark.parametrize("shared", [{}, {"schedule": "zero-bubble", "stages": 3, "split": "conv3,fc6"}])
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch, shared):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    two = moved(config, "two", devices="cpu,cpu")
+    two = moved(config, "two", devices="cpu,cpu", **shared)
     launch.run(train, two, [CPU, CPU])
     threads = torch.get_num_threads()
     try:
@@ -111,6 +112,7 @@ def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
         torch.set_num_threads(threads)
     assert curve(read_metrics(Path(two.output))) == curve(one)
     assert_same_state(two.output, Path(two.output).with_name("one"))
+    assert (Path(two.output) / "costs.json").is_file() == bool(shared)  # what the order of zero-bubble's passes is from
 
 
 def test_costs_are_measured_in_the_runs_precision(config, monkeypatch):
