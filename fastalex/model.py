@@ -546,7 +546,7 @@ class _DeferredLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_x = _linear(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
         of_weight = ctx.kept.add(x, gradient) if ctx.needs_input_grad[1] else None
         of_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias, None
@@ -610,11 +610,17 @@ class Linear(_WeightedBlock):
             yield "dropout", x * scale
 
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W' + b."""
     if x.is_cuda or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    # As W x': a CPU's library rearranges the right-hand matrix, which for few rows takes longer than the product.
+    if _HAS_ONEDNN and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):  # it has no gradient of its own
+        # oneDNN takes a fifth to a third less than MKL, which F.linear calls: with few rows it rearranges W faster.
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # As W x': MKL rearranges the right-hand matrix, which for few rows takes longer than the product.
     y = (weight @ x.t()).t().contiguous()
     return y if bias is None else y + bias
 

@@ -10,7 +10,7 @@ import kernels
 from fastalex import AlexNet
 from fastalex.architecture import ARCHITECTURES, Variation, build_architecture
 from fastalex.errors import ConfigurationError
-from fastalex.model import Stage
+from fastalex.model import KeptFactors, Stage
 from kernels import winograd
 
 SPREAD_IMAGES = 16
@@ -344,3 +344,30 @@ def test_a_weight_gradient_waits_and_takes_the_memory_of_the_one_before(precisio
         addresses.add(stage.get_parameter("fc6.weight").grad.data_ptr())
         stage.zero_grad()
     assert len(addresses) == 1
+
+
+@pytest.mark.parametrize("has_onednn", [False, True])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_fully_connected_products_are_those_of_either_library(monkeypatch, has_onednn, rows):
+    """Where autograd looks on, behind it, and in the backward pass that makes the weight's gradient later."""
+    if has_onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr("fastalex.model._HAS_ONEDNN", has_onednn)
+    model = AlexNet("krizhevsky", 5, seed=2, width=1 / 16)
+    block = model.get_submodule("fc8")
+    x = torch.randn(rows, block.weight.shape[1], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    double = [tensor.detach().double().requires_grad_() for tensor in (x, block.weight, block.bias)]
+    expected = torch.nn.functional.linear(*double)
+    expected.square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x).double(), expected, rtol=1e-5, atol=1e-6)
+    for kept in (None, KeptFactors()):
+        block.kept, x.grad = kept, None
+        model.zero_grad()
+        y = block(x)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-6)
+        y.square().sum().backward()
+        if kept is not None:
+            kept.add_product_to(block.weight)
+        for found, wanted in zip((x, block.weight, block.bias), double, strict=True):
+            torch.testing.assert_close(found.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5)
