@@ -104,8 +104,8 @@ def arrange(
         schedule = "1f1b" if stages == ranks else "interleaved"
     if schedule != "interleaved" and stages > ranks:
         raise ConfigurationError(
-            f"--schedule {schedule} runs one stage a device; {stages} stages on {ranks} devices need --schedule "
-            "interleaved"
+            f"--schedule {schedule} runs one stage a device; {stages} stages on {ranks} "
+            f"{'device' if ranks == 1 else 'devices'} need --schedule interleaved or zero-bubble"
         )
     return Layout(replicas, ranks, stages), schedule
 

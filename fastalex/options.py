@@ -317,6 +317,11 @@ def _machine(options: MachineOptions, devices: str, architecture: Architecture) 
         stages = split.count(",") + 2  # any number goes
     layout, schedule = arrange(names, machines(), stages, options.replicas, options.schedule)
     check_stages(architecture.block_names, layout.stages, layout.workers)
+    if layout.stages == 1 and options.schedule is not None:
+        raise ConfigurationError(
+            f"--schedule {options.schedule} orders the passes of several stages, --devices and --stages make 1; leave "
+            "it out, or choose --stages 2 or more"
+        )
     if by_hand:
         cut_before(architecture, split, layout.stages)
     # The schedule is found out with the number of stages, and zero-bubble's number is found out.

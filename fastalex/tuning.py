@@ -51,7 +51,7 @@ def settle(world: World, config: RunConfig) -> RunConfig:
         analytic = first_blocks(partition(architecture, layout.stages))
         split = analytic if config.split == "analytic" else config.split
         settled = replace(config, split=split, micro_batches=config.micro_batches or usual)
-        if world.is_first:
+        if world.is_first and not _costs_of(config).is_file():  # a run that goes on has shown its costs
             _print(arithmetic_table(architecture, cut_before(architecture, split, layout.stages)))
     if world.is_first and settled != config:
         settled.save()

@@ -22,6 +22,11 @@ def asked(data: Path, **machine) -> TrainOptions:
         ({"devices": "cpu", "split": "conv3"}, "--split conv3 makes 2 stages, --devices and --stages make 1; leave it"),
         ({"devices": "cpu,cpu", "stages": 1, "split": "conv9"}, "--split names 'conv9'"),
         (
+            {"devices": "cpu,cpu", "stages": 1, "schedule": "zero-bubble"},
+            "--schedule zero-bubble orders the passes of several stages, --devices and --stages make 1; leave it out",
+        ),
+        ({"devices": "cpu", "schedule": "gpipe"}, "--schedule gpipe orders the passes of several stages"),
+        (
             {"devices": "cpu,cpu", "stages": 99},
             "99 stages for 8 blocks .* choose --stages from 1, 2, 4, 6, 8$",
         ),
