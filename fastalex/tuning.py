@@ -51,7 +51,7 @@ def settle(world: World, config: RunConfig) -> RunConfig:
         analytic = first_blocks(partition(architecture, layout.stages))
         split = analytic if config.split == "analytic" else config.split
         settled = replace(config, split=split, micro_batches=config.micro_batches or usual)
-        if world.is_first and not _costs_of(config).is_file():  # a run that goes on has shown its costs
+        if world.is_first and _saved_costs(config) is None:  # a run that goes on has shown its costs
             _print(arithmetic_table(architecture, cut_before(architecture, split, layout.stages)))
     if world.is_first and settled != config:
         settled.save()
@@ -64,12 +64,19 @@ def _asks_for_costs(world: World, config: RunConfig) -> bool:
     """Whether anything is left to measurements."""
     if config.split in ("auto", "analytic"):
         return config.split == "auto"
-    unordered = config.arranged[1] == "zero-bubble" and world.from_first(lambda: not _costs_of(config).is_file())
+    unordered = config.arranged[1] == "zero-bubble" and world.from_first(lambda: _saved_costs(config) is None)
     return config.micro_batches is None or unordered
 
 
 def _costs_of(config: RunConfig) -> Path:
     return Path(config.output) / "costs.json"
+
+
+def _saved_costs(config: RunConfig) -> dict[str, Any] | None:
+    """What the run has measured, if it was on so many devices: one that goes on may have others."""
+    path = _costs_of(config)
+    saved: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return saved if saved is not None and len(saved["blocks"]) == config.layout.ranks else None
 
 
 def orders_of(world: World, config: RunConfig, architecture: Architecture) -> Orders | None:
@@ -83,8 +90,7 @@ def orders_of(world: World, config: RunConfig, architecture: Architecture) -> Or
         cut = cut_before(architecture, config.split, layout.stages)
         plan = Plan(cut, layout.ranks, rows, config.micro_batches or 1, schedule, layout.replicas)
         costs: Sequence[Sequence[BlockCost]] = [counted_costs(architecture, rows)]
-        if _costs_of(config).is_file():
-            saved = json.loads(_costs_of(config).read_text())
+        if (saved := _saved_costs(config)) is not None:
             costs = [[BlockCost.from_json(cost) for cost in rank] for rank in saved["blocks"]]
             link, reduce_link = (Link(**saved[name]) for name in ("link", "reduce_link"))
             plan = replace(plan, cores=saved["cores"], link=link, reduce_link=reduce_link)

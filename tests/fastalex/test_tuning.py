@@ -95,6 +95,9 @@ def test_the_order_of_passes_comes_from_measured_or_counted_costs(config):
     _save_costs(Path(settled.output) / "costs.json", costs, plan)
     assert orders_of(world, settled, architecture) == orders(plan, costs)
     assert orders(plan, costs) != orders(plan, [counted])
+    # Those of two devices say nothing of three.
+    plan, settled = replace(plan, ranks=3), replace(settled, devices="cpu,cpu,cpu")
+    assert orders_of(world, settled, architecture) == orders(plan, [counted])
 
 
 def test_cores_of_all_machines_are_counted(monkeypatch):
@@ -111,7 +114,9 @@ def test_a_cut_that_is_not_measured_is_printed_with_its_arithmetic(config, capsy
     assert (settled.split, settled.micro_batches) == ("conv2", 2)
     assert "multiply-accumulates" in capsys.readouterr().out
     Path(settled.output).mkdir(exist_ok=True)
-    (Path(settled.output) / "costs.json").touch()  # as of a run that goes on, whose table was shown at its start
+    (Path(settled.output) / "costs.json").write_text(
+        '{"blocks": [[], []]}'
+    )  # as of a run that goes on, whose table was shown at its start
     assert settle(world, settled) == settled
     assert capsys.readouterr().out == ""
     architecture = build_architecture("krizhevsky")
