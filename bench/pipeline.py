@@ -131,7 +131,7 @@ class Bench:
         Returns:
             What the simulation says of the median round.
         """
-        layout, steps = trial.layout, max(2, self.steps)
+        layout = trial.layout
         typical = median_round(rounds)
         row: dict[str, Any] = {
             "op": "training step",
@@ -149,13 +149,13 @@ class Bench:
             row["of_one_process"] = round(statistics.median(ratios), 3)
         result = None
         if plan is not None:
-            results = [simulate(plan, one["costs"], steps=steps, passes=trial.orders) for one in rounds]
+            results = [simulate(plan, one["costs"], passes=trial.orders) for one in rounds]
             result = results[rounds.index(typical)]
             ratios = [
-                (simulated.total / steps) / (one["seconds"] / self.steps)
+                simulated.seconds / (one["seconds"] / self.steps)
                 for one, simulated in zip(rounds, results, strict=True)
             ]
-            row["simulated_images_per_second"] = round(steps * trial.batch_size / result.total, 2)
+            row["simulated_images_per_second"] = round(trial.batch_size / result.seconds, 2)
             row["measured_over_simulated"] = round(statistics.median(ratios), 3)
         if typical["spans"]:
             bubbles = [bubble_fractions(one["spans"], layout.workers) for one in rounds]

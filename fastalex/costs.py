@@ -144,6 +144,12 @@ def measure_blocks(
     # Round after round over all sizes: what disturbs the machine for a moment is in one of a size's timings only.
     rounds: list[list[list[tuple[float, ...]]]] = []
     with _left_as_found(blocks):
+        for block in blocks:
+            if isinstance(block, Convolution):
+                block.kept = kernels.KeptTransforms()
+                block.kept.begin()
+            else:
+                block.kept = KeptFactors()
         for _ in range(REPEATS + 1):
             rounds.append([])
             for x in inputs:
@@ -187,13 +193,15 @@ def _passes(
 @contextmanager
 def _left_as_found(blocks: Sequence[Convolution | Linear]) -> Iterator[None]:
     """Give the blocks their modes and gradients back."""
-    modes = [(block.training, block.put_off if isinstance(block, Convolution) else block.kept) for block in blocks]
+    modes = [(block.training, block.kept, getattr(block, "put_off", None)) for block in blocks]
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     gradients = [parameter.grad for parameter in parameters]
     yield
-    for block, (training, left) in zip(blocks, modes, strict=True):
+    for block, (training, kept, put_off) in zip(blocks, modes, strict=True):
         block.train(training)
-        setattr(block, "put_off" if isinstance(block, Convolution) else "kept", left)
+        block.kept = kept
+        if isinstance(block, Convolution):
+            block.put_off = put_off
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
 
@@ -201,10 +209,15 @@ def _left_as_found(blocks: Sequence[Convolution | Linear]) -> Iterator[None]:
 def _there_and_back(
     blocks: Sequence[Convolution | Linear], network: nn.Module, images: Tensor, device: torch.device, *, put_off: bool
 ) -> list[tuple[float, ...]]:
-    """Seconds of each block's forward pass, backward pass and weight gradient that was put off."""
+    """Seconds of each block's forward pass, backward pass and weight gradient that was put off.
+
+    The passes are those of a step's later micro-batches: what convolutions do once a step, which is under a hundredth
+    of it, is in none of them.
+    """
     for block in blocks:
         if isinstance(block, Linear):
-            block.kept = KeptFactors()
+            assert block.kept is not None
+            block.kept.clear()
         else:
             block.put_off = [] if put_off else None
     network.zero_grad()
@@ -224,8 +237,8 @@ def _there_and_back(
         gradient = x.grad
     for block in blocks:
         start = _now(device)
-        if isinstance(block, Convolution):
-            block.finish_gradient()
+        if isinstance(block, Convolution) and block.put_off:
+            block.add_gradients(block.put_off)
         later.append(_now(device) - start)
     return list(zip(forward, reversed(backward), later, strict=True))
 

@@ -218,7 +218,8 @@ class Stage(nn.Module):
         return iter(self.children())  # type: ignore[arg-type]
 
     def defer_weight_gradients(self, micro_batches: int | None = None, *, convolutions: bool = False) -> None:
-        """From now on make each fully connected weight gradient once a step instead of once a micro-batch.
+        """From now on make each fully connected weight gradient once a step instead of once a micro-batch, and of
+        convolutions what need not be made more often, in steps that :meth:`begin_step` begins.
 
         Args:
             micro_batches: make it within the backward pass of a step's last micro-batch, of so many; None waits for
@@ -229,16 +230,24 @@ class Stage(nn.Module):
         for block in self.blocks():
             if isinstance(block, Convolution):
                 block.put_off = [] if convolutions else None
+                block.kept = kernels.KeptTransforms(micro_batches)
             elif block.spec.groups == 1:
                 block.kept = KeptFactors(micro_batches)
+
+    def begin_step(self) -> None:
+        """The weights stay as they are until :meth:`finish_gradients`, and what an unfinished step has left is dropped.
+
+        Without it each micro-batch's convolutions are computed for themselves.
+        """
+        self.drop_kept()
+        for block in self.blocks():
+            if isinstance(block, Convolution) and block.kept is not None:
+                block.kept.begin()
 
     def finish_gradients(self) -> None:
         """Add the weight gradients that were put off."""
         for block in self.blocks():
-            if isinstance(block, Convolution):
-                block.finish_gradient()
-            elif block.kept is not None and block.kept.micro_batches is None:
-                block.kept.add_product_to(block.weight)
+            block.finish_gradient()
 
     def has_put_off(self) -> bool:
         """Whether :meth:`finish_gradients` has anything to do."""
@@ -249,12 +258,13 @@ class Stage(nn.Module):
             for block in self.blocks()
         )
 
-    def drop_kept_factors(self) -> None:
+    def drop_kept(self) -> None:
         """Forget what an unfinished step has left behind."""
         for block in self.blocks():
-            left = block.put_off if isinstance(block, Convolution) else block.kept
-            if left is not None:
-                left.clear()
+            if isinstance(block, Convolution) and block.put_off is not None:
+                block.put_off.clear()
+            if block.kept is not None:
+                block.kept.clear()
 
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
@@ -397,9 +407,11 @@ class Convolution(_WeightedBlock):
     Attributes:
         put_off: what makes the weight's gradients of the micro-batches so far, where they are put off to the end of
             the step.
+        kept: what the micro-batches of a step share, if anything.
     """
 
-    put_off: list[Callable[[], Tensor]] | None = None
+    put_off: list[Callable[[], Tensor | None]] | None = None
+    kept: kernels.KeptTransforms | None = None
 
     def __init__(self, spec: ConvBlock, in_channels: int, architecture: Architecture, seed: int) -> None:
         kernel = (spec.kernel_size, spec.kernel_size)
@@ -438,21 +450,38 @@ class Convolution(_WeightedBlock):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
         padding = four_sided(spec.padding)
-        return kernels.conv2d_relu(x, weight, bias, spec.stride, padding, spec.groups, relu=relu, put_off=self.put_off)
+        shares = self.kept is not None and self.kept.in_use and torch.is_grad_enabled()
+        return kernels.conv2d_relu(
+            x,
+            weight,
+            bias,
+            spec.stride,
+            padding,
+            spec.groups,
+            relu=relu,
+            put_off=self.put_off,
+            kept=self.kept if shares else None,
+        )
 
     @torch.no_grad()
     def finish_gradient(self) -> None:
-        """Add the weight gradients that were put off, in the order of their backward passes."""
+        """Add the weight gradients that were put off, in the order of their backward passes, and what was kept."""
         if self.put_off:
             self.add_gradients(self.put_off)
+        if self.kept is not None:
+            self._add(self.kept.take())
 
     @torch.no_grad()
-    def add_gradients(self, put_off: list[Callable[[], Tensor]]) -> None:
-        """Add what was put off, and empty the list."""
+    def add_gradients(self, put_off: list[Callable[[], Tensor | None]]) -> None:
+        """Add what was put off, and empty the list; to what is kept, if anything is."""
         for gradient in put_off:
-            made = gradient().to(self.weight.dtype)
-            self.weight.grad = made if self.weight.grad is None else self.weight.grad.add_(made)
+            self._add(gradient())
         put_off.clear()
+
+    def _add(self, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            made = gradient.to(self.weight.dtype)
+            self.weight.grad = made if self.weight.grad is None else self.weight.grad.add_(made)
 
     def _fits(self, pool: MaxPool, x: Tensor) -> bool:
         """Whether pooling windows end with the convolution's output, as the fused operator's must."""
@@ -583,6 +612,11 @@ class Linear(_WeightedBlock):
         if spec.dropout == "after":
             x = kernels.dropout(x, **drop)
         return x
+
+    def finish_gradient(self) -> None:
+        """Add the weight gradient of what was kept, unless a backward pass does."""
+        if self.kept is not None and self.kept.micro_batches is None:
+            self.kept.add_product_to(self.weight)
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.spec.groups > 1:

@@ -80,7 +80,7 @@ class _Apart(nn.Module):
         self.stage = stage
         self._apart = tuple(apart)
         self._passed = [0, 0]  # micro-batches, forward and backward
-        self._left: deque[list[tuple[Convolution, list[Callable[[], Tensor]]]]] = deque()
+        self._left: deque[list[tuple[Convolution, list[Callable[[], Tensor | None]]]]] = deque()
 
     def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
         """As :meth:`fastalex.model.Stage.forward`."""
@@ -105,7 +105,9 @@ class _Apart(nn.Module):
             for convolution, gradients in left:
                 convolution.add_gradients(gradients)
             if is_last:
-                self.stage.finish_gradients()
+                for block in self.stage.blocks():
+                    if not isinstance(block, Convolution):
+                        block.finish_gradient()
 
         return make
 
@@ -147,7 +149,7 @@ class SingleDevice:
         assert images is not None
         assert labels is not None
         self.stage.train()
-        self.stage.drop_kept_factors()
+        self.stage.begin_step()
         rows = self.batch_size // self.micro_batches
         counts: list[Tensor] = []
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -201,7 +203,7 @@ class DataParallel(SingleDevice):
         assert images is not None
         assert labels is not None
         self.stage.train()
-        self.stage.drop_kept_factors()
+        self.stage.begin_step()
         rows = self.batch_size // self.micro_batches
         counts: list[Tensor] = []
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -298,7 +300,8 @@ class Pipeline:
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`SingleDevice.train_step`, on this replica's rows."""
         self._set_mode(training=True)
-        self.stage.drop_kept_factors()
+        if self._recorded is None:
+            self.stage.begin_step()
         for apart in self._apart:
             apart.begin_step()
         self._counts.clear()
@@ -327,7 +330,7 @@ class Pipeline:
         """
         assert self._replayed, "replicas exchange gradients within their backward passes, zero-bubble has other passes"
         self._set_mode(training=True)
-        self.stage.drop_kept_factors()
+        self.stage.drop_kept()
         self.stage.zero_grad()
         key = torch.zeros((), dtype=torch.int64, device=self.device)
         passes = {index: self._micro_batches(index, key) for index in self._local}
@@ -338,7 +341,7 @@ class Pipeline:
             replay = record(self.stage.finish_gradients) if self.stage.has_put_off() else self.stage.finish_gradients
             gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
         finally:
-            self.stage.drop_kept_factors()
+            self.stage.drop_kept()
             self.stage.zero_grad()
 
         def finish() -> None:

@@ -72,14 +72,12 @@ class Result:
 
     Args:
         seconds: from the end of one step to the end of the next.
-        total: of all steps that were simulated, from rest to rest.
         spans: of the passes of one step, all workers; those of one replica where each worker has its own device.
         bubble: the share of the time between a step's first and last pass in which a worker had nothing to compute,
             by worker (:func:`bubble_fractions`).
     """
 
     seconds: float
-    total: float
     spans: tuple[Span, ...]
     bubble: tuple[float, ...]
 
@@ -392,7 +390,6 @@ def simulate(plan: Plan, costs: Sequence[Sequence[BlockCost]], steps: int = 3, p
     simulated = _simulated_replicas(plan)
     return Result(
         seconds=_seconds(spans, steps),
-        total=max(span.end for span in spans),
         spans=chosen,
         bubble=bubble_fractions(chosen, plan.ranks * simulated) * (plan.replicas // simulated),
     )

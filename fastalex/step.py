@@ -146,7 +146,7 @@ class _Captured(TrainingStep):
             torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
             self.capturing = False
             self.optimizer.zero_grad()  # the capture's gradients were never computed
-            self.engine.stage.drop_kept_factors()
+            self.engine.stage.drop_kept()
             self.say(f"CUDA graphs are off, as the capture failed: {_reason(error)}")
         finally:
             self._held.clear()

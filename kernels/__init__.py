@@ -17,8 +17,10 @@ from kernels.lrn_max_pool import lrn_max_pool2d
 from kernels.max_pool import max_pool2d
 from kernels.same_map_norm import same_map_norm
 from kernels.sgd import sgd_update_
+from kernels.winograd import KeptTransforms
 
 __all__ = [
+    "KeptTransforms",
     "bias_relu_dropout",
     "conv2d_relu",
     "cross_entropy",

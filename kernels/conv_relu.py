@@ -49,6 +49,7 @@ from kernels.conv_settings import Direction, Problem, Settings
 from kernels.layout import dense_as, empty_as, is_channels_last
 from kernels.once import differentiable_once
 from kernels.tiles import wide
+from kernels.winograd import KeptTransforms
 
 # A row that no tap brings back into an image.
 _FAR = tl.constexpr(-(2**30))
@@ -712,7 +713,8 @@ def conv2d_relu(
     groups: int = 1,
     *,
     relu: bool = True,
-    put_off: list[Callable[[], Tensor]] | None = None,
+    put_off: list[Callable[[], Tensor | None]] | None = None,
+    kept: KeptTransforms | None = None,
 ) -> Tensor:
     """Two-dimensional convolution with a ReLU behind it, `torch.nn.functional.conv2d` otherwise.
 
@@ -739,7 +741,11 @@ def conv2d_relu(
         relu: False leaves the ReLU out, for layers that normalise first.
         put_off: a list to which backward appends a function that computes the weight's gradient, instead of computing
             it, so that whoever waits for the gradient of x waits less. Convolutions that PyTorch's own operators
-            compute (on CPUs those that minimal filtering does not pay for) put nothing off.
+            compute (on CPUs those that minimal filtering does not pay for) put nothing off. The function returns None
+            where the gradient goes to `kept`.
+        kept: what the micro-batches of a step share, where minimal filtering computes (else it stays empty): the
+            weights are transformed once a step, and the sum of their gradients is transformed back once
+            (:class:`kernels.KeptTransforms`). Not for torch.compile.
 
     Returns:
         N x K x OH x OW, OH = (top + H + bottom - KH) // stride + 1 and OW likewise. Where Triton is chosen, in x's
@@ -753,6 +759,9 @@ def conv2d_relu(
     arguments.check_bool("relu", relu)
     if put_off is not None and not isinstance(put_off, list):
         raise TypeError(f"put_off must be a list or None, not {type(put_off).__name__}: {put_off!r}")
+    if kept is not None and not (isinstance(kept, KeptTransforms) and kept.in_use):
+        hint = ": call begin() before" if isinstance(kept, KeptTransforms) else ""
+        raise TypeError(f"kept must be None or KeptTransforms that have begun a step, not {type(kept).__name__}{hint}")
     chosen = dispatch.implementation_for(x)
     # PyTorch has its own rules for what is empty.
     if chosen == "triton" and x.numel() and weight.numel():
@@ -760,7 +769,7 @@ def conv2d_relu(
         return _ConvRelu.apply(x, weight, bias, stride, list(sides), groups, relu, dispatch.triton_is_forced(), put_off)
     if chosen == "reference":
         return reference.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
-    return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off)
+    return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off, kept=kept)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

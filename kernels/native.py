@@ -487,10 +487,11 @@ def conv2d_relu(
     groups: int,
     *,
     relu: bool,
-    put_off: list[Callable[[], Tensor]] | None = None,
+    put_off: list[Callable[[], Tensor | None]] | None = None,
+    kept: winograd.KeptTransforms | None = None,
 ) -> Tensor:
     if winograd.pays(x, weight, stride, sides):
-        return winograd.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off)
+        return winograd.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off, kept=kept)
     top, bottom, left, right = sides
     if top == bottom and left == right:
         y = F.conv2d(x, weight, bias, stride, (top, left), 1, groups)

@@ -31,6 +31,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,15 +121,11 @@ def _grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     return m, grids[m]
 
 
-class _Tiles(abc.ABC):
-    """Where a convolution's tiles lie, and the steps of one block of images.
-
-    Blocks are images x rows x columns x channels, and dense. What a method returns is overwritten by the next call of
-    the same. Products and the transforms of weights are here, those of maps in the subclasses.
-    """
+class _Filters:
+    """Where a convolution's tiles lie in maps of x's size, and the transforms of its weights."""
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
-        batch, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         self.top, bottom, self.left, right = sides
         self.stride, self.groups, self.kernel = stride, groups, weight.shape[2]
         self.size = -(-self.kernel // stride)
@@ -140,10 +137,6 @@ class _Tiles(abc.ABC):
         )
         self.m, self.grid = _grid(self.size, self.out)
         self.n = self.m + self.size - 1
-        # Threads share a block's images, so there is one for each.
-        self.images = max(1, min(batch, max(-(-_TILES_PER_BLOCK // math.prod(self.grid)), torch.get_num_threads())))
-        self.room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
-        self._of_inputs, self._of_results = (x.new_empty(self.room) for _ in range(2))
         transforms = _transforms(self.m, self.size, x.dtype)
         self.inputs_matrix, self.weights_matrix, self.results_matrix = (
             transforms.inputs,
@@ -162,16 +155,35 @@ class _Tiles(abc.ABC):
         half, out = weight.new_empty(self.n * self.size * length), weight.new_empty(self.n**2 * length)
         return _transform(self.weights_matrix, cells, half, out).view(-1, self.terms, self.filters)
 
-    def weight_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor:
+    def no_gradient(self, weight: Tensor) -> Tensor:
+        """Zeros, in the shape of :meth:`of_weights`."""
+        return weight.new_zeros(self.n**2 * self.groups, self.terms, self.filters)
+
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
         """The adjoint of :meth:`of_weights`."""
         length = gradient.numel() // self.n**2
-        half, out = weight.new_empty(self.size * self.n * length), weight.new_empty(self.size**2 * length)
+        half, out = gradient.new_empty(self.size * self.n * length), gradient.new_empty(self.size**2 * length)
         cells = _transform(self.weights_matrix.t(), gradient, half, out).view(
             self.size, self.size, self.groups, self.stride, self.stride, self.depth, self.filters
         )
         wide = self.size * self.stride
-        cells = cells.permute(2, 6, 5, 0, 3, 1, 4).reshape(*weight.shape[:2], wide, wide)
+        cells = cells.permute(2, 6, 5, 0, 3, 1, 4).reshape(self.groups * self.filters, self.depth, wide, wide)
         return cells[:, :, : self.kernel, : self.kernel]
+
+
+class _Tiles(_Filters, abc.ABC):
+    """The steps of one block of images.
+
+    Blocks are images x rows x columns x channels, and dense. What a method returns is overwritten by the next call of
+    the same. Products are here, the transforms of maps in the subclasses.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
+        super().__init__(x, weight, stride, sides, groups)
+        # Threads share a block's images, so there is one for each.
+        self.images = max(1, min(len(x), max(-(-_TILES_PER_BLOCK // math.prod(self.grid)), torch.get_num_threads())))
+        self.room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
+        self._of_inputs, self._of_results = (x.new_empty(self.room) for _ in range(2))
 
     def of_results(self, of_inputs: Tensor, of_weights: Tensor) -> Tensor:
         """The product in each place: (n^2 groups) x tiles x filters."""
@@ -316,13 +328,85 @@ def _tiles(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups:
 # --------------------------------------------------------------------------------------------------- host functions
 
 
+class KeptTransforms:
+    """What the micro-batches of one step share in one layer: its weights, transformed once, and the sum of their weight
+    gradients, transformed back once.
+
+    In use between :meth:`begin` and :meth:`take`, in which time the weights must stay as they are. A weight's gradient
+    is then None behind a backward pass, as far as minimal filtering computes it.
+
+    Args:
+        micro_batches: the backward pass of so many makes the gradient after all; None leaves that to :meth:`take`.
+
+    Attributes:
+        in_use: whether a step has begun.
+    """
+
+    def __init__(self, micro_batches: int | None = None) -> None:
+        self.micro_batches = micro_batches
+        self.clear()
+
+    def begin(self) -> None:
+        """A step begins, with nothing left of the one before."""
+        self.clear()
+        self.in_use = True
+
+    def clear(self) -> None:
+        """Drop what is kept; the step is over."""
+        self.in_use = False
+        self._of_weights: Tensor | None = None
+        self._sum: tuple[_Filters, Tensor, Tensor] | None = None  # with the weight that it is of
+        self._passed = 0
+
+    @torch.no_grad()
+    def take(self) -> Tensor | None:
+        """The gradient of all micro-batches, which ends the step; None where there were none."""
+        found = self._sum
+        self.clear()
+        if found is None:
+            return None
+        filters, summed, weight = found
+        return torch.empty_like(weight).copy_(filters.weight_gradient(summed))
+
+    def of_weights(self, filters: _Filters, weight: Tensor) -> Tensor:
+        """:meth:`_Filters.of_weights`, of the step's first call."""
+        if self._of_weights is None:
+            self._of_weights = filters.of_weights(weight)
+        return self._of_weights
+
+    def sum_of(self, x: Tensor, weight: Tensor, *options: Any) -> Tensor:
+        """Where a micro-batch adds its gradient."""
+        if self._sum is None:
+            filters = _Filters(x, weight, *options)
+            self._sum = filters, filters.no_gradient(weight), weight
+        return self._sum[1]
+
+    def passed(self) -> Tensor | None:
+        """A backward pass is done: the gradient, where it was the last."""
+        self._passed += 1
+        return self.take() if self._passed == self.micro_batches else None
+
+
 @torch.library.custom_op("fastalex::winograd_forward", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: Sequence[int], groups: int, relu: bool
 ) -> Tensor:
+    return _results(None, x, weight, bias, stride, sides, groups, relu)
+
+
+def _results(
+    kept: KeptTransforms | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    sides: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
     x = dense_as(x, channels_last=True)
     tiles = _tiles(x, weight, stride, sides, groups)
-    of_weights = tiles.of_weights(weight)
+    of_weights = tiles.of_weights(weight) if kept is None else kept.of_weights(tiles, weight)
     y = _empty_result(x, weight, stride, sides)
     blocks, places = x.permute(0, 2, 3, 1).split(tiles.images), y.permute(0, 2, 3, 1).split(tiles.images)
     for block, place in zip(blocks, places, strict=True):
@@ -361,12 +445,31 @@ def _backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias; those that are not needed are empty. With a ReLU, y is its result."""
-    grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, needs)
+    return _gradients(None, grad, x, weight, y, stride, sides, groups, needs=needs)
+
+
+def _gradients(
+    kept: KeptTransforms | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    stride: int,
+    sides: Sequence[int],
+    groups: int,
+    *,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = (stride, sides, groups)
+    grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, [needs[0], needs[1] and kept is None, needs[2]])
     grad_bias.zero_()
     x, grad = dense_as(x, channels_last=True), dense_as(grad, channels_last=True)
-    tiles = _tiles(x, weight, stride, sides, groups)
-    of_weights = tiles.of_weights(weight) if needs[0] else None
-    summed = weight.new_zeros(tiles.n**2 * groups, tiles.terms, tiles.filters) if needs[1] else None
+    tiles = _tiles(x, weight, *options)
+    of_weights = summed = None
+    if needs[0]:
+        of_weights = tiles.of_weights(weight) if kept is None else kept.of_weights(tiles, weight)
+    if needs[1]:
+        summed = tiles.no_gradient(weight) if kept is None else kept.sum_of(x, weight, *options)
     tensors = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
     blocks = [tensor.permute(0, 2, 3, 1).split(tiles.images) for tensor in tensors]
     for upstream, result, block, place in zip(*blocks, strict=True):
@@ -377,8 +480,8 @@ def _backward(
             summed.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
         if of_weights is not None:
             tiles.write_inputs_gradient(tiles.inputs_gradient(gradient, of_weights), place)
-    if summed is not None:
-        grad_weight.copy_(tiles.weight_gradient(summed, weight))
+    if summed is not None and kept is None:
+        grad_weight.copy_(tiles.weight_gradient(summed))
     return grad_x, grad_weight, grad_bias
 
 
@@ -411,23 +514,39 @@ class _Winograd(torch.autograd.Function):
     """Keeps x, the weight, and with a ReLU the result."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, sides, groups, relu, put_off):
-        y = _forward(x, weight, bias, stride, sides, groups, relu)
+    def forward(ctx, x, weight, bias, stride, sides, groups, relu, put_off, kept):
+        if kept is None:
+            y = _forward(x, weight, bias, stride, sides, groups, relu)
+        else:
+            y = _results(kept, x, weight, bias, stride, sides, groups, relu)
         ctx.save_for_backward(x, weight, y if relu else None)
         ctx.options = (stride, sides, groups)
-        ctx.put_off = put_off
+        ctx.put_off, ctx.kept = put_off, kept
         return y
 
     @staticmethod
     @differentiable_once("conv2d_relu")
     def backward(ctx, grad):
-        needs, operands = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options)
+        needs, operands, kept = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.kept
+        adds = kept is not None and needs[1]
         if ctx.put_off is not None and needs[1]:
-            ctx.put_off.append(lambda: _backward(*operands, [False, True, False])[1])
-            needs[1] = False
-        gradients = _backward(*operands, needs)
+            ctx.put_off.append(functools.partial(_weight_gradient, operands, kept))
+            needs[1] = adds = False
+        gradients = _backward(*operands, needs) if kept is None else _gradients(kept, *operands, needs=needs)
         wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
-        return *wanted, None, None, None, None, None
+        if adds:
+            wanted[1] = kept.passed()
+        return *wanted, None, None, None, None, None, None
+
+
+@torch.no_grad()
+def _weight_gradient(operands: tuple, kept: KeptTransforms | None) -> Tensor | None:
+    """One that was put off; None where it went to the sum of the step."""
+    needs = [False, True, False]
+    if kept is None:
+        return _backward(*operands, needs)[1]
+    _gradients(kept, *operands, needs=needs)
+    return kept.passed()
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
@@ -454,6 +573,7 @@ def conv2d_relu(
     groups: int,
     *,
     relu: bool,
-    put_off: list[Callable[[], Tensor]] | None = None,
+    put_off: list[Callable[[], Tensor | None]] | None = None,
+    kept: KeptTransforms | None = None,
 ) -> Tensor:
-    return _Winograd.apply(x, weight, bias, stride, list(sides), groups, relu, put_off)
+    return _Winograd.apply(x, weight, bias, stride, list(sides), groups, relu, put_off, kept)

@@ -291,8 +291,9 @@ def minimal_filtering(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("within_backward", [False, True])
 @pytest.mark.parametrize("convolutions", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
 def test_weight_gradients_made_once_a_step_are_those_of_autograd(
-    precision, within_backward, convolutions, minimal_filtering
+    precision, within_backward, convolutions, begun, minimal_filtering
 ):
     micro_batches = 3
 
@@ -302,13 +303,23 @@ def test_weight_gradients_made_once_a_step_are_those_of_autograd(
         stage = model.stage(model.architecture.block_names)
         if deferred:
             stage.defer_weight_gradients(micro_batches if within_backward else None, convolutions=convolutions)
-        for _ in range(2):  # the second step adds to the first one's gradients
+        for step in range(2):  # the second step adds to the first one's gradients
+            if deferred and begun:
+                stage.begin_step()
             for part in images(6).split(6 // micro_batches):
                 stage(part).logsumexp(1).sum().backward()
             if deferred and convolutions and precision == "fp32":
                 waiting = [name for name, block in stage.named_children() if getattr(block, "put_off", None)]
                 assert waiting == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+            if begun and within_backward and precision == "fp32" and step == 0:
+                waiting = [name for name, parameter in stage.named_parameters() if parameter.grad is None]
+                assert bool(waiting) == (deferred and convolutions)
             stage.finish_gradients()
+            with torch.no_grad():  # nothing of the first step's weights may be left
+                for block in stage.blocks():
+                    block.weight.mul_(0.5)
+                    for parameter, copy in block.copies().items():
+                        copy.copy_(parameter)
         return {name: parameter.grad for name, parameter in stage.named_parameters()}
 
     expected = gradients(False)
@@ -322,12 +333,26 @@ def test_an_unfinished_step_leaves_nothing_to_the_next(minimal_filtering):
     model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
     stage = model.stage(model.architecture.block_names)
     stage.defer_weight_gradients(convolutions=True)
+    stage.begin_step()
     stage(images(2), seed=1).sum().backward()
     assert stage.conv3.put_off
-    stage.drop_kept_factors()
+    stage.conv3.put_off.pop()()  # to what is kept
+    stage.drop_kept()
     assert not stage.conv3.put_off
-    stage.conv3.finish_gradient()
+    stage.finish_gradients()
     assert stage.conv3.weight.grad is None
+
+
+def test_no_evaluation_reads_the_weights_of_an_unfinished_step(minimal_filtering):
+    model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False)
+    stage = model.stage(model.architecture.block_names)
+    stage.defer_weight_gradients()
+    stage.begin_step()
+    stage(images(2), seed=1)
+    with torch.no_grad():
+        stage.conv3.weight.zero_()
+        stage.conv3.bias.zero_()
+        assert not model.activations(images(1), "conv3")["conv3"].any()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -387,6 +387,8 @@ def test_registered_operators_keep_pytorchs_rules(layout: str, forced: bool) -> 
         ({"groups": 0}, ValueError, "groups must be at least 1, not 0"),
         ({"relu": None}, TypeError, "relu must be True or False, not NoneType: None"),
         ({"put_off": 3}, TypeError, "put_off must be a list or None, not int: 3"),
+        ({"kept": 3}, TypeError, "kept must be None or KeptTransforms that have begun a step, not int"),
+        ({"kept": kernels.KeptTransforms()}, TypeError, "not KeptTransforms: call begin()"),
         ({"groups": 2.0}, TypeError, "groups must be an int, not float: 2.0"),
     ],
 )

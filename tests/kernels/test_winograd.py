@@ -198,6 +198,63 @@ def test_compiles_into_one_graph() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kernel", SHAPES)
+@pytest.mark.parametrize("within_backward", [False, True])
+@pytest.mark.parametrize("puts_off", [False, True])
+def test_the_micro_batches_of_a_step_share_what_is_made_of_weights(
+    monkeypatch: pytest.MonkeyPatch, implementation: str, kernel: tuple[int, int], within_backward: bool, puts_off: bool
+) -> None:
+    """Each is transformed once a step, forward as well as back, and the next step has its own weights."""
+    made = []
+    for name in ("of_weights", "weight_gradient"):
+        run = getattr(winograd._Filters, name)
+        monkeypatch.setattr(winograd._Filters, name, lambda *a, name=name, run=run: made.append(name) or run(*a))
+    size, stride = kernel
+    options = (stride, (0, 3, 1, 2), 2)
+    x = random((5, 4, 17, 15), 0, torch.float32).requires_grad_()
+    weight, bias = random((6, 2, size, size), 1, torch.float32, 0.2), random((6,), 2, torch.float32)
+    kept = kernels.KeptTransforms(2 if within_backward else None)
+    put_off: list = []
+    with using(implementation):
+        for step in range(2):
+            leaves = [(weight * (step + 1)).requires_grad_(), bias.clone().requires_grad_()]
+            x.grad = None
+            wide = [tensor.detach().double().requires_grad_() for tensor in (x, *leaves)]
+            y = winograd.conv2d_relu(*wide, *options, relu=True)
+            wanted = torch.autograd.grad(y.square().sum(), wide)
+            made.clear()
+            kept.begin()
+            for part in x.split(3):  # the last one is smaller
+                y = winograd.conv2d_relu(
+                    part, *leaves, *options, relu=True, put_off=put_off if puts_off else None, kept=kept
+                )
+                y.square().sum().backward()
+            later = [make() for make in put_off]
+            put_off.clear()
+            assert len(later) == 2 * puts_off
+            assert kept.in_use != within_backward
+            found = kept.take()
+            assert (found is None) == within_backward
+            if within_backward:
+                assert later[:-1] == [None] * puts_off
+                found = later[-1] if puts_off else leaves[0].grad
+            assert made == ["of_weights", "weight_gradient"]
+            assert found.stride() == weight.stride()
+            for mine, theirs, what in zip((x.grad, found, leaves[1].grad), wanted, "xwb", strict=True):
+                check_close(mine, theirs, torch.float32, what, tolerances=TRANSFORMED_TOLERANCES)
+    assert kept.take() is None
+
+
+def test_a_weight_without_a_gradient_leaves_nothing_to_take() -> None:
+    x, weight = random((2, 3, 9, 9), 0, torch.float32).requires_grad_(), random((4, 3, 3, 3), 1, torch.float32)
+    kept = kernels.KeptTransforms()
+    kept.begin()
+    winograd.conv2d_relu(x, weight, None, 1, (1, 1, 1, 1), 1, relu=True, kept=kept).sum().backward()
+    assert kept.take() is None
+    assert x.grad is not None
+
+
 def test_registered_operators_keep_pytorchs_rules() -> None:
     x, weight, bias = random((2, 4, 7, 6), 0, torch.float32), random((4, 2, 3, 3), 1, torch.float32), torch.ones(4)
     options = (1, [1, 0, 0, 1], 2)
