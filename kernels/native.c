@@ -440,6 +440,16 @@ int lrn_pool_backward(const float *grad, const uint8_t *kept, const float *x, co
     return 1;
 }
 
+/* --------------------------------------------------------------------------------------------------------- threads */
+
+/* run(share) for each share, by a thread of its own. What has threads within has one there, as OpenMP does not nest. */
+int in_threads(void (*run)(long), long shares, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (long share = 0; share < shares; share++) run(share);
+    return 1;
+}
+
 /* ----------------------------------------------------------------------------------------------- minimal filtering */
 
 /* Tiles of maps in channels_last, for kernels/winograd.py. A cell is stride x stride pixels, whose channels are the

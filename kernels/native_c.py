@@ -16,10 +16,14 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ _FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trappin
 _SECONDS = 120
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_SHARE = ctypes.CFUNCTYPE(None, _LONG)
 _NORM = [_LONG, _FLOAT, _FLOAT, _FLOAT]
 _MAPS = [_LONG] * 5
 _ARGUMENTS = {
@@ -37,6 +42,7 @@ _ARGUMENTS = {
     "lrn_pool_forward": [_POINTER] * 4 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
     "lrn_pool_backward": [_POINTER] * 6 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
     "lrn_pool_bias_parts": [_LONG, _LONG],
+    "in_threads": [_SHARE, _LONG, _INT],
     "tiles_of_maps": [_POINTER] * 5 + [_LONG] * 13 + [_INT],
     "maps_of_tiles": [_POINTER] * 4 + [_LONG] * 2 + [_INT] + [_LONG] * 11 + [_INT],
 }
@@ -130,6 +136,31 @@ def _call(name: str, *arguments) -> None:
     pointers = (argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments)
     if not getattr(functions, name)(*pointers, torch.get_num_threads()):
         raise MemoryError(f"{name}: no memory for the buffers of {torch.get_num_threads()} threads")
+
+
+def share_out(run: Callable[[slice], Result], images: int) -> list[Result]:
+    """What `run` returns for each thread's share of so many images, in order.
+
+    Where PyTorch shares out each operation by itself, threads wait for each other after every one, and what one has
+    written the next operation reads in another, out of another core's cache. Here a thread makes all steps of its
+    images. No gradients are recorded. PyTorch's operators have one thread each within, as all are OpenMP's.
+    """
+    shares = min(torch.get_num_threads(), images)
+    results: list[Any] = [None] * shares
+    errors: list[BaseException] = []
+    inference = torch.is_inference_mode_enabled()
+
+    def run_share(number: int) -> None:
+        try:
+            with torch.inference_mode(inference), torch.no_grad():
+                results[number] = run(slice(images * number // shares, images * (number + 1) // shares))
+        except BaseException as error:  # which C would not hand on
+            errors.append(error)
+
+    _call("in_threads", _SHARE(run_share), shares)
+    if errors:
+        raise errors[0]
+    return results
 
 
 def norm_over_channels(

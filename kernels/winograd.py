@@ -15,8 +15,9 @@ transform:
 
     M' = A^T y' A     w' = G^T [sum over tiles of (B d B^T) M'] G     d' = B^T [sum over filters of (G w G^T) M'] B
 
-with the d' of overlapping tiles added. Images go through all steps in blocks that the caches hold. In fp32 and with a C
-compiler the tiles of maps are transformed by `native.c`, else by more matrix products.
+with the d' of overlapping tiles added. Images go through all steps in blocks that the caches hold; where weights are
+few, each thread has images of its own. In fp32 and with a C compiler the tiles of maps are transformed by `native.c`,
+else by more matrix products.
 
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural
 Networks (2015), https://arxiv.org/abs/1509.09308. Rounding errors are about seven times those of plain sums; what is
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from kernels import native_c
 from kernels.layout import dense_as, is_channels_last
+from kernels.native_c import Result
 from kernels.once import differentiable_once
 
 # Errors grow with the powers of the points, so there are few, near 1; in this order, the first five and six do best.
@@ -48,8 +50,12 @@ _SIZES = (3, 5)
 # Fewer channels or filters make products too thin to pay for the transforms, fewer tiles do not pay for the weights'.
 _LEAST_CHANNELS = 32
 _LEAST_TILES = 64
-# Tiles of one block: so many rows keep a matrix product at full speed.
-_TILES_PER_BLOCK = 384
+# Tiles of a block, by channels or filters, whichever there are fewer of. The caches should hold a block's numbers from
+# step to step; but each block reads all transformed weights, which weigh about as much then.
+_TILES_PER_CHANNEL = 1.5
+# Up to so many transformed weights, threads take images of their own, and each reads all weights. Beyond, they share
+# out each step instead, and in its products the weights.
+_MOST_WEIGHTS_OF_EACH_THREAD = 2**20
 
 
 # ---------------------------------------------------------------------------------------------------- transforms
@@ -144,6 +150,18 @@ class _Filters:
             transforms.results,
         )
 
+    @property
+    def images_are_shared_out(self) -> bool:
+        """Whether each thread makes all steps of images of its own."""
+        weights = self.n**2 * self.groups * self.terms * self.filters
+        return weights <= _MOST_WEIGHTS_OF_EACH_THREAD and native_c.library() is not None
+
+    def run(self, step: Callable[[slice], Result], images: int) -> list[Result]:
+        """What a function of a share of so many images returns, of each share."""
+        if self.images_are_shared_out and torch.get_num_threads() > 1:
+            return native_c.share_out(step, images)
+        return [step(slice(0, images))]
+
     def of_weights(self, weight: Tensor) -> Tensor:
         """G w G^T: (n^2 groups) x terms x filters."""
         wide = self.size * self.stride
@@ -180,8 +198,9 @@ class _Tiles(_Filters, abc.ABC):
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
         super().__init__(x, weight, stride, sides, groups)
-        # Threads share a block's images, so there is one for each.
-        self.images = max(1, min(len(x), max(-(-_TILES_PER_BLOCK // math.prod(self.grid)), torch.get_num_threads())))
+        tiles = _TILES_PER_CHANNEL * min(self.terms, self.filters)
+        least = 1 if self.images_are_shared_out else torch.get_num_threads()
+        self.images = max(1, min(len(x), max(least, round(tiles / math.prod(self.grid)))))
         self.room = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
         self._of_inputs, self._of_results = (x.new_empty(self.room) for _ in range(2))
 
@@ -404,14 +423,23 @@ def _results(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    x = dense_as(x, channels_last=True)
-    tiles = _tiles(x, weight, stride, sides, groups)
-    of_weights = tiles.of_weights(weight) if kept is None else kept.of_weights(tiles, weight)
+    x, options = dense_as(x, channels_last=True), (stride, sides, groups)
+    filters = _Filters(x, weight, *options)
+    of_weights = filters.of_weights(weight) if kept is None else kept.of_weights(filters, weight)
     y = _empty_result(x, weight, stride, sides)
-    blocks, places = x.permute(0, 2, 3, 1).split(tiles.images), y.permute(0, 2, 3, 1).split(tiles.images)
-    for block, place in zip(blocks, places, strict=True):
-        tiles.write_results(tiles.of_results(tiles.of_inputs(block), of_weights), bias, place, relu=relu)
+
+    def convolve(share: slice) -> None:
+        tiles = _tiles(x[share], weight, *options)
+        for block, place in zip(*_blocks(tiles.images, share, x, y), strict=True):
+            tiles.write_results(tiles.of_results(tiles.of_inputs(block), of_weights), bias, place, relu=relu)
+
+    filters.run(convolve, len(x))
     return y
+
+
+def _blocks(images: int, share: slice, *batches: Tensor) -> list[tuple[Tensor, ...]]:
+    """Blocks of so many of a share's images, of each batch."""
+    return [batch[share].permute(0, 2, 3, 1).split(images) for batch in batches]
 
 
 @_forward.register_fake
@@ -462,26 +490,37 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = (stride, sides, groups)
     grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, [needs[0], needs[1] and kept is None, needs[2]])
-    grad_bias.zero_()
     x, grad = dense_as(x, channels_last=True), dense_as(grad, channels_last=True)
-    tiles = _tiles(x, weight, *options)
+    filters = _Filters(x, weight, *options)
     of_weights = summed = None
     if needs[0]:
-        of_weights = tiles.of_weights(weight) if kept is None else kept.of_weights(tiles, weight)
+        of_weights = filters.of_weights(weight) if kept is None else kept.of_weights(filters, weight)
     if needs[1]:
-        summed = tiles.no_gradient(weight) if kept is None else kept.sum_of(x, weight, *options)
-    tensors = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
-    blocks = [tensor.permute(0, 2, 3, 1).split(tiles.images) for tensor in tensors]
-    for upstream, result, block, place in zip(*blocks, strict=True):
-        gradient, bias_gradient = tiles.results_gradient(upstream, None if y is None else result)
-        if needs[2]:
-            grad_bias += bias_gradient
-        if summed is not None:
-            summed.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
-        if of_weights is not None:
-            tiles.write_inputs_gradient(tiles.inputs_gradient(gradient, of_weights), place)
-    if summed is not None and kept is None:
-        grad_weight.copy_(tiles.weight_gradient(summed))
+        summed = filters.no_gradient(weight) if kept is None else kept.sum_of(x, weight, *options)
+    batches = (grad, grad if y is None else y, x, grad_x if needs[0] else x)
+
+    def go_back(share: slice) -> tuple[Tensor | None, Tensor]:
+        tiles = _tiles(x[share], weight, *options)
+        own, own_bias = summed, weight.new_zeros(weight.shape[0])
+        if own is not None and share.start > 0:
+            own = filters.no_gradient(weight)
+        for upstream, result, block, place in zip(*_blocks(tiles.images, share, *batches), strict=True):
+            gradient, bias_gradient = tiles.results_gradient(upstream, None if y is None else result)
+            own_bias += bias_gradient
+            if own is not None:
+                own.baddbmm_(tiles.of_inputs(block).transpose(1, 2), gradient)
+            if of_weights is not None:
+                tiles.write_inputs_gradient(tiles.inputs_gradient(gradient, of_weights), place)
+        return own, own_bias
+
+    sums, of_bias = zip(*filters.run(go_back, len(x)), strict=True)
+    if needs[2]:
+        torch.sum(torch.stack(of_bias), 0, out=grad_bias)
+    if summed is not None:
+        for other in sums[1:]:
+            summed += other
+        if kept is None:
+            grad_weight.copy_(filters.weight_gradient(summed))
     return grad_x, grad_weight, grad_bias
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +73,45 @@ def test_a_bias_gradient_does_not_depend_on_the_number_of_threads(threads: None)
     check_against_reference(
         lambda x, bias: kernels.lrn_max_pool2d(x, bias=bias, relu="before"), "native", [x, bias], "channels_last"
     )
+
+
+@pytest.mark.parametrize(("count", "images"), [(1, 4), (2, 1), (2, 5), (3, 7), (4, 3)])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_images_are_shared_out_over_threads(count: int, images: int, mode: type, threads: None) -> None:
+    torch.set_num_threads(count)
+    leaf = torch.ones(64, 64, requires_grad=True)
+    with mode():
+        out = torch.zeros(images, 64, 64)
+
+        def run(share: slice) -> tuple[slice, int, bool, bool]:
+            for image in range(share.start, share.stop):
+                torch.mm(leaf, leaf, out=out[image])  # refused where gradients are recorded
+            return share, threading.get_ident(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+        found = native_c.share_out(run, images)
+    shares, idents, records, infers = zip(*found, strict=True)
+    assert [image for share in shares for image in range(share.start, share.stop)] == list(range(images))
+    assert max(share.stop - share.start for share in shares) == -(-images // count)
+    assert len(set(idents)) == len(shares) == min(count, images)
+    assert not any(records)
+    assert set(infers) == {mode is torch.inference_mode}
+    assert torch.equal(out, torch.full_like(out, 64.0))
+    assert torch.get_num_threads() == count
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_a_threads_share_raises_is_raised(failing: int, threads: None) -> None:
+    torch.set_num_threads(2)
+    done = []
+
+    def run(share: slice) -> None:
+        if share.start == failing:
+            raise KeyError(f"image {failing}")
+        done.append(share.start)
+
+    with pytest.raises(KeyError, match=f"image {failing}"):
+        native_c.share_out(run, 2)
+    assert done == [1 - failing]
 
 
 def test_several_python_threads_compute_at_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -19,7 +21,7 @@ from hypothesis import assume, given
 from torch import Tensor
 
 import kernels
-from kernels import arguments, winograd
+from kernels import arguments, native_c, winograd
 
 # Transforms in C, which are those of fp32, and in PyTorch.
 IMPLEMENTATIONS = ["native", "native in PyTorch"]
@@ -76,7 +78,7 @@ def check(
     st.booleans(),
     st.sampled_from([torch.float32, torch.float64]),
     gradient_layouts,
-    st.sampled_from([1, 20, 384]),
+    st.sampled_from([0.01, 1.5, 100]),
     seeds,
 )
 def test_result_and_gradients_are_the_definitions(
@@ -90,7 +92,7 @@ def test_result_and_gradients_are_the_definitions(
     relu,
     dtype,
     gradient_layout,
-    tiles_per_block,
+    tiles_per_channel,
     seed,
 ):
     batch, depth, height, width = shape
@@ -101,8 +103,39 @@ def test_result_and_gradients_are_the_definitions(
     weight = random((filters * groups, depth, size, size), seed + 1, dtype)
     bias = random((filters * groups,), seed + 2, dtype) if with_bias else None
     with pytest.MonkeyPatch.context() as patch, using(implementation):
-        patch.setattr(winograd, "_TILES_PER_BLOCK", tiles_per_block)
+        patch.setattr(winograd, "_TILES_PER_CHANNEL", tiles_per_channel)
         check(x, weight, bias, stride, sides, groups, relu, gradient_layout)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("images_are_shared_out", [False, True])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_three_threads_make_what_one_makes(
+    monkeypatch: pytest.MonkeyPatch, threads: None, batch: int, images_are_shared_out: bool
+) -> None:
+    """Each all steps of its own images, or a part of each step."""
+    monkeypatch.setattr(winograd, "_MOST_WEIGHTS_OF_EACH_THREAD", 2**20 if images_are_shared_out else 0)
+    shared = []
+    share_out = native_c.share_out
+    monkeypatch.setattr(native_c, "share_out", lambda *a: shared.append(1) or share_out(*a))
+    torch.set_num_threads(3)
+    x, weight = random((batch, 6, 13, 11), 0, torch.float32), random((8, 3, 3, 3), 1, torch.float32)
+    with using("native"):
+        check(x, weight, random((8,), 2, torch.float32), 1, (1, 1, 1, 1), 2, relu=True)
+        assert len(shared) == 2 * images_are_shared_out
+        with torch.inference_mode():
+            y = winograd.conv2d_relu(x, weight, None, 1, (1, 1, 1, 1), 2, relu=True)
+    assert y.is_inference()
+    with using("native in PyTorch"):
+        shared.clear()
+        check(x, weight, random((8,), 2, torch.float32), 1, (1, 1, 1, 1), 2, relu=True)
+    assert not shared
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
