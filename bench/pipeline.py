@@ -294,7 +294,8 @@ def two(bench: Bench) -> None:
     trials += [cut_for(bench, found, PIPELINE, count, "zero-bubble") for count in bench.counts if count in (2, 4, 8)]
     trials.append(bench.trial(REPLICAS, 1))
     named_trials = [(named(trial, "two workers"), trial) for trial in trials]
-    timed, results = compare(bench, named_trials, alone_trials(bench, bench.counts), found["links"])
+    alone = alone_trials(bench, sorted({1, 2, *bench.counts}))
+    timed, results = compare(bench, named_trials, alone, found["links"])
     typical = [median_round(rounds) for rounds in timed]
     best = min(range(len(trials) - 1), key=lambda index: typical[index]["seconds"])
     path = bench.write(
