@@ -721,7 +721,8 @@ def conv2d_relu(
     On a CPU, convolutions whose square kernel spans three or five strides, rounded up (3 x 3, 5 x 5, and AlexNet's
     first layer), are computed by Winograd's minimal filtering, where x is fp32 or fp64 in channels_last and has enough
     channels and pixels for that to pay. Rounding errors are then some seven times those of plain sums, which
-    `kernels.using("reference")` computes, and what is not finite reaches a few pixels further.
+    `kernels.using("reference")` computes, and what is not finite reaches a few pixels further. The weight's gradient
+    then depends on the number of threads in its rounding, as its sum does.
 
     Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it, but
     for convolutions that PyTorch's own operators compute (on a CPU those that are not filtered so, and under
