@@ -39,7 +39,7 @@ from fastalex.architecture import (
     four_sided,
 )
 from fastalex.errors import ConfigurationError
-from kernels.once import differentiable_once
+from kernels.autograd import no_double_backward
 
 Precision = Literal["fp32", "tf32", "bf16"]
 COMPUTE_DTYPES: dict[Precision, torch.dtype] = {
@@ -571,7 +571,7 @@ class _DeferredLinear(torch.autograd.Function):
         return _linear(x, weight, bias)
 
     @staticmethod
-    @differentiable_once("a fully connected layer")
+    @no_double_backward("a fully connected layer")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors

@@ -45,10 +45,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, conv_settings, dispatch, launch, native, reference
+from kernels.autograd import no_double_backward
 from kernels.conv_settings import Direction, Problem, Settings
-from kernels.layout import dense_as, empty_as, is_channels_last
-from kernels.once import differentiable_once
-from kernels.tiles import wide
+from kernels.memory_format import dense_as, empty_as, is_channels_last
+from kernels.vector_lanes import wide
 from kernels.winograd import KeptTransforms
 
 # A row that no tap brings back into an image.
@@ -693,7 +693,7 @@ class _ConvRelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("conv2d_relu")
+    @no_double_backward("conv2d_relu")
     def backward(ctx, grad):
         needs, operands, forced = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.forced
         if ctx.put_off is not None and needs[1]:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.once import differentiable_once
-from kernels.tiles import wide
+from kernels.autograd import no_double_backward
+from kernels.vector_lanes import wide
 
 # Scores of a row that a program holds at once: 8 a thread.
 _BLOCK = 1024
@@ -175,7 +175,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss, counts
 
     @staticmethod
-    @differentiable_once("cross_entropy")
+    @no_double_backward("cross_entropy")
     def backward(ctx, grad, _):
         return None if grad is None else _backward(grad, *ctx.saved_tensors, ctx.scale), None, None
 

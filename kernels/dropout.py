@@ -20,9 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.once import differentiable_once
+from kernels.autograd import no_double_backward
 from kernels.philox import drop_threshold
-from kernels.tiles import wide
+from kernels.vector_lanes import wide
 
 
 @triton.jit
@@ -177,7 +177,7 @@ class _Dropout(torch.autograd.Function):
         return _forward(x, None, seed, first_row, threshold, scale)
 
     @staticmethod
-    @differentiable_once("dropout")
+    @no_double_backward("dropout")
     def backward(ctx, grad):
         return _forward(grad, None, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
@@ -194,7 +194,7 @@ class _BiasReluDropout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("bias_relu_dropout")
+    @no_double_backward("bias_relu_dropout")
     def backward(ctx, grad):
         grad_x = _relu_backward(grad, *ctx.saved_tensors, *ctx.options)
         grad_bias = None

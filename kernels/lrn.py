@@ -24,9 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.layout import dense, empty_as, is_channels_last
-from kernels.once import differentiable_once
-from kernels.tiles import load_neighbours, locate, store_lanes
+from kernels.autograd import no_double_backward
+from kernels.memory_format import dense, empty_as, is_channels_last
+from kernels.vector_lanes import load_neighbours, locate, store_lanes
 
 
 @triton.jit
@@ -234,7 +234,7 @@ class _LocalResponseNorm(torch.autograd.Function):
         return _forward(x, *options)
 
     @staticmethod
-    @differentiable_once("local_response_norm")
+    @no_double_backward("local_response_norm")
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return _backward(grad, x, *ctx.options), *([None] * len(ctx.options))

@@ -22,11 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch, native, reference
+from kernels.autograd import no_double_backward
 from kernels.conv_relu import sum_over_pixels
-from kernels.layout import dense, empty_as, is_channels_last
 from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
-from kernels.once import differentiable_once
-from kernels.tiles import load_lanes, load_neighbours, locate, store_lanes
+from kernels.memory_format import dense, empty_as, is_channels_last
+from kernels.vector_lanes import load_lanes, load_neighbours, locate, store_lanes
 
 _NO_MAXIMUM = tl.constexpr(255)
 _PLACES_IN_A_BYTE = 255
@@ -377,7 +377,7 @@ class _LrnMaxPool(torch.autograd.Function):
         return _forward(x, bias, *options)
 
     @staticmethod
-    @differentiable_once("lrn_max_pool2d")
+    @no_double_backward("lrn_max_pool2d")
     def backward(ctx, grad):
         x, bias = ctx.saved_tensors
         needs_bias = bias is not None and ctx.needs_input_grad[1]

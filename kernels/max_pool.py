@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.layout import dense, empty_as, is_channels_last
-from kernels.once import differentiable_once
-from kernels.tiles import locate, wide
+from kernels.autograd import no_double_backward
+from kernels.memory_format import dense, empty_as, is_channels_last
+from kernels.vector_lanes import locate, wide
 
 _PLACES_IN_A_BYTE = 256
 
@@ -212,7 +212,7 @@ class _MaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("max_pool2d")
+    @no_double_backward("max_pool2d")
     def backward(ctx, grad):
         (places,) = ctx.saved_tensors
         if places.dtype != torch.uint8:

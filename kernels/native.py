@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import native_c, reference, winograd
-from kernels.layout import dense_as, empty_as, is_channels_last
-from kernels.once import differentiable_once
+from kernels.autograd import no_double_backward
+from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.philox import keep_mask
 
 # 512 KiB of fp32 per core and buffer: a handful of buffers stay in the processor's caches, and starting an operation
@@ -255,7 +255,7 @@ class _WindowNorm(torch.autograd.Function):
         return _norm_forward(x, over, size, alpha, beta, k, groups)
 
     @staticmethod
-    @differentiable_once("normalisation over a window")
+    @no_double_backward("normalisation over a window")
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return _norm_backward(grad, x, *ctx.options), None, None, None, None, None, None
@@ -452,7 +452,7 @@ class _LrnMaxPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("lrn_max_pool2d")
+    @no_double_backward("lrn_max_pool2d")
     def backward(ctx, grad):
         kept, x, bias = ctx.saved_tensors
         grad_x, grad_bias = _lrn_pool_backward(grad, kept, x, bias, *ctx.options)
@@ -514,7 +514,7 @@ class _Dropout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("dropout")
+    @no_double_backward("dropout")
     def backward(ctx, grad):
         (kept,) = ctx.saved_tensors
         return (grad * kept).mul_(ctx.scale), None, None, None, None
@@ -565,7 +565,7 @@ class _BiasReluDropout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("bias_relu_dropout")
+    @no_double_backward("bias_relu_dropout")
     def backward(ctx, grad):
         grad_x = _relu_dropout_backward(grad, *ctx.saved_tensors, *ctx.options)
         grad_bias = grad_x.sum(0, dtype=_work_dtype(grad_x)).to(ctx.bias_dtype) if ctx.needs_input_grad[1] else None

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.layout import dense_as, is_channels_last
+from kernels.memory_format import dense_as, is_channels_last
 from kernels.philox import keep_mask
 
 

@@ -28,10 +28,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.layout import dense, empty_as, is_channels_last
+from kernels.autograd import no_double_backward
 from kernels.lrn import inverse, inverse_power
-from kernels.once import differentiable_once
-from kernels.tiles import locate, wide
+from kernels.memory_format import dense, empty_as, is_channels_last
+from kernels.vector_lanes import locate, wide
 
 
 @triton.jit
@@ -259,7 +259,7 @@ class _SameMapNorm(torch.autograd.Function):
         return _forward(x, *options)
 
     @staticmethod
-    @differentiable_once("same_map_norm")
+    @no_double_backward("same_map_norm")
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         return _backward(grad, x, *ctx.options), *([None] * len(ctx.options))

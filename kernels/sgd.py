@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from kernels import arguments, dispatch, launch, native, reference
-from kernels.tiles import wide
+from kernels.vector_lanes import wide
 
 # 32 bytes of fp32 per thread and tensor: more would need more registers than there are.
 _BLOCK = 1024

@@ -39,9 +39,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import native_c
-from kernels.layout import dense_as, is_channels_last
+from kernels.autograd import no_double_backward
+from kernels.memory_format import dense_as, is_channels_last
 from kernels.native_c import Result
-from kernels.once import differentiable_once
 
 # Errors grow with the powers of the points, so there are few, near 1; in this order, the first five and six do best.
 _POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
@@ -564,7 +564,7 @@ class _Winograd(torch.autograd.Function):
         return y
 
     @staticmethod
-    @differentiable_once("conv2d_relu")
+    @no_double_backward("conv2d_relu")
     def backward(ctx, grad):
         needs, operands, kept = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.kept
         adds = kept is not None and needs[1]

@@ -28,7 +28,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def differentiable_once(operator: str) -> Callable[[Backward], Backward]:
+def no_double_backward(operator: str) -> Callable[[Backward], Backward]:
     """Decorate the backward pass of a `torch.autograd.Function`, below `staticmethod`.
 
     PyTorch's `once_differentiable` notices only what is differentiated through the incoming gradient. A gradient

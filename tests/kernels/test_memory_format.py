@@ -10,7 +10,7 @@ from hypothesis import given
 from test_operators import MAPS, result_and_gradient
 
 import kernels
-from kernels.layout import dense, empty_as, is_channels_last, memory_format
+from kernels.memory_format import dense, empty_as, is_channels_last, memory_format
 
 CUTS = {
     "channels": (slice(None), slice(3, 11)),
