@@ -19,7 +19,7 @@ import harness
 import sklearn
 from matplotlib.figure import Figure
 
-from fastalex.baseline_options import METHODS
+from fastalex.handcrafted.options import METHODS
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastalex.allocator import keep_freed_memory
+from fastalex.training.allocator import keep_freed_memory
 from kernels import native_c
 
 matplotlib.use("Agg")

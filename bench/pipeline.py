@@ -35,12 +35,13 @@ from pipeline_workers import Trial, Work
 from rich.console import Console
 from rich.table import Table
 
-from fastalex import launch
-from fastalex.architecture import Architecture, ConvBlock, LinearBlock, MaxPool, Variation, build_architecture
-from fastalex.costs import BlockCost, Link
-from fastalex.layout import Layout, ScheduleName
-from fastalex.partition import Stages, all_cuts, choose, cut_before, first_blocks
-from fastalex.simulate import Plan, Result, Span, bubble_fractions, orders, simulate
+from fastalex.network.architecture import Architecture, ConvBlock, LinearBlock, MaxPool
+from fastalex.network.variation import Variation, build_architecture
+from fastalex.parallel.costs import BlockCost, Link
+from fastalex.parallel.launch import run_workers
+from fastalex.parallel.layout import Layout, ScheduleName
+from fastalex.parallel.partition import Stages, all_cuts, choose, format_split, parse_split
+from fastalex.parallel.simulate import Plan, Result, Span, bubble_fractions, orders, simulate
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = 1 if harness.CUDA else CORES  # of one process that has the machine for itself
@@ -77,7 +78,7 @@ class Bench:
         stages = stages or (self.architecture.block_names,)
         return Trial(layout, stages, micro_batches, schedule or usual, self.batch_size)
 
-    def run(
+    def run_workers(
         self,
         workers: int,
         trials: Sequence[Trial] = (),
@@ -91,7 +92,7 @@ class Bench:
             shared = (self.batch_size, self.steps, self.rounds, threads, self.precision, path)
             work = Work(self.architecture, trials, sizes, layouts, *shared)
             devices = [torch.device("cuda", i) if harness.CUDA else torch.device("cpu") for i in range(workers)]
-            launch.run(pipeline_workers.run, work, devices)
+            run_workers(pipeline_workers.run, work, devices)
             torch.set_num_threads(before)
             return torch.load(path, weights_only=False)
 
@@ -138,7 +139,7 @@ class Bench:
             "provider": provider,
             "replicas": layout.replicas,
             "stages": layout.stages,
-            "split": first_blocks(trial.stages),
+            "split": format_split(trial.stages),
             "schedule": trial.schedule if layout.stages > 1 else "",
             "micro_batches": trial.micro_batches,
             "images_per_second": round(self.steps * trial.batch_size / typical["seconds"], 2),
@@ -274,7 +275,7 @@ def one(bench: Bench) -> None:
     trials = [(f"one process, {THREADS} threads", trial) for trial in alone_trials(bench, [1, 2])]
     if harness.CUDA:
         trials.append(("one process, CUDA graph", replace(bench.trial(Layout(), 1), graphs=True)))
-        cut = cut_before(bench.architecture, "conv3", 2)
+        cut = parse_split(bench.architecture, "conv3", 2)
         for count, graphs in itertools.product((1, 4), (False, True)):
             trial = replace(bench.trial(Layout(1, 1, 2), count, cut), graphs=graphs)
             trials.append(("two stages in one process" + ", CUDA graphs" * graphs, trial))
@@ -399,7 +400,7 @@ def draw(path: Path, measured: Sequence[Span], simulated: Result | None, trial: 
         "green: these, grey: what is left, and update",
         size=8,
     )
-    split = first_blocks(trial.stages)
+    split = format_split(trial.stages)
     figure.suptitle(f"{trial.schedule}, later stages begin with {split}, {harness.device_name()}", size=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

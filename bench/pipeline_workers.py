@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 
-from fastalex.allocator import keep_freed_memory
-from fastalex.architecture import Architecture
-from fastalex.launch import World
-from fastalex.layout import Layout, ScheduleName
-from fastalex.model import AlexNet, Convolution
-from fastalex.optimizer import KrizhevskySGD
-from fastalex.pipeline import DataParallel, Pipeline, Replica, SingleDevice
-from fastalex.precision import configure_libraries
-from fastalex.recipe import krizhevsky
-from fastalex.simulate import Key, Orders, Span
-from fastalex.step import WARM_UP_STEPS, build_step
-from fastalex.tuning import measure_costs, measure_links
+from fastalex.network.architecture import Architecture
+from fastalex.network.blocks import Convolution
+from fastalex.network.model import AlexNet
+from fastalex.network.precision import configure_libraries
+from fastalex.parallel.engine import DataParallel, Replica, SingleDevice
+from fastalex.parallel.layout import Layout, ScheduleName
+from fastalex.parallel.pipeline import Pipeline
+from fastalex.parallel.simulate import Key, Orders, Span
+from fastalex.parallel.tuning import measure_costs, measure_links
+from fastalex.parallel.world import World
+from fastalex.recipes.optimizer import KrizhevskySGD
+from fastalex.recipes.published import krizhevsky
+from fastalex.training.allocator import keep_freed_memory
+from fastalex.training.graphed_step import WARM_UP_STEPS, build_step
 
 WARM_UP = 1  # steps without graphs; the first one takes memory from the system
 

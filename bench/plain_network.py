@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastalex.architecture import (
+from fastalex.network.architecture import (
     Activation,
     Architecture,
     ConvBlock,

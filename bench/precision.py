@@ -20,8 +20,8 @@ from typing import Any
 
 import harness
 
-from fastalex.config import RunConfig
-from fastalex.progress import read_metrics
+from fastalex.training.config import RunConfig
+from fastalex.training.metrics_log import read_metrics
 
 
 def main() -> None:

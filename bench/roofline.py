@@ -30,7 +30,7 @@ import rich.table
 import torch
 from harness import CUDA, DEVICE, DeviceClock
 
-from fastalex.architecture import (
+from fastalex.network.architecture import (
     Activation,
     Architecture,
     ConvBlock,
@@ -38,9 +38,9 @@ from fastalex.architecture import (
     MaxPool,
     SameMapNorm,
     block_shapes,
-    build_architecture,
     four_sided,
 )
+from fastalex.network.variation import build_architecture
 
 MATRIX = 8192 if CUDA else 2048  # rows and columns of the largest product measured
 COPIED_BYTES = 2**29 if CUDA else 2**27

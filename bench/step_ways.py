@@ -15,15 +15,15 @@ from plain_network import PlainNetwork
 from torch import Tensor, nn
 
 import kernels
-from fastalex.allocator import keep_freed_memory
-from fastalex.architecture import build_architecture
-from fastalex.memory import peak_bytes
-from fastalex.model import AlexNet, Precision
-from fastalex.optimizer import KrizhevskySGD
-from fastalex.pipeline import SingleDevice
-from fastalex.precision import configure_libraries
-from fastalex.recipe import build_recipe
-from fastalex.step import build_step
+from fastalex.network.model import AlexNet
+from fastalex.network.precision import Precision, configure_libraries
+from fastalex.network.variation import build_architecture
+from fastalex.parallel.engine import SingleDevice
+from fastalex.recipes.optimizer import KrizhevskySGD
+from fastalex.recipes.published import build_recipe
+from fastalex.training.allocator import keep_freed_memory
+from fastalex.training.graphed_step import build_step
+from fastalex.training.memory import peak_bytes
 
 # The check needs few images: every operator runs, and gradients of single images are what differs most. Of fewer than
 # eight, a CPU computes some convolutions in another way.

@@ -41,7 +41,7 @@ import torch
 from harness import CUDA, DEVICE
 from step_ways import Step, Way, ways
 
-from fastalex.architecture import build_architecture
+from fastalex.network.variation import build_architecture
 
 
 @dataclass(frozen=True)

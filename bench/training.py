@@ -16,8 +16,8 @@ from pathlib import Path
 
 import harness
 
-from fastalex.config import RunConfig
-from fastalex.progress import read_metrics
+from fastalex.training.config import RunConfig
+from fastalex.training.metrics_log import read_metrics
 
 
 def main() -> None:

@@ -19,10 +19,12 @@ if not hasattr(kernels, "lrn_max_pool2d"):  # before anything that would fail fo
         "that name), not fastalex's; install fastalex in an environment of its own"
     )
 
-from fastalex.architecture import ARCHITECTURES, Architecture, Variation, build_architecture
-from fastalex.checkpoint import load_model
 from fastalex.errors import ConfigurationError
-from fastalex.model import AlexNet
+from fastalex.network.architecture import Architecture
+from fastalex.network.model import AlexNet
+from fastalex.network.published import ARCHITECTURES
+from fastalex.network.variation import Variation, build_architecture
+from fastalex.network.weights import load_model
 
 __all__ = [
     "ARCHITECTURES",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.baseline_options import BaselineOptions, run_baseline
+from fastalex.handcrafted.options import BaselineOptions, run_baseline
 
 
 def main() -> None:

@@ -12,8 +12,19 @@ from typing import Any, NoReturn
 from tyro.conf import arg
 
 from dataloading import DatasetError
-from fastalex.errors import ConfigurationError
-from fastalex.launch import Interrupted, WorkerError, is_worker
+from fastalex.errors import ConfigurationError, Interrupted
+from fastalex.parallel.failures import WorkerError
+from fastalex.parallel.torchrun import is_worker
+
+
+def check_positive(name: str, value: int) -> None:
+    """Refuse a count of less than one.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    if value < 1:
+        raise ConfigurationError(f"{name} is {value}; at least 1 is wanted")
 
 
 def main(command: Callable[[], None]) -> NoReturn:

@@ -11,11 +11,14 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from dataloading.command_line import parse
-from fastalex import cli, comparison, experiment, launch
+from fastalex import cli
 from fastalex.cli import optional
-from fastalex.launch import Interrupted
-from fastalex.options import MachineOptions, NetworkOptions, ReadingOptions, RecipeOptions, TrainOptions
-from fastalex.studies import STUDIES, Study, find_study
+from fastalex.errors import Interrupted
+from fastalex.parallel.torchrun import refuse_launcher
+from fastalex.studies import comparison
+from fastalex.studies import runs as experiment
+from fastalex.studies.claims import STUDIES, Study, find_study
+from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class StudyOptions:
     """Runs of each variant, with --seed and the numbers that follow it."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
-    machine: OmitArgPrefixes[MachineOptions] = field(default_factory=MachineOptions)
+    machine: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
     reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
     output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the study. Default: one in studies/, named after the study and the data."""
@@ -40,7 +43,7 @@ class StudyOptions:
 
 def run(options: StudyOptions) -> None:
     """Make the runs that are missing, then print the table and write ``study.json`` and ``study.png``."""
-    launch.refuse_launcher("a study starts its workers itself; leave torchrun out and name --devices")
+    refuse_launcher("a study starts its workers itself; leave torchrun out and name --devices")
     study = find_study(options.name)
     shared = TrainOptions(
         options.data,
@@ -56,7 +59,7 @@ def run(options: StudyOptions) -> None:
         _carry_out(study, members, folder, options.machine.max_restarts)
 
 
-def _carry_out(study: Study, members: Sequence[experiment.Member], folder: Path, restarts: int) -> None:
+def _carry_out(study: Study, members: Sequence[experiment.StudyRun], folder: Path, restarts: int) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = 140
@@ -64,7 +67,7 @@ def _carry_out(study: Study, members: Sequence[experiment.Member], folder: Path,
         if not experiment.is_finished(member):
             console.print(f"{study.name}, run {number} of {len(members)}: {member.variant.name}, {member.folder.name}")
             try:
-                experiment.carry_out(member, restarts)
+                experiment.run_to_completion(member, restarts)
             except Interrupted as error:
                 text = f"stopped in run {number} of {len(members)}; the same command goes on from there"
                 raise Interrupted(text, error.signal_number) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastalex.costs import BlockCost
+from fastalex.parallel.costs import BlockCost
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import dataloading
-from fastalex.architecture import Variation
-from fastalex.checkpoint import Description, Progress, save_checkpoint
-from fastalex.config import RunConfig
-from fastalex.recipe import Change, Recipe
+from fastalex.network.variation import Variation
+from fastalex.network.weights import NetworkSpec
+from fastalex.recipes.schedule import Change, Recipe
+from fastalex.training.checkpoint import save_checkpoint
+from fastalex.training.config import RunConfig
+from fastalex.training.state import TrainingState
 
 CLASSES = ("blue", "green", "red")
 
@@ -57,7 +59,7 @@ def config(prepared: Path, tmp_path: Path) -> RunConfig:
     """Two epochs of four steps of a narrow network with dropout, flips, colour noise and a drop of the rate."""
     output = tmp_path / "run"
     output.mkdir()
-    network = Description("krizhevsky", len(CLASSES), Variation(width=1 / 16, lrn=False), CLASSES)
+    network = NetworkSpec("krizhevsky", len(CLASSES), Variation(width=1 / 16, lrn=False), CLASSES)
     recipe = Recipe("test", epochs=2, batch_size=8, lr=0.002, changes=(Change(1, 0.1, color_noise=0.0),))
     config = RunConfig(
         data=str(prepared),
@@ -79,11 +81,11 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
 
     Args:
         data: the prepared data set that the run names.
-        changes: fields of its :class:`Description`.
+        changes: fields of its :class:`NetworkSpec`.
     """
     folder.mkdir()
     classes = tuple(dataloading.Dataset(data).classes)
-    network = replace(Description("krizhevsky", len(classes), Variation(width=1 / 16, lrn=False), classes), **changes)
+    network = replace(NetworkSpec("krizhevsky", len(classes), Variation(width=1 / 16, lrn=False), classes), **changes)
     model = network.build(seed=seed)
     with torch.no_grad():
         for block in model.blocks():
@@ -91,5 +93,5 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
     RunConfig(str(data), network, recipe, "cpu", 1, "1f1b", "fp32", seed, str(folder)).save()
-    save_checkpoint(folder, weights, {}, Progress(epoch=1, step=4, errors=[50.0]), network)
+    save_checkpoint(folder, weights, {}, TrainingState(epoch=1, step=4, errors=[50.0]), network)
     return folder

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from fastalex import cli
-from fastalex.checkpoint import latest_checkpoint, load_progress
-from fastalex.progress import read_metrics
+from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.damage import copied, overwritten
 from tests.dataloading.small_sources import started
 from tests.fastalex.conftest import write_images
@@ -367,7 +367,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
     assert len(err.splitlines()) == 1, err
     assert f"go on with: {sys.executable} -m fastalex.train --resume run" in err
     assert_all_end(workers)
-    progress = load_progress(latest_checkpoint(tmp_path / "run"))
+    progress = load_state(latest_checkpoint(tmp_path / "run"))
     assert progress.step >= 3
     epochs = str(progress.epoch + 1)
     code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
@@ -410,10 +410,10 @@ def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_comma
     decided = (tmp_path / "run" / "config.json").read_text()
     started = kill_a_worker(process)
     assert_all_end([pid for pid in started if pid not in children(process.pid)])
-    checkpoint = load_progress(latest_checkpoint(tmp_path / "run"))
+    checkpoint = load_state(latest_checkpoint(tmp_path / "run"))
     assert checkpoint.step >= 4  # the last epoch's end
     deadline = time.monotonic() + 60
-    while load_progress(latest_checkpoint(tmp_path / "run")).step < checkpoint.step + 4:
+    while load_state(latest_checkpoint(tmp_path / "run")).step < checkpoint.step + 4:
         assert time.monotonic() < deadline, "the run does not go on"
         time.sleep(0.05)
     restarted = kill_a_worker(process)

@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 
 from dataloading.loader import Batch
-from fastalex.activations import Extraction, extract
-from fastalex.config import RunConfig
-from fastalex.ensemble import Evaluation, evaluate
-from fastalex.errors import ConfigurationError
-from fastalex.launch import Interrupted, World
-from fastalex.layout import Layout
-from fastalex.model import AlexNet
-from fastalex.optimizer import KrizhevskySGD
-from fastalex.partition import partition
-from fastalex.pipeline import DataParallel, Pipeline, Replica
-from fastalex.recipe import Recipe
-from fastalex.step import build_step
-from fastalex.trainer import Trainer
+from fastalex.errors import ConfigurationError, Interrupted
+from fastalex.evaluation.ensemble import Evaluation, evaluate
+from fastalex.evaluation.features import Extraction, extract
+from fastalex.network.model import AlexNet
+from fastalex.parallel.engine import DataParallel, Replica
+from fastalex.parallel.layout import Layout
+from fastalex.parallel.partition import partition
+from fastalex.parallel.pipeline import Pipeline
+from fastalex.parallel.world import World
+from fastalex.recipes.optimizer import KrizhevskySGD
+from fastalex.recipes.schedule import Recipe
+from fastalex.training.config import RunConfig
+from fastalex.training.graphed_step import build_step
+from fastalex.training.trainer import Trainer
 from kernels import winograd
 
 BATCH = 8

@@ -1,0 +1,211 @@
+"""What a network is: plain data, from the image to the logits, and the named networks.
+
+An :class:`Architecture` lists its blocks in order. A block is one layer with weights and everything that follows it up
+to the next one, because the order of what follows is where the published AlexNets differ: the run of 2012 normalises
+conv1's signed responses before pooling and ReLU, the paper's text and Caffe put the ReLU first.
+
+Sources: the paper (Krizhevsky, Sutskever, Hinton 2012); the source code released in 2025
+(github.com/computerhistory/AlexNet-Source-Code), whose configuration 145 produced the paper's one-network numbers;
+BVLC Caffe's ``models/bvlc_alexnet``; torchvision's ``alexnet``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fastalex.errors import ConfigurationError
+
+ActivationName = Literal["relu", "tanh"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The network's nonlinearity, elementwise."""
+
+
+@dataclass(frozen=True)
+class LocalResponseNorm:
+    """Normalisation across ``size`` neighbouring channels; ``alpha`` is divided by ``size``.
+
+    ``towers`` normalises that many equal runs of channels apart: the halves that sat on two GPUs in 2012.
+    """
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    towers: int = 1
+
+
+@dataclass(frozen=True)
+class SameMapNorm:
+    """Normalisation over a ``size`` x ``size`` window of the same channel; ``alpha`` is divided by ``size``²."""
+
+    size: int = 5
+    alpha: float = 1e-3
+    beta: float = 0.75
+    k: float = 1.0
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Max-pooling; sizes round up, so the last window may hang over the edge."""
+
+    kernel_size: int = 3
+    stride: int = 2
+
+
+Step = Activation | LocalResponseNorm | SameMapNorm | MaxPool
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    """A convolution and the steps that follow it, in order.
+
+    ``padding`` is one number for all sides or (top, bottom, left, right). ``weight_std`` is the standard deviation of
+    the normal initialisation; None draws weights and biases uniformly in ±1/sqrt(fan_in), as PyTorch's layers do.
+    """
+
+    name: str
+    out_channels: int
+    kernel_size: int
+    stride: int = 1
+    padding: int | tuple[int, int, int, int] = 0
+    groups: int = 1
+    steps: tuple[Step, ...] = (Activation(),)
+    weight_std: float | None = 0.01
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearBlock:
+    """A fully connected layer; ``dropout`` says whether it drops its input, its output or nothing.
+
+    ``groups`` divides inputs and outputs into as many equal runs that are connected among themselves only.
+    """
+
+    name: str
+    out_features: int
+    groups: int = 1
+    activation: bool = True
+    dropout: Literal["none", "before", "after"] = "after"
+    weight_std: float | None = 0.01
+    bias: float = 0.0
+
+
+Block = ConvBlock | LinearBlock
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A whole network.
+
+    Args:
+        name: the architecture that this one is, or was made from.
+        image_size: side of the square RGB crop, in pixels.
+        blocks: conv blocks, then linear blocks; the last one has ``num_classes`` outputs.
+        activation: the nonlinearity of every :class:`Activation` step.
+        dropout: probability that a feature is dropped.
+        inverted_dropout: True scales kept features by 1/(1-p) in training (Caffe, PyTorch); False leaves training alone
+            and multiplies by 1-p in evaluation (2012).
+        input_std: the images (0-255, mean subtracted) are divided by this, per channel; None leaves them as they are.
+        prepared_size: length of the prepared images' shorter side in pixels, where crops of others would not show
+            whole objects; None takes any.
+    """
+
+    name: str
+    image_size: int
+    blocks: tuple[Block, ...]
+    activation: ActivationName = "relu"
+    dropout: float = 0.5
+    inverted_dropout: bool = False
+    input_std: tuple[float, float, float] | None = None
+    prepared_size: int | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the last block."""
+        last = self.blocks[-1]
+        assert isinstance(last, LinearBlock)
+        return last.out_features
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the blocks in order: conv1, ..., fc8."""
+        return tuple(block.name for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What one block computes for one image.
+
+    ``inputs`` is the number of input channels or features, ``output`` the shape after the last step, ``parameters`` the
+    weights and biases, ``macs`` the multiply-accumulates of its convolution or matrix product.
+    """
+
+    name: str
+    inputs: int
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def four_sided(padding: int | tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Padding as (top, bottom, left, right)."""
+    return (padding,) * 4 if isinstance(padding, int) else padding
+
+
+def block_shapes(architecture: Architecture) -> tuple[BlockShape, ...]:
+    """The shapes, parameters and arithmetic of every block, in order.
+
+    Raises:
+        ConfigurationError: the image shrinks to nothing, or groups do not divide channels.
+    """
+    shapes = []
+    shape: tuple[int, ...] = (3, architecture.image_size, architecture.image_size)
+    for block in architecture.blocks:
+        described = _conv_shape(block, shape) if isinstance(block, ConvBlock) else _linear_shape(block, shape)
+        shapes.append(described)
+        shape = described.output
+    return tuple(shapes)
+
+
+def _conv_shape(block: ConvBlock, shape: tuple[int, ...]) -> BlockShape:
+    channels, height, width = shape
+    if channels % block.groups or block.out_channels % block.groups:
+        raise ConfigurationError(
+            f"{block.name}: {block.groups} groups do not divide {channels} input and {block.out_channels} output "
+            "channels; choose a width that keeps both even"
+        )
+    top, bottom, left, right = four_sided(block.padding)
+    height = (height + top + bottom - block.kernel_size) // block.stride + 1
+    width = (width + left + right - block.kernel_size) // block.stride + 1
+    weights = block.out_channels * channels // block.groups * block.kernel_size**2
+    macs = weights * height * width
+    for step in block.steps:
+        if isinstance(step, MaxPool):
+            height = _pooled(height, step)
+            width = _pooled(width, step)
+        if isinstance(step, LocalResponseNorm) and block.out_channels % step.towers:
+            raise ConfigurationError(f"{block.name}: {step.towers} towers do not divide {block.out_channels} channels")
+    if height < 1 or width < 1:
+        raise ConfigurationError(f"{block.name}: its output would be {height}x{width} pixels; the image is too small")
+    output = (block.out_channels, height, width)
+    return BlockShape(block.name, channels, output, weights + block.out_channels, macs)
+
+
+def _pooled(size: int, step: MaxPool) -> int:
+    return math.ceil((size - step.kernel_size) / step.stride) + 1
+
+
+def _linear_shape(block: LinearBlock, shape: tuple[int, ...]) -> BlockShape:
+    inputs = math.prod(shape)
+    if inputs % block.groups or block.out_features % block.groups:
+        raise ConfigurationError(
+            f"{block.name}: {block.groups} groups do not divide {inputs} inputs and {block.out_features} outputs; "
+            "choose a width that keeps both even"
+        )
+    weights = inputs // block.groups * block.out_features
+    return BlockShape(block.name, inputs, (block.out_features,), weights + block.out_features, weights)

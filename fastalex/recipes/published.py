@@ -1,0 +1,135 @@
+"""How a network is trained: plain data, and the named recipes.
+
+A recipe is a starting point and a list of :class:`Change` that take effect when an epoch begins, because that is how
+the 2012 runs were steered: learning rates dropped by hand, conv1 slowed and then frozen, colour noise switched off for
+the last quarter. Or it has a :class:`Plateau`, which divides the learning rate when validation stalls, as the paper
+says.
+
+Learning rates are written as multiples of the recipe's ``lr``, and epochs scale with its length, so a recipe keeps its
+shape when a user asks for another ``--lr`` or ``--epochs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastalex.errors import ConfigurationError
+from fastalex.recipes.schedule import Change, Plateau, Recipe
+
+_SHARED_IN_2012 = 32  # the released source draws one offset and one flip for so many images; the paper says nothing
+
+
+def krizhevsky() -> Recipe:
+    """What configuration 145 did (its saved options): biases keep their rate, conv1 slows at 67 and freezes at 72."""
+    return _by_hand("krizhevsky", 91, (25, 51, 67, 72, 79))
+
+
+def source_145_2010() -> Recipe:
+    """What the same network did on ILSVRC-2010 (37.5 % top-1 error).
+
+    Its saved file ends with biases at a tenth of their first rate. When they dropped is not recorded; here they do so
+    with the last change.
+    """
+    recipe = _by_hand("source-145-2010", 93, (23, 51, 68, 72, 78))
+    return replace(recipe, changes=(*recipe.changes[:-1], Change(78, 1e-1, parameters="biases"), recipe.changes[-1]))
+
+
+def _by_hand(name: str, epochs: int, events: tuple[int, int, int, int, int]) -> Recipe:
+    """The schedule of 2012: two drops; conv1 slower and colour noise off; conv1 frozen; the others slower."""
+    first, second, quiet, frozen, last = events
+    return Recipe(
+        name=name,
+        epochs=epochs,
+        batch_size=128,
+        lr=0.01,
+        crops_shared_by=_SHARED_IN_2012,
+        changes=(
+            Change(first, 1e-1, parameters="weights"),
+            Change(second, 1e-2, parameters="weights"),
+            Change(quiet, 1e-3, layers=("conv1",), parameters="weights", color_noise=0.0),
+            Change(frozen, 0.0, layers=("conv1",)),
+            Change(last, 1e-3, parameters="weights"),
+            Change(last, 0.0, layers=("conv1",)),
+        ),
+    )
+
+
+def source_170() -> Recipe:
+    """Configuration 170 of 2013, without anybody's hand: four equal quarters from 0.01 down to 4e-5, biases in halves.
+
+    Colour noise went off between epochs 61 and 68 and conv1 was frozen between 73 and 78; here in the middle of these.
+    """
+    quarter, half, three_quarters = 24, 48, 72  # of 95: the first epochs that begin in them
+    return Recipe(
+        name="source-170",
+        epochs=95,
+        batch_size=128,
+        lr=0.01,
+        crops_shared_by=_SHARED_IN_2012,
+        changes=(
+            Change(quarter, 250 ** (-1 / 3), parameters="weights"),
+            Change(half, 250 ** (-2 / 3), parameters="weights"),
+            Change(half, 1e-1, parameters="biases"),
+            Change(64, color_noise=0.0),
+            Change(three_quarters, 1 / 250, parameters="weights"),
+            Change(75, 0.0, layers=("conv1",)),
+        ),
+    )
+
+
+def paper() -> Recipe:
+    """The paper's text: equal rates for all layers, divided by 10 three times when the validation error stalls."""
+    return Recipe(
+        name="paper", epochs=90, batch_size=128, lr=0.01, bias_lr_multiplier=1.0, plateau=Plateau(patience=5, times=3)
+    )
+
+
+def small() -> Recipe:
+    """For sets of hundreds to tens of thousands of images: small batches, a lower rate, two drops near the end."""
+    return Recipe(
+        name="small",
+        epochs=20,
+        batch_size=32,
+        lr=0.002,
+        changes=(Change(14, 1e-1), Change(18, 1e-2, color_noise=0.0)),
+    )
+
+
+def digits() -> Recipe:
+    """A few minutes on the bundled digits. No flips: a mirrored 2 is no 2."""
+    return Recipe(name="digits", epochs=5, batch_size=32, lr=0.002, flip=False, changes=(Change(4, 1e-1),))
+
+
+def four_layer() -> Recipe:
+    """For the network of the same name: constant rates, no regularisation of any kind, as in the paper's figure 1."""
+    return Recipe(
+        name="four-layer",
+        epochs=40,
+        batch_size=128,
+        lr=0.001,
+        weight_decay=0.0,
+        crops=False,
+        flip=False,
+        color_noise=0.0,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    f.__name__.replace("_", "-"): f for f in (krizhevsky, source_145_2010, source_170, paper, small, digits, four_layer)
+}
+
+
+ALIASES = {"source-145": "krizhevsky"}
+
+
+def build_recipe(name: str) -> Recipe:
+    """The named recipe.
+
+    Raises:
+        ConfigurationError: an unknown name.
+    """
+    name = ALIASES.get(name, name)
+    if name not in RECIPES:
+        raise ConfigurationError(f"unknown recipe {name!r}; choose one of {', '.join([*RECIPES, *ALIASES])}")
+    return RECIPES[name]()

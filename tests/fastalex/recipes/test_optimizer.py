@@ -1,0 +1,129 @@
+"""The update rule of 2012, step by step."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastalex.recipes.optimizer import KrizhevskySGD
+from fastalex.recipes.schedule import Change, Plateau, Recipe
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"conv1": nn.Linear(5, 4), "fc8": nn.Linear(4, 3)})
+
+
+def recipe(**values) -> Recipe:
+    return Recipe(**{"name": "test", "epochs": 10, "batch_size": 1, "lr": 0.1, "weight_decay": 0.05, **values})
+
+
+def test_velocity_holds_the_learning_rate_and_biases_do_not_decay():
+    module = network()
+    schedule = recipe(changes=(Change(2, 0.1),))
+    optimizer = KrizhevskySGD(module, schedule)
+    weights = {name: p.detach().double().clone() for name, p in module.named_parameters()}
+    velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        optimizer.set_epoch(step)
+        for name, parameter in module.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            bias = name.endswith("bias")
+            rate = (0.1 if step < 2 else 0.01) * (2 if bias else 1)
+            decay = 0.0 if bias else 0.05
+            g = parameter.grad.double()
+            velocities[name] = 0.9 * velocities[name] - decay * rate * weights[name] - rate * g
+            weights[name] = weights[name] + velocities[name]
+        optimizer.step()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), weights[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(optimizer.velocity(parameter).double(), velocities[name], rtol=1e-5, atol=1e-6)
+
+
+def test_equals_pytorchs_sgd_until_the_rate_changes():
+    ours, theirs = network(), network()
+    optimizer = KrizhevskySGD(ours, recipe(bias_lr_multiplier=1.0, weight_decay=0.0))
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for step in range(8):
+        if step == 5:
+            optimizer.recipe = recipe(bias_lr_multiplier=1.0, weight_decay=0.0, lr=0.01)
+            optimizer.set_epoch(0)
+            reference.param_groups[0]["lr"] = 0.01
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
+        optimizer.step()
+        reference.step()
+        same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert same == (step < 5)
+
+
+def test_rate_zero_freezes_weight_and_velocity():
+    module = network()
+    optimizer = KrizhevskySGD(module, recipe(changes=(Change(1, 0.0, layers=("conv1",)),)))
+    for epoch in range(3):
+        optimizer.set_epoch(epoch)
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        velocity = optimizer.velocity(module["conv1"].weight).clone()
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        frozen = torch.equal(module["conv1"].weight, before["conv1.weight"])
+        assert frozen == (epoch >= 1)
+        assert torch.equal(module["conv1"].bias, before["conv1.bias"]) == (epoch >= 1)
+        assert torch.equal(optimizer.velocity(module["conv1"].weight), velocity) == (epoch >= 1)
+        assert not torch.equal(module["fc8"].weight, before["fc8.weight"])
+
+
+def test_plateau_divides_all_rates():
+    optimizer = KrizhevskySGD(network(), recipe(plateau=Plateau(factor=0.1)))
+    optimizer.set_epoch(3, divisions=2)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"conv1.weight": 1e-3, "conv1.bias": 2e-3, "fc8.weight": 1e-3, "fc8.bias": 2e-3})
+
+
+def test_copies_follow_the_weights():
+    module = network()
+    copies = {parameter: parameter.detach().bfloat16() for parameter in module.parameters()}
+    optimizer = KrizhevskySGD(module, recipe(), copies)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(torch.equal(copies[parameter], parameter.detach().bfloat16()) for parameter in module.parameters())
+
+
+def test_layer_wise_rates_make_updates_a_like_share_of_every_weight():
+    module = network()
+    plain = {name: p.detach().double().clone() for name, p in module.named_parameters()}
+    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    optimizer.set_warmup(0.5)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    module["fc8"].weight.grad.zero_()  # no direction to judge: the plain rule
+    optimizer.step()
+    for name, parameter in module.named_parameters():
+        w, g = plain[name], torch.full_like(plain[name], 3.0)
+        rate, decay = (0.05, 0.05) if name.endswith("weight") else (0.1, 0.0)
+        if name == "conv1.weight":
+            rate *= 0.001 * w.norm() / (g.norm() + 0.05 * w.norm())
+        if name == "fc8.weight":
+            g = torch.zeros_like(g)
+        torch.testing.assert_close(parameter.detach().double(), w - rate * (decay * w + g), rtol=1e-5, atol=1e-7)
+
+
+class _NoCopies(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot record: tensors made of the host's numbers, and indices from there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in ("lift_fresh", "aten.index")), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_layer_wise_rates_can_be_captured_in_a_cuda_graph():
+    module = network()
+    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with _NoCopies():
+        optimizer.step()

@@ -1,0 +1,172 @@
+"""Checkpoints: whole or not there, and refused where they do not fit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex import AlexNet, ConfigurationError, load_model
+from fastalex.network.variation import Variation
+from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.training.checkpoint import latest_checkpoint, load_state, publish, save_checkpoint
+from fastalex.training.state import TrainingState
+
+ROOT = Path(__file__).parents[3]
+BEST = (60.0, 50.0)
+NETWORK = NetworkSpec("krizhevsky", 3, Variation(width=1 / 16, without=("conv4",)), ("a", "b", "c"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed: int = 0) -> AlexNet:
+    """Save at the end of an epoch; with the default errors it is not the best."""
+    model = NETWORK.build(seed=seed)
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    velocities = {name: torch.full_like(w, step) for name, w in weights.items()}
+    save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK)
+    return model
+
+
+def test_a_checkpoint_comes_back_whole(run: Path):
+    model = save(run, 7, errors=BEST)
+    checkpoint = latest_checkpoint(run)
+    assert load_state(checkpoint) == TrainingState(1, 0, 7, 2.5, list(BEST))
+    for path in (run / "last.safetensors", run / "best.safetensors", checkpoint / "model.safetensors"):
+        loaded, description = load_model(path)
+        assert description == NETWORK
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_the_latest_replaces_the_one_before_and_best_stays(run: Path):
+    best = save(run, 99, errors=BEST, seed=1)
+    last = save(run, 100, seed=2)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000100"]
+    assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, best.conv1.weight)
+    assert torch.equal(load_model(run / "last.safetensors")[0].conv1.weight, last.conv1.weight)
+
+
+def test_a_file_system_without_hard_links(run: Path, monkeypatch):
+    def no_links(*_):
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    model = save(run, 1, errors=BEST)
+    assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, model.conv1.weight)
+
+
+# Kill the saving process after its n-th call of fsync, rename or replace: there is a whole checkpoint after every one.
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import fastalex.checkpoint as checkpoint
+from tests.fastalex.training.test_checkpoint import BEST, save
+
+left = int(sys.argv[2])
+
+def counted(function):
+    def call(*arguments, **more):
+        global left
+        result = function(*arguments, **more)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+save(Path(sys.argv[1]), 1, errors=BEST, seed=1)
+checkpoint.save_file = counted(checkpoint.save_file)
+os.fsync, os.link, os.replace = counted(os.fsync), counted(os.link), counted(os.replace)
+Path.rename = counted(Path.rename)
+save(Path(sys.argv[1]), 2, errors=(*BEST, 1.0), seed=2)
+print(left)
+"""
+
+
+def test_killed_at_any_moment_of_saving(tmp_path: Path):
+    # One process per moment would take a minute; a few moments in each part of the procedure say as much.
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, str(fresh(tmp_path, "whole")), "1000"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    moments = 1000 - int(finished.stdout)
+    assert moments >= 8
+    processes = {}
+    for moment in (1, 2, 4, 5, 6, moments):
+        command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(fresh(tmp_path, str(moment))), str(moment)]
+        processes[moment] = subprocess.Popen(command, cwd=ROOT)
+    steps = set()
+    for moment, process in processes.items():
+        assert process.wait(120) == -signal.SIGKILL
+        run = tmp_path / str(moment)
+        step = load_state(latest_checkpoint(run)).step
+        steps.add(step)
+        seed = {1: 1, 2: 2}[step]
+        expected = NETWORK.build(seed=seed).conv1.weight
+        assert torch.equal(load_model(latest_checkpoint(run) / "model.safetensors")[0].conv1.weight, expected), moment
+        publish(run, latest_checkpoint(run))  # as a resumed run does
+        for name in ("last", "best"):
+            assert torch.equal(load_model(run / f"{name}.safetensors")[0].conv1.weight, expected), (moment, name)
+        save(run, 3)  # and the leftovers are in nobody's way
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000003"]
+    assert steps == {1, 2}
+
+
+def fresh(folder: Path, name: str) -> Path:
+    run = folder / name
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    return run
+
+
+def test_best_is_strictly_lower_than_all_before_at_the_end_of_an_epoch():
+    assert TrainingState(1, 0, 5, 1.0, [50.0]).is_best
+    assert TrainingState(2, 0, 5, 1.0, [50.0, 49.0]).is_best
+    assert not TrainingState(2, 0, 5, 1.0, [50.0, 50.0]).is_best
+    assert not TrainingState(2, 64, 5, 1.0, [50.0, 49.0]).is_best
+    assert not TrainingState().is_best
+
+
+def test_no_run_and_no_checkpoint(run: Path):
+    with pytest.raises(ConfigurationError, match="has no checkpoint yet"):
+        latest_checkpoint(run)
+    with pytest.raises(ConfigurationError, match="is not a run folder"):
+        latest_checkpoint(run / "elsewhere")
+
+
+def test_damage_is_named(run: Path):
+    save(run, 1)
+    path = run / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match=r"last.safetensors is damaged"):
+        load_model(path)
+    with pytest.raises(ConfigurationError, match=r"is a folder; name a file of weights, such as .*best\.safetensors"):
+        load_model(run)
+    with pytest.raises(ConfigurationError, match="no such file"):
+        load_model(run / "none.safetensors")
+
+
+def test_files_of_others_are_refused(run: Path):
+    from safetensors.torch import save_file
+
+    save_file({"conv1.weight": torch.zeros(3)}, run / "other.safetensors")
+    with pytest.raises(ConfigurationError, match="was not written by fastalex"):
+        load_spec(run / "other.safetensors")
+
+
+def test_another_architecture_is_refused(run: Path):
+    save(run, 1)
+    with pytest.raises(ConfigurationError, match=r"has no conv4.weight, conv4.bias: it is of another architecture"):
+        load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 16), run / "last.safetensors")
+    with pytest.raises(ConfigurationError, match=r"conv1.weight has shape .* it is of another architecture"):
+        load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 8, without=("conv4",)), run / "last.safetensors")

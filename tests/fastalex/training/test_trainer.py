@@ -1,0 +1,368 @@
+"""Whole runs in this process, or over worker processes: the same curve everywhere, and again after every resume."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dataloading import DatasetError
+from fastalex.errors import ConfigurationError, Interrupted
+from fastalex.metrics import Metrics
+from fastalex.parallel.engine import SingleDevice
+from fastalex.parallel.launch import run_workers
+from fastalex.parallel.world import World
+from fastalex.recipes.schedule import Plateau
+from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.config import RunConfig
+from fastalex.training.metrics_log import Rate, read_metrics
+from fastalex.training.readback import DelayedReadback
+from fastalex.training.trainer import Trainer, train
+from tests.dataloading.damage import copied, overwritten
+from tests.fastalex import workers
+
+CPU = torch.device("cpu")
+
+
+def run_here(config: RunConfig) -> list[dict]:
+    """Train in this process and return the lines of ``metrics.jsonl``."""
+    train(World(0, 1, CPU), config)
+    return read_metrics(Path(config.output))
+
+
+def moved(config: RunConfig, name: str, **changes) -> RunConfig:
+    """The same run in another folder."""
+    output = Path(config.output).with_name(name)
+    output.mkdir()
+    config = replace(config, output=str(output), **changes)
+    config.save()
+    return config
+
+
+def curve(lines: list[dict]) -> list[tuple]:
+    """What must not depend on time."""
+    return [(line["kind"], line["step"], line["loss"], line["top1_error"], line["top5_error"]) for line in lines]
+
+
+def state(run: str | Path) -> dict[str, torch.Tensor]:
+    """Everything that the latest checkpoint holds."""
+    checkpoint = latest_checkpoint(Path(run))
+    velocities = load_file(checkpoint / "trainer.safetensors")
+    return load_file(checkpoint / "model.safetensors") | {f"v.{name}": v for name, v in velocities.items()}
+
+
+def assert_same_state(first: str | Path, second: str | Path) -> None:
+    a, b = state(first), state(second)
+    assert set(a) == set(b)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_writes_what_it_promises(config):
+    lines = run_here(config)
+    assert [line["kind"] for line in lines] == (["train"] * 4 + ["val"]) * 2
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 5
+    for line in lines:
+        assert {"loss", "top1_error", "top5_error", "images_per_second"} <= set(line)
+        assert 0 <= line["top5_error"] <= line["top1_error"] <= 100
+        assert line["images_per_second"] > 0
+    assert [line["images"] for line in lines if line["kind"] == "val"] == [7, 7]
+    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
+        [2e-3] * 4 + [2e-4] * 4
+    )
+    run = Path(config.output)
+    for name in ("config.json", "last.safetensors", "best.safetensors", "curve.png"):
+        assert (run / name).stat().st_size > 0
+    assert RunConfig.load(run) == config
+
+
+def test_tensorboard_events_hold_the_same_figures(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = run_here(config)
+    events = EventAccumulator(config.output)
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    expected = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
+    assert [step for step, _ in losses] == [step for step, _ in expected]
+    assert [value for _, value in losses] == pytest.approx([value for _, value in expected])
+
+
+def test_micro_batches_leave_the_curve_alone(config):
+    one = curve(run_here(moved(config, "one", micro_batches=1)))
+    four = curve(run_here(moved(config, "four", micro_batches=4)))
+    for (kind, step, *figures), (other_kind, other_step, *others) in zip(one, four, strict=True):
+        assert (kind, step) == (other_kind, other_step)
+        assert figures == pytest.approx(others, rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [{}, {"schedule": "zero-bubble", "stages": 3, "split": "conv3,fc6"}])
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch, shared):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    two = moved(config, "two", devices="cpu,cpu", **shared)
+    run_workers(train, two, [CPU, CPU])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run_here(moved(config, "one"))
+    finally:
+        torch.set_num_threads(threads)
+    assert curve(read_metrics(Path(two.output))) == curve(one)
+    assert_same_state(two.output, Path(two.output).with_name("one"))
+    assert (Path(two.output) / "costs.json").is_file() == bool(shared)  # what the order of zero-bubble's passes is from
+
+
+def test_costs_are_measured_in_the_runs_precision(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        "fastalex.trainer.settle", lambda _, config: seen.append(torch.backends.cudnn.allow_tf32) or config
+    )
+    Trainer(World(0, 1, CPU), config).close()
+    assert seen == [False]
+
+
+def test_machines_that_do_not_share_the_run_folder_are_refused(config):
+    stop_after(config, 1)
+
+    class Apart(World):
+        def gather_objects(self, value):
+            return [value, "none"]
+
+    message = r"the latest checkpoint in .*run is 0000-00000001 for worker 0 and none for worker 1; put the run folder"
+    with pytest.raises(ConfigurationError, match=message):
+        Trainer(Apart(0, 1, CPU), config)
+
+
+class _StopAfter(Trainer):
+    """Is told to stop when it has made so many steps."""
+
+    steps: int
+
+    def _step(self, batch):
+        counts = super()._step(batch)
+        if self.progress.step == self.steps:
+            self.world.signal_number = 2
+        return counts
+
+
+def stop_after(config: RunConfig, steps: int) -> None:
+    trainer = _StopAfter(World(0, 1, CPU), config)
+    trainer.steps = steps
+    try:
+        with pytest.raises(Interrupted, match=f"stopped at step {steps}, .* --resume"):
+            trainer.run()
+    finally:
+        trainer.close()
+
+
+@pytest.mark.parametrize("stops", [[1, 3], [4], [5, 6, 7], [8]])
+def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, stops):
+    straight = moved(config, "straight")
+    expected = curve(run_here(straight))
+    for steps in stops:
+        stop_after(config, steps)
+    lines = run_here(config)
+    assert curve(lines) == expected
+    assert_same_state(config.output, straight.output)
+
+
+def test_a_resumed_run_may_change_its_batch_size_within_an_epoch(config):
+    stop_after(config, 1)  # 8 of 32 images
+    larger = replace(config, recipe=replace(config.recipe, batch_size=14, epochs=1))
+    lines = run_here(larger)
+    assert [line["images"] for line in lines if line["kind"] == "train"] == [8, 14]
+
+
+def test_another_seed_is_another_run(config):
+    expected = curve(run_here(moved(config, "first")))
+    assert curve(run_here(moved(config, "second", seed=4))) != expected
+
+
+def test_a_resumed_run_tells_no_step_twice(config):
+    stop_after(config, 3)
+    metrics = Path(config.output) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"kind": "train", "step": 4, "loss": 1}\n{"kind": "tra')  # killed here
+    lines = run_here(config)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+
+
+def test_a_run_of_more_epochs_goes_on(config):
+    run_here(config)
+    longer = replace(config, recipe=replace(config.recipe, epochs=3))
+    assert [line["step"] for line in run_here(longer)][-2:] == [12, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
+    half = {"warmup_epochs": 1e6, "warmup_start": 0.5}  # of the rate, for the whole run
+    wild = moved(config, "wild", recipe=replace(config.recipe, lr=2e6, epochs=5, **half))
+    message = r"the loss is (nan|inf) at step \d+ with learning rate 1e\+06; there is no checkpoint yet: .*lower --lr"
+    with pytest.raises(ConfigurationError, match=message):
+        run_here(wild)
+    assert not (Path(wild.output) / "last.safetensors").exists() or all(
+        torch.isfinite(tensor).all() for tensor in load_file(Path(wild.output) / "last.safetensors").values()
+    )
+
+
+@pytest.fixture
+def damaged(config, tmp_path) -> RunConfig:
+    """The same run on data with one damaged byte in training sample 13."""
+    overwritten(copied(Path(config.data), tmp_path / "data"), "train", 13, b"?")
+    damaged = replace(config, data=str(tmp_path / "data"))
+    damaged.save()
+    return damaged
+
+
+def test_a_damaged_image_stops_the_run_and_is_named(damaged):
+    with pytest.raises(DatasetError, match=r"sample 13 of train \(.*train-000000.tar, offset \d+\) is damaged"):
+        run_here(damaged)
+
+
+def test_a_damaged_image_can_be_skipped_and_the_count_survives_resuming(damaged, config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    skipping = replace(damaged, on_bad_sample="skip")
+    stop_after(skipping, 4)
+    assert load_state(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
+    run_here(replace(skipping, data=config.data))  # where nothing is damaged
+    assert load_state(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
+    assert "1 of train, 0 of val: others of their class took their place" in capsys.readouterr().out
+
+
+def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
+    run_here(replace(config, recipe=replace(config.recipe, epochs=1)))
+    good = state(config.output)
+    step = Trainer._step
+
+    def ruin(self, batch):
+        counts = step(self, batch)
+        if self.progress.step == 8:  # the last update of the epoch: no training loss will ever show it
+            with torch.no_grad():
+                self.engine.stage.fc8.weight.fill_(float("inf"))
+        return counts
+
+    monkeypatch.setattr(Trainer, "_step", ruin)
+    with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step 8 .* checkpoint is .*--resume"):
+        run_here(config)
+    assert all(torch.equal(tensor, good[name]) for name, tensor in state(config.output).items())
+
+
+def test_counts_read_late_make_the_same_curve(config, monkeypatch):
+    expected = curve(run_here(moved(config, "at-once")))
+    build = Trainer.__init__
+
+    def late(self, world, config):
+        build(self, world, config)
+        self.late = DelayedReadback(2)
+
+    monkeypatch.setattr(Trainer, "__init__", late)
+    assert curve(run_here(moved(config, "late"))) == expected
+    stopped = moved(config, "stopped")
+    trainer = _StopAfter(World(0, 1, CPU), stopped)
+    trainer.steps = 1
+    with pytest.raises(Interrupted, match="stopped at step 3"):  # the news of a signal is shared with the counts
+        trainer.run()
+    trainer.close()
+    assert curve(read_metrics(Path(stopped.output))) == expected[:3]
+    assert curve(run_here(stopped)) == expected
+
+
+def test_steps_that_are_not_finite_are_skipped_by_all_stages_and_counted(config, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    skipping = replace(config, on_non_finite="skip", recipe=replace(config.recipe, epochs=1, changes=()))
+    two = moved(skipping, "two", devices="cpu,cpu")
+    run_workers(workers.train_with_bad_images, two, [CPU, CPU])
+    one = moved(skipping, "one")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        workers.train_with_bad_images(World(0, 1, CPU), one)
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_state(two.output, one.output)
+    for run in (one, two):
+        assert load_state(latest_checkpoint(Path(run.output))).skipped == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state(one.output).values())
+
+
+def test_a_run_without_any_finite_step_ends(config, monkeypatch):
+    step = Trainer._step
+    monkeypatch.setattr(
+        Trainer, "_step", lambda self, batch: step(self, batch._replace(images=batch.images * float("nan")))
+    )
+    with pytest.raises(ConfigurationError, match=r"all 4 steps up to step 4 were skipped, .* not finite; there is no"):
+        run_here(replace(config, on_non_finite="skip"))
+
+
+def full_gpu(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More advice follows.")
+
+
+def full_cpu(*_, **__):
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except RuntimeError as error:  # as the pipeline's schedule does
+        raise RuntimeError("[Stage 0] failed to run forward") from error
+
+
+@pytest.mark.parametrize("where", ["train_step", "logits", "__init__"])
+@pytest.mark.parametrize(("full", "what"), [(full_gpu, "CUDA out of memory"), (full_cpu, r"can't allocate memory: .*")])
+def test_memory_that_runs_out_anywhere_names_a_batch_that_would_fit(config, monkeypatch, where, full, what):
+    monkeypatch.setattr(SingleDevice, where, full)
+    message = rf"a batch of 8 does not fit into memory \({what}\); about [246] would fit: --batch-size [246]"
+    with pytest.raises(ConfigurationError, match=message):
+        run_here(config)
+
+
+def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
+    trainer = Trainer(World(0, 1, CPU), replace(config, recipe=replace(config.recipe, crops_shared_by=4)))
+    try:
+        engine = trainer.engine
+        for first, last in ((True, False), (False, False), (False, True)):
+            trainer.engine = SimpleNamespace(is_first=first, is_last=last, stage=engine.stage, batch_size=8)
+            for loader in trainer._open_loaders():
+                batch = next(loader.epoch(0))
+                assert (batch.images is not None, batch.labels is not None) == (first, last)
+                loader.close()
+        assert trainer.training_data.augment.crops_shared_by == 4
+    finally:
+        trainer.close()
+
+
+def test_other_errors_stay_what_they_are(config, monkeypatch):
+    monkeypatch.setattr(SingleDevice, "train_step", lambda *_: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"must match the size of tensor"):
+        run_here(config)
+
+
+def test_a_plateau_lowers_the_rate_and_survives_resuming(config, monkeypatch):
+    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, 50.0, 0.0, 7), Rate(7, 1.0, 0.0)))
+    plateau = Plateau(factor=0.1, patience=1, times=2)
+    stalled = replace(config, recipe=replace(config.recipe, epochs=4, changes=(), plateau=plateau))
+    run_here(replace(stalled, recipe=replace(stalled.recipe, epochs=3)))
+    lines = run_here(stalled)
+    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"][::4]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-5])
+
+
+def test_bf16_follows_fp32(config):
+    exact = [line["loss"] for line in run_here(moved(config, "fp32"))]
+    rounded = [line["loss"] for line in run_here(moved(config, "bf16", precision="bf16"))]
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact
+
+
+def test_the_best_weights_are_those_of_the_lowest_error(config, monkeypatch):
+    # Errors by decree: the second epoch is worse.
+    errors = iter([30.0, 60.0])
+    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, next(errors), 0.0, 8), Rate(8, 1.0, 0.0)))
+    stop_after_first = replace(config, recipe=replace(config.recipe, epochs=1))
+    run_here(stop_after_first)
+    best = load_file(Path(config.output) / "best.safetensors")
+    run_here(config)
+    after = load_file(Path(config.output) / "best.safetensors")
+    last = load_file(Path(config.output) / "last.safetensors")
+    assert all(torch.equal(best[name], after[name]) for name in best)
+    assert any(not torch.equal(best[name], last[name]) for name in best)
