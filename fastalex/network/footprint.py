@@ -73,7 +73,7 @@ def kept_bytes(
 
 def _kept_by_a_pass(model: AlexNet, images: int) -> dict[str, int]:
     stage = model.stage(model.architecture.block_names).train()
-    stage.defer_weight_gradients()  # as both engines do
+    stage.configure_deferral(None, convolutions=False)  # as the engines do
     size = model.architecture.image_size
     seen = {_memory_of(tensor) for p, c in _with_copies(model) for tensor in (p, c)}
     alive: list[Tensor] = []  # while a tensor lives, no other one has its memory

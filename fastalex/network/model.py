@@ -179,16 +179,14 @@ class Stage(nn.Module):
         """The stage's output for images or for the previous stage's output; see :meth:`AlexNet.forward`."""
         if self.is_first:
             x = prepare_images(x, self.architecture, self.compute_dtype)
-        elif x.dim() == 4:
-            x = x.permute(0, 3, 1, 2)
         if self.watch is not None and not self.training:
             value = x
             for name, value in named_steps(self.blocks(), x):
                 self.watch(name, value)
-            return value if self.is_last else _to_send(value)
+            return value
         for block in self.blocks():
             x = block(x, seed, first_row)
-        return x if self.is_last else _to_send(x)
+        return x
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -200,7 +198,7 @@ class Stage(nn.Module):
         """The stage's blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]
 
-    def defer_weight_gradients(self, micro_batches: int | None = None, *, convolutions: bool = False) -> None:
+    def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
         """From now on make each fully connected weight gradient once a step instead of once a micro-batch, and of
         convolutions what need not be made more often, in steps that :meth:`begin_step` begins.
 
@@ -222,7 +220,7 @@ class Stage(nn.Module):
 
         Without it each micro-batch's convolutions are computed for themselves.
         """
-        self.drop_kept()
+        self.discard_deferred()
         for block in self.blocks():
             if isinstance(block, Convolution) and block.kept is not None:
                 block.kept.begin()
@@ -232,7 +230,8 @@ class Stage(nn.Module):
         for block in self.blocks():
             block.finish_gradient()
 
-    def has_put_off(self) -> bool:
+    @property
+    def has_deferred(self) -> bool:
         """Whether :meth:`finish_gradients` has anything to do."""
         return any(
             bool(block.put_off)
@@ -241,7 +240,7 @@ class Stage(nn.Module):
             for block in self.blocks()
         )
 
-    def drop_kept(self) -> None:
+    def discard_deferred(self) -> None:
         """Forget what an unfinished step has left behind."""
         for block in self.blocks():
             if isinstance(block, Convolution) and block.put_off is not None:
@@ -252,10 +251,6 @@ class Stage(nn.Module):
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
         """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
-
-
-def _to_send(x: Tensor) -> Tensor:
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
 
 
 def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[tuple[str, Tensor]]:

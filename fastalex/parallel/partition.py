@@ -1,128 +1,101 @@
-"""Where to cut the blocks into stages.
+"""Where the network is cut into stages.
 
-Analytically, cost is counted in multiply-accumulates of a training step: forward, data gradient and weight gradient,
-where the first block needs no data gradient. For the 2012 network and two devices this cuts after conv2's pooling
-(42.7 : 57.3); between the conv and the fully connected layers the split would be 91.5 : 8.5. Measured costs
-(:mod:`fastalex.parallel.costs`) also know what does not count as arithmetic, and what crosses the cut.
+By default the cut is the one that balances counted arithmetic: multiply-accumulates of a training step (forward, data
+gradient and weight gradient; the first block needs no data gradient). For the network of 2012 and two devices this
+cuts after conv2's pooling (42.7 : 57.3); between conv and fully connected layers it would be 91.5 : 8.5.
+:mod:`fastalex.parallel.block_times` balances measured times instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.footprint import training_macs
-from fastalex.parallel.costs import BlockCost
-from fastalex.parallel.simulate import Plan, Result, fewest_seconds, simulate
-
-Stages = tuple[tuple[str, ...], ...]
-"""Consecutive block names, stage by stage."""
+from fastalex.parallel.layout import Split
 
 
-def check_stages(names: Sequence[str], stages: int, devices: int | None = None) -> None:
+def partition(architecture: Architecture, stages: int) -> Split:
+    """The split whose slowest stage has the least arithmetic.
+
+    Raises:
+        ConfigurationError: more stages than blocks.
+    """
+    return balanced(architecture.block_names, stages, training_macs(architecture))
+
+
+def balanced(block_names: Sequence[str], stages: int, costs: Mapping[str, float]) -> Split:
+    """The split whose most expensive stage is cheapest.
+
+    Args:
+        costs: of each block, in any unit.
+
+    Raises:
+        ConfigurationError: more stages than blocks.
+    """
+    check_stages(block_names, stages)
+
+    def slowest(split: Split) -> float:
+        return max(sum(costs[name] for name in stage) for stage in split)
+
+    return min(all_splits(block_names, stages), key=slowest)
+
+
+def all_splits(block_names: Sequence[str], stages: int) -> Iterator[Split]:
+    """Every way to cut the blocks into this number of stages."""
+    for cuts in combinations(range(1, len(block_names)), stages - 1):
+        yield _cut(block_names, cuts)
+
+
+def check_stages(block_names: Sequence[str], stages: int, is_possible: Callable[[int], bool] | None = None) -> None:
     """Refuse more stages than blocks.
 
     Args:
-        devices: that share the work, if the remedy is to be a number of stages that fits them.
+        is_possible: restricts the numbers of stages that the error proposes.
 
     Raises:
         ConfigurationError: a stage would have no block.
     """
-    if stages > len(names):
-        every = range(1, len(names) + 1)
-        good = [n for n in every if devices is None or devices % n == 0 or n % devices == 0]
+    if stages > len(block_names):
+        possible = [n for n in range(1, len(block_names) + 1) if is_possible is None or is_possible(n)]
         raise ConfigurationError(
-            f"{stages} stages for {len(names)} blocks ({', '.join(names)}); a stage needs at least one block, "
-            f"so choose --stages from {', '.join(map(str, good))}"
+            f"{stages} stages need at least as many blocks, got {len(block_names)} ({', '.join(block_names)}); choose "
+            f"stages from {', '.join(map(str, possible))}"
         )
 
 
-def all_cuts(names: Sequence[str], stages: int) -> Iterator[Stages]:
-    """Every way to cut the blocks into so many stages."""
-    for cuts in combinations(range(1, len(names)), stages - 1):
-        yield tuple(tuple(names[a:b]) for a, b in pairwise((0, *cuts, len(names))))
-
-
-def partition(architecture: Architecture, stages: int) -> list[tuple[str, ...]]:
-    """Consecutive block names for each stage, such that the slowest stage has as little arithmetic as can be.
+def parse_split(text: str, block_names: Sequence[str], stages: int) -> Split:
+    """The split that ``conv3,fc6`` names by the first block of every stage but the first.
 
     Raises:
-        ConfigurationError: fewer blocks than stages.
+        ConfigurationError: an unknown block, blocks out of order, or another number of stages.
     """
-    check_stages(architecture.block_names, stages)
-    macs = training_macs(architecture)
-
-    def slowest(cut: Iterable[tuple[str, ...]]) -> int:
-        return max(sum(macs[name] for name in stage) for stage in cut)
-
-    return list(min(all_cuts(architecture.block_names, stages), key=slowest))
-
-
-def parse_split(architecture: Architecture, split: str, stages: int) -> Stages:
-    """The stages that ``conv3,fc6`` means: the names of the first block of every stage but the first.
-
-    One stage is the whole network: ``auto`` and ``analytic`` mean nothing else there.
-
-    Raises:
-        ConfigurationError: no such block, not in order, or another number of stages.
-    """
-    names = architecture.block_names
-    if stages == 1 and split in ("", "auto", "analytic"):
-        return (names,)
-    firsts = [name.strip() for name in split.split(",")]
-    unknown = [name for name in firsts if name not in names[1:]]
+    firsts = [name.strip() for name in text.split(",")]
+    unknown = [name for name in firsts if name not in block_names[1:]]
     if unknown:
         raise ConfigurationError(
-            f"--split names {', '.join(map(repr, unknown))}; a stage can begin with {', '.join(names[1:])}, or choose "
-            "auto or analytic"
+            f"split names {', '.join(map(repr, unknown))}; a stage can begin with {', '.join(block_names[1:])}"
         )
-    places = [names.index(name) for name in firsts]
-    if places != sorted(set(places)):
-        raise ConfigurationError(f"--split {split} is not in the order of the blocks; write {_sorted(firsts, names)}")
+    cuts = [list(block_names).index(name) for name in firsts]
+    if cuts != sorted(set(cuts)):
+        in_order = ",".join(sorted(set(firsts), key=list(block_names).index))
+        raise ConfigurationError(f"split {text} must follow the order of the blocks; write {in_order}")
     if stages == 1:
-        raise ConfigurationError(
-            f"--split {split} makes {len(firsts) + 1} stages, --devices and --stages make 1; leave it out"
-        )
+        raise ConfigurationError(f"split {text} makes {len(firsts) + 1} stages, but the layout has 1; leave it out")
     if len(firsts) != stages - 1:
         raise ConfigurationError(
-            f"--split {split} makes {len(firsts) + 1} stages, --devices and --stages make {stages}; name the first "
-            f"block of each of the {stages - 1} later stages"
+            f"split {text} makes {len(firsts) + 1} stages, but the layout has {stages}; name the first block of each "
+            f"of the {stages - 1} later stages"
         )
-    return tuple(names[a:b] for a, b in pairwise((0, *places, len(names))))
+    return _cut(block_names, cuts)
 
 
-def _sorted(firsts: Sequence[str], names: Sequence[str]) -> str:
-    return ",".join(sorted(set(firsts), key=list(names).index))
+def format_split(split: Split) -> str:
+    """The inverse of :func:`parse_split`; empty for one stage."""
+    return ",".join(stage[0] for stage in split[1:])
 
 
-def format_split(stages: Sequence[Sequence[str]]) -> str:
-    """The inverse of :func:`parse_split`."""
-    return ",".join(stage[0] for stage in stages[1:])
-
-
-def choose(
-    plan: Plan, costs: Sequence[Sequence[BlockCost]], cuts: Sequence[Stages], micro_batches: Sequence[int]
-) -> tuple[Plan, Result]:
-    """The cut and the number of micro-batches with which a simulated step is shortest.
-
-    Beside the slowest stage, transfers included, this counts what a pipeline waits at its ends: with few micro-batches
-    an early small stage is worth more than an even split.
-
-    Args:
-        plan: everything but the two.
-        costs: as :func:`fastalex.parallel.simulate.simulate` takes them.
-    """
-    plans = [replace(plan, stages=cut, micro_batches=count) for cut in cuts for count in micro_batches]
-    bounds = {candidate: fewest_seconds(candidate, costs) for candidate in plans}
-    best: tuple[Plan, Result] | None = None
-    for candidate in sorted(plans, key=lambda plan: bounds[plan]):
-        if best is not None and bounds[candidate] >= best[1].seconds:
-            break
-        result = simulate(candidate, costs)
-        if best is None or result.seconds < best[1].seconds:
-            best = candidate, result
-    assert best is not None, "no cut or no number of micro-batches to choose from"
-    return best
+def _cut(block_names: Sequence[str], cuts: Sequence[int]) -> Split:
+    return tuple(tuple(block_names[a:b]) for a, b in pairwise((0, *cuts, len(block_names))))

@@ -1,15 +1,12 @@
-"""One training step: on one device, on replicas of it, or over stages with ``torch.distributed.pipelining``.
+"""Training and evaluation over pipeline stages with ``torch.distributed.pipelining``.
 
-All engines offer the same three things: :meth:`train_step` (forward, loss and backward of one batch; the caller
-updates), :meth:`logits` (evaluation), and ``stage`` (the module whose parameters live here). All give the same
-gradients: a batch is cut into micro-batches, the loss of each is divided by the whole batch, and dropout masks follow
-an image's row in the batch, not the micro-batch or device that it lands on.
+Between stages, activations cross as N x H x W x C: the network keeps channels last in memory, so this shape is
+contiguous without a copy, which gloo requires.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,228 +18,138 @@ from torch.distributed.pipelining.schedules import _Action, _ComputationType, _P
 
 import kernels
 from fastalex.network.architecture import Architecture, block_shapes
-from fastalex.network.blocks import Convolution
 from fastalex.network.model import AlexNet, Stage
 from fastalex.parallel.cuda_graphs import GraphedStage, MicroBatch, Record
-from fastalex.parallel.engine import Replica, _sum
-from fastalex.parallel.layout import ScheduleName
-from fastalex.parallel.schedules import check_micro_batches, puts_off
-from fastalex.parallel.simulate import Kind, Orders, rank_order
+from fastalex.parallel.engine import Engine, Replica, WholeNetwork, common_capture_obstacle, sum_counts
+from fastalex.parallel.layout import ParallelPlan, ScheduleName, Split
+from fastalex.parallel.schedules import check_micro_batches, defers_convolutions, evaluation_order, rank_order
+from fastalex.parallel.world import World
 
-_COMPUTATIONS: dict[Kind, _ComputationType] = {
-    "forward": _ComputationType.FORWARD,
-    "backward": _ComputationType.FULL_BACKWARD,
-    "input": _ComputationType.BACKWARD_INPUT,
-    "weight": _ComputationType.BACKWARD_WEIGHT,
-}
+
+def build_engine(model: AlexNet, world: World, plan: ParallelPlan, batch_size: int) -> Engine:
+    """The engine of this worker.
+
+    Args:
+        model: the whole network, with the same weights on every worker.
+        plan: how the workers share the work.
+        batch_size: images per step of all replicas together.
+    """
+    layout, rows = plan.layout, plan.rows(batch_size)
+    replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
+    if layout.stages == 1:
+        return WholeNetwork(model, world.device, rows, plan.micro_batches, replica)
+    return Pipeline(
+        model,
+        plan.split,
+        world.pipeline_rank,
+        world.device,
+        rows,
+        plan.micro_batches,
+        plan.schedule,
+        ranks=layout.ranks,
+        group=world.pipeline_group,
+        replica=replica,
+    )
+
+
+class TransportedStage(nn.Module):
+    """A stage whose input and output have the layout in which activations cross between stages."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+        self.is_first, self.is_last = stage.is_first, stage.is_last
+
+    def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+        """As :meth:`fastalex.network.model.Stage.forward`, with N x H x W x C at the boundaries to other stages."""
+        if not self.is_first and x.dim() == 4:
+            x = x.permute(0, 3, 1, 2)
+        y = self.stage(x, seed=seed, first_row=first_row)
+        if self.is_last:
+            return y
+        return (y.permute(0, 2, 3, 1) if y.dim() == 4 else y).contiguous()
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """A pipeline's recorded steps: where they read the key of their dropout masks, and what ends them."""
+class _CapturedStep:
+    """The captured passes of a step: ``seed`` is where they read the key of the dropout masks, ``finish`` ends them."""
 
-    key: Tensor
+    seed: Tensor
     finish: Callable[[], None]
 
 
-class _Apart(nn.Module):
-    """A stage whose schedule asks for weight gradients by themselves: those of some micro-batches come after their
-    backward pass, whenever the schedule wants; fully connected ones are made once a step, after the last.
+class Pipeline(Engine):
+    """One or several stages of the network, on one of the workers that share it.
 
     Args:
-        apart: by micro-batch, whether its backward pass leaves them out.
+        model: the whole network (same weights on every worker); this rank's blocks move to ``device``.
+        split: block names of every stage; stage i runs on rank i % ranks.
+        rank: of this worker in the pipeline.
+        batch_size: images per step of this replica.
+        schedule: pipeline schedule.
+        ranks: workers of this pipeline; by default one per stage.
+        group: their process group; None is the default group.
+        replica: which replica this pipeline is; None if there is only one.
+
+    Raises:
+        ConfigurationError: the schedule cannot run this number of micro-batches.
     """
 
-    def __init__(self, stage: Stage, apart: Sequence[bool]) -> None:
-        super().__init__()
-        self.stage = stage
-        self._apart = tuple(apart)
-        self._passed = [0, 0]  # micro-batches, forward and backward
-        self._left: deque[list[tuple[Convolution, list[Callable[[], Tensor | None]]]]] = deque()
-
-    def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
-        """As :meth:`fastalex.network.model.Stage.forward`."""
-        left = []
-        for block in self.stage.blocks():
-            if isinstance(block, Convolution):
-                block.put_off = [] if self._apart[self._passed[0]] else None
-                if block.put_off is not None:
-                    left.append((block, block.put_off))
-        self._left.append(left)
-        self._passed[0] += 1
-        return self.stage(x, seed=seed, first_row=first_row)
-
-    def weight_gradients(self) -> Callable[[], None]:
-        """Called after each backward pass, in the order of the forward passes: what makes the gradients that it left
-        out."""
-        left = self._left.popleft()
-        self._passed[1] += 1
-        is_last = self._passed[1] == len(self._apart)
-
-        def make() -> None:
-            for convolution, gradients in left:
-                convolution.add_gradients(gradients)
-            if is_last:
-                for block in self.stage.blocks():
-                    if not isinstance(block, Convolution):
-                        block.finish_gradient()
-
-        return make
-
-    def begin_step(self) -> None:
-        """Forget what an unfinished step has left behind."""
-        self._passed = [0, 0]
-        self._left.clear()
-
-
-class Pipeline:
-    """One or several stages of the network, in one of the worker processes that share it.
-
-    Args:
-        model: the whole network (same weights on every worker); the blocks of this rank's stages move to ``device``.
-        stages: block names of every stage, in order; stage i belongs to rank i % ranks.
-        rank: this worker's place in the pipeline.
-        batch_size: rows of this replica.
-        schedule: the order of the passes; see :data:`fastalex.parallel.layout.ScheduleName`.
-        orders: what ``zero-bubble`` comes to (:func:`fastalex.parallel.simulate.orders`), the same on every worker.
-        ranks: workers of this pipeline; one for each stage if left out.
-        group: their process group; None for the default group.
-        replica: this worker among those that run the same stages on other rows, or None.
-    """
+    captures_passes = True
 
     def __init__(
         self,
         model: AlexNet,
-        stages: Sequence[Sequence[str]],
+        split: Split,
         rank: int,
         device: torch.device,
         batch_size: int,
         micro_batches: int,
-        schedule: ScheduleName = "1f1b",
+        schedule: ScheduleName = "eager-1f1b",
         *,
-        orders: Orders | None = None,
         ranks: int | None = None,
         group: Any = None,
         replica: Replica | None = None,
     ) -> None:
-        self._ranks = len(stages) if ranks is None else ranks
-        check_micro_batches(batch_size, micro_batches, len(stages), schedule, self._ranks)
-        self.device = device
-        self.batch_size = batch_size
-        self.micro_batches = micro_batches
-        self._stages, self._group = stages, group
-        self._local = range(rank, len(stages), self._ranks)
-        self.is_first = rank == 0
-        self.is_last = len(stages) - 1 in self._local
-        self.stage = model.stage([name for index in self._local for name in stages[index]]).to(device)
-        self._modules = [model.stage(stages[index]) for index in self._local]
-        for index, module in zip(self._local, self._modules, strict=True):
-            # Put off to the end of the step, when the stages before are still busy; but no later than the last backward
-            # pass where replicas wait for them.
-            module.defer_weight_gradients(
-                micro_batches if replica else None,
-                convolutions=orders is None and puts_off(index, self._ranks, micro_batches, 2 if replica else 1),
-            )
+        self._ranks = len(split) if ranks is None else ranks
+        check_micro_batches(batch_size, micro_batches, len(split), schedule, self._ranks)
+        self.device, self.batch_size, self.micro_batches = device, batch_size, micro_batches
+        self._split, self._rank, self._group, self._replica = split, rank, group, replica
+        self._local = range(rank, len(split), self._ranks)
+        self.is_first, self.is_last = rank == 0, len(split) - 1 in self._local
+        self.stage = model.stage([name for index in self._local for name in split[index]]).to(device)
+        self._modules = [self._local_stage(model, index) for index in self._local]
+        self._graphed = [] if replica else [GraphedStage(module, device) for module in self._modules]
+        first_row = replica.index * batch_size if replica else 0
+        self._first_rows = torch.arange(first_row, first_row + batch_size, batch_size // micro_batches, device=device)
         self._counts: list[Tensor] = []
-        start = replica.index * batch_size if replica else 0
-        self._first_rows = torch.arange(start, start + batch_size, batch_size // micro_batches, device=device)
-        self.replicated = replica is not None
-        self._replayed: list[GraphedStage] = []
-        self._apart: list[_Apart] = []
-        self._recorded: _Recorded | None = None
-        # The loss's gradient is scaled here, never by a schedule: its own scaling divides whatever gradients there are,
-        # those of earlier steps as well, and even when it only evaluates.
-        if schedule == "zero-bubble":
-            assert orders is not None, "the order of the passes is not the schedule's own"
-            apart = {one[1:] for order in orders for one in order if one[0] == "input"}
-            if replica is None:
-                every = range(micro_batches)
-                self._apart = [
-                    _Apart(module, [(index, m) in apart for m in every])
-                    for index, module in zip(self._local, self._modules, strict=True)
-                ]
-            self._train = self._in_order(orders, self._wrapped(self._apart, replica), loss=self._loss)
-        else:
-            self._order = rank_order(schedule, rank, self._ranks, len(stages), micro_batches)
-            if replica is None:
-                self._replayed = [GraphedStage(module, device) for module in self._modules]
-            self._train = self._schedule(schedule, self._wrapped(self._replayed, replica), loss=self._loss)
-        self._evaluate = None
-        if self._ranks > 1:
-            self._evaluate = (
-                self._in_order(_there_and_back(len(stages), self._ranks, micro_batches), self._modules, loss=None)
-                if len(stages) > self._ranks
-                else self._schedule("gpipe", self._modules, loss=None)
-            )
+        self._captured: _CapturedStep | None = None
+        self._order = rank_order(schedule, rank, self._ranks, len(split), micro_batches)
+        trained = [replica.wrap(module) for module in self._modules] if replica else self._graphed
+        self._train = self._training_schedule(schedule, trained)
+        self._evaluate = self._evaluation_schedule()
 
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
-        """As :meth:`SingleDevice.train_step`, on this replica's rows."""
+        """See :meth:`Engine.train_step`."""
         self._set_mode(training=True)
-        if self._recorded is None:
+        if self._captured is None:
             self.stage.begin_step()
-        for apart in self._apart:
-            apart.begin_step()
+        else:
+            self._captured.seed.fill_(seed)
         self._counts.clear()
         inputs = () if images is None else (images.to(self.device, non_blocking=True),)
         target = None if labels is None else labels.to(self.device, non_blocking=True)
         # The schedule cuts tensor keyword arguments into micro-batches with the images: one row number each.
-        if self._recorded is not None:
-            self._recorded.key.fill_(seed)
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
-        if self._recorded is None:
+        if self._captured is None:
             self.stage.finish_gradients()
         else:
-            self._recorded.finish()
-        return _sum(self._counts) if self.is_last else None
+            self._captured.finish()
+        return sum_counts(self._counts) if self.is_last else None
 
-    def record(self, record: Record) -> None:
-        """Have all passes of a training step recorded now, and replayed in every step from then on.
-
-        The gradients of a replayed step are where they were recorded. They are not added to those of an earlier step.
-
-        Args:
-            record: :func:`fastalex.parallel.cuda_graphs.in_graphs` on a GPU.
-
-        Raises:
-            RuntimeError: of ``record``; the passes stay as they were.
-        """
-        assert self._replayed, "replicas exchange gradients within their backward passes, zero-bubble has other passes"
-        self._set_mode(training=True)
-        self.stage.drop_kept()
-        self.stage.zero_grad()
-        key = torch.zeros((), dtype=torch.int64, device=self.device)
-        passes = {index: self._micro_batches(index, key) for index in self._local}
-        try:
-            for kind, index, number in self._order:
-                passes[index][number].record(kind, record)
-            # A graph of nothing is a warning.
-            replay = record(self.stage.finish_gradients) if self.stage.has_put_off() else self.stage.finish_gradients
-            gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
-        finally:
-            self.stage.drop_kept()
-            self.stage.zero_grad()
-
-        def finish() -> None:
-            replay()
-            for parameter, gradient in gradients:
-                if parameter.grad is None:  # dropped since, as the update does
-                    parameter.grad = gradient
-
-        self._recorded = _Recorded(key, finish)
-        for index, replayed in zip(self._local, self._replayed, strict=True):
-            replayed.micro_batches = passes[index]
-
-    def _micro_batches(self, index: int, key: Tensor) -> list[MicroBatch]:
-        """Those of a stage, none of whose passes is recorded yet."""
-        module = self._modules[self._local.index(index)]
-        rows, layout = self.batch_size // self.micro_batches, torch.contiguous_format if index else torch.channels_last
-        like = _boundary(self.stage.architecture, self._stages, index, rows, module.input_dtype, grad=False)
-        options: dict[str, Any] = {"dtype": module.input_dtype, "device": self.device, "memory_format": layout}
-        return [MicroBatch(module, torch.zeros_like(like, **options), key, row) for row in self._first_rows]
-
-    @torch.no_grad()  # the schedule's own eval() leaves gradients on, and with them every micro-batch's activations
+    @torch.no_grad()  # the schedule's own eval() keeps gradients on, and with them the activations of all micro-batches
     def logits(self, images: Tensor | None) -> Tensor | None:
-        """As :meth:`SingleDevice.logits`."""
+        """See :meth:`Engine.logits`."""
         self._set_mode(training=False)
         if images is not None:
             images = images.to(self.device, non_blocking=True)
@@ -252,18 +159,78 @@ class Pipeline:
         parts = images.split(self.batch_size // self.micro_batches)
         return torch.cat([functools.reduce(lambda x, module: module(x), self._modules, part) for part in parts])
 
-    @property
-    def records(self) -> bool:
-        """Whether :meth:`record` can be called."""
-        return bool(self._replayed)
-
     def watch(self, tell: Callable[[str, Tensor], None]) -> None:
-        """As :meth:`SingleDevice.watch`, of this worker's stages."""
+        """See :meth:`Engine.watch`."""
         for module in self._modules:
-            module.watch = tell
+            module.stage.watch = tell
+
+    def capture_obstacle(self, requested: bool | None) -> str | None:
+        """See :meth:`Engine.capture_obstacle`. Graphs of stages are off unless requested: they have not run on a "
+        "GPU."""
+        obstacle = common_capture_obstacle(self.device, requested, replicated=self._replica is not None)
+        if obstacle is None and requested is None:
+            return "CUDA graphs are off: for pipeline stages they are experimental and must be requested"
+        return obstacle
+
+    def capture(self, record: Record) -> None:
+        """Capture all passes of a training step, to be replayed in every step from now on.
+
+        Replayed gradients stay at the addresses of the capture; they are not added to those of an earlier step.
+
+        Args:
+            record: :func:`fastalex.parallel.cuda_graphs.in_graphs` on a GPU.
+
+        Raises:
+            RuntimeError: raised by ``record``; the passes then stay uncaptured.
+        """
+        assert self._graphed, "replicas exchange gradients within their backward passes"
+        self._set_mode(training=True)
+        self.stage.discard_deferred()
+        self.stage.zero_grad()
+        seed = torch.zeros((), dtype=torch.int64, device=self.device)
+        passes = {index: self._micro_batches(index, seed) for index in self._local}
+        try:
+            for kind, index, number in self._order:
+                passes[index][number].record(kind, record)
+            # An empty graph would be a warning.
+            replay = record(self.stage.finish_gradients) if self.stage.has_deferred else self.stage.finish_gradients
+            gradients = [(parameter, parameter.grad) for parameter in self.stage.parameters()]
+        finally:
+            self.stage.discard_deferred()
+            self.stage.zero_grad()
+
+        def finish() -> None:
+            replay()
+            for parameter, gradient in gradients:
+                if parameter.grad is None:  # the update has dropped it
+                    parameter.grad = gradient
+
+        self._captured = _CapturedStep(seed, finish)
+        for index, graphed in zip(self._local, self._graphed, strict=True):
+            graphed.micro_batches = passes[index]
+
+    def _local_stage(self, model: AlexNet, index: int) -> TransportedStage:
+        stage = model.stage(self._split[index])
+        # Deferred to the end of the step, while earlier stages still compute; replicas need all gradients in the last
+        # backward pass.
+        replicas = 2 if self._replica else 1
+        stage.configure_deferral(
+            self.micro_batches if self._replica else None,
+            convolutions=defers_convolutions(index, self._ranks, self.micro_batches, replicas),
+        )
+        return TransportedStage(stage)
+
+    def _micro_batches(self, index: int, seed: Tensor) -> list[MicroBatch]:
+        """The micro-batches of one stage, before their passes are captured."""
+        module = self._modules[self._local.index(index)]
+        rows, layout = self.batch_size // self.micro_batches, torch.contiguous_format if index else torch.channels_last
+        dtype = module.stage.input_dtype
+        like = _boundary(self.stage.architecture, self._split, index, rows, dtype, grad=False)
+        options: dict[str, Any] = {"dtype": dtype, "device": self.device, "memory_format": layout}
+        return [MicroBatch(module, torch.zeros_like(like, **options), seed, row) for row in self._first_rows]
 
     def _set_mode(self, *, training: bool) -> None:
-        # The stage's blocks are those of the modules that the schedule runs, but each has a mode of its own.
+        # The scheduled modules share their blocks with self.stage, but each module has a mode of its own.
         for module in (self.stage, *self._modules):
             module.train(training)
 
@@ -272,76 +239,62 @@ class Pipeline:
         self._counts.append(counts)
         return loss
 
-    def _wrapped(self, alone: Sequence[nn.Module], replica: Replica | None) -> Sequence[nn.Module]:
-        return alone if replica is None else [replica.wrap(module) for module in self._modules]
+    def _training_schedule(self, name: ScheduleName, modules: Sequence[nn.Module]) -> Any:
+        stages = self._pipeline_stages(modules, training=True)
+        # The loss divides by the batch size itself. A schedule's own scaling would divide gradients of earlier steps,
+        # too.
+        options = {"loss_fn": self._loss, "scale_grads": False}
+        if name in ("eager-1f1b", "interleaved"):  # with one stage per rank, torch's interleaved schedule is eager 1F1B
+            return ScheduleInterleaved1F1B(stages, self.micro_batches, **options)
+        return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(stages[0], self.micro_batches, **options)
 
-    def _schedule(self, name: ScheduleName, modules: Sequence[nn.Module], loss: Any) -> Any:
-        pipelined, options = self._pipelined(modules, loss)
-        if name in (
-            "eager-1f1b",
-            "interleaved",
-        ):  # with one stage a rank, torch's interleaved schedule is the eager one
-            return ScheduleInterleaved1F1B(pipelined, self.micro_batches, **options)
-        return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(pipelined[0], self.micro_batches, **options)
-
-    def _in_order(self, orders: Orders, modules: Sequence[nn.Module], loss: Any) -> Any:
-        """torch's runtime with an order of ours; it adds what is sent and received, and checks that nothing lacks."""
-        pipelined, options = self._pipelined(modules, loss)
-        schedule = _PipelineScheduleRuntime(pipelined, self.micro_batches, **options)
+    def _evaluation_schedule(self) -> Any:
+        """GPipe, or its order with several stages per rank; None on one rank, which calls its stages one by one."""
+        if self._ranks == 1:
+            return None
+        stages = self._pipeline_stages(self._modules, training=False)
+        if len(self._split) == self._ranks:
+            return ScheduleGPipe(stages[0], self.micro_batches, loss_fn=None, scale_grads=False)
+        schedule = _PipelineScheduleRuntime(stages, self.micro_batches, loss_fn=None, scale_grads=False)
+        kinds = {"forward": _ComputationType.FORWARD, "backward": _ComputationType.FULL_BACKWARD}
         actions: dict[int, list[_Action | None]] = {
-            rank: [_Action(stage, _COMPUTATIONS[kind], m) for kind, stage, m in order]
-            for rank, order in enumerate(orders)
+            rank: [
+                _Action(stage, kinds[kind], m)
+                for kind, stage, m in evaluation_order(rank, self._ranks, len(self._split), self.micro_batches)
+            ]
+            for rank in range(self._ranks)
         }
         schedule._prepare_schedule_with_comms(actions)
         return schedule
 
-    def _pipelined(self, modules: Sequence[nn.Module], loss: Any) -> tuple[list[Any], dict[str, Any]]:
-        pipelined = [
-            self._pipeline_stage(module, index, training=loss is not None)
+    def _pipeline_stages(self, modules: Sequence[nn.Module], *, training: bool) -> list[PipelineStage]:
+        return [
+            self._pipeline_stage(module, index, training=training)
             for module, index in zip(modules, self._local, strict=True)
         ]
-        return pipelined, {"loss_fn": loss, "scale_grads": False}
 
     def _pipeline_stage(self, module: nn.Module, index: int, *, training: bool) -> PipelineStage:
-        # Explicit shapes on both sides. Without them the engine runs a forward pass of its own to find out,
-        # differently in each torch release; and nothing checks them, so they are computed from the architecture and
-        # nowhere written by hand. A pair of stage and schedule keeps its buffers' shape for life: hence one for
-        # training, one for evaluation.
-        count, rows, dtype = len(self._stages), self.batch_size // self.micro_batches, self.stage.compute_dtype
+        # Shapes are given on both sides; without them torch runs an extra forward pass to infer them. torch does not
+        # check them, so they are computed from the architecture. A stage's buffers keep their shape for life: hence one
+        # PipelineStage for training and one for evaluation.
+        count, rows, dtype = len(self._split), self.batch_size // self.micro_batches, self.stage.compute_dtype
         out_dtype = torch.float32 if index == count - 1 else dtype
         architecture = self.stage.architecture
-        inputs = _boundary(architecture, self._stages, index, rows, dtype, training and index > 0)
-        outputs = _boundary(architecture, self._stages, index + 1, rows, out_dtype, training)
+        inputs = _boundary(architecture, self._split, index, rows, dtype, training and index > 0)
+        outputs = _boundary(architecture, self._split, index + 1, rows, out_dtype, training)
         return PipelineStage(
-            module,
-            index,
-            count,
-            self.device,
-            input_args=(inputs,),
-            output_args=(outputs,),
-            group=self._group,
-            dw_builder=module.weight_gradients if isinstance(module, _Apart) else None,
+            module, index, count, self.device, input_args=(inputs,), output_args=(outputs,), group=self._group
         )
 
 
-def _there_and_back(stages: int, ranks: int, micro_batches: int) -> Orders:
-    """Stage by stage: the order of an evaluation, in which backward passes are nothing."""
-    every = range(micro_batches)
-    return tuple(
-        tuple(("forward", stage, m) for stage in range(rank, stages, ranks) for m in every)
-        + tuple(("backward", stage, m) for stage in reversed(range(rank, stages, ranks)) for m in every)
-        for rank in range(ranks)
-    )
-
-
 def _boundary(
-    architecture: Architecture, stages: Sequence[Sequence[str]], index: int, rows: int, dtype: torch.dtype, grad: bool
+    architecture: Architecture, split: Split, index: int, rows: int, dtype: torch.dtype, grad: bool
 ) -> Tensor:
     """A meta tensor like the one that enters stage ``index`` for one micro-batch."""
     if index == 0:
         size = architecture.image_size
         return torch.empty(rows, 3, size, size, device="meta")
-    shape = {shape.name: shape.output for shape in block_shapes(architecture)}[stages[index - 1][-1]]
-    if len(shape) == 3:  # as :class:`~fastalex.network.model.Stage` has it
+    shape = {shape.name: shape.output for shape in block_shapes(architecture)}[split[index - 1][-1]]
+    if len(shape) == 3:  # as TransportedStage hands it on
         shape = (*shape[1:], shape[0])
     return torch.empty(rows, *shape, dtype=dtype, device="meta", requires_grad=grad)

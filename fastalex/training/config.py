@@ -1,4 +1,4 @@
-"""What a run is: everything resolved, as it stands in the run folder's ``config.json``."""
+"""A run's configuration: everything resolved, as it stands in the run folder's ``config.json``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from fastalex.errors import ConfigurationError
 from fastalex.files import write_atomically
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
-from fastalex.parallel.layout import Layout, ScheduleName, resolve_layout
+from fastalex.parallel.layout import ParallelPlan, resolve_layout
+from fastalex.parallel.partition import parse_split, partition
+from fastalex.parallel.schedules import default_micro_batches
 from fastalex.recipes.edits import Edit
 from fastalex.recipes.schedule import Change, Plateau, Recipe
 
@@ -24,40 +28,31 @@ class RunConfig:
     """A training run.
 
     Args:
-        data: the prepared data set's folder.
-        network: which network.
-        recipe: how it is trained, with what the command line overrode.
-        devices: of each machine, one a worker, as :func:`fastalex.parallel.devices.parse_devices` reads them.
-        micro_batches: in how many parts each replica's part of a batch passes through; None: to be measured.
-        schedule: in which order they do; None: to be measured, or see :func:`fastalex.parallel.layout.resolve_layout`.
+        data: folder of the prepared data set, or ``synthetic``.
+        network: architecture, variation and classes.
+        recipe: the training recipe, with everything that the command line changed.
+        parallel: which worker computes what.
         precision: ``fp32``, ``tf32`` or ``bf16``.
-        seed: of weights, order, augmentation and dropout.
+        seed: of initial weights, order, augmentation and dropout.
         output: the run folder.
-        machines: how many have such devices.
-        stages, replicas: how the devices share the network and the batch; None: see :mod:`fastalex.parallel.layout`.
-        split: the first block of every later stage (``conv3,fc6``), ``analytic``, or ``auto``: to be measured.
-        on_bad_sample: ``stop`` at a damaged image, or ``skip`` it: another of its class takes its place.
-        hardware_decoder_load: share of a batch that a GPU's JPEG hardware decodes, 0 to 1.
-        fraction: of the training images of each class that it trains on; ``seed`` chooses them.
-        init_from: None, or the file of another network's weights that it starts from.
-        edits: what was changed in the recipe by hand or when it was resumed; ``recipe`` is what it became.
-        on_non_finite: ``stop`` at a loss that is not finite, or ``skip`` the updates of such steps.
-        cuda_graphs: whether steps on GPUs are captured in CUDA graphs; None captures those on one GPU alone.
+        measure_split: whether the split is still to be balanced by measured block times when the run starts.
+        on_bad_sample: ``stop`` at a damaged image, or ``skip`` it in favour of another image of its class.
+        hardware_decoder_load: fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1.
+        fraction: of each class's training images to train on; ``seed`` chooses them.
+        init_from: file of weights to start from, or None.
+        edits: changes of the recipe by hand, or made when the run was resumed; ``recipe`` includes them.
+        on_non_finite: ``stop`` if a loss is not finite, or ``skip`` the update.
+        cuda_graphs: whether steps run from CUDA graphs; None leaves the choice to the engine.
     """
 
     data: str
     network: NetworkSpec
     recipe: Recipe
-    devices: str
-    micro_batches: int | None
-    schedule: ScheduleName | None
+    parallel: ParallelPlan
     precision: Precision
     seed: int
     output: str
-    machines: int = 1
-    stages: int | None = None
-    replicas: int | None = None
-    split: str = "analytic"
+    measure_split: bool = False
     on_bad_sample: BadSamplePolicy = "stop"
     hardware_decoder_load: float = 0.65
     fraction: float = 1.0
@@ -67,37 +62,37 @@ class RunConfig:
     cuda_graphs: bool | None = None
 
     @property
-    def layout(self) -> Layout:
-        """How the devices share the work."""
-        return self.arranged[0]
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output)
 
-    @property
-    def arranged(self) -> tuple[Layout, ScheduleName]:
-        """The layout, and the schedule that goes with it."""
-        devices = len(self.devices.split(","))  # counted, because another machine may have others
-        return resolve_layout(devices, self.machines, self.stages, self.replicas, self.schedule)
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``config.json``."""
+        return {**asdict(replace(self, parallel=None)), "parallel": self.parallel.to_json()}  # type: ignore[arg-type]
 
     def save(self) -> None:
         """Write ``config.json`` into the run folder."""
-        write_atomically(Path(self.output) / "config.json", json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(self.folder / "config.json", json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:
         """Read ``config.json`` of a run folder, which may have moved.
 
         Raises:
-            ConfigurationError: no run folder, or a ``config.json`` that this version does not understand.
+            ConfigurationError: not a run folder, or its ``config.json`` is damaged or of an unknown version.
         """
         path = run / "config.json"
         if not path.is_file():
             raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
         try:
             values = json.loads(path.read_text())
-            values["recipe"] = _recipe(values["recipe"])
-            values["network"] = NetworkSpec.from_json(json.dumps(values["network"]))
+            recipe, network = _recipe(values["recipe"]), NetworkSpec.from_json(json.dumps(values["network"]))
+            parallel = values.pop("parallel", None)
+            plan = ParallelPlan.from_json(parallel) if parallel else _plan_of_version_0_1(values, network, recipe)
+            values |= {"recipe": recipe, "network": network, "parallel": plan}
             values["edits"] = tuple(Edit(**edit) for edit in values.get("edits", ()))
             return replace(cls(**values), output=str(run))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ConfigurationError(f"{path} is damaged or of another version: {error}") from None
 
 
@@ -105,3 +100,32 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     changes = tuple(Change(**{**change, "layers": tuple(change["layers"])}) for change in values["changes"])
     plateau = Plateau(**values["plateau"]) if values["plateau"] else None
     return Recipe(**{**values, "changes": changes, "plateau": plateau})
+
+
+def _plan_of_version_0_1(values: dict[str, Any], network: NetworkSpec, recipe: Recipe) -> ParallelPlan:
+    """The plan in a ``config.json`` of version 0.1, whose seven fields could be text or None; they are removed.
+
+    That version had a schedule ``zero-bubble`` with any number of stages. A run gives the same results for any split
+    and schedule, so such a run goes on with the default ones.
+    """
+    devices = tuple(
+        torch.device(name if name == "cpu" else f"cuda:{name.removeprefix('cuda:')}")
+        for name in (part.strip() for part in values.pop("devices").split(","))
+    )
+    machines, replicas = values.pop("machines", 1), values.pop("replicas", None)
+    stages, schedule = values.pop("stages", None), values.pop("schedule", None)
+    split, micro_batches = values.pop("split", "analytic"), values.pop("micro_batches", None)
+    if schedule == "zero-bubble":
+        stages, schedule, split, micro_batches = None, None, "analytic", None
+    layout, schedule = resolve_layout(len(devices), machines, stages, replicas, schedule)
+    architecture = network.build_architecture()
+    return ParallelPlan(
+        devices=devices,
+        machines=machines,
+        layout=layout,
+        split=partition(architecture, layout.stages)
+        if split in ("", "auto", "analytic")
+        else parse_split(split, architecture.block_names, layout.stages),
+        schedule=schedule,
+        micro_batches=micro_batches or default_micro_batches(layout, schedule, recipe.batch_size, devices[0].type),
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastalex.parallel.cuda_graphs import Replay, in_graphs
-from fastalex.parallel.engine import DataParallel, SingleDevice
+from fastalex.parallel.engine import Engine
 from fastalex.parallel.pipeline import Pipeline
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.training.config import NonFinitePolicy
@@ -24,11 +24,11 @@ class _Captured(TrainingStep):
     If the capture fails, the steps go on plainly and ``say`` gets one line.
     """
 
-    engine: SingleDevice | Pipeline
+    engine: Engine
 
     def __init__(
         self,
-        engine: SingleDevice | Pipeline,
+        engine: Engine,
         optimizer: KrizhevskySGD,
         on_non_finite: NonFinitePolicy = "stop",
         agree: Callable[[Tensor], object] | None = None,
@@ -62,7 +62,7 @@ class _Captured(TrainingStep):
             torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
             self.capturing = False
             self.optimizer.zero_grad()  # the capture's gradients were never computed
-            self.engine.stage.drop_kept()
+            self.engine.stage.discard_deferred()
             self.say(f"CUDA graphs are off, as the capture failed: {_reason(error)}")
         finally:
             self._held.clear()
@@ -147,31 +147,12 @@ class GraphedPasses(_Captured):
             self._held.append(images)
         if self._calls == WARM_UP_STEPS + 1:
             record = in_graphs(self._stream)
-            self._captures(lambda: self.engine.record(record))
+            self._captures(lambda: self.engine.capture(record))
         return self._on_stream(lambda: super(GraphedPasses, self).__call__(images, labels, seed))
 
 
-def capture_obstacle(engine: SingleDevice | Pipeline, graphs: bool | None = None) -> str | None:
-    """One line that says why this engine's steps are not captured in CUDA graphs, or None if they are to be.
-
-    Args:
-        graphs: as :func:`build_step` takes it.
-    """
-    if engine.device.type != "cuda":
-        return "CUDA graphs are off: this is a CPU"
-    if graphs is False:
-        return "CUDA graphs are off, as was asked for"
-    if isinstance(engine, DataParallel) or (isinstance(engine, Pipeline) and engine.replicated):
-        return "CUDA graphs are off: replicas exchange gradients in the middle of a step"
-    if isinstance(engine, Pipeline) and not engine.records:
-        return "CUDA graphs are off: passes of the zero-bubble schedule are not captured"
-    if isinstance(engine, Pipeline) and graphs is None:
-        return "CUDA graphs are off: those of stages are new and have to be asked for (--cuda-graphs)"
-    return None
-
-
 def build_step(
-    engine: SingleDevice | Pipeline,
+    engine: Engine,
     optimizer: KrizhevskySGD,
     *,
     on_non_finite: NonFinitePolicy = "stop",
@@ -185,7 +166,7 @@ def build_step(
         graphs: False never captures, None does not capture stages.
         say: gets one line where a capture fails.
     """
-    if capture_obstacle(engine, graphs) is not None:
+    if engine.capture_obstacle(graphs) is not None:
         return TrainingStep(engine, optimizer, on_non_finite, agree)
-    kind = GraphedPasses if isinstance(engine, Pipeline) else GraphedStep
+    kind = GraphedPasses if engine.captures_passes else GraphedStep
     return kind(engine, optimizer, on_non_finite, agree, say)

@@ -1,16 +1,14 @@
-"""TODO."""
+"""Command-line options of training. :mod:`fastalex.training.resolve` turns them into a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from fastalex.cli import optional as _optional
+from fastalex.cli import optional
 from fastalex.network.architecture import ActivationName
 from fastalex.network.precision import Precision
 from fastalex.network.variation import InitName, Variation
@@ -20,40 +18,40 @@ from fastalex.training.config import BadSamplePolicy, NonFinitePolicy
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which network, and how it differs from the named one."""
+    """The network, and its variations."""
 
     arch: Annotated[
         Literal["krizhevsky", "paper", "caffe", "owt", "ungrouped", "half", "separate", "four-layer"],
         arg(aliases=("-a",)),
     ] = "krizhevsky"
-    """krizhevsky: the 2012 run behind the paper's numbers; paper: its text; caffe: bvlc_alexnet; owt: torchvision's;
-    ungrouped, half, separate: krizhevsky as one tower, as one of half the width, as two that never exchange anything;
-    four-layer: a small network for 32-pixel images."""
+    """krizhevsky: the 2012 run behind the paper's numbers; paper: the paper's text; caffe: bvlc_alexnet; owt:
+    torchvision's; ungrouped, half, separate: krizhevsky as one tower, as one tower of half the width, as two towers
+    without connections; four-layer: a small network for 32-pixel images."""
     width: float = 1.0
-    """Multiplies the channels of conv layers and the features of hidden layers. Initial weights stay as they are, so
-    below 0.5 a network hardly starts to learn without --init scaled."""
+    """Multiplies the channels of conv layers and the features of hidden layers. Below 0.5, add --init scaled: the
+    original initial weights are too small for narrow networks."""
     lrn: bool = True
     """Local response normalisation."""
     overlapping: bool = True
     """Overlapping 3x3 pooling with stride 2; otherwise 2x2."""
-    activation: Annotated[ActivationName | None, _optional("{relu,tanh}")] = None
-    """Nonlinearity; the architecture's own if left out."""
-    dropout: Annotated[float | None, _optional("P")] = None
-    """Probability that a feature is dropped; the architecture's own if left out."""
-    without: Annotated[tuple[str, ...], _optional("LAYER [LAYER ...]")] = ()
+    activation: Annotated[ActivationName | None, optional("{relu,tanh}")] = None
+    """Activation function. Default: the architecture's."""
+    dropout: Annotated[float | None, optional("P")] = None
+    """Dropout probability. Default: the architecture's."""
+    without: Annotated[tuple[str, ...], optional("LAYER [LAYER ...]")] = ()
     """Conv layers to remove, such as conv3 conv4."""
     conv6: bool = False
-    """Add a sixth conv layer over the last pooling."""
-    bottleneck: Annotated[int | None, _optional("N")] = None
-    """Add a linear layer of N features before the last one, which then has fewer weights: for many thousands of classes
-    (2012: 2048 for 21,843)."""
-    init: Annotated[InitName | None, _optional("{text,scaled}")] = None
-    """text: standard deviation 0.01 everywhere, as the paper says; scaled: the architecture's own, made larger for
-    --width below 1, so that signals keep their size. The architecture's own if left out."""
+    """Add a sixth conv layer after the last pooling."""
+    bottleneck: Annotated[int | None, optional("N")] = None
+    """Add a linear layer of N features before the last one, which then needs fewer weights: for many thousands of
+    classes (2012: 2048 for 21,843)."""
+    init: Annotated[InitName | None, optional("{text,scaled}")] = None
+    """Initial weights. text: standard deviation 0.01 everywhere, as the paper says; scaled: the architecture's,
+    enlarged for --width below 1 so that signals keep their size. Default: the architecture's."""
 
     @property
     def variation(self) -> Variation:
-        """The options as the architecture takes them."""
+        """The options in the form that architectures take."""
         values = asdict(self)
         del values["arch"]
         return Variation(**values)
@@ -61,113 +59,107 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """How it is trained."""
+    """The training recipe, and what differs from it."""
 
     recipe: Annotated[
         Literal[
             "krizhevsky", "source-145", "source-145-2010", "source-170", "paper", "small", "digits", "four-layer"
         ] | None,
-        _optional("RECIPE"),
+        optional("RECIPE"),
     ] = None  # fmt: skip
-    """krizhevsky (or source-145): as the run of 2012; source-145-2010: as the one on ILSVRC-2010; source-170: without
-    anybody's hand, 2013; paper: its text; small: for fewer than 100,000 images; digits: for the bundled digits;
+    """krizhevsky (or source-145): the run of 2012; source-145-2010: the run on ILSVRC-2010; source-170: the automatic
+    schedule of 2013; paper: the paper's text; small: for fewer than 100,000 images; digits: for the bundled digits;
     four-layer: for the network of that name. Default: by the data."""
-    epochs: Annotated[int | None, _optional("N")] = None
-    """Passes over the training images; changes of the learning rate move in proportion. Default: the recipe's."""
-    batch_size: Annotated[int | None, _optional("N", "-b")] = None
+    epochs: Annotated[int | None, optional("N")] = None
+    """Passes over the training images; the schedule is stretched or shrunk to fit. Default: the recipe's."""
+    batch_size: Annotated[int | None, optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
-    lr: Annotated[float | None, _optional("LR")] = None
-    """Learning rate of the weights at the start. Default: the recipe's."""
-    momentum: Annotated[float | None, _optional("M")] = None
-    """How much of the last update the next one repeats. Default: 0.9."""
-    wd: Annotated[float | None, _optional("WD", "--weight-decay")] = None
-    """Weight decay, on weights and not on biases. Default: 0.0005."""
+    lr: Annotated[float | None, optional("LR")] = None
+    """Initial learning rate of the weights. Default: the recipe's."""
+    momentum: Annotated[float | None, optional("M")] = None
+    """Momentum. Default: 0.9."""
+    wd: Annotated[float | None, optional("WD", "--weight-decay")] = None
+    """Weight decay, on weights only, not on biases. Default: 0.0005."""
     scale_lr: bool = False
-    """Multiply the learning rate by --batch-size over the recipe's batch size; --warmup-epochs then starts from the
-    rate as it was."""
-    warmup_epochs: Annotated[float | None, _optional("N")] = None
-    """Let the learning rate rise on a straight line during the first epochs. Default: not at all, 5 with --scale-lr."""
-    lars: Annotated[float | None, _optional("TRUST")] = None
-    """Layer-wise adaptive learning rates with this trust coefficient, for very large batches; 0.001 is usual."""
-    seed: Annotated[int | None, _optional("N")] = None
-    """Of initial weights, order, augmentation and dropout (default 0); a seed gives the same run on any devices."""
-    random_crops: Annotated[bool | None, _optional("")] = None
-    """Crop training images at random places; otherwise at the centre. Default: the recipe's."""
-    flip: Annotated[bool | None, _optional("")] = None
+    """Multiply the learning rate by --batch-size / (the recipe's batch size), and warm up from the recipe's rate."""
+    warmup_epochs: Annotated[float | None, optional("N")] = None
+    """Increase the learning rate linearly during the first N epochs. Default: 0, or 5 with --scale-lr."""
+    lars: Annotated[float | None, optional("TRUST")] = None
+    """Layer-wise adaptive learning rates (LARS) with this trust coefficient, for very large batches; 0.001 is usual."""
+    seed: Annotated[int | None, optional("N")] = None
+    """Seed of initial weights, order, augmentation and dropout (default 0). A seed gives the same run on any "
+    "devices."""
+    random_crops: Annotated[bool | None, optional("")] = None
+    """Crop training images at random positions; otherwise at the centre. Default: the recipe's."""
+    flip: Annotated[bool | None, optional("")] = None
     """Mirror half of the training images. Default: the recipe's."""
-    crops_shared_by: Annotated[int | None, _optional("N")] = None
-    """Let so many images in a row share one crop place and one flip. Default: the recipe's; 32 as in the source of
-    2012 for krizhevsky and source-..., else 1."""
-    color_noise: Annotated[float | None, _optional("S")] = None
-    """Colour noise in standard deviations; 0 for none. Default: the recipe's."""
-    fraction: Annotated[float | None, _optional("F")] = None
-    """Train on this part of the training images of each class, chosen by the seed. Default: 1, all."""
-    init_from: Annotated[Path | None, _optional("RUN")] = None
-    """Start from the weights of another run (or of a .safetensors file); the last layer starts anew where the classes
-    are others."""
+    crops_shared_by: Annotated[int | None, optional("N")] = None
+    """Number of consecutive images that share one crop position and one flip. Default: the recipe's (32 for krizhevsky
+    and source-..., as in the 2012 source; else 1)."""
+    color_noise: Annotated[float | None, optional("S")] = None
+    """Standard deviation of the PCA colour noise; 0 switches it off. Default: the recipe's."""
+    fraction: Annotated[float | None, optional("F")] = None
+    """Train on this fraction of each class's training images, chosen by the seed. Default: 1."""
+    init_from: Annotated[Path | None, optional("RUN")] = None
+    """Start from the weights of another run or .safetensors file; if the classes differ, the last layer starts anew."""
     edits: Annotated[tuple[str, ...], arg(name="set", metavar="EDIT [EDIT ...]", help_behavior_hint="")] = ()
     """Change the schedule by hand: epoch=67:conv1.lr=1e-5 epoch=67:color_noise=0. Epochs count from 0."""
 
 
 @dataclass(frozen=True)
 class ParallelOptions:
-    """Where and how it is computed."""
+    """Devices, and how they share the work."""
 
-    devices: Annotated[str | None, _optional("DEVICES")] = None
-    """One per worker: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu"; under torchrun those of each machine.
-    Default: two GPUs, else one, else cpu,cpu."""
-    stages: Annotated[int | None, _optional("N")] = None
-    """Into how many stages the network is cut. Default: one a device. Fewer make replicas that share the batch (four
-    devices and 2 stages: two replicas); more give each device several (--devices 0 --stages 2)."""
-    replicas: Annotated[int | None, _optional("N")] = None
-    """How many replicas share a batch. Default: as many as --devices and --stages make with one stage a device."""
-    split: Annotated[str | None, _optional("{auto,analytic,BLOCK[,BLOCK...]}")] = None
-    """Where to cut: auto (default) measures every block on the devices, analytic counts arithmetic; or the first block
-    of each later stage, such as conv3 or conv3,fc6."""
-    micro_batches: Annotated[int | None, _optional("N")] = None
-    """In how many parts a replica's part of a batch passes through. Default: as measured; with --split analytic as many
-    as devices on CPUs and 4 on GPUs; 1 without stages."""
-    schedule: Annotated[ScheduleName | None, _optional("{1f1b,eager-1f1b,gpipe,interleaved,zero-bubble}")] = None
-    """Order of the micro-batches' forward and backward passes. Default: 1f1b, or interleaved where a device has several
-    stages; with neither --stages nor --split given, the fastest of these, eager-1f1b and zero-bubble as measured."""
+    devices: Annotated[str | None, optional("DEVICES")] = None
+    """One device per worker: "0,1" for two GPUs, "0" for one, "cpu", "cpu,cpu"; under torchrun those of each machine.
+    Default: two GPUs if there are two, else one, else the CPU."""
+    stages: Annotated[int | None, optional("N")] = None
+    """Pipeline stages. Default: one per device. Fewer stages than devices make replicas that share each batch (4
+    devices, 2 stages: 2 replicas); more give each device several stages (--devices 0 --stages 2)."""
+    replicas: Annotated[int | None, optional("N")] = None
+    """Replicas of the network that share each batch. Default: devices divided by stages."""
+    split: Annotated[str | None, optional("{analytic,auto,BLOCK[,BLOCK...]}")] = None
+    """Where to cut the network into stages. analytic (default): balance counted arithmetic. auto: time every block on
+    the devices first. Or the first block of each later stage, such as conv3 or conv3,fc6."""
+    micro_batches: Annotated[int | None, optional("N")] = None
+    """Micro-batches per step and replica. Default: 2 per device on CPUs, 4 per device on GPUs, 1 without stages."""
+    schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe,interleaved}")] = None
+    """Pipeline schedule. Default: eager-1f1b, or interleaved with several stages per device."""
     max_restarts: int = 0
-    """How often to start again from the last checkpoint after a worker has failed (under torchrun: its option)."""
-    precision: Annotated[Precision | None, _optional("{fp32,tf32,bf16}")] = None
-    """fp32 (default), tf32 products on a GPU, or bf16 computation with fp32 weights."""
-    cuda_graphs: Annotated[bool | None, _optional("")] = None
-    """Capture steps in CUDA graphs. Default: where one GPU has the whole network. Stages have to be asked for; replicas
-    cannot be captured."""
-    on_non_finite: Annotated[NonFinitePolicy | None, _optional("{stop,skip}")] = None
-    """A loss that is not finite stops the run (default); or such steps update nothing, and are counted."""
+    """Restart all workers from the last checkpoint after a worker has failed, at most N times (with torchrun, use its
+    own option)."""
+    precision: Annotated[Precision | None, optional("{fp32,tf32,bf16}")] = None
+    """fp32 (default), tf32 (TF32 products on a GPU), or bf16 (bf16 computation with fp32 weights)."""
+    cuda_graphs: Annotated[bool | None, optional("")] = None
+    """Run training steps from CUDA graphs. Default: if one GPU holds the whole network. Experimental for pipeline
+    stages; not available for replicas."""
+    on_non_finite: Annotated[NonFinitePolicy | None, optional("{stop,skip}")] = None
+    """If the loss or a gradient is not finite: stop the run (default), or skip the update and count it."""
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How images are read."""
+    """Reading images."""
 
-    on_bad_sample: Annotated[BadSamplePolicy | None, _optional("{stop,skip}")] = None
-    """A damaged image stops the run (default); or another of its class takes its place, and it is counted."""
-    hardware_decoder_load: Annotated[float | None, _optional("SHARE")] = None
-    """Share of a batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 for runs whose bits repeat."""
+    on_bad_sample: Annotated[BadSamplePolicy | None, optional("{stop,skip}")] = None
+    """If a stored image is damaged: stop the run (default), or use another image of its class and count it."""
+    hardware_decoder_load: Annotated[float | None, optional("SHARE")] = None
+    """Fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 makes runs repeat bit for "
+    "bit."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Train the 2012 AlexNet: on the bundled digits, on your own folders of images, or on ImageNet."""
 
-    data: Annotated[Positional[Path | None], _optional("[DATA]")] = None
+    data: Annotated[Positional[Path | None], optional("[DATA]")] = None
     """A prepared data set, class folders (train/CLASS/*.jpg and val/CLASS/*.jpg), or the word synthetic (random images
-    from memory, to time the rest). Default: the bundled digits."""
+    in memory, for timing). Default: the bundled digits."""
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
-    machine: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
+    parallel: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
     reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
-    resume: Annotated[Path | None, _optional("RUN")] = None
-    """Go on with the run in this folder, from its latest checkpoint."""
-    output: Annotated[Path | None, _optional("DIR")] = None
-    """Folder of the new run. Default: a new one in runs/."""
-
-    def on(self, devices: Sequence[torch.device]) -> TrainOptions:
-        """The same options with these devices."""
-        names = ",".join(str(device) for device in devices)
-        return replace(self, machine=replace(self.machine, devices=names))
+    resume: Annotated[Path | None, optional("RUN")] = None
+    """Resume the run in this folder from its latest checkpoint."""
+    output: Annotated[Path | None, optional("DIR")] = None
+    """Folder of the new run. Default: a new folder in runs/."""

@@ -1,15 +1,18 @@
-"""The command lines' options, and how they become a run.
+"""From the options of training to a run: each option is read, checked and decided here, once.
 
-What is left out comes from the recipe, or from the run that is resumed; what is given wins over both.
+What the user leaves out comes from the recipe, or from the run that is resumed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from fastalex.datasets import AnyDataset, default_recipe, open_data, open_prepared
 from fastalex.errors import ConfigurationError
@@ -18,11 +21,10 @@ from fastalex.network.precision import check_precision
 from fastalex.network.variation import build_architecture
 from fastalex.network.weights import NetworkSpec, load_spec
 from fastalex.parallel.devices import default_devices, parse_devices
-from fastalex.parallel.layout import resolve_layout
-from fastalex.parallel.partition import check_stages, parse_split
-from fastalex.parallel.schedules import check_batch, possible_micro_batches
-from fastalex.parallel.torchrun import machines
-from fastalex.parallel.world import World
+from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName, Split, resolve_layout
+from fastalex.parallel.partition import check_stages, parse_split, partition
+from fastalex.parallel.schedules import check_batch, default_micro_batches
+from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
 from fastalex.recipes.schedule import Recipe
@@ -30,168 +32,255 @@ from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
-from fastalex.training.trainer import train
 
-MACHINE_FIELDS = ("devices", "machines", "stages", "replicas", "schedule", "split", "micro_batches")
-"""The fields of a run that say what computes which part of it; they may change when it goes on."""
+Devices = tuple[torch.device, ...]
 
 
-def resolve(options: TrainOptions) -> RunConfig:
-    """Check the options against each other and against what is there, and make the run folder.
+def resolve(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
+    """Check the options against each other and against what exists, and make the run folder.
+
+    Args:
+        devices: of this machine, where torchrun has assigned them; None reads them from the options.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
+        ConfigurationError, dataloading.DatasetError: the run cannot be made.
     """
-    if options.machine.max_restarts < 0:
-        raise ConfigurationError(f"--max-restarts is {options.machine.max_restarts}; 0 or more is wanted")
-    config = _resumed(options) if options.resume else new_run(options)
+    if options.parallel.max_restarts < 0:
+        raise ConfigurationError(f"--max-restarts must be at least 0, got {options.parallel.max_restarts}")
+    config = _resumed_run(options, devices) if options.resume else new_run(options, devices)
     check(config)
     if not options.resume:
-        make_folder(Path(config.output))
+        make_folder(config.folder)
     config.save()
     return config
 
 
-def new_run(options: TrainOptions) -> RunConfig:
-    """The run that the options ask for, which is not checked yet and has no folder.
+def resolve_for_torchrun(options: TrainOptions, devices: Devices) -> RunConfig:
+    """As :func:`resolve`, for a worker of torchrun; after a restart, the configuration of the run under way.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: an option that makes no sense, or data that cannot be used.
+        ConfigurationError, dataloading.DatasetError: the run cannot be made.
     """
-    # Before preparing takes its time.
+    if options.parallel.max_restarts:
+        raise ConfigurationError("under torchrun, give --max-restarts to torchrun, before -m fastalex.train")
+    folder = options.resume or options.output
+    if folder is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigurationError("torchrun --max-restarts needs --output, so that a restarted worker finds its run")
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if folder is not None and restarted and (folder / "config.json").exists():
+        return RunConfig.load(folder)
+    return resolve(options, devices)
+
+
+def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
+    """The run that the options ask for, not checked yet and without a folder.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: an option makes no sense, or the data cannot be used.
+    """
+    # Everything that needs no data is checked first: preparing data may take hours.
     architecture = build_architecture(options.network.arch, variation=options.network.variation)
-    machine = _machine(options.machine, options.machine.devices or default_devices(), architecture)
-    dataset = open_data(options.data, architecture.prepared_size)
+    stages = _resolve_stages(options.parallel, architecture, devices)
+    dataset = open_data(options.data, architecture.prepared_size, may_prepare=not is_worker())
+    # The recipe, and what the options change in it.
     training = options.training
     recipe = build_recipe(training.recipe or default_recipe(dataset))
     if training.epochs is not None:
         recipe = recipe.with_epochs(training.epochs)
     recipe = edited(_override(recipe, training), training.edits, layers=architecture.block_names, epoch=0)
-    network = NetworkSpec(options.network.arch, len(dataset.classes), options.network.variation, tuple(dataset.classes))
+    classes = tuple(dataset.classes)
+    network = NetworkSpec(options.network.arch, len(classes), options.network.variation, classes)
+    plan = _plan(stages, options.parallel.micro_batches, recipe.batch_size)
     return RunConfig(
         data=_absolute(dataset),
         network=network,
         recipe=recipe,
-        precision=options.machine.precision or "fp32",
-        **_step_options(options.machine),
+        parallel=plan,
+        precision=options.parallel.precision or "fp32",
         seed=training.seed or 0,
         output=str(options.output or new_folder(f"{dataset.name}-{options.network.arch}")),
-        **machine,
-        **_given(options.reading),
+        measure_split=_measures_split(options.parallel, plan),
         fraction=1.0 if training.fraction is None else training.fraction,
         init_from=_initial_weights(training.init_from, network),
         edits=tuple(Edit(0, text) for text in training.edits),
+        **_step_options(options.parallel),
+        **_given(options.reading),
     )
 
 
-def _initial_weights(run: Path | None, network: NetworkSpec) -> str | None:
-    """The file of weights that a run or path stands for, once it is clear that the network can start from them."""
-    if run is None:
-        return None
-    path = run if run.is_file() else run / "last.safetensors"
-    if not path.is_file():
-        raise ConfigurationError(f"--init-from {run}: no file of weights, and no run folder with a finished epoch")
-    there = load_spec(path)
-    if not network.can_start_from(there):
-        raise ConfigurationError(
-            f"--init-from {run}: its architecture is {there.summary()}, not {network.summary()}; give the same "
-            "options, or start from another run"
-        )
-    return str(path.resolve())
-
-
-def _resumed(options: TrainOptions) -> RunConfig:
+def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     assert options.resume is not None
     config = RunConfig.load(options.resume)
     checkpoint = latest_checkpoint(options.resume)
     if load_spec(checkpoint / "model.safetensors") != config.network:
-        raise ConfigurationError(f"{checkpoint} is of another architecture than {options.resume / 'config.json'} says")
-    if options.network != NetworkOptions():
-        asked = replace(config.network, architecture=options.network.arch, variation=options.network.variation)
-        if asked != config.network:
-            raise ConfigurationError(
-                f"{options.resume} holds a checkpoint of another architecture: {config.network.summary()}, asked "
-                f"for {asked.summary()}; leave the network's options out, or start a new run"
-            )
-    for name in ("recipe", "seed", "fraction", "init_from", "scale_lr"):
-        value = getattr(options.training, name)
-        if value is not None and value is not False:
-            option = name.replace("_", "-")
-            raise ConfigurationError(f"--{option} cannot change in a resumed run; leave it out, or start a new run")
-    if options.output is not None:
-        raise ConfigurationError("--output cannot be given with --resume: a resumed run stays in its folder")
-    dataset = open_data(options.data) if options.data else open_data(Path(config.data))
+        raise ConfigurationError(
+            f"{checkpoint} holds another network than {options.resume / 'config.json'} describes; restore one of the "
+            "two"
+        )
+    _check_unchanged(options, config)
+    architecture = config.network.build_architecture()
+    dataset = open_data(options.data or Path(config.data), architecture.prepared_size, may_prepare=not is_worker())
     if tuple(dataset.classes) != config.network.classes:
         raise ConfigurationError(
-            f"{dataset.root} has {len(dataset.classes)} classes that are not the run's "
+            f"{dataset.root} has {len(dataset.classes)} classes that differ from the run's "
             f"{config.network.num_classes}; give data with the same class names"
         )
-    recipe = config.recipe
+    # Longer runs keep their past: changes of the schedule stay at their epochs.
+    recipe, state = config.recipe, load_state(checkpoint)
     if options.training.epochs is not None:
-        recipe = replace(recipe, epochs=options.training.epochs)  # more of the same: past changes stay where they were
-    progress = load_state(checkpoint)
-    done = progress.epoch
-    if done >= recipe.epochs:
+        recipe = replace(recipe, epochs=options.training.epochs)
+    if state.epoch >= recipe.epochs:
         raise ConfigurationError(
-            f"{options.resume} is finished: {done} of {recipe.epochs} epochs; go on with --epochs {done + 1} or more"
+            f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
+            f"{state.epoch + 1} or more"
         )
     recipe = _override(recipe, options.training)
     edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
-    layers = config.network.build_architecture().block_names
-    recipe = edited(recipe, options.training.edits, layers=layers, epoch=done)
-    machine = machine_again(options.machine, config)
+    recipe = edited(recipe, options.training.edits, layers=architecture.block_names, epoch=state.epoch)
+    plan, measure_split = resume_parallel(options.parallel, config, devices, recipe.batch_size)
     return replace(
         config,
         data=_absolute(dataset),
         recipe=recipe,
-        precision=options.machine.precision or config.precision,
-        **_step_options(options.machine),
-        **machine,
+        parallel=plan,
+        measure_split=measure_split,
+        precision=options.parallel.precision or config.precision,
+        edits=(*config.edits, *(Edit(state.step, text) for text in edits)),
+        **_step_options(options.parallel),
         **_given(options.reading),
-        edits=(*config.edits, *(Edit(progress.step, text) for text in edits)),
     )
 
 
-def _machine(options: ParallelOptions, devices: str, architecture: Architecture) -> dict[str, Any]:
-    """The fields of a run that say what computes which part of it."""
-    names = len(parse_devices(devices))
-    check_stages(architecture.block_names, options.stages or 1, names * machines())
-    split, stages = options.split or "auto", options.stages
-    by_hand = split not in ("auto", "analytic")
-    if by_hand and stages is None and options.schedule == "zero-bubble":
-        stages = split.count(",") + 2  # any number goes
-    layout, schedule = resolve_layout(names, machines(), stages, options.replicas, options.schedule)
-    check_stages(architecture.block_names, layout.stages, layout.workers)
+def _check_unchanged(options: TrainOptions, config: RunConfig) -> None:
+    """Refuse options that would make a resumed run another run."""
+    if options.network != NetworkOptions():
+        asked = replace(config.network, architecture=options.network.arch, variation=options.network.variation)
+        if asked != config.network:
+            raise ConfigurationError(
+                f"{options.resume} trains {config.network.summary()}, got options for {asked.summary()}; leave the "
+                "network's options out, or start a new run"
+            )
+    for name in ("recipe", "seed", "fraction", "init_from", "scale_lr"):
+        if getattr(options.training, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise ConfigurationError(f"--{option} cannot change in a resumed run; leave it out, or start a new run")
+    if options.output is not None:
+        raise ConfigurationError("--output cannot change in a resumed run: it stays in its folder; leave it out")
+
+
+def _initial_weights(run: Path | None, network: NetworkSpec) -> str | None:
+    """The file of weights that a run or a path stands for, if the network can start from it."""
+    if run is None:
+        return None
+    path = run if run.is_file() else run / "last.safetensors"
+    if not path.is_file():
+        raise ConfigurationError(f"--init-from {run}: neither a file of weights nor a run with a finished epoch")
+    there = load_spec(path)
+    if not network.can_start_from(there):
+        raise ConfigurationError(
+            f"--init-from {run}: its network is {there.summary()}, this run's is {network.summary()}; give the same "
+            "network options, or start from another run"
+        )
+    return str(path.resolve())
+
+
+# --- devices, stages, micro-batches -----------------------------------------------------------------------------------
+
+
+class _Stages(NamedTuple):
+    """A plan without its micro-batches, which depend on the recipe's batch size."""
+
+    devices: Devices
+    machines: int
+    layout: Layout
+    schedule: ScheduleName
+    split: Split
+
+
+def resolve_parallel(
+    options: ParallelOptions, architecture: Architecture, batch_size: int, devices: Devices | None = None
+) -> ParallelPlan:
+    """What the user typed becomes what is decided.
+
+    Args:
+        batch_size: images per update.
+        devices: of this machine, where torchrun has assigned them; None reads them from the options.
+
+    Raises:
+        ConfigurationError: devices, stages, replicas, schedule, split and micro-batches do not fit each other.
+    """
+    return _plan(_resolve_stages(options, architecture, devices), options.micro_batches, batch_size)
+
+
+def resume_parallel(
+    options: ParallelOptions, config: RunConfig, devices: Devices | None = None, batch_size: int | None = None
+) -> tuple[ParallelPlan, bool]:
+    """The plan of a resumed run, and whether its split is to be measured.
+
+    The run keeps its plan unless the options change devices or layout; then everything left out is decided anew.
+
+    Args:
+        devices: of this machine, where torchrun has assigned them.
+        batch_size: images per update, if it has changed.
+    """
+    plan, architecture = config.parallel, config.network.build_architecture()
+    batch_size = config.recipe.batch_size if batch_size is None else batch_size
+    given = devices or (parse_devices(options.devices) if options.devices is not None else None)
+    moved = given is not None and (len(given), given[0].type) != (len(plan.devices), plan.device_type)
+    # Asking for what the run has already changes nothing.
+    current = {"stages": plan.layout.stages, "replicas": plan.layout.replicas, "schedule": plan.schedule}
+    changed = any(getattr(options, name) not in (None, value) for name, value in current.items())
+    if moved or changed or machines() != plan.machines:
+        kept = given or _checked(plan.devices)
+        plan = resolve_parallel(options, architecture, batch_size, kept)
+        return plan, _measures_split(options, plan)
+    if options.split is not None:
+        plan = replace(plan, split=_resolve_split(options.split, architecture, plan.layout.stages))
+    plan = replace(
+        plan, devices=given or _checked(plan.devices), micro_batches=options.micro_batches or plan.micro_batches
+    )
+    return plan, _measures_split(options, plan) or (options.split is None and config.measure_split)
+
+
+def _resolve_stages(options: ParallelOptions, architecture: Architecture, devices: Devices | None) -> _Stages:
+    devices = devices or parse_devices(options.devices or default_devices())
+    workers, names = len(devices) * machines(), architecture.block_names
+    check_stages(names, options.stages or 1, lambda stages: workers % stages == 0 or stages % workers == 0)
+    layout, schedule = resolve_layout(len(devices), machines(), options.stages, options.replicas, options.schedule)
+    check_stages(names, layout.stages, lambda stages: workers % stages == 0 or stages % workers == 0)
     if layout.stages == 1 and options.schedule is not None:
         raise ConfigurationError(
-            f"--schedule {options.schedule} orders the passes of several stages, --devices and --stages make 1; leave "
-            "it out, or choose --stages 2 or more"
+            f"--schedule {options.schedule} needs several stages, but --devices and --stages make 1; leave it out, or "
+            "choose --stages 2 or more"
         )
-    if by_hand:
-        parse_split(architecture, split, layout.stages)
-    # The schedule is found out with the number of stages, and zero-bubble's number is found out.
-    is_open = split == "auto" and layout.ranks > 1 and stages is None
-    return {
-        "devices": devices,
-        "machines": machines(),
-        "stages": None if is_open and options.schedule in (None, "zero-bubble") else layout.stages,
-        "replicas": layout.replicas,
-        "schedule": None if is_open and options.schedule is None else schedule,
-        "split": split,
-        "micro_batches": options.micro_batches,
-    }
+    split = _resolve_split(options.split or "analytic", architecture, layout.stages)
+    return _Stages(devices, machines(), layout, schedule, split)
 
 
-def machine_again(options: ParallelOptions, config: RunConfig) -> dict[str, Any]:
-    """The fields that say so of a run that goes on; what it found out stays as long as its devices share it alike."""
-    asked = {name: getattr(options, name) for name in ("devices", "stages", "replicas", "schedule")}
-    changed = any(value is not None and value != getattr(config, name) for name, value in asked.items())
-    if changed or machines() != config.machines:
-        return _machine(options, options.devices or config.devices, config.network.build_architecture())
-    kept = {name: getattr(config, name) for name in MACHINE_FIELDS}
-    if options.split not in (None, config.split):
-        return kept | {"split": options.split, "micro_batches": options.micro_batches}
-    return kept | {"micro_batches": options.micro_batches or config.micro_batches}
+def _resolve_split(text: str, architecture: Architecture, stages: int) -> Split:
+    """The split itself; for ``auto`` the one to start from."""
+    if text in ("auto", "analytic"):
+        return partition(architecture, stages)
+    return parse_split(text, architecture.block_names, stages)
+
+
+def _plan(stages: _Stages, micro_batches: int | None, batch_size: int) -> ParallelPlan:
+    if micro_batches is None:
+        kind = stages.devices[0].type
+        micro_batches = default_micro_batches(stages.layout, stages.schedule, batch_size, kind)
+    return ParallelPlan(stages.devices, stages.machines, stages.layout, stages.split, stages.schedule, micro_batches)
+
+
+def _measures_split(options: ParallelOptions, plan: ParallelPlan) -> bool:
+    return options.split == "auto" and plan.layout.stages > 1
+
+
+def _checked(devices: Devices) -> Devices:
+    """Devices from a file, refused if this machine lacks one."""
+    return parse_devices(",".join(str(device) for device in devices))
+
+
+# --- the other options ------------------------------------------------------------------------------------------------
 
 
 def _given(options: ReadingOptions) -> dict[str, Any]:
@@ -204,6 +293,7 @@ def _step_options(options: ParallelOptions) -> dict[str, Any]:
 
 
 def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
+    """The recipe with what the options replace."""
     given: dict[str, Any] = {
         "batch_size": options.batch_size,
         "lr": options.lr,
@@ -227,24 +317,20 @@ def check(config: RunConfig) -> None:
     """Refuse a run that could not make one step.
 
     Raises:
-        ConfigurationError: devices, precision, micro-batches, batch size, memory, seed or share do not fit.
+        ConfigurationError: devices, precision, micro-batches, batch size, memory, seed or fraction do not fit.
     """
     if not 0 <= config.seed < 2**63:
-        raise ConfigurationError(f"--seed is {config.seed}; 0 to 2**63 - 1 is wanted")
+        raise ConfigurationError(f"--seed must be from 0 to 2**63 - 1, got {config.seed}")
     if not 0 <= config.hardware_decoder_load <= 1:
-        raise ConfigurationError(f"--hardware-decoder-load is {config.hardware_decoder_load:g}; 0 to 1 is wanted")
-    (layout, schedule), architecture = config.arranged, config.network.build_architecture()
-    check_precision(config.precision, parse_devices(config.devices))
-    if config.split not in ("auto", "analytic"):
-        parse_split(architecture, config.split, layout.stages)
-    check_batch(layout, schedule, config.recipe.batch_size, config.micro_batches)
-    possible_micro_batches(layout, schedule, config.recipe.batch_size)
+        raise ConfigurationError(f"--hardware-decoder-load must be from 0 to 1, got {config.hardware_decoder_load:g}")
+    plan = config.parallel
+    check_precision(config.precision, plan.devices)
+    check_batch(plan.layout, plan.schedule, config.recipe.batch_size, plan.micro_batches)
     images = open_prepared(config.data, config.fraction, config.seed).count("train")
     if images < config.recipe.batch_size:
         part = ""
         if config.fraction != 1:
-            whole = open_prepared(config.data).count("train")
-            part = f" in a fraction of {config.fraction:g} of its {whole}"
+            part = f" ({config.fraction:g} of {open_prepared(config.data).count('train')})"
         raise ConfigurationError(
             f"{config.data} has {images} training images{part}, fewer than one batch of {config.recipe.batch_size}; "
             "lower --batch-size"
@@ -258,7 +344,7 @@ def _absolute(dataset: AnyDataset) -> str:
 
 
 def new_folder(name: str) -> Path:
-    """Where a run goes if nothing else is said: ``runs/``, date, time and name."""
+    """The default folder of a run: ``runs/``, date, time and name."""
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
@@ -266,35 +352,18 @@ def make_folder(folder: Path) -> None:
     """Make a new run's folder.
 
     Raises:
-        ConfigurationError: there is something already.
+        ConfigurationError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = ""
         if (folder / "config.json").is_file():
-            remedy = f", or go on with it by --resume {folder}"
+            remedy = f", or resume its run with --resume {folder}"
             if not (folder / "last.safetensors").exists():
-                remedy = f", or remove it: its run was stopped before it saved anything (rm -r {folder})"
+                remedy = f", or remove it: its run was stopped before its first checkpoint (rm -r {folder})"
         raise ConfigurationError(f"{folder} exists already; choose another --output{remedy}")
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def resolve_and_train(world: World, options: TrainOptions) -> None:
-    """As one of torchrun's workers: the first one resolves, all train the same run, each on its machine's devices."""
-    config = world.from_first(lambda: _resolve_or_restart(options))
-    train(world, replace(config, devices=options.machine.devices or config.devices))
-
-
-def _resolve_or_restart(options: TrainOptions) -> RunConfig:
-    """The run; after torchrun has replaced a failed worker, the one that was under way."""
-    if options.machine.max_restarts:
-        raise ConfigurationError("--max-restarts is torchrun's option here; give it before -m fastalex.train")
-    folder = options.resume or options.output
-    if folder is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        raise ConfigurationError("torchrun --max-restarts needs --output, so that a restarted worker finds its run")
-    if (
-        folder is not None
-        and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        and (folder / "config.json").exists()
-    ):
-        return RunConfig.load(folder)
-    return resolve(options)
+def local_plan(config: RunConfig, devices: Sequence[torch.device]) -> RunConfig:
+    """The same run with the devices of this machine: each machine may have others."""
+    return replace(config, parallel=replace(config.parallel, devices=tuple(devices)))

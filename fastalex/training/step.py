@@ -18,8 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastalex.parallel.engine import SingleDevice
-from fastalex.parallel.pipeline import Pipeline
+from fastalex.parallel.engine import Engine
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.training.config import NonFinitePolicy
 
@@ -43,7 +42,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        engine: SingleDevice | Pipeline,
+        engine: Engine,
         optimizer: KrizhevskySGD,
         on_non_finite: NonFinitePolicy = "stop",
         agree: Callable[[Tensor], object] | None = None,

@@ -12,12 +12,14 @@ from PIL import Image
 import dataloading
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec
+from fastalex.parallel.layout import ParallelPlan
 from fastalex.recipes.schedule import Change, Recipe
 from fastalex.training.checkpoint import save_checkpoint
 from fastalex.training.config import RunConfig
 from fastalex.training.state import TrainingState
 
 CLASSES = ("blue", "green", "red")
+CPU = torch.device("cpu")
 
 
 def write_images(folder: Path, *, train: int, val: int, classes: tuple[str, ...] = CLASSES) -> Path:
@@ -65,9 +67,7 @@ def config(prepared: Path, tmp_path: Path) -> RunConfig:
         data=str(prepared),
         network=network,
         recipe=recipe,
-        devices="cpu",
-        micro_batches=2,
-        schedule="1f1b",
+        parallel=replace(ParallelPlan.single(CPU, network.build_architecture().block_names), micro_batches=2),
         precision="fp32",
         seed=3,
         output=str(output),
@@ -92,6 +92,7 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
             block.weight.mul_(scale)
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
-    RunConfig(str(data), network, recipe, "cpu", 1, "1f1b", "fp32", seed, str(folder)).save()
+    plan = ParallelPlan.single(CPU, model.architecture.block_names)
+    RunConfig(str(data), network, recipe, plan, "fp32", seed, str(folder)).save()
     save_checkpoint(folder, weights, {}, TrainingState(epoch=1, step=4, errors=[50.0]), network)
     return folder

@@ -193,8 +193,8 @@ def test_groups_of_an_earlier_layout_are_forgotten():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path: Path, number):
     code = (
-        "import sys, torch; from fastalex.errors import Aborted, Interrupted; from fastalex.parallel.launch import run_workers\n"
-        "from tests.fastalex.workers import wait_for_the_end\n"
+        "import sys, torch; from fastalex.errors import Aborted, Interrupted; from fastalex.parallel.launch import "
+        "run_workers\nfrom tests.fastalex.workers import wait_for_the_end\n"
         "try: run_workers(wait_for_the_end, sys.argv[1], [torch.device('cpu')] * 2)\n"
         "except Interrupted as error: sys.exit(100 + error.signal_number)"
     )
@@ -214,8 +214,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number):
 
 def test_who_presses_ctrl_c_again_and_again_does_not_wait_for_a_worker_that_hangs(tmp_path):
     code = (
-        "import sys, torch; from fastalex.errors import Aborted, Interrupted; from fastalex.parallel.launch import run_workers\n"
-        "from tests.fastalex.workers import heed_nothing\n"
+        "import sys, torch; from fastalex.errors import Aborted, Interrupted; from fastalex.parallel.launch import "
+        "run_workers\nfrom tests.fastalex.workers import heed_nothing\n"
         "try: run_workers(heed_nothing, sys.argv[1], [torch.device('cpu')] * 2)\n"
         "except Aborted as error: sys.exit(100 + error.signal_number)"
     )

@@ -1,60 +1,15 @@
-"""One device and several give the same gradients, losses and logits, dropout included."""
+"""Pipelines and replicas give the gradients, losses and logits of one device, dropout included."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastalex.parallel.engine import SingleDevice
 from fastalex.parallel.launch import run_workers
-from fastalex.parallel.layout import Layout
+from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import partition
-from fastalex.parallel.simulate import Plan, orders
-from fastalex.parallel.tuning import counted_costs
-from kernels import winograd
-from tests.fastalex.workers import BATCH, batch, filter_everything, graphed_steps, network, pipeline_gradients
-
-CPU = torch.device("cpu")
-STEPS = 3
-
-
-def single_device(micro_batches: int, precision: str = "fp32") -> dict[str, torch.Tensor]:
-    """What `pipeline_gradients` saves, from one device."""
-    engine = SingleDevice(network(precision), CPU, BATCH, micro_batches)
-    saved = {}
-    for step in range(STEPS):
-        images, labels = batch(step)
-        engine.stage.zero_grad()
-        saved[f"{step}.counts"] = engine.train_step(images, labels, seed=step)
-        saved |= {f"{step}.{name}": p.grad.clone() for name, p in engine.stage.named_parameters()}
-        saved[f"{step}.logits"] = engine.logits(images).double()
-    return saved
-
-
-@pytest.fixture
-def minimal_filtering(monkeypatch):
-    """Here and in the workers that are told so."""
-    for name in ("_LEAST_CHANNELS", "_LEAST_TILES"):
-        monkeypatch.setattr(winograd, name, getattr(winograd, name))  # to be set back
-    filter_everything()
-
-
-@pytest.mark.parametrize("filtered", [False, True])
-@pytest.mark.parametrize("micro_batches", [2, 4, 8])
-def test_micro_batches_change_nothing_but_rounding(request, micro_batches, filtered):
-    if filtered:
-        request.getfixturevalue("minimal_filtering")
-    whole, parts = single_device(1), single_device(micro_batches)
-    for name, expected in whole.items():
-        # fp32 sums over the batch in another order: errors scale with the largest summands of the gradient
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(
-            parts[name],
-            expected,
-            rtol=1e-4,
-            atol=(4e-5 if filtered else 1e-5) * scale,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+from tests.fastalex.parallel.conftest import CPU, STEPS, single_device
+from tests.fastalex.parallel.engine_workers import graphed_steps, network, pipeline_gradients
 
 
 def workers_gradients(
@@ -68,19 +23,11 @@ def workers_gradients(
     filtered: bool = False,
 ) -> dict:
     """What `pipeline_gradients` saves, from as many workers as the layout has."""
-    stages = tuple(partition(network(precision).architecture, layout.stages))
-    plan = Plan(stages, layout.ranks, BATCH // layout.replicas, micro_batches, schedule, layout.replicas)
-    zero_bubble = schedule == "zero-bubble"
-    passes = orders(plan, [counted_costs(network().architecture, plan.batch_size)]) if zero_bubble else None
-    if passes is not None and layout.ranks == 2 and layout.replicas == 1:
-        assert any(kind == "weight" for order in passes for kind, _, _ in order)  # and not only whole backward passes
+    split = partition(network(precision).architecture, layout.stages)
     argument = {
         "path": str(path / "saved.pt"),
-        "orders": passes,
         "steps": STEPS,
-        "layout": layout,
-        "micro_batches": micro_batches,
-        "schedule": schedule,
+        "plan": ParallelPlan((CPU,) * layout.workers, 1, layout, split, schedule, micro_batches),
         "precision": precision,
         "recorded": recorded,
         "filtered": filtered,
@@ -108,9 +55,6 @@ def one_thread(monkeypatch):
         (Layout(1, 2, 2), 4, "eager-1f1b", "fp32", True),
         (Layout(1, 2, 4), 4, "interleaved", "fp32", False),
         (Layout(1, 1, 2), 2, "interleaved", "fp32", True),
-        (Layout(1, 2, 5), 4, "zero-bubble", "fp32", False),
-        (Layout(1, 2, 4), 4, "zero-bubble", "bf16", False),
-        (Layout(1, 1, 3), 2, "zero-bubble", "fp32", False),
     ],
 )
 def test_stages_give_the_gradients_of_one_device_to_the_bit(
@@ -120,7 +64,7 @@ def test_stages_give_the_gradients_of_one_device_to_the_bit(
     if filtered := precision == "fp32" and not recorded:
         request.getfixturevalue("minimal_filtering")
     if layout == Layout(1, 2, 2):
-        # the engine then checks every tensor's shape and dtype; it miscounts where stages send unequally often
+        # torch then checks the shape and dtype of every tensor; it miscounts if stages send unequally often
         monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
     pipelined = workers_gradients(
         tmp_path, layout, micro_batches, schedule, precision, recorded=recorded, filtered=filtered
@@ -139,7 +83,6 @@ def test_stages_give_the_gradients_of_one_device_to_the_bit(
         (Layout(2, 1, 1), "1f1b", False),
         (Layout(2, 1, 1), "1f1b", True),
         (Layout(2, 1, 2), "interleaved", False),
-        (Layout(2, 2, 3), "zero-bubble", True),
     ],
 )
 def test_replicas_give_the_gradients_of_the_whole_batch(
@@ -173,10 +116,3 @@ def test_passes_in_cuda_graphs_make_the_plain_steps(tmp_path: Path, micro_batche
     rtol, atol = (1e-3, 1e-6) if precision == "fp32" else (1e-2, 1e-4)  # cuDNN may add up in another order
     for name, weight in plain["weights"].items():
         torch.testing.assert_close(graphed["weights"][name], weight, rtol=rtol, atol=atol, msg=name)
-
-
-def test_masks_differ_from_step_to_step():
-    engine = SingleDevice(network(), CPU, BATCH)
-    images, labels = batch(0)
-    losses = {engine.train_step(images, labels, seed=seed)[0].item() for seed in (1, 2, 3, 1)}
-    assert len(losses) == 3

@@ -1,0 +1,96 @@
+"""``config.json``, of this version and of earlier ones."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.network.variation import Variation
+from fastalex.network.weights import NetworkSpec
+from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.parallel.partition import parse_split, partition
+from fastalex.recipes.edits import Edit
+from fastalex.training.config import RunConfig
+
+DATA = Path(__file__).parents[1] / "data"
+CPUS = (torch.device("cpu"),) * 2
+
+
+def test_a_run_is_read_as_it_was_written(config):
+    architecture = config.network.build_architecture()
+    plan = ParallelPlan(CPUS, 1, Layout(1, 2, 2), partition(architecture, 2), "eager-1f1b", 4)
+    config = replace(config, parallel=plan, edits=(Edit(3, "epoch=1:lr=0.1"),), cuda_graphs=True, measure_split=True)
+    config.save()
+    assert RunConfig.load(config.folder) == config
+    text = json.loads((config.folder / "config.json").read_text())
+    assert text["parallel"]["devices"] == ["cpu", "cpu"]
+    assert text["parallel"]["split"][0] == ["conv1", "conv2"]
+
+
+def test_a_run_may_move(config, tmp_path):
+    shutil.copytree(config.folder, tmp_path / "moved")
+    assert RunConfig.load(tmp_path / "moved") == replace(config, output=str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: values.pop("recipe"),
+        lambda values: values.update(parallel={"devices": 5}),
+        lambda values: values["parallel"].update(devices=["tpu:0"]),
+        lambda values: values["parallel"].update(schedule="zero-bubble"),
+        lambda values: values.update(unknown=1),
+        lambda values: values["network"].update(variation=None),
+    ],
+)
+def test_a_damaged_configuration_is_named(config, damage):
+    path = config.folder / "config.json"
+    values = json.loads(path.read_text())
+    damage(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigurationError, match=r"config.json is damaged or of another version"):
+        RunConfig.load(config.folder)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(ConfigurationError, match="is not a run folder: it has no config.json"):
+        RunConfig.load(tmp_path)
+
+
+def test_a_run_of_version_0_1():
+    config = RunConfig.load(DATA / "run-of-0.1")
+    classes = ("blue", "green", "red")
+    assert config.network == NetworkSpec("four-layer", 3, Variation(width=0.25, init="scaled"), classes)
+    names = config.network.build_architecture().block_names
+    assert config.parallel == ParallelPlan(CPUS, 1, Layout(1, 2, 2), parse_split("conv3", names, 2), "1f1b", 2)
+    assert config.edits == (Edit(0, "epoch=2:conv1.lr=0.001"),)
+
+
+def test_a_schedule_that_is_gone_becomes_the_default(tmp_path):
+    shutil.copyfile(DATA / "zero-bubble-of-0.1.json", tmp_path / "config.json")
+    plan = RunConfig.load(tmp_path).parallel
+    assert (plan.layout, plan.schedule, plan.micro_batches) == (Layout(1, 2, 2), "eager-1f1b", 4)
+    assert plan.split == partition(RunConfig.load(tmp_path).network.build_architecture(), 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layout", "schedule", "devices"),
+    [
+        ({"devices": "0,1", "split": "auto"}, Layout(1, 2, 2), "eager-1f1b", ["cuda:0", "cuda:1"]),
+        ({"devices": "97", "micro_batches": None}, Layout(1, 1, 1), "eager-1f1b", ["cuda:97"]),
+        ({"devices": "cpu,cpu", "replicas": 2, "schedule": "1f1b"}, Layout(2, 1, 1), "1f1b", ["cpu", "cpu"]),
+        ({"devices": "0,1", "machines": 2, "stages": 2}, Layout(2, 2, 2), "eager-1f1b", ["cuda:0", "cuda:1"]),
+    ],
+)
+def test_open_fields_of_version_0_1(tmp_path, fields, layout, schedule, devices):
+    values = json.loads((DATA / "run-of-0.1" / "config.json").read_text())
+    for name in ("stages", "replicas", "schedule", "split", "machines"):
+        del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(values | fields))
+    plan = RunConfig.load(tmp_path).parallel
+    assert (plan.layout, plan.schedule) == (layout, schedule)
+    assert [str(device) for device in plan.devices] == devices

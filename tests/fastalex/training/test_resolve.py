@@ -1,0 +1,107 @@
+"""How options become a run, without starting one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.parallel.partition import format_split, parse_split
+from fastalex.training.config import RunConfig
+from fastalex.training.options import ParallelOptions, TrainOptions
+from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
+
+CPU = torch.device("cpu")
+
+
+def asked(data: Path, **parallel) -> TrainOptions:
+    return TrainOptions(data, parallel=ParallelOptions(**parallel))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"devices": "cpu", "max_restarts": -1}, "--max-restarts must be at least 0, got -1"),
+        ({"devices": "cpu", "split": "conv3"}, "split conv3 makes 2 stages, but the layout has 1; leave it out"),
+        ({"devices": "cpu,cpu", "stages": 1, "split": "conv9"}, "split names 'conv9'"),
+        ({"devices": "cpu", "schedule": "gpipe"}, "--schedule gpipe needs several stages, but --devices .* make 1"),
+        ({"devices": "cpu,cpu", "stages": 99}, "99 stages need .* blocks, got 8 .* choose stages from 1, 2, 4, 6, 8$"),
+        ({"devices": ",".join(["cpu"] * 9)}, "9 stages need .* blocks, got 8 .* choose stages from 1, 3$"),
+        ({"devices": "cpu,cpu", "micro_batches": 5}, "batch of 32 cannot be divided into 5 micro-batches"),
+    ],
+)
+def test_what_cannot_be_split_or_restarted(prepared, tmp_path, monkeypatch, parallel, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(asked(prepared, **parallel))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parallel", "layout", "schedule", "split", "micro_batches", "measured"),
+    [
+        ({}, Layout(1, 2, 2), "eager-1f1b", "conv3", 4, False),
+        ({"replicas": 1}, Layout(1, 2, 2), "eager-1f1b", "conv3", 4, False),
+        ({"stages": 2, "schedule": "1f1b"}, Layout(1, 2, 2), "1f1b", "conv3", 4, False),
+        ({"stages": 4}, Layout(1, 2, 4), "interleaved", "conv2,conv3,conv4", 4, False),
+        ({"split": "conv4", "micro_batches": 8}, Layout(1, 2, 2), "eager-1f1b", "conv4", 8, False),
+        ({"split": "auto"}, Layout(1, 2, 2), "eager-1f1b", "conv3", 4, True),
+        ({"replicas": 2, "split": "auto"}, Layout(2, 1, 1), "eager-1f1b", "", 1, False),
+    ],
+)
+def test_what_is_left_out_is_decided(prepared, parallel, layout, schedule, split, micro_batches, measured):
+    config = new_run(asked(prepared, devices="cpu,cpu", **parallel))
+    names = config.network.build_architecture().block_names
+    cut = parse_split(split, names, layout.stages) if split else (names,)
+    assert config.parallel == ParallelPlan((CPU, CPU), 1, layout, cut, schedule, micro_batches)
+    assert config.measure_split == measured
+    assert format_split(config.parallel.split) == split
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "measured"),
+    [
+        ({}, True, False),
+        ({"devices": "cpu,cpu", "stages": 2, "schedule": "1f1b", "split": "conv4"}, True, False),
+        ({"split": "auto"}, False, True),
+        ({"devices": "cpu,cpu,cpu"}, False, False),
+        ({"schedule": "gpipe"}, False, False),
+        ({"replicas": 2, "stages": 1}, False, False),
+        ({"micro_batches": 8}, False, False),
+    ],
+)
+def test_a_resumed_run_keeps_its_plan_until_devices_or_layout_change(config, options, kept, measured):
+    names = config.network.build_architecture().block_names
+    plan = ParallelPlan((CPU, CPU), 1, Layout(1, 2, 2), parse_split("conv4", names, 2), "1f1b", 4)
+    again, measures = resume_parallel(ParallelOptions(**options), replace(config, parallel=plan))
+    assert (again == plan) == kept
+    assert measures == measured
+    if options == {"micro_batches": 8}:
+        assert again == replace(plan, micro_batches=8)
+    elif not kept:
+        assert again.split != plan.split
+
+
+def test_a_device_that_is_gone_is_named(config):
+    names = config.network.build_architecture().block_names
+    plan = ParallelPlan.single(torch.device("cuda", 97), names)
+    with pytest.raises(ConfigurationError, match="device 97 does not exist"):
+        resume_parallel(ParallelOptions(), replace(config, parallel=plan))
+    again, _ = resume_parallel(ParallelOptions(devices="cpu"), replace(config, parallel=plan))
+    assert again.devices == (CPU,)
+
+
+def test_a_restarted_worker_of_torchrun_finds_its_run(prepared, tmp_path, monkeypatch):
+    options, devices = replace(asked(prepared), output=tmp_path / "run"), (CPU,)
+    first = resolve_for_torchrun(options, devices)
+    with pytest.raises(ConfigurationError, match="run exists already"):
+        resolve_for_torchrun(options, devices)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert resolve_for_torchrun(options, devices) == first == RunConfig.load(tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ConfigurationError, match="torchrun --max-restarts needs --output"):
+        resolve_for_torchrun(replace(options, output=None), devices)
+    with pytest.raises(ConfigurationError, match="give --max-restarts to torchrun"):
+        resolve_for_torchrun(replace(options, parallel=ParallelOptions(max_restarts=1)), devices)
