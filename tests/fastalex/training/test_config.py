@@ -57,7 +57,7 @@ def test_a_damaged_configuration_is_named(config, damage):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(ConfigurationError, match="is not a run folder: it has no config.json"):
+    with pytest.raises(ConfigurationError, match=r"is not a run folder: it has no config\.json"):
         RunConfig.load(tmp_path)
 
 
