@@ -1,6 +1,6 @@
 """The functions of native.c, called on tensors.
 
-Tensors are fp32, dense and not empty, and share one memory layout unless stated otherwise.
+Tensors are fp32, dense, not empty, and all in one memory layout unless stated otherwise.
 """
 
 from __future__ import annotations
