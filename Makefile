@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Two GPUs if there are two, else one, else two CPU workers that split the network between them.
+DEVICES ?= $(shell count=$$(nvidia-smi --list-gpus 2>/dev/null | wc -l); if [ $$count -ge 2 ]; then echo 0,1; elif [ $$count = 1 ]; then echo 0; else echo cpu,cpu; fi)
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint format bench clean
@@ -17,8 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat torch==2.13.0 -e '.[cuda13,dev]'
 	@touch $@
 
-train: install  ## train the 2012 network on the bundled digits and evaluate it
-	$(BIN)/python -m fastalex.train
+train: install  ## train the 2012 network on the bundled digits, split over two devices, and evaluate it
+	$(BIN)/python -m fastalex.train --devices $(DEVICES)
 
 test: install lint  ## lint, type check, and run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

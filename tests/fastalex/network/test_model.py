@@ -13,7 +13,7 @@ from fastalex.network.deferred_gradients import KeptFactors
 from fastalex.network.model import Stage
 from fastalex.network.published import ARCHITECTURES
 from fastalex.network.variation import Variation, build_architecture
-from kernels import winograd
+from kernels.native import winograd
 
 SPREAD_IMAGES = 16
 
@@ -286,8 +286,8 @@ def test_an_unknown_option_is_named_with_the_nearest(option, message):
 @pytest.fixture
 def minimal_filtering(monkeypatch):
     """Convolutions in fp32 are computed by minimal filtering, although they are too small for it to pay."""
-    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
-    monkeypatch.setattr(winograd, "_LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastalex.parallel.engine import WholeNetwork
-from kernels import winograd
+from kernels.native import winograd
 from tests.fastalex.parallel.engine_workers import BATCH, batch, filter_everything, network
 
 CPU = torch.device("cpu")
@@ -27,6 +27,6 @@ def single_device(micro_batches: int, precision: str = "fp32") -> dict[str, torc
 @pytest.fixture
 def minimal_filtering(monkeypatch):
     """Here and in the workers that are told so."""
-    for name in ("_LEAST_CHANNELS", "_LEAST_TILES"):
+    for name in ("MIN_CHANNELS", "MIN_TILES"):
         monkeypatch.setattr(winograd, name, getattr(winograd, name))  # to be set back
     filter_everything()

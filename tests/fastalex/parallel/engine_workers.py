@@ -12,7 +12,7 @@ from fastalex.parallel.world import World
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.schedule import Recipe
 from fastalex.training.graphed_step import build_step
-from kernels import winograd
+from kernels.native import winograd
 
 BATCH = 8
 CLASSES = 4
@@ -36,7 +36,7 @@ def network(precision: str = "fp32") -> AlexNet:
 
 def filter_everything() -> None:
     """From now on fp32 convolutions are computed by minimal filtering, although they are too small for it to pay."""
-    winograd._LEAST_CHANNELS = winograd._LEAST_TILES = 1
+    winograd.MIN_CHANNELS = winograd.MIN_TILES = 1
 
 
 class RunAgain:
