@@ -1,7 +1,7 @@
-"""What the DALI graph is fed: the files of each batch and the draws that go with them, made ahead in a thread.
+"""What the DALI graph is fed: the files of each batch and its augmentation, prepared ahead of time in a thread.
 
-A thread, because DALI asks for its input in the middle of the training loop. It holds neither the stream nor the graph,
-so that a stream which is dropped ends at once.
+A thread, because DALI asks for its input in the middle of the training loop. The thread refers to the feeder only, not
+to the stream and the graph, so these are freed as soon as they are dropped.
 """
 
 import logging
@@ -13,19 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloading.augment import Augmentation, Draws, draw
+from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
-from dataloading.order import Run, Schedule, Window, samples_of
-from dataloading.pipeline import Arrays, Feed, pack
-from dataloading.shards import Dataset
+from dataloading.loading.augment import Augmentation, draw
+from dataloading.loading.dali_graph import Arrays, Feed, pack
+from dataloading.loading.order import BatchRange, EpochBatches
 
 log = logging.getLogger(__name__)
-AHEAD = 2  # batches that are being made or ready when DALI asks for one
+_AHEAD = 2  # batches in preparation, or ready, when DALI asks for one
 
 
 @dataclass
 class Ticket:
-    """One batch that the graph is asked for."""
+    """A batch that was requested from the graph.
+
+    Attributes:
+        plan: number of the plan (`FeedThread.plan`) that the batch belongs to.
+        epoch, start: which batch it is: epoch, and position of its first sample in the epoch's order.
+        samples: its samples.
+        error: why it could not be prepared, if so.
+    """
 
     plan: int
     epoch: int
@@ -34,72 +41,74 @@ class Ticket:
     error: Exception | None = None
 
 
-class Feeder:
-    """Makes batches: their samples' files, with bad ones replaced where that is wanted, and their draws."""
+class BatchFeeder:
+    """Prepares batches: reads the samples' files, replaces bad ones if wanted, and draws the augmentation.
+
+    Args:
+        dataset, split: which samples.
+        batches: how the samples are divided into batches.
+        crop_size: side of the crop in pixels.
+        augment: how images are varied; None means a centre crop.
+        skip: replace bad samples instead of raising an error.
+
+    Attributes:
+        replaced: the bad samples so far, each with the sample that replaced it.
+        unusable: samples that are known not to decode.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
         split: str,
-        schedule: Schedule,
+        batches: EpochBatches,
         *,
         crop_size: int,
         augment: Augmentation | None,
         skip: bool,
     ) -> None:
-        self._dataset, self._split, self._schedule = dataset, split, schedule
+        self._dataset, self._split, self._batches = dataset, split, batches
         self._crop_size, self._augment, self._skip = crop_size, augment, skip
         self._index = dataset.index(split)
         self.replaced: dict[int, int] = {}
         self.unusable: set[int] = set()
 
-    def make(self, plan: int, batches: Iterator[tuple[int, Window]]) -> tuple[Ticket, Feed | None]:
-        """Make the next of `batches`. Errors travel with the ticket, in place of the batch."""
-        epoch, window = next(batches)
-        runs = self._schedule.runs(epoch, window)
-        ticket = Ticket(plan, epoch, window.start, samples_of(runs))
+    def make(self, plan: int, upcoming: Iterator[tuple[int, BatchRange]]) -> tuple[Ticket, Feed | None]:
+        """Prepare the next batch of `upcoming`. If that fails, the ticket has the error, and there is no batch."""
+        epoch, batch = next(upcoming)
+        ticket = Ticket(plan, epoch, batch.start, self._batches.samples(epoch, batch))
         try:
-            return ticket, pack(self._read(runs, ticket.samples))
+            return ticket, pack(self._arrays(epoch, batch, ticket.samples))
         except Exception as error:
             ticket.error = error
             return ticket, None
 
-    def _read(self, runs: list[Run], samples: NDArray[np.int64]) -> Arrays:
-        """Read the files of a batch and make its draws."""
+    def _arrays(self, epoch: int, batch: BatchRange, samples: NDArray[np.int64]) -> Arrays:
+        """Read the files of a batch and draw its augmentation."""
         encoded, delivered = self._files(samples)
         rows = self._index[delivered]
         heights, widths = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-        draws = self._draws(runs, heights, widths)
+        draws = draw(
+            self._augment,
+            seed=self._batches.seed,
+            epoch=epoch,
+            samples=samples,
+            positions=np.arange(batch.own_start, batch.own_stop),
+            heights=heights,
+            widths=widths,
+            crop_size=self._crop_size,
+            color_deviations=self._dataset.color_deviations,
+            color_vectors=self._dataset.color_vectors,
+        )
         x = draws.left / np.maximum(widths - self._crop_size, 1)
         y = draws.top / np.maximum(heights - self._crop_size, 1)
         divisor = np.repeat(draws.divisor[:, None], 3, axis=1)
         return encoded, x.astype(np.float32), y.astype(np.float32), draws.flip.astype(np.int32), -draws.shift, divisor
 
-    def _draws(self, runs: list[Run], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> Draws:
-        parts, place = [], 0
-        for run in runs:
-            here = slice(place, place + len(run.samples))
-            part = draw(
-                self._augment,
-                seed=self._schedule.seed,
-                epoch=run.epoch,
-                samples=run.samples,
-                positions=np.arange(run.first, run.first + len(run.samples)),
-                heights=heights[here],
-                widths=widths[here],
-                crop_size=self._crop_size,
-                color_deviations=self._dataset.color_deviations,
-                color_vectors=self._dataset.color_vectors,
-            )
-            parts.append(part)
-            place = here.stop
-        return parts[0] if len(parts) == 1 else Draws(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
     def _files(self, samples: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
-        """Return the encoded images of `samples`, and which samples they are of after replacing bad ones."""
+        """Return the encoded images of `samples`, and the samples that they belong to after replacing bad ones."""
         encoded, delivered = [], samples.copy()
-        for place, row in enumerate(self._index[samples].tolist()):
-            sample = int(samples[place])
+        for i, row in enumerate(self._index[samples].tolist()):
+            sample = int(samples[i])
             try:
                 if sample in self.unusable:
                     raise DatasetError(f"{self._dataset.describe(self._split, sample)} does not decode")
@@ -107,14 +116,12 @@ class Feeder:
             except DatasetError as error:
                 if not self._skip:
                     raise
-                delivered[place], data = self._replacement(sample, error)
+                delivered[i], data = self._replacement(sample, error)
             encoded.append(data)
         return encoded, delivered
 
-    # --- bad samples --------------------------------------------------------------------------------------------------
-
     def _replacement(self, sample: int, reason: DatasetError) -> tuple[int, NDArray[np.uint8]]:
-        """Return the next good sample of the same class, and its file: labels stay right wherever they are read."""
+        """Return the next good sample of the same class, and its file. The label stays right, wherever it is read."""
         same = np.flatnonzero(self._index["label"] == self._index["label"][sample])
         for other in np.roll(same, -int(np.searchsorted(same, sample)) - 1).tolist():
             if other == sample or other in self.unusable:
@@ -127,37 +134,34 @@ class Feeder:
                 log.warning("replaced by sample %d: %s", other, reason)
             self.replaced[sample] = other
             return other, data
-        raise DatasetError(f"{reason}; no good sample of its class is left to take its place")
+        raise DatasetError(f"{reason}; its class has no good sample left to replace it")
 
 
 class FeedThread:
-    """Keeps a feeder's next batches in the making.
+    """Prepares the next batches of a feeder in a thread, which ends with this object or by `close`."""
 
-    The thread holds the feeder alone, and ends with this object or by `close`.
-    """
-
-    def __init__(self, feeder: Feeder) -> None:
+    def __init__(self, feeder: BatchFeeder) -> None:
         self._feeder = feeder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: deque[Future[tuple[Ticket, Feed | None]]] = deque()
 
-    def plan(self, number: int, batches: Iterator[tuple[int, Window]]) -> None:
-        """Make `batches`, without end, from now on, and forget those made by an earlier plan."""
+    def plan(self, number: int, upcoming: Iterator[tuple[int, BatchRange]]) -> None:
+        """From now on prepare the batches of `upcoming`, which is endless, and drop those of an earlier plan."""
         for future in self._ahead:
             future.cancel()
         self._ahead.clear()
-        self._number, self._batches = number, batches
-        for _ in range(AHEAD):
-            self._make_another()
+        self._number, self._upcoming = number, upcoming
+        for _ in range(_AHEAD):
+            self._submit()
 
     def take(self) -> tuple[Ticket, Feed | None]:
-        """Return the next batch, once it is made."""
-        self._make_another()
+        """Return the next batch as soon as it is ready."""
+        self._submit()
         return self._ahead.popleft().result()
 
     def close(self) -> None:
-        """Wait for the thread's end."""
+        """End the thread and wait for that."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _make_another(self) -> None:
-        self._ahead.append(self._pool.submit(self._feeder.make, self._number, self._batches))
+    def _submit(self) -> None:
+        self._ahead.append(self._pool.submit(self._feeder.make, self._number, self._upcoming))

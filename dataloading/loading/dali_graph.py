@@ -1,8 +1,7 @@
-"""The one DALI graph: decode, crop, flip, subtract the mean, add colour noise.
+"""The DALI graph: decode, crop, flip, subtract the mean, add colour noise.
 
 The same graph runs on a GPU (``mixed`` decoding: NVIDIA's JPEG hardware and CUDA) and without one (``device_id=None``).
-It draws nothing and orders nothing: encoded images, crop places, flips and colours all come in from Python, batch by
-batch.
+It makes no random choices: encoded images, crop positions, flips and colours come from Python, batch by batch.
 """
 
 import os
@@ -12,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# DALI reads this when it is loaded. It keeps buffers above that many bytes for the next batch; by default only very
-# large ones, and batches of 32 images then spend a tenth of their time on fresh pages.
+# DALI reads this variable when it is imported. Buffers larger than this many bytes are kept for the next batch. The
+# default keeps only very large ones, and batches of 32 images then spend a tenth of their time on new memory pages.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**20))
 
 from nvidia.dali import Pipeline, fn, tensors, types
 
 DataType = Literal["float32", "float16", "uint8"]
 _DALI_TYPES = {"float32": types.DALIDataType.FLOAT, "float16": types.DALIDataType.FLOAT16}
-PREFETCH = 3  # batches asked of the source before the first is delivered; one of them is always in work
+PREFETCH = 3  # batches requested from the source before the first is delivered; one of them is always being processed
 
-# encoded files, crop x and y (0 to 1 of the room there is), flips, minus the colour shift (N x 3), divisor (N x 3)
+# encoded files, crop x and y (0 to 1 of the free range), flips, minus the colour shift (N x 3), divisor (N x 3)
 Arrays = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-Feed = list[Any]  # the same as DALI's own tensor lists
+Feed = list[Any]  # the same as DALI's tensor lists
 
 
 def build(
@@ -44,25 +43,25 @@ def build(
     """Build the graph. Its one output is a batch of images, N x H x W x C, or N x 10 x H x W x C for ten views.
 
     Args:
-        source: called once per batch, in order; returns up to `batch_size` samples (`pack`), which stay unchanged
+        source: called once per batch, in order; returns up to `batch_size` samples (`pack`), which must not change
             until their images have been delivered.
-        batch_size: the most samples in a batch.
+        batch_size: maximum number of samples in a batch.
         crop_size: side of the crop in pixels.
         image_size: shorter side of the stored images, and side of the mean image, in pixels.
         mean_image: float32, image_size x image_size x 3. Its centre crop is subtracted after the flip, as in 2012.
-        dtype: of the output. ``uint8`` delivers raw pixels: mean and colours are then the consumer's business.
+        dtype: of the output. "uint8" delivers raw pixels, without mean subtraction and colour noise.
         views: 1, or 10 for the corners and the centre of the centre square, then the same mirrored.
-        noise: whether the source's colours are to be applied.
-        threads: of DALI on the CPU.
-        device: CUDA device, or None.
-        hardware_decoder_load: share of a batch that the GPU's JPEG hardware decodes, 0 to 1; 0 for runs whose bits
-            repeat.
+        noise: apply the source's colour shifts and divisors.
+        threads: CPU threads of DALI.
+        device: CUDA device, or None for the CPU.
+        hardware_decoder_load: fraction of a batch that the GPU's JPEG hardware decodes, 0 to 1; with 0, runs are
+            bitwise reproducible.
     """
     pipeline = Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH)
     inputs = 1 if views == 10 else 6 if noise else 4
     with pipeline:
         encoded, *numbers = fn.external_source(lambda: source()[:inputs], num_outputs=inputs, batch=True, no_copy=True)
-        decoder = _decoder(device, image_size, hardware_decoder_load)
+        decoder = _decoder_options(device, image_size, hardware_decoder_load)
         if views == 10:
             images = _ten_views(fn.decoders.image(encoded, **decoder), crop_size, image_size)
         else:
@@ -77,16 +76,17 @@ def build(
 
 
 def pack(arrays: Arrays) -> Feed:
-    """Return a batch as DALI's own tensor lists, which it takes as they are; of arrays it would convert each by itself,
-    when it is asked to run.
+    """Return a batch as DALI's tensor lists, which DALI uses without copying.
+
+    It would convert NumPy arrays one by one, and in the training loop.
     """
     encoded, *numbers = arrays
     files = tensors.TensorListCPU([tensors.TensorCPU(file, "") for file in encoded], "")
     return [files, *(tensors.TensorListCPU(array, "") for array in numbers)]
 
 
-def _decoder(device: int | None, image_size: int, hardware_load: float) -> dict[str, Any]:
-    """Decoder settings; on a GPU its buffers get their final size at once, so that memory does not creep up."""
+def _decoder_options(device: int | None, image_size: int, hardware_load: float) -> dict[str, Any]:
+    """Options of the decoder. On a GPU, buffers get their final size at once, so memory use does not grow later."""
     common = {"output_type": types.DALIImageType.RGB, "adjust_orientation": False}
     if device is None:
         return {**common, "device": "cpu"}
@@ -105,9 +105,10 @@ def _decoder(device: int | None, image_size: int, hardware_load: float) -> dict[
 def _ten_views(images: Any, crop_size: int, image_size: int) -> Any:
     """Corners and centre of the centre square, then the same mirrored: 10 x H x W x C for each image."""
     images = fn.crop(images, crop=(image_size, image_size), rounding="truncate")
-    room = max(image_size - crop_size, 1)
-    places = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), ((image_size - crop_size) // 2 / room,) * 2]
-    crops = [fn.crop(images, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y) for x, y in places]
+    margin = image_size - crop_size
+    centre = (margin // 2) / max(margin, 1)
+    positions = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (centre, centre)]
+    crops = [fn.crop(images, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y) for x, y in positions]
     return fn.stack(*crops, *(fn.flip(crop, horizontal=1) for crop in crops), axis=0)
 
 
@@ -117,7 +118,7 @@ def _centre(mean_image: NDArray[np.float32], crop_size: int) -> NDArray[np.float
 
 
 def _normalise(images: Any, mean: NDArray[np.float32], colors: list[Any], dtype: DataType, device: int | None) -> Any:
-    """Subtract the mean image, then apply `colors` (minus the shift, and the divisor) where there are any."""
+    """Subtract the mean image, then apply `colors`, if any: minus the shift, and the divisor."""
     images = images - types.Constant(mean, device="cpu" if device is None else "gpu")  # uint8 - float32 is float32
     if not colors:
         return fn.cast(images, dtype=_DALI_TYPES[dtype])

@@ -1,9 +1,9 @@
-"""The stream of image batches: out of the shards, through the DALI graph, into PyTorch.
+"""The stream of image batches: from the shards, through the DALI graph, to PyTorch.
 
-DALI asks for batches ahead of time. What it asks for is planned as one endless stream: the rest of this epoch, the next
-epoch, and so on. Each batch asked for leaves a ticket, and tickets come out in the same order as the images. When
-something else is wanted than comes next, the plan is changed and what was asked for by the old plan is thrown away; the
-graph itself lives on.
+DALI requests batches ahead of time, as one endless sequence: the rest of this epoch, the next epoch, and so on (the
+plan). Every batch requested leaves a ticket, and tickets come out in the same order as the images. If the next batch
+wanted is not the next one of the plan, a new plan begins and the batches of the old one are thrown away; the graph
+itself is kept.
 """
 
 import io
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataloading.augment import Augmentation
+from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
-from dataloading.feed import Feeder, FeedThread, Ticket
-from dataloading.images import Rejected, decode
-from dataloading.order import Schedule, Window
-from dataloading.pipeline import PREFETCH, DataType, Feed, build, pack
-from dataloading.shards import Dataset
+from dataloading.loading.augment import Augmentation
+from dataloading.loading.batch_feeder import BatchFeeder, FeedThread, Ticket
+from dataloading.loading.dali_graph import PREFETCH, DataType, Feed, build, pack
+from dataloading.loading.order import BatchRange, EpochBatches
+from dataloading.preparation.images import Rejected, decode
 
 
 class DaliStream:
@@ -32,7 +32,7 @@ class DaliStream:
         self,
         dataset: Dataset,
         split: str,
-        schedule: Schedule,
+        batches: EpochBatches,
         *,
         batch_size: int,
         crop_size: int,
@@ -44,19 +44,19 @@ class DaliStream:
         hardware_decoder_load: float,
         on_bad_sample: Literal["stop", "skip"],
     ) -> None:
-        self._dataset, self._split, self._schedule = dataset, split, schedule
+        self._dataset, self._split, self._batches = dataset, split, batches
         self._views, self._device = views, device
         self._skip = on_bad_sample == "skip"
-        self._feeder = Feeder(dataset, split, schedule, crop_size=crop_size, augment=augment, skip=self._skip)
+        self._feeder = BatchFeeder(dataset, split, batches, crop_size=crop_size, augment=augment, skip=self._skip)
         self._thread = FeedThread(self._feeder)
-        self._same_every_epoch = not schedule.shuffle and augment is None
+        self._same_every_epoch = not batches.shuffle and augment is None
         self._plan_number = 0
         self._tickets: deque[Ticket] = deque()
-        self._fed: deque[Feed] = deque(maxlen=2 * PREFETCH)  # DALI reads this memory and does not own it
-        feed = weakref.WeakMethod(self.feed)
+        self._fed: deque[Feed] = deque(maxlen=2 * PREFETCH)  # keeps alive the memory that DALI reads
+        feed = weakref.WeakMethod(self._feed)
 
         def source() -> Feed:
-            """Without a cycle between stream and graph, the graph's threads end with the stream."""
+            """A weak reference avoids a cycle between stream and graph, so the graph's threads end with the stream."""
             alive = feed()
             assert alive is not None
             return alive()
@@ -75,27 +75,27 @@ class DaliStream:
             hardware_decoder_load=hardware_decoder_load,
         )
 
-    def images(self, epoch: int, window: Window) -> torch.Tensor:
+    def images(self, epoch: int, batch: BatchRange) -> torch.Tensor:
         """Return the images of a batch: N x 3 x H x W, or N x 10 x 3 x H x W for ten views.
 
         Raises:
-            DatasetError: a sample of it is damaged or does not decode, and none may take its place.
+            DatasetError: one of its samples is damaged or does not decode, and may not be replaced.
         """
-        if not self._comes_next(epoch, window):
-            self._plan(epoch, window.start)
+        if not self._is_next(epoch, batch):
+            self._plan(epoch, batch.start)
         while True:
             ticket, output = self._run()
             if ticket.plan != self._plan_number:
                 continue
             if ticket.error is None:
                 return self._to_torch(output)
-            if isinstance(ticket.error, DatasetError) or not self._set_undecodable_aside(ticket):
+            if isinstance(ticket.error, DatasetError) or not self._mark_undecodable(ticket):
                 raise ticket.error
-            self._plan(epoch, window.start)
+            self._plan(epoch, batch.start)
 
     @property
     def replaced(self) -> dict[int, int]:
-        """The damaged samples met so far, each with the sample that was delivered in its place."""
+        """The bad samples so far, each with the sample that was delivered in its place."""
         return dict(self._feeder.replaced)
 
     def close(self) -> None:
@@ -104,15 +104,16 @@ class DaliStream:
 
     # --- planning -----------------------------------------------------------------------------------------------------
 
-    def _comes_next(self, epoch: int, window: Window) -> bool:
+    def _is_next(self, epoch: int, batch: BatchRange) -> bool:
+        """Return whether the first ticket of the current plan is for this batch."""
         for ticket in self._tickets:
             if ticket.plan == self._plan_number:
-                return ticket.start == window.start and (ticket.epoch == epoch or self._same_every_epoch)
+                return ticket.start == batch.start and (ticket.epoch == epoch or self._same_every_epoch)
         return False
 
     def _plan(self, epoch: int, start: int) -> None:
         self._plan_number += 1
-        self._thread.plan(self._plan_number, _upcoming(self._schedule, epoch, start))
+        self._thread.plan(self._plan_number, _upcoming(self._batches, epoch, start))
 
     def _run(self) -> tuple[Ticket, Any]:
         """Take the next batch out of the graph, with its ticket."""
@@ -127,19 +128,17 @@ class DaliStream:
             return ticket, None
         return self._tickets.popleft(), output
 
-    # --- what the graph is fed ----------------------------------------------------------------------------------------
-
-    def feed(self) -> Feed:
-        """Give the graph its next batch. Errors come out in turn, and unwrapped, with the ticket."""
+    def _feed(self) -> Feed:
+        """Give the graph its next batch. An error waits in the ticket until the batch's turn comes."""
         ticket, feed = self._thread.take()
         self._tickets.append(ticket)
-        self._fed.append(self._grey() if feed is None else feed)
+        self._fed.append(self._placeholder() if feed is None else feed)
         return self._fed[-1]
 
     # --- bad samples --------------------------------------------------------------------------------------------------
 
-    def _set_undecodable_aside(self, ticket: Ticket) -> bool:
-        """Find the samples at which the graph failed: name one and stop, or remember them and return True."""
+    def _mark_undecodable(self, ticket: Ticket) -> bool:
+        """Find the samples at which the graph failed. Raise an error that names one, or mark all and return True."""
         found = False
         for sample in ticket.samples.tolist():
             current = self._feeder.replaced.get(sample, sample)
@@ -155,8 +154,8 @@ class DaliStream:
                 found = True
         return found
 
-    def _grey(self) -> Feed:
-        """A batch of one grey image, to keep the graph going where there is an error to deliver."""
+    def _placeholder(self) -> Feed:
+        """A batch of one black image, which keeps the graph running where there is an error to deliver."""
         buffer = io.BytesIO()
         Image.new("RGB", (self._dataset.size, self._dataset.size)).save(buffer, "JPEG")
         encoded = [np.frombuffer(buffer.getvalue(), dtype=np.uint8)]
@@ -164,17 +163,15 @@ class DaliStream:
         return pack((encoded, zero, zero, zero.astype(np.int32), zeros, zeros + 1))
 
     def _to_torch(self, output: Any) -> torch.Tensor:
-        """Hand DALI's memory over to PyTorch as it is: N x H x W x C becomes channels_last by a change of strides."""
+        """Share DALI's memory with PyTorch, without a copy: N x H x W x C is channels_last with permuted strides."""
         images = torch.from_dlpack(output.as_tensor())
         return images.permute(0, 3, 1, 2) if self._views == 1 else images.permute(0, 1, 4, 2, 3)
 
 
-def _upcoming(schedule: Schedule, epoch: int, start: int) -> Iterator[tuple[int, Window]]:
-    """Yield this replica's batches from `start` of `epoch` on, without end and without empty ones."""
+def _upcoming(batches: EpochBatches, epoch: int, start: int) -> Iterator[tuple[int, BatchRange]]:
+    """Yield this replica's batches from position `start` of `epoch` on, endlessly and without empty ones."""
     while True:
-        following = epoch + 1, max(start - schedule.count, 0)
-        for window in schedule.windows(start):
-            if window.first < window.last:
-                yield epoch, window
-            following = schedule.after(epoch, window)
-        epoch, start = following
+        for batch in batches.ranges(start):
+            if not batch.is_empty:
+                yield epoch, batch
+        epoch, start = epoch + 1, 0

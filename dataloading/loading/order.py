@@ -1,100 +1,64 @@
-"""Which sample comes when: a function of (seed, epoch) and of nothing else.
+"""The order of samples: a function of (seed, epoch) and of nothing else.
 
-The order of an epoch is the stable sort of one random word per sample, drawn from the counter-based generator Philox
-4x64 [Salmon et al. 2011]. NumPy keeps the raw words of a bit generator the same in every version, which it does not
-promise for ``Generator.permutation``: an order written down today is the order of every later machine.
-
-Batches, replicas and threads cut this one sequence into pieces and never enter into it.
+The order of an epoch is the stable sort of one random word per sample (`seeds.random_words`), so an order written down
+today is the order on every later machine. Batches and replicas only cut this sequence into pieces.
 """
 
 import functools
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloading.errors import DatasetError
+from dataloading.seeds import check_seed, random_words
 
-# Second key words: keep draws apart from every other use of the same seed.
-_SHUFFLE, _SUBSET = 0x5348_5546_464C_4521, 0x5355_4253_4554_2121
-SEED_LIMIT = 2**64
-
-
-def check_seed(seed: int) -> int:
-    """Return `seed` when it is a whole number in 0 .. 2**64 - 1, else raise `DatasetError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-        raise DatasetError(f"seed is {seed!r}; it must be a whole number from 0 to 2**64 - 1")
-    return seed
+_PURPOSE = 0x5348_5546_464C_4521  # "SHUFFLE!"
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """Return the samples 0 .. count - 1 in the order in which `epoch` visits them: int64, shape (count,).
+    """Return the samples 0 to count - 1 in the order in which `epoch` visits them: int64, shape (count,).
 
-    Every epoch is a fresh permutation of all samples; without `shuffle` it is 0, 1, 2, ... each time.
+    Every epoch has a new permutation. Without `shuffle`, the order is 0, 1, 2, ... in every epoch.
     """
     if not shuffle:
         return np.arange(count, dtype=np.int64)
-    key = np.array([check_seed(seed), _SHUFFLE], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=np.array([0, 0, epoch, 0], dtype=np.uint64)).random_raw(count)
+    words = random_words(count, seed=seed, purpose=_PURPOSE, epoch=epoch)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def subset(labels: NDArray[np.integer], fraction: float, *, seed: int) -> NDArray[np.int64]:
-    """Return the same fraction of the samples of every class: int64, ascending.
+class BatchRange(NamedTuple):
+    """The positions of one batch in the order of an epoch.
 
-    Of a class with n samples these are the first round(fraction * n) in an order that follows from `seed`. So the
-    samples of a smaller fraction are among those of a larger one. A class may be left with none.
-    """
-    key = np.array([check_seed(seed), _SUBSET], dtype=np.uint64)
-    words = np.random.Philox(key=key).random_raw(len(labels))
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = np.argsort(words[members], kind="stable")
-        chosen.append(members[order[: round(fraction * len(members))]])
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
-
-
-class Window(NamedTuple):
-    """One batch's place in an epoch's order: `start` to `stop` of all replicas, `first` to `last` of this one.
-
-    A place of `count` or more lies in the next epoch (see `Schedule`, "carry").
+    The batch of all replicas has positions `start` to `stop`; this replica's part has `own_start` to `own_stop`.
     """
 
     start: int
     stop: int
-    first: int
-    last: int
+    own_start: int
+    own_stop: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this replica has no sample in the batch."""
+        return self.own_start == self.own_stop
 
 
-class Run(NamedTuple):
-    """Consecutive samples of one epoch's order: int64, shape (N,), the first of which has place `first` in it."""
+class EpochBatches:
+    """Cuts the order of every epoch into batches, and every batch into one part per replica.
 
-    epoch: int
-    first: int
-    samples: NDArray[np.int64]
-
-
-LastBatch = Literal["deliver", "drop", "carry"]
-
-
-class Schedule:
-    """Cuts the orders of all epochs into batches, and each batch into one run per replica.
-
-    A batch of all replicas holds ``batch_size * replicas`` samples; replica r takes the r-th part of it, so that the
-    parts of all replicas, laid end to end, are what one replica with the whole batch would see. Every replica sees the
-    same number of batches.
+    A global batch has ``batch_size * replicas`` samples. Replica r takes the r-th part of it, so the parts of all
+    replicas, concatenated, are the batch of a single replica with the global batch size. All replicas have the same
+    number of batches. No batch continues into the next epoch.
 
     Args:
         count: samples per epoch.
-        seed: 0 .. 2**64 - 1.
+        seed: 0 to 2**64 - 1.
         shuffle: a new order every epoch; otherwise 0, 1, 2, ...
         batch_size: samples per batch and replica.
-        replica, replicas: which part of each batch, of how many.
-        last: what happens to the samples at the end of an epoch that do not fill a batch: "deliver" them as a smaller
-            batch, divided as evenly as it goes (a replica's part may be empty), "drop" them, or "carry" them over into
-            the first batch of the next epoch, which lets every batch be full and loses none.
+        replica, replicas: which part of each batch, and how many parts there are.
+        drop_last: leave out the last samples of an epoch if they do not fill a batch. Otherwise they form a smaller
+            batch, divided among the replicas as evenly as possible; a replica's part may be empty.
     """
 
     def __init__(
@@ -106,55 +70,31 @@ class Schedule:
         batch_size: int,
         replica: int = 0,
         replicas: int = 1,
-        last: LastBatch = "deliver",
+        drop_last: bool = False,
     ) -> None:
-        self.count, self.seed, self.shuffle, self.last = count, check_seed(seed), shuffle, last
-        self.replica, self.replicas, self.whole = replica, replicas, batch_size * replicas
-        # Kept are this epoch's order and the next one's, which is being prefetched, in a thread of its own.
-        self._kept_order = functools.lru_cache(2)(functools.partial(_order, count, seed, shuffle))
+        self.count, self.seed, self.shuffle, self.drop_last = count, check_seed(seed), shuffle, drop_last
+        self.replica, self.replicas, self.global_batch_size = replica, replicas, batch_size * replicas
+        # Two orders are cached: this epoch's, and the next one's, which another thread prefetches.
+        self._cached_order = functools.lru_cache(2)(functools.partial(_order, count, seed, shuffle))
 
-    def start(self, epoch: int) -> int:
-        """Return the place at which an epoch's first batch begins when all before it were run with these settings."""
-        return -epoch * self.count % self.whole if self.last == "carry" else 0
+    def batch_count(self, start: int = 0) -> int:
+        """Return the number of batches of an epoch from position `start` on."""
+        left = self.count - start
+        return left // self.global_batch_size if self.drop_last else -(-left // self.global_batch_size)
 
-    def batches(self, start: int) -> int:
-        """Return how many batches begin in an epoch whose first one begins at `start`."""
-        left = max(self.count - start, 0)
-        return left // self.whole if self.last == "drop" else -(-left // self.whole)
+    def ranges(self, start: int = 0) -> Iterator[BatchRange]:
+        """Yield the batches of an epoch from position `start` on."""
+        for number in range(self.batch_count(start)):
+            begin = start + number * self.global_batch_size
+            end = min(begin + self.global_batch_size, self.count)
+            first, last = (begin + part * (end - begin) // self.replicas for part in (self.replica, self.replica + 1))
+            yield BatchRange(begin, end, first, last)
 
-    def windows(self, start: int) -> Iterator[Window]:
-        """Yield the batches of an epoch whose first one begins at `start`."""
-        for number in range(self.batches(start)):
-            begin = start + number * self.whole
-            end = begin + self.whole if self.last == "carry" else min(begin + self.whole, self.count)
-            size = end - begin
-            first, last = (begin + part * size // self.replicas for part in (self.replica, self.replica + 1))
-            yield Window(begin, end, first, last)
-
-    def after(self, epoch: int, window: Window) -> tuple[int, int]:
-        """Return the epoch and place at which the batch after `window` begins."""
-        if self.last == "drop" and window.stop + self.whole > self.count:
-            return epoch + 1, 0
-        return epoch + window.stop // self.count, window.stop % self.count
-
-    def runs(self, epoch: int, window: Window) -> list[Run]:
-        """Return this replica's samples of a batch: one run, or several where it reaches into later epochs."""
-        runs, place = [], window.first
-        while place < window.last:
-            behind, first = divmod(place, self.count)
-            length = min(window.last - place, self.count - first)
-            runs.append(Run(epoch + behind, first, self._order(epoch + behind)[first : first + length]))
-            place += length
-        return runs
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return self._kept_order(epoch if self.shuffle else 0)
+    def samples(self, epoch: int, batch: BatchRange) -> NDArray[np.int64]:
+        """Return this replica's samples of a batch: int64, shape (N,), a copy."""
+        order = self._cached_order(epoch if self.shuffle else 0)
+        return order[batch.own_start : batch.own_stop].copy()
 
 
 def _order(count: int, seed: int, shuffle: bool, epoch: int) -> NDArray[np.int64]:
     return epoch_order(count, seed=seed, epoch=epoch, shuffle=shuffle)
-
-
-def samples_of(runs: list[Run]) -> NDArray[np.int64]:
-    """Return the samples of `runs` in order: int64, shape (N,), not shared with anything."""
-    return np.concatenate([run.samples for run in runs]) if runs else np.empty(0, dtype=np.int64)

@@ -1,18 +1,15 @@
-"""From a source to a prepared data set: every image decoded once, checked, brought to size and written to shards.
+"""From a source to a prepared data set.
 
-The source's images are listed first (the plan) and divided into shards of equal count; each shard is then a function of
-its part of the plan alone. Worker processes make the shards, in any order; the bytes are the same for any number of
-them.
+The source's images are listed first (the plan) and divided into shards with equal numbers of images. The content of a
+shard depends on its part of the plan alone, so worker processes can make the shards in any order, and the bytes are the
+same for any number of workers.
 
-All work happens in ``DEST.preparing`` beside DEST, which takes DEST's name when everything is done. A preparation that
-was interrupted, even by ``kill -9``, goes on from its finished shards when the same command is given again.
+All work happens in the folder ``DEST.preparing`` beside DEST, which is renamed to DEST at the end. After an
+interruption, even by ``kill -9``, the same command continues from the finished shards.
 """
 
 import contextlib
-import csv
-import dataclasses
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -20,24 +17,26 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dataloading import shards
+from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
-from dataloading.ilsvrc import ILSVRC, edition_in
-from dataloading.images import Rejected, Treatment, treat
-from dataloading.plan import PLAN, Task, read_entry, tasks, write_plan
-from dataloading.progress import ProgressReport
-from dataloading.shards import Dataset, ShardWriter, write_atomically
-from dataloading.sources import Source, open_source
-from dataloading.space import check_space
-from dataloading.statistics import PixelSums
-from dataloading.workers import Counter, results
+from dataloading.files import write_atomically
+from dataloading.preparation.descriptions import write_descriptions
+from dataloading.preparation.disk_space import check_disk_space
+from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
+from dataloading.preparation.shard_plan import PLAN, Task, read_tasks, write_plan
+from dataloading.preparation.statistics import PixelSums
+from dataloading.preparation.worker_pool import Tick, run_tasks
+from dataloading.progress_bar import ProgressBar
+from dataloading.shards import DESCRIPTION, MEAN_IMAGE, REJECTED, ShardWriter, shard_name
+from dataloading.sources.detection import open_source
+from dataloading.sources.entries import Source
+from dataloading.sources.ilsvrc import ILSVRC, find_edition
 
 SHARD_IMAGES = 1024
-_SUMS = "sums.npz"
+_SUMS = "sums.npz"  # sums over the training images of the shards finished so far
 
 
 def prepare_dataset(
@@ -53,50 +52,38 @@ def prepare_dataset(
     validation_every: int | None = None,
     verify: bool = False,
     shard_images: int = SHARD_IMAGES,
-    max_pixels: int = Treatment.max_pixels,
+    max_pixels: int = ImageOptions.max_pixels,
 ) -> Dataset:
     """Prepare `source` into the folder `dest` and open the result.
 
     Args:
         source: path of class folders, of a folder with ILSVRC2012's or ILSVRC2010's archives, of WebDataset shards, or
             "digits" for the bundled handwritten digits.
-        dest: folder to make; it must not exist, or be empty.
+        dest: folder to create; it must not exist, or be empty.
         size: length of the shorter side in pixels after resizing.
         quality: JPEG quality, 1 to 95.
-        workers: processes; None takes one per usable processor. 0 works in this process, which an image that crashes
-            its decoder then ends; with worker processes such an image is rejected like others.
+        workers: number of processes; None means one per usable processor. With 0, this process does the work, and an
+            image that crashes its decoder ends it; worker processes reject such an image like any other.
         progress: report progress on stderr.
         keep_aspect: store whole images instead of their centre squares.
-        label_order: of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
-        validation_every: where there is no validation set, hold out every n-th training image of each class; 0
-            does without one.
+        label_order: numbering of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
+        validation_every: if there is no validation set, hold out every n-th training image of each class; 0 means no
+            validation set.
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
-        max_pixels: images with more pixels are left out.
+        max_pixels: reject images with more pixels.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.
     """
-    treatment = Treatment(size, quality, keep_aspect, max_pixels)
-    _check_options(treatment, shard_images, workers)
+    options = ImageOptions(size, quality, keep_aspect, max_pixels)
+    _check_options(options, shard_images, workers)
     dest = Path(dest)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DatasetError(f"{dest} exists already; remove it or choose another destination")
-    with _workplace(dest) as folder:
-        # An interruption at the very end has left a whole data set, of which the plan tells whether it is this one.
-        is_whole = all((folder / name).exists() for name in (PLAN, shards.DESCRIPTION))
-        if verify and edition_in(Path(source)) is None:
-            raise DatasetError(f"no MD5 sums are published for {source}; leave --verify out")
-        opened = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
-        if verify and isinstance(opened, ILSVRC):
-            opened.verify(progress=progress)
-        total = write_plan(opened, folder, treatment, shard_images, progress)
-        if not is_whole:
-            processes = len(os.sched_getaffinity(0)) if workers is None else workers
-            check_space(opened, folder, treatment, total, processes)
-            _make_shards(opened, folder, treatment, total, processes, progress)
-            _finish(opened, folder, treatment)
-        _clear(folder)
+    with _work_folder(dest) as folder:
+        found = _open(source, label_order, validation_every, folder, verify=verify, progress=progress)
+        _prepare(found, folder, options, shard_images, workers, progress)
         if dest.exists():
             dest.rmdir()
         folder.rename(dest)
@@ -104,31 +91,31 @@ def prepare_dataset(
     return Dataset(dest)
 
 
-def _check_options(treatment: Treatment, shard_images: int, workers: int | None) -> None:
+def _check_options(options: ImageOptions, shard_images: int, workers: int | None) -> None:
     for name, value, low, high in (
-        ("size", treatment.size, 16, 4096),
-        ("quality", treatment.quality, 1, 95),
+        ("size", options.size, 16, 4096),
+        ("quality", options.quality, 1, 95),
         ("shard_images", shard_images, 1, 100_000),
         ("workers", workers or 0, 0, 1024),
-        ("max_pixels", treatment.max_pixels, 1, 2 * 89_478_485),
+        ("max_pixels", options.max_pixels, 1, 2 * 89_478_485),
     ):
         if not low <= value <= high:
-            raise DatasetError(f"{name} is {value}; it must be {low} to {high}")
+            raise DatasetError(f"{name} must be {low} to {high}, got {value}")
 
 
 @contextlib.contextmanager
-def _workplace(dest: Path) -> Iterator[Path]:
-    """Make ``DEST.preparing``, and keep every other process out of it for as long as this one lives."""
+def _work_folder(dest: Path) -> Iterator[Path]:
+    """Create ``DEST.preparing`` and lock it against other processes while this one works in it."""
     folder = dest.with_name(dest.name + ".preparing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
-    held = False
+    is_locked = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
+        is_locked = True
         yield folder
     except BlockingIOError:
         raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
@@ -136,45 +123,80 @@ def _workplace(dest: Path) -> Iterator[Path]:
         if error.errno is None:
             raise
         raise DatasetError(
-            f"{error.filename or folder}: {error.strerror}; when that is remedied, the same command goes on from the "
+            f"{error.filename or folder}: {error.strerror}; once this is fixed, the same command continues from the "
             f"finished shards in {folder}"
         ) from None
     finally:
-        if held and not (folder / PLAN).exists():  # finished under another name, or failed with nothing worth keeping
+        if is_locked and not (folder / PLAN).exists():  # renamed to DEST, or failed before there was anything to keep
             shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _open(
+    source: str | os.PathLike[str],
+    label_order: str,
+    validation_every: int | None,
+    folder: Path,
+    *,
+    verify: bool,
+    progress: bool,
+) -> Source:
+    """Open the source and, if asked for, verify its archives."""
+    if verify and find_edition(Path(source)) is None:
+        raise DatasetError(f"no MD5 sums are published for {source}; remove --verify")
+    found = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
+    if verify and isinstance(found, ILSVRC):
+        found.verify(progress=progress)
+    return found
+
+
+def _prepare(
+    source: Source, folder: Path, options: ImageOptions, shard_images: int, workers: int | None, progress: bool
+) -> None:
+    """Make the whole data set in `folder`, or what an interrupted preparation has left to do."""
+    # After an interruption at the very end, the folder already has a whole data set; the plan tells whether it is ours.
+    is_complete = all((folder / name).exists() for name in (PLAN, DESCRIPTION))
+    total = write_plan(source, folder, options, shard_images, progress)
+    if not is_complete:
+        processes = len(os.sched_getaffinity(0)) if workers is None else workers
+        check_disk_space(source, folder, options, total, processes)
+        _make_shards(source, folder, options, total, processes, progress)
+        sums, _ = _load_sums(folder, options.size)
+        write_descriptions(source, folder, options, sums)
+    _remove_work_files(folder)
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
 
 
-def make_shard(task: Task, count: Counter) -> PixelSums:
-    """Make one shard and the record beside it, and call `count` after each image.
+def make_shard(task: Task, tick: Tick) -> PixelSums:
+    """Make one shard and its record. `tick` is called after each image.
 
-    Returns the sums of the shard's images (of none unless it is a training shard).
+    Returns:
+        The sums over the shard's images; without any image if this is not a training shard.
     """
-    sums, sources, rejected = PixelSums(task.treatment.size), [], []
-    with ShardWriter(task.folder / shards.shard_name(task.split, task.shard), task.shard) as writer:
+    sums, sources, rejected = PixelSums(task.options.size), [], []
+    with ShardWriter(task.folder / shard_name(task.split, task.shard), task.shard) as writer:
         for number, entry in enumerate(task.entries, task.first):
             try:
-                treated = treat(read_entry(entry, task.treatment.max_bytes), task.treatment)
+                image = prepare_entry(entry, task.options)
             except Rejected as reason:
                 rejected.append([task.split, entry.name, str(reason)])
             else:
                 key = sample_key(number, entry.name)
-                writer.add(key, treated.jpeg, entry.label, height=treated.height, width=treated.width)
+                writer.add(key, image.jpeg, entry.label, height=image.height, width=image.width)
                 sources.append([key, entry.name])
                 if task.split == "train":
-                    sums.add_image(treated.square)
-            count()
+                    sums.add_image(image.square)
+            tick()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
-    write_atomically(task.result, json.dumps(record).encode())
+    write_atomically(task.record, json.dumps(record))
     return sums
 
 
 def sample_key(number: int, name: str) -> str:
-    """Return the key of a sample in its shard: its place in the source, then its name in letters safe in any tar."""
+    """Return the key of a sample: its number in the source and its name, in characters that are safe in a tar file."""
     stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return f"{number:09d}-{re.sub('[^A-Za-z0-9_-]', '_', stem)[-60:]}"
 
@@ -183,39 +205,35 @@ def sample_key(number: int, name: str) -> str:
 
 
 def _make_shards(
-    source: Source,
-    folder: Path,
-    treatment: Treatment,
-    total: dict[str, int],
-    processes: int,
-    progress: bool,
+    source: Source, folder: Path, options: ImageOptions, total: dict[str, int], processes: int, progress: bool
 ) -> None:
-    """Make the shards that are not there yet, and add up the training images as they come in."""
-    sums, added = _load_sums(folder, treatment.size)
+    """Make the missing shards and add up their training images."""
+    # A training shard is finished if it has a record and its images are in the sums.
+    sums, summed = _load_sums(folder, options.size)
     images, recorded = {}, set()
-    for task in tasks(source, folder, treatment):
+    for task in read_tasks(source, folder, options):
         images[task.split, task.shard] = len(task.entries)
-        if task.result.exists():
+        if task.record.exists():
             recorded.add((task.split, task.shard))
-    if not recorded.issuperset(("train", shard) for shard in added):  # a shard made again would be in the sums twice
-        sums, added = PixelSums(treatment.size), set()
-    finished_before = {(split, shard) for split, shard in recorded if split != "train" or shard in added}
+    if not recorded.issuperset(("train", shard) for shard in summed):  # a shard made again would be added twice
+        sums, summed = PixelSums(options.size), set()
+    finished_before = {(split, shard) for split, shard in recorded if split != "train" or shard in summed}
     missing = images.keys() - finished_before
     done = sum(images[key] for key in finished_before)
-    given = (task for task in tasks(source, folder, treatment) if (task.split, task.shard) in missing)
+    tasks = (task for task in read_tasks(source, folder, options) if (task.split, task.shard) in missing)
     with (
-        ProgressReport(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as report,
-        contextlib.closing(results(make_shard, given, min(processes, len(missing)), report)) as finished,
+        ProgressBar(f"preparing {source.name}", sum(total.values()), done=done, shown=progress) as bar,
+        contextlib.closing(run_tasks(make_shard, tasks, min(processes, len(missing)), bar)) as finished,
     ):
-        for task, made in finished:
+        for task, shard_sums in finished:
             if task.split == "train":
-                sums.add(made)
-                added.add(task.shard)
-                _save_sums(folder, sums, added)
+                sums.add(shard_sums)
+                summed.add(task.shard)
+                _save_sums(folder, sums, summed)
 
 
 def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
-    """Return the sums of the training shards that are finished, and which those are."""
+    """Return the sums over finished training shards, and the numbers of these shards."""
     sums, path = PixelSums(size), folder / _SUMS
     if not path.exists():
         return sums, set()
@@ -224,104 +242,15 @@ def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
         return sums, set(saved["shards"].tolist())
 
 
-def _save_sums(folder: Path, sums: PixelSums, added: set[int]) -> None:
+def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, count=sums.count, pixels=sums.pixels, products=sums.products, shards=np.array(sorted(added)))
+    np.savez(buffer, count=sums.count, pixels=sums.pixels, products=sums.products, shards=np.array(sorted(summed)))
     write_atomically(folder / _SUMS, buffer.getvalue())
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------
-
-
-def _finish(source: Source, folder: Path, treatment: Treatment) -> None:
-    """Write indices, sources, statistics, rejected.csv and, last, dataset.json."""
-    sums, _ = _load_sums(folder, treatment.size)
-    if not sums.count:
-        raise DatasetError(
-            f"none of the training images of {source.name} could be used; see {_write_rejected(source, folder)[0]}"
-        )
-    splits = {split: _write_index(folder, split) for split in source.splits}
-    _, rejected = _write_rejected(source, folder)
-    mean = io.BytesIO()
-    np.save(mean, sums.mean_image(), allow_pickle=False)
-    write_atomically(folder / shards.MEAN_IMAGE, mean.getvalue())
-    deviations, axes = sums.color_axes()
-    description = {
-        "format": shards.FORMAT,
-        "version": shards.VERSION,
-        "name": source.name,
-        "size": treatment.size,
-        "classes": source.classes,
-        "words": source.words,
-        "color_deviations": deviations.tolist(),
-        "color_vectors": axes.tolist(),
-        "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),
-        "rejected_sha256": shards.file_sha256(folder / shards.REJECTED),
-        "splits": splits,
-        "made": {**source.made(), **_options(treatment), "rejected": rejected},
-    }
-    description["fingerprint"] = shards.fingerprint(description)
-    write_atomically(folder / shards.DESCRIPTION, json.dumps(description, indent=1).encode())
-
-
-def _options(treatment: Treatment) -> dict[str, Any]:
-    from PIL import __version__ as pillow
-
-    options = dataclasses.asdict(treatment)
-    return {
-        **options,
-        "resampling": "box when shrinking, bicubic when enlarging",
-        "exif_orientation": "ignored",
-        "pillow": pillow,
-    }
-
-
-def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    shard = 0
-    while (path := folder / f"{split}-{shard:06d}.json").exists():
-        yield json.loads(path.read_bytes())
-        shard += 1
-
-
-def _write_index(folder: Path, split: str) -> dict[str, Any]:
-    """Lay the shards' records end to end in the split's index and sources; return `dataset.json`'s entry of it."""
-    files = [record["shard"] for record in _records(folder, split)]
-    count, start, path = sum(file["samples"] for file in files), 0, folder / shards.index_name(split)
-    index = np.lib.format.open_memmap(path, mode="w+", dtype=shards.INDEX_DTYPE, shape=(count,)) if count else None
-    if index is None:
-        np.save(path, np.empty(0, dtype=shards.INDEX_DTYPE), allow_pickle=False)
-    else:
-        for record in _records(folder, split):
-            rows = np.array([tuple(row) for row in record["rows"]], dtype=shards.INDEX_DTYPE)
-            index[start : start + len(rows)] = rows
-            start += len(rows)
-        index.flush()
-    sources = folder / shards.sources_name(split)
-    shards.write_sources(sources, (row for record in _records(folder, split) for row in record["sources"]))
-    return {
-        "count": count,
-        "index_sha256": shards.file_sha256(path),
-        "sources_sha256": shards.file_sha256(sources),
-        "shards": files,
-    }
-
-
-def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
-    """Write `rejected.csv`; return its path and how many images it names."""
-    path, count = folder / shards.REJECTED, 0
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["split", "file", "reason"])
-        for split in source.splits:
-            for record in _records(folder, split):
-                table.writerows(record["rejected"])
-                count += len(record["rejected"])
-    return path, count
-
-
-def _clear(folder: Path) -> None:
-    """Remove what only the preparation needed, but for its plan, by which the same command knows it again."""
-    kept = {PLAN, shards.DESCRIPTION, shards.MEAN_IMAGE, shards.REJECTED}
+def _remove_work_files(folder: Path) -> None:
+    """Remove everything that is not part of the data set, except the plan, which identifies it until it is renamed."""
+    kept = {PLAN, DESCRIPTION, MEAN_IMAGE, REJECTED}
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Mean image and colour axes of the training set, from sums that any number of processes can make in any order."""
+"""Mean image and colour statistics of the training set, from integer sums that workers can add in any order."""
 
 from dataclasses import dataclass, field
 
@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 @dataclass
 class PixelSums:
-    """Whole-number sums over the centre squares of images: exact, so adding them up in any order gives the same.
+    """Sums over the centre squares of images. They are integers, hence exact in any order of addition.
 
-    `pixels`: int64, size x size x 3, sum of the images. `products`: int64, 3 x 3, sum over images and pixels of the
-    products of each two colours.
+    Attributes:
+        size: side of the squares in pixels.
+        count: number of images.
+        pixels: int64, size x size x 3: sum of the images.
+        products: int64, 3 x 3: sum, over all pixels of all images, of the outer product of a pixel's colour with
+            itself.
     """
 
     size: int
@@ -24,11 +28,11 @@ class PixelSums:
         self.products = np.zeros((3, 3), dtype=np.int64)
 
     def add_image(self, square: NDArray[np.uint8]) -> None:
-        """Add one image, uint8, size x size x 3."""
+        """Add one image: uint8, size x size x 3."""
         self.count += 1
         self.pixels += square
-        # Exact: every partial sum is a whole number far below 2**53. No BLAS (`@`): its threads, one set in each worker
-        # process, wait for one another many times longer than this takes.
+        # The float64 sums are exact: every partial sum is an integer far below 2**53. Not a matrix product, because
+        # BLAS would start threads in every worker process, which slows this down many times.
         colors = square.reshape(-1, 3).T.astype(np.float64, order="C")
         for i in range(3):
             for j in range(i + 1):
@@ -38,7 +42,7 @@ class PixelSums:
                     self.products[j, i] += product
 
     def add(self, other: "PixelSums") -> None:
-        """Add the sums of another set of images."""
+        """Add the sums over other images."""
         self.count += other.count
         self.pixels += other.pixels
         self.products += other.products
@@ -48,10 +52,12 @@ class PixelSums:
         return (self.pixels / self.count).astype(np.float32)
 
     def color_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return deviations (shape (3,), ascending, 0-255) and principal axes (columns) of the pixels' colours.
+        """Return the principal component analysis of all pixels' colours.
 
-        The axes are eigenvectors of the 3 x 3 covariance over all pixels of all images; each is turned so that its
-        largest component is positive. Rounded to 5 decimals: the digits behind them depend on the LAPACK.
+        Returns:
+            The standard deviations along the principal axes (shape (3,), ascending, 0-255), and the axes (shape (3, 3),
+            one per column): the eigenvectors of the 3 x 3 covariance, with the sign that makes the largest component
+            positive. Both are rounded to 5 decimals, because further digits depend on the LAPACK library.
         """
         pixels = self.count * self.size * self.size
         mean = self.pixels.sum(axis=(0, 1)) / pixels

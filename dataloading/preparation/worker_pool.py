@@ -1,7 +1,6 @@
-"""Worker processes that never outlive the command they work for, and that an image may crash without ending it."""
+"""Worker processes that end with the command they work for, and survive images that crash their decoder."""
 
 import contextlib
-import ctypes
 import dataclasses
 import itertools
 import multiprocessing
@@ -14,62 +13,68 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from dataloading.errors import DatasetError
-from dataloading.images import Treatment, treat
-from dataloading.plan import Task, read_entry
-from dataloading.progress import ProgressReport
-from dataloading.sources import Entry
+from dataloading.preparation.images import ImageOptions, prepare_entry
+from dataloading.preparation.shard_plan import Task
+from dataloading.process import die_with_parent
+from dataloading.progress_bar import ProgressBar
+from dataloading.sources.entries import Entry
 
 Result = TypeVar("Result")
-Counter = Callable[[], None]
+Tick = Callable[[], None]  # called after each image
 _CONTEXT = multiprocessing.get_context("spawn")
-_NOT_BEGUN = -1
-_DEATHS = 3  # that no image explains, with no task finished in between, before it is given up
+_NOT_STARTED = -1
+_MAX_DEATHS = 3  # of workers, without an image to blame and without a finished task in between
 
 
-def results(
-    work: Callable[[Task, Counter], Result], tasks: Iterator[Task], processes: int, report: ProgressReport
+def run_tasks(
+    work: Callable[[Task, Tick], Result], tasks: Iterator[Task], processes: int, bar: ProgressBar
 ) -> Generator[tuple[Task, Result], None, None]:
-    """Do the tasks in `processes` processes (in this one if that is 0) and yield each with its result as they come.
+    """Run `work` on every task in worker processes and yield (task, result) as they finish.
 
-    Only one task for each process is taken ahead. `work` is a function of some module; it gets the task, and something
-    to call after each image. Close the generator when leaving it early: that ends the processes.
+    If a worker dies, the image that it was decoding is tried once more, in a process of its own. If that process dies
+    too, the image's entry gets this as its `problem`. Then another worker repeats the task.
 
-    When a process dies, the image that it was decoding is tried once more, in a process of its own. If that ends too,
-    the entry gets this as its `problem`. Then the task is begun anew, in another process.
+    Args:
+        work: a function at module level; called with the task and a function to call after each image.
+        tasks: read as workers become free, one task per worker.
+        processes: number of worker processes; 0 works in this process.
+        bar: updated with the number of finished images.
+
+    Close the generator to stop early: that ends the workers.
 
     Raises:
-        DatasetError: processes die again and again, and no image is to blame.
+        DatasetError: workers die again and again, and no image is to blame.
     """
     if processes == 0:
         for task in tasks:
-            yield task, work(task, lambda: report.update(report.done + 1))
+            yield task, work(task, lambda: bar.update(bar.done + 1))
         return
-    done, deaths, workers = report.done, 0, []
+    done, deaths, workers = bar.done, 0, []
     try:
         for _ in range(processes):
             workers.append(_Worker(work))
         while busy := [worker for worker in workers if worker.give(tasks)]:
-            for worker in _answering(busy):
-                at = worker.task
+            for worker in _with_answer(busy):
+                task_at_hand = worker.task
                 try:
                     result = worker.answer()
                 except _Died:
-                    again = at and _without_crashing_image(at, worker.place.value)
-                    deaths += again == at
-                    if deaths == _DEATHS:
+                    again = task_at_hand and _without_crashing_image(task_at_hand, worker.position.value)
+                    deaths += again == task_at_hand
+                    if deaths == _MAX_DEATHS:
                         raise DatasetError(
-                            f"worker processes were killed {deaths} times (out of memory?); the same command goes on "
-                            "from the finished shards; --workers sets how many processes there are"
+                            f"worker processes were killed {deaths} times (out of memory?); the same command continues "
+                            "from the finished shards, and --workers sets the number of processes"
                         ) from None
                     tasks = itertools.chain([again], tasks) if again else tasks
                     worker.end()
                     workers[workers.index(worker)] = _Worker(work)
                     continue
-                if at:
-                    done, deaths = done + len(at.entries), 0
-                    worker.give(tasks)  # before the caller is busy with this result
-                    yield at, result
-            report.update(done + sum(max(worker.place.value, 0) for worker in workers))
+                if task_at_hand:
+                    done, deaths = done + len(task_at_hand.entries), 0
+                    worker.give(tasks)  # before the caller spends time on this result
+                    yield task_at_hand, result
+            bar.update(done + sum(max(worker.position.value, 0) for worker in workers))
     finally:
         for worker in workers:
             worker.end()
@@ -80,32 +85,32 @@ class _Died(Exception):
 
 
 class _Worker(Generic[Result]):
-    """A process and the task that it is at.
+    """A process and its current task.
 
-    It has a pipe of its own, with no lock and no other writer. So one that is killed at any moment, even halfway
-    through handing over a result, is an end of file here and nothing to the others.
+    Each worker has a pipe of its own, without locks and other writers. So if it is killed at any moment, even while it
+    sends a result, this process sees the end of the pipe, and the other workers are not affected.
     """
 
-    def __init__(self, work: Callable[[Task, Counter], Result]) -> None:
+    def __init__(self, work: Callable[[Task, Tick], Result]) -> None:
         self.task: Task | None = None
-        self.place = _CONTEXT.RawValue("q", _NOT_BEGUN)  # images done of the task, written by the process
-        self._busy = True  # its first answer says that it has started
+        self.position = _CONTEXT.RawValue("q", _NOT_STARTED)  # finished images of the task; the worker writes it
+        self._busy = True  # the first answer says that the process has started
         self.connection, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(work, theirs, self.place, os.getpid()), daemon=True)
+        self._process = _CONTEXT.Process(target=_serve, args=(work, theirs, self.position, os.getpid()), daemon=True)
         with _main_module_hidden():
             self._process.start()
         theirs.close()
 
     def give(self, tasks: Iterator[Task]) -> bool:
-        """Hand over the next task if the process has none; return whether an answer is to come."""
+        """Send the next task if the process has none; return whether an answer is pending."""
         if not self._busy and (task := next(tasks, None)):
-            self.task, self.place.value, self._busy = task, _NOT_BEGUN, True
-            with contextlib.suppress(ConnectionError):  # a process that died shows by having no answer
+            self.task, self.position.value, self._busy = task, _NOT_STARTED, True
+            with contextlib.suppress(ConnectionError):  # the process has died; `answer` will notice
                 self.connection.send(task)
         return self._busy
 
     def answer(self) -> Result:
-        """Return what came of the task (of starting: None), or raise what it raised.
+        """Return the result of the task (None after the start of the process), or raise the worker's exception.
 
         Raises:
             _Died: the process ended.
@@ -114,37 +119,35 @@ class _Worker(Generic[Result]):
             result, error = self.connection.recv()
         except (EOFError, OSError):
             raise _Died from None
-        self.task, self.place.value, self._busy = None, _NOT_BEGUN, False
+        self.task, self.position.value, self._busy = None, _NOT_STARTED, False
         if error:
             raise error
         return result
 
     def end(self) -> None:
-        """End the process after the image that it is at; its shard is begun anew next time."""
-        self.connection.close()  # which tells it
+        """End the process after its current image. Its shard is not finished."""
+        self.connection.close()  # the worker notices
         self._process.join()
 
 
-def _answering(workers: list[_Worker[Result]]) -> list[_Worker[Result]]:
-    """Wait a moment; return those that have an answer or died."""
+def _with_answer(workers: list[_Worker[Result]]) -> list[_Worker[Result]]:
+    """Wait up to 0.2 seconds; return the workers that have answered or died."""
     ready = wait([worker.connection for worker in workers], timeout=0.2)
     return [worker for worker in workers if worker.connection in ready]
 
 
-def _without_crashing_image(task: Task, place: int) -> Task:
-    """Return the task with the `problem` of the image at `place`, if decoding it ends a process."""
-    if not 0 <= place < len(task.entries):
+def _without_crashing_image(task: Task, position: int) -> Task:
+    """Return the task, with a `problem` for the image at `position` if decoding it crashes a process."""
+    if not 0 <= position < len(task.entries):
         return task
-    entry = task.entries[place]
-    problem = entry.problem or _crash(entry, task.treatment)
-    return dataclasses.replace(
-        task, entries=[*task.entries[:place], entry._replace(problem=problem), *task.entries[place + 1 :]]
-    )
+    entry = task.entries[position]
+    entry = entry._replace(problem=entry.problem or _crash(entry, task.options))
+    return dataclasses.replace(task, entries=[*task.entries[:position], entry, *task.entries[position + 1 :]])
 
 
-def _crash(entry: Entry, treatment: Treatment) -> str:
-    """Treat an image in a process of its own; return how that process was ended, if it was."""
-    process = _CONTEXT.Process(target=_try, args=(entry, treatment, os.getpid()), daemon=True)
+def _crash(entry: Entry, options: ImageOptions) -> str:
+    """Prepare an image in a process of its own; return how that process crashed, or an empty string."""
+    process = _CONTEXT.Process(target=_try, args=(entry, options, os.getpid()), daemon=True)
     with _main_module_hidden():
         process.start()
     process.join()
@@ -157,9 +160,9 @@ def _crash(entry: Entry, treatment: Treatment) -> str:
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Keep spawned processes from importing the program that was started, as they do where they can find it.
+    """Keep spawned processes from importing the main module of the running program, as they do by default.
 
-    They need nothing of it, it may be large (a trainer), and without its ``if __name__ == "__main__":`` it would run.
+    They do not need it, it may be slow to import (a trainer), and without ``if __name__ == "__main__":`` it would run.
     """
     main = sys.modules["__main__"]
     hidden = {name: value for name, value in vars(main).items() if name in ("__spec__", "__file__")}
@@ -176,17 +179,17 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 class _Stopped(Exception):
-    """The result of this task is no longer wanted."""
+    """The result of this task is no longer needed."""
 
 
-def _serve(work: Callable[[Task, Counter], Result], tasks: Connection, place: Any, parent: int) -> None:
-    """Do one task after the other until the other end of the pipe is closed."""
-    _obey(parent)
+def _serve(work: Callable[[Task, Tick], Result], tasks: Connection, position: Any, parent: int) -> None:
+    """Main function of a worker: run tasks until the other end of the pipe is closed."""
+    _set_signals(parent)
 
-    def count() -> None:
-        if tasks.poll():  # nothing is sent while a task is in work, so this is the end of the pipe
+    def tick() -> None:
+        if tasks.poll():  # nothing is sent while a task is running, so this is the end of the pipe
             raise _Stopped
-        place.value += 1
+        position.value += 1
 
     answer: tuple[Result | None, Exception | None]
     with contextlib.suppress(EOFError, ConnectionError, _Stopped):
@@ -194,8 +197,8 @@ def _serve(work: Callable[[Task, Counter], Result], tasks: Connection, place: An
         while True:
             task = tasks.recv()
             try:
-                count()  # from not begun to the first image
-                answer = work(task, count), None
+                tick()  # from _NOT_STARTED to 0
+                answer = work(task, tick), None
             except Exception as error:
                 if isinstance(error, _Stopped):
                     raise
@@ -204,17 +207,15 @@ def _serve(work: Callable[[Task, Counter], Result], tasks: Connection, place: An
             tasks.send(answer)
 
 
-def _obey(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and die with it."""
+def _set_signals(parent: int) -> None:
+    """Leave Ctrl-C to the parent process, and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent)
 
 
-def _try(entry: Entry, treatment: Treatment, parent: int) -> None:
-    _obey(parent)
-    with contextlib.suppress(Exception):  # only what ends the process matters here
-        treat(read_entry(entry, treatment.max_bytes), treatment)
+def _try(entry: Entry, options: ImageOptions, parent: int) -> None:
+    """Main function of a process that tries one image."""
+    _set_signals(parent)
+    with contextlib.suppress(Exception):  # only a crash of the process matters here
+        prepare_entry(entry, options)

@@ -1,7 +1,6 @@
-"""Tar files read in place: where each member's bytes lie, also inside a tar file inside a tar file. Nothing is
-unpacked.
+"""Tar files read in place: where the bytes of each member are, also in a tar file inside a tar file.
 
-Names in archives are only ever names here, never paths that something is written to; links are reported, not followed.
+Nothing is unpacked. The names in an archive are never used as paths, and links are reported, not followed.
 """
 
 import tarfile
@@ -15,7 +14,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Member(NamedTuple):
-    """A member of a tar file: its `name`, the `offset` and `length` of its bytes, and what keeps it from being used."""
+    """A member of a tar file: its `name`, the `offset` and `length` of its bytes, and why it cannot be used, if so."""
 
     name: str
     offset: int
@@ -24,14 +23,17 @@ class Member(NamedTuple):
 
 
 def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterator[Member]:
-    """Yield the members of the tar file that lies in `path`, from `offset` on, `length` bytes long (default: to the
-    end).
+    """Yield the members of a tar file.
 
-    Directories and hidden files are passed over; what is neither they nor a plain file comes with its `problem`. Memory
-    use does not grow with the archive.
+    Folders and hidden files are skipped. A member that is not a regular file has a `problem`. Memory use does not grow
+    with the archive.
+
+    Args:
+        path: file that contains the tar file.
+        offset, length: range of the tar file's bytes in `path`; by default, all of it.
 
     Raises:
-        DatasetError: it is no tar file, is compressed, damaged or cut off.
+        DatasetError: it is not a tar file, or is compressed, damaged or truncated.
     """
     end = path.stat().st_size if length is None else offset + length
     try:
@@ -41,18 +43,18 @@ def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterat
                 while (info := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
                     if info.offset_data + info.size > end:
-                        raise DatasetError(_cut_off(path, info.name, end))
+                        raise DatasetError(_truncated(path, f"the end of {info.name}", end))
                     if not info.isdir() and not info.name.rsplit("/", 1)[-1].startswith("."):
                         yield Member(info.name, info.offset_data, info.size, _problem(info))
                 _check_end(path, file, archive.offset, end)
     except tarfile.ReadError as error:
-        raise DatasetError(f"{path} is not a plain tar file, or damaged: {error}; {_remedy(path)}") from None
+        raise DatasetError(f"{path} is damaged or not a plain tar file: {error}; {_remedy(path)}") from None
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def read(path: Path, member: Member, limit: int) -> bytes:
-    """Return the bytes of a member that must not be longer than `limit`."""
+def read_member(path: Path, member: Member, limit: int) -> bytes:
+    """Return the bytes of a member. Raises `DatasetError` if it is unusable or longer than `limit`."""
     if member.problem or member.length > limit:
         raise DatasetError(
             f"{path}: {member.name} is {member.problem or f'{member.length:,} bytes long'}; it cannot be used"
@@ -71,18 +73,19 @@ def _problem(info: tarfile.TarInfo) -> str:
 
 
 def _check_end(path: Path, file: Any, position: int, end: int) -> None:
-    """A tar file ends with blocks of zeros; anything else says that `tarfile` stopped for another reason."""
+    """A tar file ends with blocks of zeros. Anything else means that `tarfile` stopped early."""
     file.seek(position)
     block = file.read(min(_BLOCK, max(end - position, 0)))
     if len(block) < _BLOCK:
-        raise DatasetError(_cut_off(path, "its end", end))
+        raise DatasetError(_truncated(path, "the end mark", end))
     if block.count(0) != _BLOCK:
-        raise DatasetError(f"{path} is not a plain tar file, or damaged at offset {position:,}; {_remedy(path)}")
+        raise DatasetError(f"{path} is damaged at offset {position:,} or not a plain tar file; {_remedy(path)}")
 
 
-def _cut_off(path: Path, what: str, end: int) -> str:
-    return f"{path} is cut off: it ends at offset {end:,}, before {what} does; get it again"
+def _truncated(path: Path, what: str, end: int) -> str:
+    return f"{path} is truncated: it ends at offset {end:,}, before {what}; download it again"
 
 
 def _remedy(path: Path) -> str:
-    return "unpack it first (gunzip)" if path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst") else "get it again"
+    is_compressed = path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst")
+    return "decompress it first (gunzip)" if is_compressed else "download it again"

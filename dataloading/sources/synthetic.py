@@ -1,23 +1,20 @@
-"""Random images from memory, to see how fast training is when data costs nothing (``fastalex.train synthetic``)."""
+"""A data set without images, to measure training speed without the cost of loading (``fastalex.train synthetic``)."""
 
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dataloading.errors import DatasetError
-from dataloading.order import Window
 
 
 class SyntheticDataset:
-    """Stands where a `Dataset` stands, with made-up samples; its `Loader` delivers the same random images in every
-    batch.
+    """A data set with the interface of `Dataset`. Its `Loader` delivers the same random images in every batch.
 
     Args:
-        classes: how many; sample i has label i modulo that.
-        train, val: how many samples; the defaults are ILSVRC2012's.
-        size: length of the images' shorter side in pixels, for the crops to fit in.
+        classes: number of classes; sample i has label ``i % classes``.
+        train, val: number of samples in each split; the defaults are ILSVRC2012's.
+        size: length of the images' shorter side in pixels; crops must fit in it.
     """
 
     def __init__(self, classes: int = 1000, train: int = 1_281_167, val: int = 50_000, size: int = 256) -> None:
@@ -38,7 +35,7 @@ class SyntheticDataset:
     def count(self, split: str) -> int:
         """Return the number of samples of `split`."""
         if split not in self._counts:
-            raise DatasetError(f"synthetic data have no split {split!r}; they have {', '.join(self.splits)}")
+            raise DatasetError(f"the synthetic data set has no split {split!r}; it has {', '.join(self.splits)}")
         return self._counts[split]
 
     def labels(self, split: str) -> NDArray[np.int32]:
@@ -46,28 +43,9 @@ class SyntheticDataset:
         return (np.arange(self.count(split)) % len(self.classes)).astype(np.int32)
 
     def key(self, split: str, i: int) -> str:
-        """Return the name of sample `i`."""
+        """Return the key of sample `i`."""
         return str(i)
 
     def source(self, split: str, i: int) -> str:
-        """Return nothing: no file is behind a sample."""
+        """Return an empty string: a sample has no source file."""
         return ""
-
-
-class SyntheticStream:
-    """One batch of uniform noise, made once and handed out again and again (a part of it for smaller batches)."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-        images = flat if dtype == torch.uint8 else flat.to(dtype) - 127.5
-        self._images = images.to(device).unflatten(0, shape[:-3])
-        self.replaced: dict[int, int] = {}
-
-    def images(self, epoch: int, window: Window) -> torch.Tensor:
-        """Return as many images as the batch has samples."""
-        return self._images[: window.last - window.first]
-
-    def close(self) -> None:
-        """There is nothing to end."""

@@ -1,108 +1,20 @@
+"""Opening and reading a prepared data set."""
+
 import contextlib
-import io
 import pickle
 import subprocess
 import sys
-import tarfile
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nvidia.dali import Pipeline, fn, types
-from PIL import Image
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
-from dataloading.images import Treatment, treat
-from dataloading.order import subset
-from dataloading.shards import INDEX_DTYPE, ShardWriter, file_sha256
-from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten, undecodable
-from tests.dataloading.small_sources import command
-
-
-def test_importing_brings_neither_dali_nor_pytorch():
-    script = (
-        "import dataloading, sys; print([m for m in ('torch', 'nvidia.dali', 'scipy', 'sklearn') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
-def test_every_exported_name_is_there():
-    import dataloading
-
-    assert all(getattr(dataloading, name) for name in dataloading.__all__)
-    with pytest.raises(AttributeError, match=r"no attribute 'Lodaer'"):
-        _ = dataloading.Lodaer
-
-
-# --- other readers ----------------------------------------------------------------------------------------------------
-
-
-def test_shards_are_plain_tar_files_with_pairs_of_members(small):
-    place = 0
-    for shard in small.shards("train"):
-        with tarfile.open(small.root / shard.file) as archive:
-            members = archive.getmembers()
-            for image, label in zip(members[::2], members[1::2], strict=True):
-                assert image.name == label.name.removesuffix(".cls") + ".jpg"
-                assert image.name.count(".") == 1
-                assert (image.mtime, image.uid, image.mode) == (0, 0, 0o644)
-                assert archive.extractfile(image).read() == small.read("train", place)
-                assert int(archive.extractfile(label).read()) == small.labels("train")[place]
-                place += 1
-    assert place == small.count("train")
-
-
-def test_dalis_own_webdataset_reader_reads_the_shards(small):
-    pipeline = Pipeline(batch_size=small.count("train"), num_threads=1, device_id=None)
-    with pipeline:
-        paths = [str(small.root / shard.file) for shard in small.shards("train")]
-        encoded, label = fn.readers.webdataset(
-            paths=paths, ext=["jpg", "cls"], missing_component_behavior="error", name="reader"
-        )
-        pipeline.set_outputs(encoded, fn.decoders.image(encoded, output_type=types.DALIImageType.RGB), label)
-    pipeline.build()
-    assert pipeline.reader_meta("reader")["epoch_size"] == small.count("train")
-    encoded, images, labels = pipeline.run()
-    for i in range(small.count("train")):
-        assert encoded.at(i).tobytes() == small.read("train", i)
-        assert np.array_equal(images.at(i), np.asarray(Image.open(io.BytesIO(small.read("train", i)))))
-        assert int(labels.at(i).tobytes()) == small.labels("train")[i]
-
-
-@given(sizes=st.lists(st.integers(0, 3000), max_size=12), labels=st.randoms(use_true_random=False))
-def test_a_shard_holds_what_was_put_in(tmp_path_factory, sizes, labels):
-    path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
-    put = [(f"{i:09d}-x", labels.randbytes(size), labels.randrange(22_000)) for i, size in enumerate(sizes)]
-    with ShardWriter(path, 0) as writer:
-        for key, data, label in put:
-            writer.add(key, data, label, height=1, width=1)
-        file = writer.finish()
-    whole = path.read_bytes()
-    assert (file.bytes, file.sha256, file.samples) == (len(whole), file_sha256(path), len(put))
-    assert len(whole) % tarfile.RECORDSIZE == 0
-    with tarfile.open(path) as archive:
-        read = [(info.name, archive.extractfile(info).read()) for info in archive]
-    assert read == [pair for key, data, label in put for pair in ((f"{key}.jpg", data), (f"{key}.cls", b"%d" % label))]
-    for (_, data, label), (shard, length, offset, found, crc32, _, _) in zip(put, writer.rows, strict=True):
-        assert (shard, found, crc32) == (0, label, zlib.crc32(data))
-        assert whole[offset : offset + length] == data
-
-
-def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path):
-    def interrupted() -> None:
-        with ShardWriter(tmp_path / "train-000000.tar", 0) as writer:
-            writer.add("key", b"data", 0, height=1, width=1)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- opening ----------------------------------------------------------------------------------------------------------
+from dataloading.preparation.images import ImageOptions, prepare_image
+from dataloading.shards import INDEX_DTYPE, file_sha256
+from dataloading.subset import balanced_subset
+from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten
 
 
 def test_a_data_set_says_what_it_is(small):
@@ -120,7 +32,7 @@ def test_a_data_set_travels_to_other_processes(small):
 
 
 def test_a_subset_is_a_data_set_of_some_of_the_samples(small):
-    chosen = subset(small.labels("train"), 0.5, seed=3)
+    chosen = balanced_subset(small.labels("train"), 0.5, seed=3)
     half = small.subset("train", 0.5, seed=3)
     for dataset in (half, pickle.loads(pickle.dumps(half))):
         assert (dataset.count("train"), dataset.count("val")) == (12, small.count("val"))
@@ -135,10 +47,10 @@ def test_a_subset_is_a_data_set_of_some_of_the_samples(small):
 @pytest.mark.parametrize(
     ("fraction", "message"),
     [
-        (0.0, "fraction is 0.0; more than 0 and at most 1"),
-        (1.5, "fraction is 1.5"),
-        (float("nan"), "fraction is nan"),
-        (0.05, r"0.05 of .* leaves no image of class .*, which has 8 in train; take a fraction of 0.12 or more"),
+        (0.0, "fraction must be more than 0 and at most 1, got 0.0"),
+        (1.5, "at most 1, got 1.5"),
+        (float("nan"), "at most 1, got nan"),
+        (0.05, r"0.05 of .* leaves no image of class .*, which has 8 in train; use a fraction of 0.12 or more"),
     ],
 )
 def test_a_subset_that_cannot_be_taken(small, fraction, message):
@@ -204,7 +116,7 @@ def test_a_sample_knows_the_file_it_was_made_from(small, folders, tmp_path):
     assert small.source("val", 0) == min(str(p.relative_to(folders)) for p in folders.glob("val/*/*"))
     chosen = small.subset("train", 0.5, seed=1)
     for sample in range(chosen.count("train")):
-        made = treat((folders / chosen.source("train", sample)).read_bytes(), Treatment(size=chosen.size))
+        made = prepare_image((folders / chosen.source("train", sample)).read_bytes(), ImageOptions(size=chosen.size))
         assert chosen.read("train", sample) == made.jpeg
     root = copied(small.root, tmp_path / "copy")
     flip_bit(root / "train-sources.csv", 0.5, 3)
@@ -230,12 +142,15 @@ def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(version=99), "has format version 99; this program reads 3"),
+        (lambda about: about.update(version=99), "has format version 99; this program reads version 3"),
         (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
-        (lambda about: about.pop("classes"), "dataset.json is damaged: no usable entry 'classes'"),
+        (lambda about: about.pop("classes"), "dataset.json is damaged: missing or invalid entry 'classes'"),
         (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),
         (lambda about: about["splits"]["train"]["shards"].pop(), "the shards of train hold 20 samples, its index 24"),
-        (lambda about: about["splits"]["train"].update(count=23), "has .*24.* records"),
+        (
+            lambda about: about["splits"]["train"].update(count=23),
+            r"must have \(23,\) records of .*, got \(24,\) records",
+        ),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(small, tmp_path, change, message):
@@ -303,70 +218,6 @@ def test_more_shards_than_files_may_be_open(folders, tmp_path, soft, hard):
     assert done.stderr == ""
     read, refused = done.stdout.splitlines()
     assert read == "36 True"
-    assert refused.endswith(f"Too many open files; this process may have {hard} files open; allow more (ulimit -n)")
-
-
-# --- the check --------------------------------------------------------------------------------------------------------
-
-
-def test_the_check_finds_nothing_in_a_good_data_set(small):
-    done = command("dataloading.check", small.root)
-    assert done.returncode == 0, done.stderr
-    assert "everything is as it was prepared" in done.stdout
-    assert small.fingerprint in done.stdout
-
-
-def test_the_check_finds_any_flipped_bit(small, tmp_path):
-    from dataloading.check import problems
-
-    for step in range(12):
-        root = copied(small.root, tmp_path / f"copy{step}")
-        path = root / f"train-00000{step % 3}.tar"
-        flip_bit(path, 0.08 + 0.9 * step / 12, step % 8)
-        found = []
-        try:
-            found = problems(Dataset(root), progress=False)
-        except DatasetError as error:
-            found = [str(error)]
-        assert any(path.name in str(problem) for problem in found), step
-
-
-def test_the_check_knows_every_file_of_the_folder(small, tmp_path):
-    from dataloading.check import problems
-
-    root = copied(small.root, tmp_path / "copy")
-    dataset = Dataset(root)
-    (root / "rejected.csv").write_text("split,file,reason\ntrain,innocent.jpg,no reason\n")
-    (root / "train-000001.tar").unlink()
-    (root / "train-000099.tar").write_bytes((root / "train-000000.tar").read_bytes())
-    (root / "plan.json").touch()
-    flip_bit(root / "mean-image.npy", 0.5, 3)
-    assert [f"{problem.file.name}: {problem.text}" for problem in problems(dataset, progress=False)] == [
-        "mean-image.npy: its SHA-256 is not the one in dataset.json",
-        "rejected.csv: its SHA-256 is not the one in dataset.json",
-        "train-000001.tar: it is missing",
-        "plan.json: it does not belong to the data set",
-        "train-000099.tar: it does not belong to the data set",
-    ]
-
-
-def test_the_check_names_the_sample_and_ends_with_2(small, tmp_path):
-    root = copied(small.root, tmp_path / "copy")
-    overwritten(root, "val", 11, b"?" * 20)
-    done = command("dataloading.check", root)
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
-    assert any("val-000001.tar: sample 11: its CRC-32 is" in line for line in lines)
-    assert lines[-1].startswith(f"error: {root} is damaged: 2 problems; copy the data set again")
-    assert "Traceback" not in done.stderr
-
-
-def test_the_check_decodes_every_image(small, tmp_path):
-    from dataloading.check import problems
-
-    root = copied(small.root, tmp_path / "copy")
-    undecodable(root, "train", 3)
-    found = [str(problem) for problem in problems(Dataset(root), progress=False)]
-    assert len(found) == 1
-    assert "sample 3: does not decode" in found[0]
-    assert problems(Dataset(root), decode=False, progress=False) == []
+    assert refused.endswith(
+        f"Too many open files; this process may have {hard} files open; raise the limit (ulimit -n)"
+    )

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dataloading import Augmentation, DatasetError
-from dataloading.augment import Draws, draw, normals, philox4x32
+from dataloading.loading.augment import Draws, draw, normals, philox4x32
 
 DEVIATIONS = np.array([19.72083305, 37.09388853, 121.78006099])
 VECTORS = np.array(
@@ -173,12 +173,12 @@ def test_parts_can_be_switched_off_one_by_one():
 
 @pytest.mark.parametrize("noise", [-0.1, float("inf"), float("nan")])
 def test_a_senseless_colour_noise_is_refused(noise):
-    with pytest.raises(DatasetError, match=r"color_noise is"):
+    with pytest.raises(DatasetError, match=r"color_noise must be finite and at least 0, got"):
         Augmentation(color_noise=noise)
     with pytest.raises(DatasetError, match=r"epoch 3"):
         Augmentation(color_noise=lambda _: noise).color_noise_at(3)
 
 
 def test_a_senseless_sharing_is_refused():
-    with pytest.raises(DatasetError, match=r"crops_shared_by is 0"):
+    with pytest.raises(DatasetError, match=r"crops_shared_by must be at least 1, got 0"):
         Augmentation(crops_shared_by=0)

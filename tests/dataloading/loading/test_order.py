@@ -1,3 +1,5 @@
+"""The order of samples, and batches cut from it."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dataloading import DatasetError
-from dataloading.order import LastBatch, Schedule, epoch_order, samples_of, subset
+from dataloading.loading.order import EpochBatches, epoch_order
 
 SEEDS = st.integers(0, 2**64 - 1)
 COUNTS = st.integers(1, 400)
@@ -52,47 +54,23 @@ def test_without_shuffling_the_order_is_that_of_the_index():
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True])
 def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(DatasetError, match=r"seed is .* whole number from 0"):
+    with pytest.raises(DatasetError, match=r"seed must be an integer from 0 to 2"):
         epoch_order(5, seed=seed, epoch=0)
 
 
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array),
-    fractions=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2).map(sorted),
-    seed=SEEDS,
-)
-def test_subsets_are_nested_and_keep_the_balance_of_classes(labels, fractions, seed):
-    smaller, larger = (subset(labels, fraction, seed=seed) for fraction in fractions)
-    assert set(smaller) <= set(larger)
-    for chosen, fraction in ((smaller, fractions[0]), (larger, fractions[1])):
-        assert np.array_equal(chosen, np.unique(chosen))
-        for label in np.unique(labels):
-            assert (labels[chosen] == label).sum() == round(fraction * (labels == label).sum())
+def replicas_of(count: int, seed: int, batch_size: int, replicas: int, *, drop_last: bool) -> list[EpochBatches]:
+    options = {"seed": seed, "shuffle": True, "batch_size": batch_size, "replicas": replicas, "drop_last": drop_last}
+    return [EpochBatches(count, replica=replica, **options) for replica in range(replicas)]
 
 
-def test_every_sample_is_as_likely_to_be_in_a_subset():
-    labels = np.repeat([0, 1], [10, 30])
-    counts = np.bincount(np.concatenate([subset(labels, 0.3, seed=seed) for seed in range(2000)]), minlength=40)
-    assert stats.chisquare(counts).pvalue > 1e-4
-
-
-def schedules(count: int, seed: int, whole: int, replicas: int, last: LastBatch) -> list[Schedule]:
-    return [
-        Schedule(
-            count, seed=seed, shuffle=True, batch_size=whole // replicas, replica=replica, replicas=replicas, last=last
-        )
-        for replica in range(replicas)
-    ]
-
-
-def delivered(schedule: Schedule, epoch: int, start: int) -> list[np.ndarray]:
-    return [samples_of(schedule.runs(epoch, window)) for window in schedule.windows(start)]
+def delivered(batches: EpochBatches, epoch: int, start: int) -> list[np.ndarray]:
+    return [batches.samples(epoch, batch) for batch in batches.ranges(start)]
 
 
 @given(count=COUNTS, seed=SEEDS, size=st.integers(1, 30), replicas=st.sampled_from([1, 2, 3, 4, 8]), data=st.data())
 def test_replicas_together_deliver_the_epoch_once(count, seed, size, replicas, data):
     start = data.draw(st.integers(0, count))
-    parts = [delivered(s, 2, start) for s in schedules(count, seed, size * replicas, replicas, "deliver")]
+    parts = [delivered(part, 2, start) for part in replicas_of(count, seed, size, replicas, drop_last=False)]
     assert len({len(part) for part in parts}) == 1
     together = [sample for batch in zip(*parts, strict=True) for part in batch for sample in part]
     assert together == epoch_order(count, seed=seed, epoch=2).tolist()[start:]
@@ -100,34 +78,25 @@ def test_replicas_together_deliver_the_epoch_once(count, seed, size, replicas, d
 
 @given(count=COUNTS, seed=SEEDS, size=st.integers(1, 30), replicas=st.sampled_from([1, 2, 4]))
 def test_dropping_leaves_whole_batches_only(count, seed, size, replicas):
-    for schedule in schedules(count, seed, size * replicas, replicas, "drop"):
-        batches = delivered(schedule, 0, 0)
-        assert len(batches) == schedule.batches(0) == count // (size * replicas)
+    for part in replicas_of(count, seed, size, replicas, drop_last=True):
+        batches = delivered(part, 0, 0)
+        assert len(batches) == part.batch_count() == count // (size * replicas)
         assert all(len(batch) == size for batch in batches)
 
 
-@given(count=COUNTS, seed=SEEDS, size=st.integers(1, 60), epochs=st.integers(1, 5))
-def test_carrying_delivers_all_epochs_as_one_sequence_of_whole_batches(count, seed, size, epochs):
-    (schedule,) = schedules(count, seed, size, 1, "carry")
-    found = []
-    for epoch in range(epochs):
-        batches = delivered(schedule, epoch, schedule.start(epoch))
-        assert all(len(batch) == size for batch in batches)
-        found += [sample for batch in batches for sample in batch]
-    wanted = [sample for epoch in range(epochs + size) for sample in epoch_order(count, seed=seed, epoch=epoch)]
-    assert found == wanted[: len(found)]
-    assert len(found) >= epochs * count
+@given(count=COUNTS, size=st.integers(1, 60), start=st.integers(0, 400), drop_last=st.booleans())
+def test_batches_of_an_epoch_follow_one_another(count, size, start, drop_last):
+    batches = EpochBatches(count, seed=0, shuffle=True, batch_size=size, drop_last=drop_last)
+    position = start = min(start, count)
+    for batch in batches.ranges(start):
+        assert batch.start == batch.own_start == position
+        assert batch.stop == batch.own_stop <= count
+        position = batch.stop
+    assert position == (count - (count - start) % size if drop_last else count)
 
 
-@given(count=COUNTS, size=st.integers(1, 60), last=st.sampled_from(["deliver", "drop", "carry"]))
-def test_each_batch_says_where_the_next_one_begins(count, size, last):
-    schedule = Schedule(count, seed=0, shuffle=True, batch_size=size, last=last)
-    place, seen = (0, 0), 0
-    for epoch in range(4):
-        start = schedule.start(epoch)
-        for window in schedule.windows(start):
-            assert place == (epoch, window.start)
-            place, seen = schedule.after(epoch, window), seen + 1
-        if last == "drop" and not schedule.batches(0):
-            place = epoch + 1, 0
-    assert seen > 0 or count < size
+def test_samples_of_a_batch_are_a_copy():
+    batches = EpochBatches(5, seed=0, shuffle=True, batch_size=5)
+    (batch,) = batches.ranges()
+    batches.samples(0, batch)[:] = 0
+    assert batches.samples(0, batch).tolist() == epoch_order(5, seed=0, epoch=0).tolist()

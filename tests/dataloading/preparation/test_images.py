@@ -5,10 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataloading.images import Rejected, Treatment, decode, gunzip, resize_shorter_side, treat
+from dataloading.preparation.images import (
+    ImageOptions,
+    Rejected,
+    decode,
+    gunzip,
+    prepare_image,
+    read_entry,
+    resize_shorter_side,
+)
+from dataloading.sources.entries import Entry
 from tests.dataloading.small_sources import encoded, jpeg, photograph, png_header
 
-SMALL = Treatment(size=32)
+SMALL = ImageOptions(size=32)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -28,7 +37,7 @@ def test_cmyk_images_are_converted():
 
 def test_the_name_of_a_file_says_nothing_about_its_format():
     for kind in ("PNG", "BMP", "TIFF", "GIF", "WEBP"):
-        assert treat(encoded(photograph(2), kind), SMALL).jpeg[:2] == b"\xff\xd8"
+        assert prepare_image(encoded(photograph(2), kind), SMALL).jpeg[:2] == b"\xff\xd8"
 
 
 def test_transparency_and_palettes_are_flattened():
@@ -47,8 +56,8 @@ def test_16_bit_grey_is_scaled_down():
 def test_exif_orientation_is_ignored_as_in_2012():
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = treat(encoded(photograph(4), exif=exif), SMALL)
-    assert turned.jpeg == treat(encoded(photograph(4)), SMALL).jpeg
+    turned = prepare_image(encoded(photograph(4), exif=exif), SMALL)
+    assert turned.jpeg == prepare_image(encoded(photograph(4)), SMALL).jpeg
 
 
 def test_progressive_files_decode_to_the_same_pixels():
@@ -94,7 +103,7 @@ def test_bytes_behind_the_end_do_no_harm():
 )
 def test_what_does_not_decode_is_rejected_with_the_reason(data, reason):
     with pytest.raises(Rejected, match=reason):
-        treat(data, SMALL)
+        prepare_image(data, SMALL)
 
 
 def test_a_gzip_file_is_unpacked_only_so_far():
@@ -119,12 +128,12 @@ def test_the_shorter_side_is_brought_to_size(width, height, wanted):
 
 def test_shrinking_averages_areas():
     coarse = np.kron(photograph(8, 64, 32), np.ones((4, 4, 1), dtype=np.uint8))
-    assert np.array_equal(treat(encoded(coarse, "PNG"), SMALL).square, photograph(8, 64, 32)[:, 16:48])
+    assert np.array_equal(prepare_image(encoded(coarse, "PNG"), SMALL).square, photograph(8, 64, 32)[:, 16:48])
 
 
 def test_the_centre_square_is_stored_or_the_whole_image():
     data = encoded(photograph(9, 100, 32), "PNG")
-    square, whole = treat(data, SMALL), treat(data, Treatment(size=32, keep_aspect=True))
+    square, whole = prepare_image(data, SMALL), prepare_image(data, ImageOptions(size=32, keep_aspect=True))
     assert (square.height, square.width) == (32, 32)
     assert (whole.height, whole.width) == (32, 100)
     assert np.array_equal(square.square, photograph(9, 100, 32)[:, 34:66])
@@ -133,7 +142,21 @@ def test_the_centre_square_is_stored_or_the_whole_image():
 
 
 def test_quality_is_that_of_the_option():
-    low, high = (treat(encoded(photograph(9), "PNG"), Treatment(size=32, quality=quality)).jpeg for quality in (30, 95))
+    low, high = (
+        prepare_image(encoded(photograph(9), "PNG"), ImageOptions(size=32, quality=quality)).jpeg
+        for quality in (30, 95)
+    )
     assert len(low) < len(high)
     tables = Image.open(io.BytesIO(high)).quantization
     assert tables[0][0] == 2  # the standard table's 16, at quality 95
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "reason"),
+    [(100, 99, "too large: 100 bytes, more than 99"), (101, 10**9, "cut off: 100 of 101 bytes are there")],
+)
+def test_a_file_is_read_within_its_limits(tmp_path, length, limit, reason):
+    (tmp_path / "archive").write_bytes(bytes(20) + b"x" * 100)
+    assert read_entry(Entry(str(tmp_path / "archive"), 20, 100, 0, "x"), 100) == b"x" * 100
+    with pytest.raises(Rejected, match=reason):
+        read_entry(Entry(str(tmp_path / "archive"), 20, length, 0, "x"), limit)

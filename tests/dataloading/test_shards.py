@@ -1,0 +1,76 @@
+"""The writer of shards, and other readers of what it writes."""
+
+import io
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nvidia.dali import Pipeline, fn, types
+from PIL import Image
+
+from dataloading.shards import ShardWriter, file_sha256
+
+
+def test_shards_are_plain_tar_files_with_pairs_of_members(small):
+    place = 0
+    for shard in small.shards("train"):
+        with tarfile.open(small.root / shard.file) as archive:
+            members = archive.getmembers()
+            for image, label in zip(members[::2], members[1::2], strict=True):
+                assert image.name == label.name.removesuffix(".cls") + ".jpg"
+                assert image.name.count(".") == 1
+                assert (image.mtime, image.uid, image.mode) == (0, 0, 0o644)
+                assert archive.extractfile(image).read() == small.read("train", place)
+                assert int(archive.extractfile(label).read()) == small.labels("train")[place]
+                place += 1
+    assert place == small.count("train")
+
+
+def test_dalis_own_webdataset_reader_reads_the_shards(small):
+    pipeline = Pipeline(batch_size=small.count("train"), num_threads=1, device_id=None)
+    with pipeline:
+        paths = [str(small.root / shard.file) for shard in small.shards("train")]
+        encoded, label = fn.readers.webdataset(
+            paths=paths, ext=["jpg", "cls"], missing_component_behavior="error", name="reader"
+        )
+        pipeline.set_outputs(encoded, fn.decoders.image(encoded, output_type=types.DALIImageType.RGB), label)
+    pipeline.build()
+    assert pipeline.reader_meta("reader")["epoch_size"] == small.count("train")
+    encoded, images, labels = pipeline.run()
+    for i in range(small.count("train")):
+        assert encoded.at(i).tobytes() == small.read("train", i)
+        assert np.array_equal(images.at(i), np.asarray(Image.open(io.BytesIO(small.read("train", i)))))
+        assert int(labels.at(i).tobytes()) == small.labels("train")[i]
+
+
+@given(sizes=st.lists(st.integers(0, 3000), max_size=12), labels=st.randoms(use_true_random=False))
+def test_a_shard_holds_what_was_put_in(tmp_path_factory, sizes, labels):
+    path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
+    put = [(f"{i:09d}-x", labels.randbytes(size), labels.randrange(22_000)) for i, size in enumerate(sizes)]
+    with ShardWriter(path, 0) as writer:
+        for key, data, label in put:
+            writer.add(key, data, label, height=1, width=1)
+        file = writer.finish()
+    whole = path.read_bytes()
+    assert (file.bytes, file.sha256, file.samples) == (len(whole), file_sha256(path), len(put))
+    assert len(whole) % tarfile.RECORDSIZE == 0
+    with tarfile.open(path) as archive:
+        read = [(info.name, archive.extractfile(info).read()) for info in archive]
+    assert read == [pair for key, data, label in put for pair in ((f"{key}.jpg", data), (f"{key}.cls", b"%d" % label))]
+    for (_, data, label), (shard, length, offset, found, crc32, _, _) in zip(put, writer.rows, strict=True):
+        assert (shard, found, crc32) == (0, label, zlib.crc32(data))
+        assert whole[offset : offset + length] == data
+
+
+def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path):
+    def interrupted() -> None:
+        with ShardWriter(tmp_path / "train-000000.tar", 0) as writer:
+            writer.add("key", b"data", 0, height=1, width=1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
