@@ -106,7 +106,7 @@ def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> I
 
 
 def _sample_problems(data: bytes, position: int, row: Any, decode: bool) -> Iterator[str]:
-    """Compare a sample's two members, the first of which begins at `position`, with their record in the index."""
+    """Compare the image and the label that begin at `position` with their record in the index."""
     _, length, offset, label, crc32, height, width = row
     jpeg = data[offset : offset + length]
     end = offset + _padded(length)

@@ -1,4 +1,4 @@
-"""Reading a prepared data set: `Dataset` opens the folder whose format `shards` describes."""
+"""Reading a prepared data set. The module `shards` describes the format."""
 
 import hashlib
 import io
@@ -214,25 +214,25 @@ class Dataset:
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _open_index(self, split: str) -> NDArray[Any]:
-        path, wanted = self.root / index_name(split), self._description["splits"][split]
+        path, expected = self.root / index_name(split), self._description["splits"][split]
         try:
             found = file_sha256(path)
         except OSError as error:
             raise unreadable(path, error) from None
-        if found != wanted["index_sha256"]:
+        if found != expected["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
-                f"{wanted['index_sha256'][:12]}...; {HOW_TO_REPAIR}"
+                f"{expected['index_sha256'][:12]}...; {HOW_TO_REPAIR}"
             )
         # Parse only after the hash is verified: NumPy's header parser accepts many damaged headers, and raises
         # arbitrary exceptions for others.
         try:
-            index = np.load(path, mmap_mode="r" if wanted["count"] else None, allow_pickle=False)
+            index = np.load(path, mmap_mode="r" if expected["count"] else None, allow_pickle=False)
         except OSError as error:
             raise unreadable(path, error) from None
-        if index.dtype != INDEX_DTYPE or index.shape != (wanted["count"],):
+        if index.dtype != INDEX_DTYPE or index.shape != (expected["count"],):
             raise DatasetError(
-                f"{path} must have ({wanted['count']},) records of {INDEX_DTYPE}, got {index.shape} records of "
+                f"{path} must have ({expected['count']},) records of {INDEX_DTYPE}, got {index.shape} records of "
                 f"{index.dtype}; {HOW_TO_REPAIR}"
             )
         if len(index) and not (index["label"].min() >= 0 and index["label"].max() < len(self.classes)):

@@ -10,8 +10,8 @@ HOW_TO_REPAIR = "copy the data set again or prepare it again"
 class DatasetError(ValueError):
     """A data set, its source or its destination cannot be used.
 
-    The message is one line for the person at the terminal: the thing, the value found, the value wanted and what to do
-    next. Commands print it after ``error:`` and exit with code 2.
+    The message is one line for the person at the terminal: the thing, the value found, the value expected and what
+    to do next. Commands print it after ``error:`` and exit with code 2.
     """
 
 

@@ -43,11 +43,11 @@ def _raise_open_file_limit(count: int) -> int:
     """Return how many of `count` files may be mapped at once, after raising the limit of open files if necessary."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in (allowed, most))
-    wanted = min(2 * count + 1024, hard)
-    if soft < wanted:
+    target = min(2 * count + 1024, hard)
+    if soft < target:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-            soft = wanted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, most))
+            soft = target
     return max(1, soft // 2)
 
 

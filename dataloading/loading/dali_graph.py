@@ -23,7 +23,7 @@ PREFETCH = 3  # batches requested from the source before the first is delivered;
 
 # encoded files, crop x and y (0 to 1 of the free range), flips, minus the colour shift (N x 3), divisor (N x 3)
 Arrays = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-Feed = list[Any]  # the same as DALI's tensor lists
+Feed = list[Any]  # the same data as DALI tensor lists
 
 
 def build(

@@ -1,8 +1,8 @@
 """The stream of image batches: from the shards, through the DALI graph, to PyTorch.
 
 DALI requests batches ahead of time, as one endless sequence: the rest of this epoch, the next epoch, and so on (the
-plan). Every batch requested leaves a ticket, and tickets come out in the same order as the images. If the next batch
-wanted is not the next one of the plan, a new plan begins and the batches of the old one are thrown away; the graph
+plan). Every requested batch has a ticket, and tickets come out in the same order as the images. If the caller asks for
+another batch than the next one of the plan, a new plan begins and the batches of the old one are thrown away; the graph
 itself is kept.
 """
 

@@ -143,7 +143,7 @@ def _open(
 ) -> Source:
     """Open the source and, if asked for, verify its archives."""
     if verify and find_edition(Path(source)) is None:
-        raise DatasetError(f"no MD5 sums are published for {source}; remove --verify")
+        raise DatasetError(f"no MD5 sums are published for {source}; leave verify out")
     found = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
     if verify and isinstance(found, ILSVRC):
         found.verify(progress=progress)

@@ -64,7 +64,7 @@ def run_tasks(
                     if deaths == _MAX_DEATHS:
                         raise DatasetError(
                             f"worker processes were killed {deaths} times (out of memory?); the same command continues "
-                            "from the finished shards, and --workers sets the number of processes"
+                            "from the finished shards, and workers sets the number of processes"
                         ) from None
                     tasks = itertools.chain([again], tasks) if again else tasks
                     worker.end()

@@ -1,4 +1,4 @@
-"""Tar files read in place: where the bytes of each member are, also in a tar file inside a tar file.
+"""List the members of tar files and their byte ranges, also in a tar file inside a tar file.
 
 Nothing is unpacked. The names in an archive are never used as paths, and links are reported, not followed.
 """

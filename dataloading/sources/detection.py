@@ -1,4 +1,4 @@
-"""Which kind of source a path holds."""
+"""Detect what kind of source is at a path."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def open_source(
     found = _detect(source, label_order, scratch)
     if "val" in found.splits:
         if validation_every:
-            raise DatasetError(f"{source} has a validation set; remove --validation-every")
+            raise DatasetError(f"{source} has a validation set; leave validation_every out")
         return found
     if validation_every is None:
         raise DatasetError(
@@ -57,7 +57,9 @@ def _detect(source: str | os.PathLike[str], label_order: str, scratch: Path) -> 
     if edition is not None:
         return ILSVRC(root, edition, "devkit" if label_order == "devkit" else "sorted")
     if label_order == "devkit":
-        raise DatasetError(f"{source} has no development kit; --label-order devkit applies to ILSVRC's archives only")
+        raise DatasetError(
+            f"{source} has no development kit; label_order must be sorted, because devkit needs ILSVRC's archives"
+        )
     if source == "digits":
         digits = ClassFolders(write_digits(scratch / "digits"))
         digits.name = "digits"

@@ -87,8 +87,8 @@ def _no_classes(root: Path, folder: Path) -> str:
 
 
 def _check_same_classes(root: Path, classes: list[str], split: str) -> None:
-    found, wanted = set(_subfolders(root / split)), set(classes)
-    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    found, expected = set(_subfolders(root / split)), set(classes)
+    missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
         parts = [f"only train/ has {_first_few(missing)}"] if missing else []
         parts += [f"only {split}/ has {_first_few(extra)}"] if extra else []

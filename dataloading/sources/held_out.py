@@ -7,7 +7,7 @@ from dataloading.sources.entries import Entry, Source
 
 
 class HeldOut:
-    """A source whose validation set is every `every`-th training image of each class of another source."""
+    """Wraps a source without a validation set: every `every`-th training image of each class becomes one."""
 
     def __init__(self, source: Source, every: int) -> None:
         self._source, self._every = source, every

@@ -133,27 +133,27 @@ class ILSVRC:
     def verify(self, *, progress: bool = True) -> None:
         """Compare the archives with their published MD5 sums. Raises `DatasetError` if one differs."""
         if not self.edition.md5:
-            raise DatasetError(f"no MD5 sums were published for {self.name}; remove --verify")
+            raise DatasetError(f"no MD5 sums were published for {self.name}; leave verify out")
         sizes = {name: (self.root / name).stat().st_size for name in self.edition.md5}
         done = 0
         with ProgressBar(f"verifying {self.name}", sum(sizes.values()), unit="bytes", shown=progress) as bar:
-            for name, wanted in self.edition.md5.items():
+            for name, published in self.edition.md5.items():
                 digest = hashlib.md5(usedforsecurity=False)
                 with (self.root / name).open("rb") as file:
                     while block := file.read(1 << 22):
                         digest.update(block)
                         done += len(block)
                         bar.update(done)
-                if digest.hexdigest() != wanted:
+                if digest.hexdigest() != published:
                     raise DatasetError(
-                        f"{self.root / name} must have MD5 {wanted}, got {digest.hexdigest()}; download it again"
+                        f"{self.root / name} must have MD5 {published}, got {digest.hexdigest()}; download it again"
                     )
 
     # --- the files ----------------------------------------------------------------------------------------------------
 
     def _splits(self) -> tuple[str, ...]:
-        wanted = [self.edition.archives["train"], self.edition.archives["val"], self.edition.devkit]
-        missing = [name for name in wanted if not (self.root / name).is_file()]
+        needed = [self.edition.archives["train"], self.edition.archives["val"], self.edition.devkit]
+        missing = [name for name in needed if not (self.root / name).is_file()]
         test = self.edition.archives.get("test")
         has_test = test is not None and (self.root / test).is_file()
         if has_test and not (self.root / str(self.edition.test_truth)).is_file():

@@ -1,4 +1,4 @@
-"""Data sets that several tests read; nobody may change them."""
+"""Data sets that several tests share; tests must not change them."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def awkward(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """1005 training samples in 5 classes: a number that few batch sizes divide. The source is a WebDataset shard."""
+    """1005 training samples in 5 classes; few batch sizes divide this number. The source is a WebDataset shard."""
     root = tmp_path_factory.mktemp("awkward")
     (root / "shards").mkdir()
     images = [jpeg(i, 24, 24) for i in range(15)]
@@ -49,12 +49,12 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough photographs to be interrupted at: 400, prepared to 30 shards."""
+    """400 photographs, prepared to 30 shards: enough to interrupt the preparation."""
     return class_folders(tmp_path_factory.mktemp("many") / "in", classes=4, train=90, val=10, width=640, height=480)
 
 
 @pytest.fixture(scope="session")
 def many_prepared(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files that their preparation without interruption makes."""
+    """The files of their preparation without interruption."""
     dest = tmp_path_factory.mktemp("many") / "whole"
     return contents(prepare_dataset(many, dest, size=128, shard_images=14, workers=0, progress=False).root)

@@ -1,3 +1,5 @@
+"""The progress bar and its plain lines."""
+
 import io
 import sys
 import time

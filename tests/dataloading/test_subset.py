@@ -22,7 +22,7 @@ def test_subsets_are_nested_and_keep_the_balance_of_classes(labels, fractions, s
             assert (labels[chosen] == label).sum() == round(fraction * (labels == label).sum())
 
 
-def test_every_sample_is_as_likely_to_be_in_a_subset():
+def test_every_sample_is_equally_likely_to_be_in_a_subset():
     labels = np.repeat([0, 1], [10, 30])
     counts = np.bincount(
         np.concatenate([balanced_subset(labels, 0.3, seed=seed) for seed in range(2000)]), minlength=40

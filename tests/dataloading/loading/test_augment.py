@@ -1,3 +1,5 @@
+"""Crops, flips and colour noise."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -26,7 +26,7 @@ def with_undecodable(small, tmp_path) -> Dataset:
 
 
 @pytest.mark.parametrize("kind", ["damaged", "with_undecodable"])
-def test_a_bad_sample_is_named_in_its_turn_and_harms_no_other_batch(kind, small, request):
+def test_a_bad_sample_is_reported_in_its_own_batch_and_no_other(kind, small, request):
     dataset = request.getfixturevalue(kind)
     wanted = list(loader(small, batch_size=4).epoch(0))
     bad = next(number for number, batch in enumerate(wanted) if 13 in batch.samples)
@@ -62,11 +62,11 @@ def test_a_bad_sample_can_be_replaced_and_counted(kind, small, request, caplog):
     assert source.replaced == {13: 14}
 
 
-def test_a_class_without_any_good_sample_stops_even_then(small, tmp_path):
+def test_a_class_without_any_good_sample_stops_the_loader(small, tmp_path):
     root = copied(small.root, tmp_path / "copy")
     for sample in range(8):
         overwritten(root, "train", sample, b"??", at=60 + sample)
-    # opening looks at the first sample of each shard; repair that one's checksum, and break its picture
+    # opening a data set verifies the first sample of each shard: give that one a valid checksum for an invalid image
     undecodable(root, "train", 0)
     source = loader(Dataset(root), batch_size=24, on_bad_sample="skip")
     with pytest.raises(DatasetError, match=r"its class has no good sample left to replace it"):

@@ -89,7 +89,7 @@ def test_a_gpu_delivers_what_the_cpu_delivers(full_size, dtype):
         assert other.images.device.type == other.labels.device.type == "cuda"
         assert other.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(one.labels, other.labels.cpu())
-        # decoders round and enlarge colours differently, by a few of 255 grey levels at most places
+        # decoders differ in rounding and chroma upsampling by a few of 255 levels for most pixels
         assert (one.images.float() - other.images.cpu().float()).abs().mean() < 2
 
 

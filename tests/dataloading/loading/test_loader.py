@@ -153,7 +153,7 @@ def test_replicas_threads_and_batch_sizes_change_no_image(small):
             assert samples(pieces) == batch.samples.tolist()
 
 
-def test_a_replica_can_have_no_sample_in_the_last_batch(small):
+def test_a_replica_may_have_no_sample_in_the_last_batch(small):
     parts = [list(loader(small, "val", 1, replica=r, replicas=8, views=10, augment=None).epoch(0)) for r in range(8)]
     assert {len(part) for part in parts} == {2}
     last = [part[-1] for part in parts]

@@ -34,7 +34,7 @@ def test_large_seeds_are_told_apart():
     assert len({tuple(epoch_order(50, seed=seed, epoch=0).tolist()) for seed in seeds}) == len(seeds)
 
 
-def test_epochs_and_seeds_have_nothing_in_common():
+def test_orders_of_epochs_and_seeds_are_independent():
     orders = [epoch_order(20_000, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
@@ -42,7 +42,7 @@ def test_epochs_and_seeds_have_nothing_in_common():
             assert (one == other).sum() < 10
 
 
-def test_every_sample_comes_at_every_place_equally_often():
+def test_every_sample_is_equally_likely_at_every_position():
     places = np.array([np.argsort(epoch_order(10, seed=5, epoch=epoch)) for epoch in range(4000)])
     for sample in range(10):
         assert stats.chisquare(np.bincount(places[:, sample], minlength=10)).pvalue > 1e-4

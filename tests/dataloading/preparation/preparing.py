@@ -31,7 +31,7 @@ def shard_count(folder: Path) -> int:
 
 
 def preparing(source: Path, dest: Path, after: int) -> subprocess.Popen[str]:
-    """Start preparing and return when `after` shards are there."""
+    """Start preparing and return when `after` shards are finished."""
     process = started("dataloading.prepare", source, dest, "--size", 128, "--shard-images", 14, "--workers", 2)
     deadline = time.monotonic() + 60
     while shard_count(dest.with_name("out.preparing")) < after:
@@ -42,7 +42,7 @@ def preparing(source: Path, dest: Path, after: int) -> subprocess.Popen[str]:
 
 
 def interrupted(source: Path, dest: Path, after: int, signal_number: int) -> subprocess.Popen[str]:
-    """Start preparing and send `signal_number` to the process when `after` shards are there."""
+    """Start preparing and send `signal_number` to the process when `after` shards are finished."""
     process = preparing(source, dest, after)
     if signal_number == signal.SIGKILL:
         kill(process)

@@ -52,7 +52,7 @@ def test_nothing_is_left_behind_by_a_source_that_is_refused(tmp_path):
 
 
 class Mounted:
-    """A file system of its own in memory: `options` as mount takes them."""
+    """A file system in memory, mounted with `options`."""
 
     def __init__(self, place: Path, options: str) -> None:
         self.place = place
@@ -78,7 +78,7 @@ def test_a_read_only_destination_is_named(folders, tmp_path):
         quietly(folders, disk / "out")
 
 
-def test_too_little_room_is_noticed_before_the_work_begins(folders, tmp_path):
+def test_too_little_space_is_reported_before_the_work_begins(folders, tmp_path):
     with Mounted(tmp_path / "disk", "size=60k") as disk:
         with pytest.raises(DatasetError, match=r"not enough space for .*: 36 images of about .* kB need .* are free"):
             quietly(folders, disk / "out")
@@ -86,11 +86,11 @@ def test_too_little_room_is_noticed_before_the_work_begins(folders, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(tmp_path, workers):
+def test_a_full_disk_is_reported_and_the_work_continues_later(tmp_path, workers):
     class_folders(tmp_path / "in", classes=2, train=40, val=4)
     wanted = contents(quietly(tmp_path / "in", tmp_path / "elsewhere", shard_images=10).root)
     with Mounted(tmp_path / "disk", "size=600k") as disk:
-        ballast, go_on = disk / "ballast", {"shard_images": 10, "workers": workers}
+        ballast, options = disk / "ballast", {"shard_images": 10, "workers": workers}
         process = _filling(tmp_path / "in", disk, ballast, workers)
         assert process.returncode == 2, process.stderr
         assert process.stderr.startswith("error: ")
@@ -98,22 +98,22 @@ def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(tmp_path, work
         assert "Traceback" not in process.stderr
         assert not is_prepared(disk / "out")
         ballast.unlink()
-        quietly(tmp_path / "in", disk / "out", **go_on)
+        quietly(tmp_path / "in", disk / "out", **options)
         assert contents(disk / "out") == wanted
 
 
 def _filling(source: Path, disk: Path, ballast: Path, workers: int) -> subprocess.CompletedProcess[str]:
-    """Prepare with a disk that somebody else fills after the room was checked."""
+    """Prepare on a disk that another program fills after the space was checked."""
     script = (
         "import sys, pathlib, dataloading.preparation.preparation as p\n"
         "check = p.check_disk_space\n"
-        "def then_fill(*arguments):\n"
+        "def check_then_fill(*arguments):\n"
         "    check(*arguments)\n"
         "    with open(sys.argv[3], 'wb', buffering=0) as file:\n"
         "        room = __import__('shutil').disk_usage(file.name).free - 60_000\n"
         "        file.write(bytes(room))\n"
         "if __name__ == '__main__':\n"
-        "    p.check_disk_space = then_fill\n"
+        "    p.check_disk_space = check_then_fill\n"
         "    try:\n"
         "        p.prepare_dataset(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=int(sys.argv[4]), "
         "progress=False)\n"

@@ -1,3 +1,5 @@
+"""One image file to the stored image."""
+
 import gzip
 import io
 
@@ -64,7 +66,7 @@ def test_progressive_files_decode_to_the_same_pixels():
     assert np.array_equal(pixels(encoded(photograph(5), progressive=True)), pixels(encoded(photograph(5))))
 
 
-def test_bytes_behind_the_end_do_no_harm():
+def test_bytes_after_the_end_of_the_image_are_ignored():
     assert np.array_equal(pixels(jpeg(6) + bytes(100)), pixels(jpeg(6)))
 
 
@@ -101,12 +103,12 @@ def test_bytes_behind_the_end_do_no_harm():
         "narrow",
     ],
 )
-def test_what_does_not_decode_is_rejected_with_the_reason(data, reason):
+def test_bad_images_are_rejected_with_the_reason(data, reason):
     with pytest.raises(Rejected, match=reason):
         prepare_image(data, SMALL)
 
 
-def test_a_gzip_file_is_unpacked_only_so_far():
+def test_a_gzip_file_is_decompressed_up_to_a_limit():
     assert gunzip(gzip.compress(b"a" * 1000), 1000) == b"a" * 1000
     with pytest.raises(Rejected, match=r"unpacks to more than 999 bytes"):
         gunzip(gzip.compress(b"a" * 1000), 999)
@@ -148,7 +150,7 @@ def test_quality_is_that_of_the_option():
     )
     assert len(low) < len(high)
     tables = Image.open(io.BytesIO(high)).quantization
-    assert tables[0][0] == 2  # the standard table's 16, at quality 95
+    assert tables[0][0] == 2  # 16 in the standard table, scaled for quality 95
 
 
 @pytest.mark.parametrize(

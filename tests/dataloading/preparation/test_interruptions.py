@@ -13,7 +13,7 @@ from tests.dataloading.preparation.preparing import gone, interrupted, quietly
 from tests.dataloading.small_sources import class_folders, contents
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(many, many_prepared, tmp_path):
+def test_a_killed_preparation_continues_to_the_same_bytes(many, many_prepared, tmp_path):
     for after in (2, 9, 17):
         assert gone(interrupted(many, tmp_path / "out", after, signal.SIGKILL)), "workers outlived their parent"
         assert not is_prepared(tmp_path / "out")
@@ -21,10 +21,10 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(many, many_prepared, tmp
     assert kept
     quietly(many, tmp_path / "out", size=128, shard_images=14)
     assert contents(tmp_path / "out") == many_prepared
-    assert all((tmp_path / "out" / path.name).stat().st_ino == inode for path, inode in kept.items()), "made anew"
+    assert all((tmp_path / "out" / path.name).stat().st_ino == inode for path, inode in kept.items()), "was made again"
 
 
-def test_an_interruption_while_tidying_up_changes_nothing(folders, small, tmp_path, monkeypatch):
+def test_an_interruption_while_work_files_are_removed_changes_nothing(folders, small, tmp_path, monkeypatch):
     for removed in range(9):
         dest, left = tmp_path / f"out{removed}", iter(range(removed))
 

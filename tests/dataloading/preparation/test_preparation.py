@@ -57,7 +57,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(folders, small, tmp_pa
     assert contents(tmp_path / "two") == contents(small.root)
 
 
-def test_workers_do_not_import_the_program_that_was_started(folders, tmp_path):
+def test_workers_do_not_import_the_main_module(folders, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(
         "import sys\n"
@@ -76,7 +76,7 @@ def test_other_options_give_another_fingerprint(folders, small, tmp_path):
     assert quietly(folders, tmp_path / "b", shard_images=10, quality=50).fingerprint != small.fingerprint
 
 
-def test_what_does_not_decode_is_named_counted_and_left_out(tmp_path):
+def test_images_that_do_not_decode_are_listed_and_left_out(tmp_path):
     class_folders(tmp_path / "in", classes=2, train=3, val=2)
     odd = {
         "train/class0/0001.jpg": jpeg(0)[:-2],
@@ -102,7 +102,7 @@ def test_what_does_not_decode_is_named_counted_and_left_out(tmp_path):
     assert dataset.labels("train").tolist() == [0, 0, 1, 1, 1]
 
 
-def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path):
+def test_a_source_without_usable_images_is_refused(tmp_path):
     class_folders(tmp_path / "in", classes=1, train=2, val=1)
     for path in (tmp_path / "in/train/class0").iterdir():
         path.write_bytes(b"nothing")
@@ -111,7 +111,7 @@ def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_odd_files_of_the_archives_go_the_same_way(tmp_path):
+def test_odd_files_in_archives_are_rejected_too(tmp_path):
     odd = {
         "n02105855_2933.JPEG": encoded(photograph(1), "PNG"),
         "n01440764_90.JPEG": encoded(photograph(2)[:, :, 0]),
@@ -150,7 +150,7 @@ def test_a_prepared_data_set_can_be_the_source_of_another(small, tmp_path):
     assert nameless.source("val", 0) == f"val-000000.tar/{small.key('val', 0)}"
 
 
-def test_any_name_that_a_file_can_have_is_fine(tmp_path):
+def test_files_may_have_any_name(tmp_path):
     odd = ["ünï 猫.jpg", "new\nline, comma.jpg", "a.b.c.jpg", b"\xff\xfe latin.jpg".decode(errors="surrogateescape")]
     for split in ("train", "val"):
         folder = tmp_path / "in" / split / odd[3]

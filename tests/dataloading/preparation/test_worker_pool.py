@@ -17,8 +17,8 @@ from dataloading.progress_bar import ProgressBar
 from tests.dataloading.preparation.preparing import preparing, quietly, stored
 from tests.dataloading.small_sources import class_folders, command, contents, processes_of
 
-# A format whose decoder has a bug: reading it accesses memory that is not there, as a C library may. Every process
-# imports this module by itself when it starts.
+# A format with a bug in its decoder: it reads from an invalid address, as a C library may. Every Python process imports
+# sitecustomize when it starts.
 CRASHING_FORMAT = """
 import ctypes
 from PIL import Image
@@ -64,16 +64,16 @@ def test_a_worker_killed_from_outside_is_replaced(many, many_prepared, tmp_path)
 
 def large(task: Task, tick: Tick) -> bytes:
     (task.folder / f"{task.shard}-{os.getpid()}").touch()
-    return bytes(1 << 24)  # far more than a pipe takes before it is read
+    return bytes(1 << 24)  # far more than the buffer of a pipe
 
 
-def test_a_worker_killed_while_it_hands_over_a_result_is_replaced(tmp_path):
+def test_a_worker_killed_while_it_sends_a_result_is_replaced(tmp_path):
     work = iter([Task(tmp_path, "train", shard, 0, [], ImageOptions()) for shard in range(2)])
     finished = run_tasks(large, work, 2, ProgressBar("", None, shown=False))
     first, _ = next(finished)
     while not (begun := list(tmp_path.glob(f"{1 - first.shard}-*"))):
         time.sleep(0.01)
-    time.sleep(0.5)  # until it waits for its result to be read
+    time.sleep(0.5)  # until it waits for the pipe to be read
     os.kill(int(begun[0].name.split("-")[1]), signal.SIGKILL)
     assert [(task.shard, len(result)) for task, result in finished] == [(1 - first.shard, 1 << 24)]
 

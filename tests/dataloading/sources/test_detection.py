@@ -37,14 +37,14 @@ def test_a_validation_set_can_be_held_out(tmp_path, place):
 
 
 def test_holding_out_is_refused_where_it_makes_no_sense(folders):
-    with pytest.raises(DatasetError, match=r"has a validation set; remove --validation-every"):
+    with pytest.raises(DatasetError, match=r"has a validation set; leave validation_every out"):
         opened(folders, validation_every=5)
     with pytest.raises(DatasetError, match=r"validation_every must be at least 2, or 0 for no validation set, got 1"):
         opened(folders / "train", validation_every=1)
 
 
 def test_devkit_order_needs_a_devkit(folders):
-    with pytest.raises(DatasetError, match=r"has no development kit"):
+    with pytest.raises(DatasetError, match=r"has no development kit; label_order must be sorted"):
         opened(folders, label_order="devkit")
     with pytest.raises(DatasetError, match=r"label_order must be sorted or devkit, got 'random'"):
         opened(folders, label_order="random")
