@@ -1,4 +1,4 @@
-"""Verify a prepared data set to the last byte: ``python -m dataloading.check DEST``."""
+"""Verify every byte of a prepared data set: ``python -m dataloading.check DEST``."""
 
 import hashlib
 import io
@@ -19,18 +19,18 @@ from rich.console import Console
 from rich.table import Table
 
 from dataloading.command_line import parse
-from dataloading.errors import DatasetError
-from dataloading.progress import ProgressReport
-from dataloading.shards import DESCRIPTION, Dataset, file_sha256
+from dataloading.dataset import Dataset
+from dataloading.errors import HOW_TO_REPAIR, DatasetError
+from dataloading.progress_bar import ProgressBar
+from dataloading.shards import DESCRIPTION, TAR_BLOCK, file_sha256
 
-_BLOCK = tarfile.BLOCKSIZE
-_SHOWN = 20
+_PROBLEMS_SHOWN = 20
 _OTHER_HASH = f"its SHA-256 is not the one in {DESCRIPTION}"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: in which file, and what."""
+    """A problem with one file: the file, and what is wrong with it."""
 
     file: Path
     text: str
@@ -42,17 +42,22 @@ class Problem:
 def problems(
     dataset: Dataset, *, decode: bool = True, threads: int | None = None, progress: bool = True
 ) -> list[Problem]:
-    """Read every byte of every file and return what does not fit, in the order of the data set.
+    """Read every byte of every file and return all problems, in the order of the data set.
 
-    Checked are: that all files are there, and no others; the SHA-256 of each; that a shard's members follow one another
-    as the index says, with their keys, labels and CRC-32; and, with `decode`, that every image decodes to the size in
-    the index.
+    Checks that all files are there, and no others; the SHA-256 of each; that the members of each shard have the order,
+    keys, labels and CRC-32 that the index says; and, with `decode`, that every image decodes to the size in the index.
+
+    Args:
+        dataset: the data set, already opened.
+        decode: also decode every image.
+        threads: number of threads; None means one per usable processor.
+        progress: report progress on stderr.
     """
     found = list(_file_problems(dataset))
     everything = [(split, shard) for split in dataset.splits for shard in range(len(dataset.shards(split)))]
     total, done = sum(dataset.count(split) for split in dataset.splits), 0
     with (
-        ProgressReport(f"checking {dataset.root}", total, shown=progress) as report,
+        ProgressBar(f"checking {dataset.root}", total, shown=progress) as bar,
         ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
     ):
         results = pool.map(lambda which: list(_shard_problems(dataset, which[0], which[1], decode)), everything)
@@ -60,12 +65,12 @@ def problems(
             file = dataset.shards(split)[shard]
             found += [Problem(dataset.root / file.file, text) for text in texts]
             done += file.samples
-            report.update(done)
+            bar.update(done)
     return found
 
 
 def _file_problems(dataset: Dataset) -> Iterator[Problem]:
-    """Compare the folder with `dataset.json`, but for what is in the shards."""
+    """Compare the files in the folder with `dataset.json`, except the contents of shards."""
     shards = {file.file for split in dataset.splits for file in dataset.shards(split)}
     for name, sha256 in dataset.files.items():
         path = dataset.root / name
@@ -79,37 +84,38 @@ def _file_problems(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> Iterator[str]:
+    """Read a shard from beginning to end and compare it with its hash and with the index."""
     file, index = dataset.shards(split)[shard], dataset.index(split)
     try:
         data = (dataset.root / file.file).read_bytes()
-    except FileNotFoundError:  # named already
+    except FileNotFoundError:  # reported by _file_problems
         return
     if hashlib.sha256(data).hexdigest() != file.sha256:
         yield _OTHER_HASH
     first, last = np.searchsorted(index["shard"], [shard, shard + 1])
     if last - first != file.samples:
-        yield f"the index has {last - first} samples of it, dataset.json {file.samples}"
+        yield f"the index lists {last - first} samples for it, dataset.json {file.samples}"
     position = 0
     for sample, row in enumerate(index[first:last].tolist(), first):
         for text in _sample_problems(data, position, row, decode):
             yield f"sample {sample}: {text}"
         _, length, offset, label, *_ = row
-        position = offset + _padded(length) + _BLOCK + _padded(len(str(label)))
+        position = offset + _padded(length) + TAR_BLOCK + _padded(len(str(label)))
     if any(data[position:]):
-        yield f"there is something behind its last sample, at offset {position}"
+        yield f"unexpected data after its last sample, at offset {position}"
 
 
 def _sample_problems(data: bytes, position: int, row: Any, decode: bool) -> Iterator[str]:
-    """Compare the two members that begin at `position` with their record in the index."""
+    """Compare the image and the label that begin at `position` with their record in the index."""
     _, length, offset, label, crc32, height, width = row
     jpeg = data[offset : offset + length]
-    behind = offset + _padded(length)
-    image, cls = _member(data, position), _member(data, behind)
-    if image is None or not image.name.endswith(".jpg") or image.size != length or position + _BLOCK != offset:
+    end = offset + _padded(length)
+    image, cls = _member(data, position), _member(data, end)
+    if image is None or not image.name.endswith(".jpg") or image.size != length or position + TAR_BLOCK != offset:
         yield f"no JPEG member of {length} bytes at offset {position}"
     elif cls is None or cls.name != image.name[:-4] + ".cls":
         yield f"{image.name} is not followed by its label"
-    elif data[behind + _BLOCK :][: cls.size] != str(label).encode():
+    elif data[end + TAR_BLOCK :][: cls.size] != str(label).encode():
         yield f"the label in {cls.name} is not {label} as in the index"
     if zlib.crc32(jpeg) != crc32:
         yield f"its CRC-32 is {zlib.crc32(jpeg):08x}, the index says {crc32:08x}"
@@ -117,20 +123,22 @@ def _sample_problems(data: bytes, position: int, row: Any, decode: bool) -> Iter
         try:
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
                 picture.load()
-        except Exception as error:  # whatever Pillow's decoders meet in foreign bytes
+        except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged data
             yield f"does not decode: {error}"
         else:
             if picture.size != (width, height) or picture.format != "JPEG":
-                yield f"is a {picture.format} of {picture.size}, the index says JPEG of {(width, height)}"
+                yield f"its image is a {picture.format} of {picture.size}, the index says JPEG of {(width, height)}"
 
 
 def _padded(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
+    """Round up to whole tar blocks."""
+    return -(-length // TAR_BLOCK) * TAR_BLOCK
 
 
 def _member(data: bytes, position: int) -> tarfile.TarInfo | None:
+    """Parse the tar header at `position`, or return None if there is none."""
     try:
-        return tarfile.TarInfo.frombuf(data[position : position + _BLOCK], "ascii", "replace")
+        return tarfile.TarInfo.frombuf(data[position : position + TAR_BLOCK], "ascii", "replace")
     except tarfile.HeaderError:
         return None
 
@@ -152,23 +160,23 @@ def main(
     threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     progress: bool = True,
 ) -> None:
-    """Read a prepared data set from beginning to end, compare every checksum, decode every image, and print a summary.
+    """Read a whole prepared data set, verify every checksum, decode every image, and print a summary.
 
     Args:
-        dest: The folder that dataloading.prepare made.
-        decode: Decode every image; without, only checksums and archive structure are compared.
-        threads: Default: one per processor.
+        dest: The folder that dataloading.prepare created.
+        decode: Decode every image. Otherwise only checksums and the structure of the archives are verified.
+        threads: Number of threads. Default: one per processor.
         progress: Report progress.
     """
     dataset = Dataset(dest)
     found = problems(dataset, decode=decode, threads=threads, progress=progress)
     if found:
-        more = f"\n... and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
-        print("\n".join(map(str, found[:_SHOWN])) + more, file=sys.stderr)
-        raise DatasetError(f"{dest} is damaged: {len(found):,} problems; copy the data set again or prepare it anew")
+        more = f"\n... and {len(found) - _PROBLEMS_SHOWN:,} more" if len(found) > _PROBLEMS_SHOWN else ""
+        print("\n".join(map(str, found[:_PROBLEMS_SHOWN])) + more, file=sys.stderr)
+        raise DatasetError(f"{dest} is damaged: {len(found):,} problems; {HOW_TO_REPAIR}")
     Console().print(_summary(dataset))
     print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")
-    print(f"{dataset.root}: everything is as it was prepared")
+    print(f"{dataset.root}: no damage found")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Command lines as tyro reads them, with one line for a mistake where tyro prints a box."""
+"""Command lines: parsed by tyro, with a one-line error message in place of tyro's box."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import tyro
 
-# Private, but nothing public tells the parts of a mistake; for its sake pyproject.toml bounds the version of tyro.
+# Private modules: no public interface exposes the parts of a parse error. pyproject.toml bounds tyro's version for it.
 from tyro import _errors
 from tyro._arguments import ArgumentDefinition
 
@@ -21,59 +21,62 @@ T = TypeVar("T")
 
 
 def parse(command: Callable[..., T], *, prog: str | None = None, description: str | None = None) -> T:
-    """What a function returns, or the instance of a dataclass, with its arguments from the command line.
+    """Call a function, or build a dataclass, with arguments from the command line, and return the result.
 
-    A mistake in them ends the program with code 2 and one line: the option, the value found and the values wanted.
+    An invalid command line ends the program with code 2 and a one-line message: the option, the values allowed and the
+    value found.
     """
 
-    def refuse(event: _errors.ParseErrorEvent) -> None:
+    def report(event: _errors.ParseErrorEvent) -> None:
         message = _message(event, command)
         if message is None:
-            return  # tyro says it
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all workers of a machine the same command line
+            return  # tyro prints its own message
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, all workers get the same command line
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
-    with _errors.on_parse_error(refuse):
-        # Nobody writes None: an option that may be left out is left out.
+    with _errors.on_parse_error(report):
+        # None is only a default: leaving an option out is the one way to get it.
         return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
 
 
 def _message(event: _errors.ParseErrorEvent, command: Callable[..., object]) -> str | None:
+    """Return the message for a parse error, or None to leave it to tyro."""
     if isinstance(event, _errors.InvalidChoice):
-        return f"{_name(event.argument)} is {event.value!r}; {_wanted(event.argument)}"
+        return f"{_name(event.argument)} must be {_allowed(event.argument)}, got {event.value!r}"
     if isinstance(event, _errors.InstantiationFailure) and event.argument is not None:
-        reason = event.message.partition("\n")[0]  # it quotes the value as Python does
-        value = " ".join(value for _, value in re.findall(r"""(['"])(.*?)\1""", reason))
-        return f"{_name(event.argument)} is {value!r}; {_wanted(event.argument)}"
+        first_line = event.message.partition("\n")[0]  # quotes the value like repr()
+        value = " ".join(value for _, value in re.findall(r"""(['"])(.*?)\1""", first_line))
+        return f"{_name(event.argument)} must be {_allowed(event.argument)}, got {value!r}"
     if isinstance(event, _errors.BadValue) and not event.argument.is_positional():
         name = _name(event.argument)
-        return f"{name} has no value; write {name} {event.argument.lowered.metavar}"
-    if isinstance(event, _errors.BadValue):  # an option stands in its place, perhaps one that there is not
-        return _unknown(sys.argv[1:], command) or _missing([event.argument])
+        return f"{name} needs a value: {name} {event.argument.lowered.metavar}"
+    if isinstance(event, _errors.BadValue):  # an option, perhaps an unknown one, where a positional argument belongs
+        return _unknown_option(sys.argv[1:], command) or _missing([event.argument])
     if isinstance(event, _errors.MissingArgs):
         missing = [argument.arg for argument in event.missing_arguments]
-        return _unknown(event.unrecognized_tokens, command) or _missing(missing)
+        return _unknown_option(event.unrecognized_tokens, command) or _missing(missing)
     if isinstance(event, _errors.UnrecognizedArgs):
-        too_many = f"{event.tokens[0]!r} is one argument too many; --help says what is wanted"
-        return _unknown(event.tokens, command) or too_many
+        unexpected = f"unexpected argument {event.tokens[0]!r}; see --help"
+        return _unknown_option(event.tokens, command) or unexpected
     return None
 
 
-def _wanted(argument: ArgumentDefinition) -> str:
+def _allowed(argument: ArgumentDefinition) -> str:
     if argument.lowered.choices:
-        return f"choose one of {', '.join(sorted({*argument.lowered.choices} - {'None'}))}"
-    noun = "whole number" if "int" in str(argument.field.type_stripped) else "number"
-    return f"{noun}s are wanted" if argument.lowered.nargs == "*" else f"a {noun} is wanted"
+        return f"one of {', '.join(sorted({*argument.lowered.choices} - {'None'}))}"
+    is_integer = "int" in str(argument.field.type_stripped)
+    if argument.lowered.nargs == "*":
+        return "integers" if is_integer else "numbers"
+    return "an integer" if is_integer else "a number"
 
 
 def _missing(arguments: Sequence[ArgumentDefinition]) -> str:
-    verb = "is" if len(arguments) == 1 else "are"
-    return f"{', '.join(map(_name, arguments))} {verb} missing; --help says what is wanted"
+    return f"missing {', '.join(map(_name, arguments))}; see --help"
 
 
-def _unknown(words: Sequence[str], command: Callable[..., object]) -> str | None:
-    """Of the first word that looks like an option and is none."""
+def _unknown_option(words: Sequence[str], command: Callable[..., object]) -> str | None:
+    """Return a message about the first word that looks like an option but is not one of the command's options."""
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
     options = re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue())
@@ -81,9 +84,9 @@ def _unknown(words: Sequence[str], command: Callable[..., object]) -> str | None
     name = next((name for name in names if name not in options), None)
     if name is None:
         return None
-    long = [option[2:] for option in options if option.startswith("--")]  # without what is alike in all
+    long = [option[2:] for option in options if option.startswith("--")]  # dashes would make all options look alike
     near = difflib.get_close_matches(name[2:], long, 1)
-    return f"there is no option {name}; " + (f"did you mean --{near[0]}?" if near else "--help lists all")
+    return f"unknown option {name}; " + (f"did you mean --{near[0]}?" if near else "--help lists all options")
 
 
 def _name(argument: ArgumentDefinition) -> str:

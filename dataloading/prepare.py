@@ -7,7 +7,7 @@ import tyro
 
 from dataloading.command_line import parse
 from dataloading.errors import DatasetError
-from dataloading.preparation import SHARD_IMAGES, prepare_dataset
+from dataloading.preparation.preparation import SHARD_IMAGES, prepare_dataset
 
 
 def main(
@@ -24,24 +24,24 @@ def main(
     max_pixels: int = 89_000_000,
     progress: bool = True,
 ) -> None:
-    """Decode every image once, check it, bring it to size, and write shards that training reads.
+    """Decode, check and resize every image once, and write the shards that training reads.
 
-    Files that do not decode, or that crash the decoder, are left out and named, with the reason, in DEST/rejected.csv.
-    An interrupted preparation goes on from its finished shards when the same command is given again.
+    Files that do not decode, or that crash the decoder, are left out and listed with the reason in DEST/rejected.csv.
+    After an interruption, the same command continues from the finished shards.
 
     Args:
         source: A folder with train/<class>/*.jpg and val/<class>/*.jpg; a folder with the archives and the development
             kit of ILSVRC2012 or ILSVRC2010; a folder or tar file of WebDataset shards; or the word "digits".
-        dest: The folder to make.
+        dest: The folder to create.
         size: Length of the shorter side after resizing, in pixels.
         quality: JPEG quality, 1 to 95.
         keep_aspect: Store whole images instead of their centre squares.
         label_order: Numbering of ILSVRC's classes: by sorted WordNet id (torchvision, Caffe), or as in the development
             kit (Krizhevsky).
-        validation_every: Where there is no validation set: hold out every n-th training image of each class; 0
-            does without one.
+        validation_every: If there is no validation set, hold out every n-th training image of each class; 0 means no
+            validation set.
         verify: First compare the archives with their published MD5 sums.
-        workers: Processes. Default: one per processor. 0 works in this one.
+        workers: Number of worker processes. Default: one per processor. 0 works in the main process.
         shard_images: Source images per shard.
         max_pixels: Leave out images with more pixels.
         progress: Report progress.
@@ -71,5 +71,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the finished shards", file=sys.stderr)
+        print("interrupted; the same command continues from the finished shards", file=sys.stderr)
         sys.exit(130)

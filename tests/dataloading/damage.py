@@ -16,14 +16,14 @@ def copied(root: Path, dest: Path) -> Path:
 
 
 def flip_bit(path: Path, place: float, bit: int) -> None:
-    """Flip one bit at `place`, 0 to 1, of a file."""
+    """Flip one bit of a file, at the relative position `place`, 0 to 1."""
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1 << bit
     path.write_bytes(data)
 
 
 def rewritten(root: Path, change: Callable[[dict], object]) -> None:
-    """Change dataset.json, as if it had been prepared so."""
+    """Change dataset.json and its fingerprint, as if the data set had been prepared like this."""
     about = json.loads((root / "dataset.json").read_bytes())
     change(about)
     about["fingerprint"] = fingerprint(about)
@@ -31,7 +31,7 @@ def rewritten(root: Path, change: Callable[[dict], object]) -> None:
 
 
 def overwritten(root: Path, split: str, sample: int, data: bytes, *, at: int = 100) -> None:
-    """Write `data` over the bytes of a sample, from its `at`-th byte on."""
+    """Overwrite the bytes of a sample from byte `at` on."""
     row = np.load(root / f"{split}-index.npy")[sample]
     with (root / f"{split}-{row['shard']:06d}.tar").open("r+b") as file:
         file.seek(int(row["offset"]) + at)
@@ -39,7 +39,7 @@ def overwritten(root: Path, split: str, sample: int, data: bytes, *, at: int = 1
 
 
 def undecodable(root: Path, split: str, sample: int) -> None:
-    """Blank the second half of a sample, with checksums to fit, as if it had been prepared so."""
+    """Zero the second half of a sample and update all checksums, as if the data set had been prepared like this."""
     index = np.load(root / f"{split}-index.npy")
     shard, length, offset = (int(index[sample][name]) for name in ("shard", "length", "offset"))
     overwritten(root, split, sample, bytes(length - length // 2), at=length // 2)

@@ -60,7 +60,7 @@ def tar_of(files: Iterable[tuple[str, bytes]], change: Callable[[tarfile.TarInfo
 
 
 def link(name: str, target: str) -> bytes:
-    """A tar block that says that `name` is a symbolic link."""
+    """The tar header of a symbolic link."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = tarfile.SYMTYPE, target
     return info.tobuf(tarfile.USTAR_FORMAT)
@@ -72,7 +72,7 @@ INNER = (4, "n00001930", "physical entity")
 
 
 def meta_mat(year: int) -> bytes:
-    """``meta.mat`` with the fields of the real one: three classes and one synset above them."""
+    """``meta.mat`` with the fields of the real one: three classes and their parent synset."""
     fields = [
         (f"ILSVRC{year}_ID", "O"),
         ("WNID", "O"),
@@ -104,7 +104,7 @@ TEST_TRUTH = [2, 3, 1]
 
 
 def ilsvrc2012(root: Path, *, val_truth: list[int] = VAL_TRUTH, odd: dict[str, bytes] | None = None) -> Path:
-    """The three archives of ILSVRC2012 with 5 images in each of 3 classes; `odd` files join the class of tenches."""
+    """The three archives of ILSVRC2012 with 5 images in each of 3 classes; `odd` files are added to the tench class."""
     root.mkdir(parents=True, exist_ok=True)
     inner = {}
     for number, wnid, _ in SYNSETS:
@@ -114,7 +114,8 @@ def ilsvrc2012(root: Path, *, val_truth: list[int] = VAL_TRUTH, odd: dict[str, b
         inner[wnid] = tar_of(files)
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of((f"{wnid}.tar", data) for wnid, data in inner.items()))
     val = [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", jpeg(1000 + i)) for i in range(len(VAL_TRUTH))]
-    (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(reversed(val)))  # the order in the archive does not count
+    # Labels belong to the sorted names, not to the order in the archive.
+    (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(reversed(val)))
     kit = tar_of(
         [
             ("ILSVRC2012_devkit_t12/readme.txt", b"read me"),
@@ -156,7 +157,7 @@ def ilsvrc2010(root: Path) -> Path:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG file that claims a size and holds next to nothing: what a decompression bomb looks like."""
+    """A PNG file that declares a size and has almost no data, like a decompression bomb."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -168,24 +169,24 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def command(module: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module`` to its end."""
+    """Run ``python -m module`` and wait for it."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 def started(module: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start ``python -m module`` in a process group of its own, where Ctrl-C works even if the tests run without it."""
+    """Start ``python -m module`` in a process group of its own, with Ctrl-C enabled even if the tests ignore it."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(words, **pipes, text=True, start_new_session=True, preexec_fn=_heed_ctrl_c)
 
 
 def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a script inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a script inherit that it is ignored
 
 
 def processes_of(group: int) -> list[int]:
-    """The processes, zombies aside, that belong to a process group."""
+    """The processes of a process group, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -199,7 +200,7 @@ def processes_of(group: int) -> list[int]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """``kill -9`` the process (only it: its workers have to notice)."""
+    """``kill -9`` the process, but not its workers: they have to notice."""
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
 

@@ -1,4 +1,4 @@
-"""Mistakes on a command line: one line each."""
+"""Invalid command lines: a one-line message for each."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.dataloading.small_sources import command
 
 @dataclass
 class Shares:
-    """Numbers, and a switch that may be left out."""
+    """Numbers, and an optional switch."""
 
     shares: tuple[float, ...] = ()
     flip: bool | None = None
@@ -27,28 +27,28 @@ def work(
     order: Literal["sorted", "devkit"] = "sorted",
     verify: bool = False,
 ) -> None:
-    """What a command does; nothing is done here."""
+    """A command; it is parsed, never run."""
     raise AssertionError
 
 
 @pytest.mark.parametrize(
     ("what", "words", "message"),
     [
-        (work, "a b --order x", "--order is 'x'; choose one of devkit, sorted"),
-        (work, "a b --size x", "--size is 'x'; a whole number is wanted"),
-        (work, "a b --workers it's", '--workers is "it\'s"; a whole number is wanted'),
-        (work, "a b --workers None", "--workers is 'None'; a whole number is wanted"),
-        (work, "a b --size --verify", "--size has no value; write --size INT"),
-        (work, "a b --sise=5", "there is no option --sise; did you mean --size?"),
-        (work, "a --sise 5", "there is no option --sise; did you mean --size?"),
-        (work, "a b --zebra", "there is no option --zebra; --help lists all"),
-        (work, "a b c", "'c' is one argument too many; --help says what is wanted"),
-        (work, "a", "DEST is missing; --help says what is wanted"),
-        (work, "", "SOURCE, DEST are missing; --help says what is wanted"),
-        (Shares, "--shares 1 x", "--shares is '1 x'; numbers are wanted"),
+        (work, "a b --order x", "--order must be one of devkit, sorted, got 'x'"),
+        (work, "a b --size x", "--size must be an integer, got 'x'"),
+        (work, "a b --workers it's", '--workers must be an integer, got "it\'s"'),
+        (work, "a b --workers None", "--workers must be an integer, got 'None'"),
+        (work, "a b --size --verify", "--size needs a value: --size INT"),
+        (work, "a b --sise=5", "unknown option --sise; did you mean --size?"),
+        (work, "a --sise 5", "unknown option --sise; did you mean --size?"),
+        (work, "a b --zebra", "unknown option --zebra; --help lists all options"),
+        (work, "a b c", "unexpected argument 'c'; see --help"),
+        (work, "a", "missing DEST; see --help"),
+        (work, "", "missing SOURCE, DEST; see --help"),
+        (Shares, "--shares 1 x", "--shares must be numbers, got '1 x'"),
     ],
 )
-def test_a_mistake_is_one_line(monkeypatch, capsys, what, words, message):
+def test_an_invalid_command_line_gets_a_one_line_message(monkeypatch, capsys, what, words, message):
     monkeypatch.setattr(sys, "argv", ["command", *words.split()])
     with pytest.raises(SystemExit) as ended:
         parse(what)
@@ -56,7 +56,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, what, words, message):
     assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
-def test_of_torchruns_workers_one_says_it(monkeypatch, capsys):
+def test_only_one_of_torchruns_workers_prints_the_message(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--zebra"])
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit):
@@ -73,11 +73,11 @@ def test_a_switch_needs_no_value(monkeypatch, words, flip):
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        ("dataloading.prepare", ("a", "b", "--size", "x"), "--size is 'x'; a whole number is wanted"),
-        ("dataloading.check", ("a", "--treads", "1"), "there is no option --treads; did you mean --threads?"),
+        ("dataloading.prepare", ("a", "b", "--size", "x"), "--size must be an integer, got 'x'"),
+        ("dataloading.check", ("a", "--treads", "1"), "unknown option --treads; did you mean --threads?"),
     ],
 )
-def test_the_commands_do_so(module, words, message):
+def test_the_commands_print_one_line(module, words, message):
     done = command(module, *words)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
     assert "(default: None)" not in command(module, "--help").stdout

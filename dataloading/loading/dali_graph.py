@@ -1,0 +1,126 @@
+"""The DALI graph: decode, crop, flip, subtract the mean, add colour noise.
+
+The same graph runs on a GPU (``mixed`` decoding: NVIDIA's JPEG hardware and CUDA) and without one (``device_id=None``).
+It makes no random choices: encoded images, crop positions, flips and colours come from Python, batch by batch.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# DALI reads this variable when it is imported. Buffers larger than this many bytes are kept for the next batch. The
+# default keeps only very large ones, and batches of 32 images then spend a tenth of their time on new memory pages.
+os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", str(2**20))
+
+from nvidia.dali import Pipeline, fn, tensors, types
+
+DataType = Literal["float32", "float16", "uint8"]
+_DALI_TYPES = {"float32": types.DALIDataType.FLOAT, "float16": types.DALIDataType.FLOAT16}
+PREFETCH = 3  # batches requested from the source before the first is delivered; one of them is always being processed
+
+# encoded files, crop x and y (0 to 1 of the free range), flips, minus the colour shift (N x 3), divisor (N x 3)
+Arrays = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+Feed = list[Any]  # the same data as DALI tensor lists
+
+
+def build(
+    source: Callable[[], Feed],
+    *,
+    batch_size: int,
+    crop_size: int,
+    image_size: int,
+    mean_image: NDArray[np.float32],
+    dtype: DataType,
+    views: int,
+    noise: bool,
+    threads: int,
+    device: int | None,
+    hardware_decoder_load: float,
+) -> Pipeline:
+    """Build the graph. Its one output is a batch of images, N x H x W x C, or N x 10 x H x W x C for ten views.
+
+    Args:
+        source: called once per batch, in order; returns up to `batch_size` samples (`pack`), which must not change
+            until their images have been delivered.
+        batch_size: maximum number of samples in a batch.
+        crop_size: side of the crop in pixels.
+        image_size: shorter side of the stored images, and side of the mean image, in pixels.
+        mean_image: float32, image_size x image_size x 3. Its centre crop is subtracted after the flip, as in 2012.
+        dtype: of the output. "uint8" delivers raw pixels, without mean subtraction and colour noise.
+        views: 1, or 10 for the corners and the centre of the centre square, then the same mirrored.
+        noise: apply the source's colour shifts and divisors.
+        threads: CPU threads of DALI.
+        device: CUDA device, or None for the CPU.
+        hardware_decoder_load: fraction of a batch that the GPU's JPEG hardware decodes, 0 to 1; with 0, runs are
+            bitwise reproducible.
+    """
+    pipeline = Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH)
+    inputs = 1 if views == 10 else 6 if noise else 4
+    with pipeline:
+        encoded, *numbers = fn.external_source(lambda: source()[:inputs], num_outputs=inputs, batch=True, no_copy=True)
+        decoder = _decoder_options(device, image_size, hardware_decoder_load)
+        if views == 10:
+            images = _ten_views(fn.decoders.image(encoded, **decoder), crop_size, image_size)
+        else:
+            x, y, flip = numbers[:3]
+            images = fn.decoders.image_crop(encoded, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y, **decoder)
+            images = fn.flip(images, horizontal=flip)
+        if dtype != "uint8":
+            images = _normalise(images, _centre(mean_image, crop_size), numbers[3:], dtype, device)
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline
+
+
+def pack(arrays: Arrays) -> Feed:
+    """Return a batch as DALI's tensor lists, which DALI uses without copying.
+
+    It would convert NumPy arrays one by one, and in the training loop.
+    """
+    encoded, *numbers = arrays
+    files = tensors.TensorListCPU([tensors.TensorCPU(file, "") for file in encoded], "")
+    return [files, *(tensors.TensorListCPU(array, "") for array in numbers)]
+
+
+def _decoder_options(device: int | None, image_size: int, hardware_load: float) -> dict[str, Any]:
+    """Options of the decoder. On a GPU, buffers get their final size at once, so memory use does not grow later."""
+    common = {"output_type": types.DALIImageType.RGB, "adjust_orientation": False}
+    if device is None:
+        return {**common, "device": "cpu"}
+    padding = 16 * 1024 * 1024 * max(1, (image_size * image_size) // (512 * 512))
+    return {
+        **common,
+        "device": "mixed",
+        "hw_decoder_load": hardware_load,
+        "device_memory_padding": padding,
+        "host_memory_padding": padding // 2,
+        "preallocate_width_hint": image_size,
+        "preallocate_height_hint": image_size,
+    }
+
+
+def _ten_views(images: Any, crop_size: int, image_size: int) -> Any:
+    """Corners and centre of the centre square, then the same mirrored: 10 x H x W x C for each image."""
+    images = fn.crop(images, crop=(image_size, image_size), rounding="truncate")
+    margin = image_size - crop_size
+    centre = (margin // 2) / max(margin, 1)
+    positions = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (centre, centre)]
+    crops = [fn.crop(images, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y) for x, y in positions]
+    return fn.stack(*crops, *(fn.flip(crop, horizontal=1) for crop in crops), axis=0)
+
+
+def _centre(mean_image: NDArray[np.float32], crop_size: int) -> NDArray[np.float32]:
+    border = (mean_image.shape[0] - crop_size) // 2
+    return np.ascontiguousarray(mean_image[border : border + crop_size, border : border + crop_size])
+
+
+def _normalise(images: Any, mean: NDArray[np.float32], colors: list[Any], dtype: DataType, device: int | None) -> Any:
+    """Subtract the mean image, then apply `colors`, if any: minus the shift, and the divisor."""
+    images = images - types.Constant(mean, device="cpu" if device is None else "gpu")  # uint8 - float32 is float32
+    if not colors:
+        return fn.cast(images, dtype=_DALI_TYPES[dtype])
+    shift, divisor = colors
+    return fn.crop_mirror_normalize(images, mean=shift, std=divisor, dtype=_DALI_TYPES[dtype], output_layout="HWC")

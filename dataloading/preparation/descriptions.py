@@ -1,0 +1,113 @@
+"""The files that describe finished shards: indices, names of source files, statistics, rejected files, dataset.json."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from dataloading import shards
+from dataloading.errors import DatasetError
+from dataloading.files import write_atomically
+from dataloading.preparation.images import ImageOptions
+from dataloading.preparation.shard_plan import record_path
+from dataloading.preparation.statistics import PixelSums
+from dataloading.sources.entries import Source
+
+
+def write_descriptions(source: Source, folder: Path, options: ImageOptions, sums: PixelSums) -> None:
+    """Write the index and source names of each split, the mean image, `rejected.csv` and, last, `dataset.json`.
+
+    Args:
+        source: what was prepared.
+        folder: where the shards and their records are.
+        options: how images were prepared.
+        sums: sums over all training images.
+
+    Raises:
+        DatasetError: all training images were rejected.
+    """
+    rejected_path, rejected = _write_rejected(source, folder)
+    if not sums.count:
+        raise DatasetError(f"none of the training images of {source.name} can be used; see {rejected_path}")
+    splits = {split: _write_index(folder, split) for split in source.splits}
+    mean = io.BytesIO()
+    np.save(mean, sums.mean_image(), allow_pickle=False)
+    write_atomically(folder / shards.MEAN_IMAGE, mean.getvalue())
+    deviations, axes = sums.color_axes()
+    description = {
+        "format": shards.FORMAT,
+        "version": shards.VERSION,
+        "name": source.name,
+        "size": options.size,
+        "classes": source.classes,
+        "words": source.words,
+        "color_deviations": deviations.tolist(),
+        "color_vectors": axes.tolist(),
+        "mean_image_sha256": hashlib.sha256(mean.getvalue()).hexdigest(),
+        "rejected_sha256": shards.file_sha256(rejected_path),
+        "splits": splits,
+        "made": {**source.made(), **_made(options), "rejected": rejected},
+    }
+    description["fingerprint"] = shards.fingerprint(description)
+    write_atomically(folder / shards.DESCRIPTION, json.dumps(description, indent=1))
+
+
+def _made(options: ImageOptions) -> dict[str, Any]:
+    """Return what `dataset.json` records about the preparation."""
+    return {
+        **dataclasses.asdict(options),
+        "resampling": "box when shrinking, bicubic when enlarging",
+        "exif_orientation": "ignored",
+        "pillow": PIL.__version__,
+    }
+
+
+def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a split's finished shards."""
+    shard = 0
+    while (path := record_path(folder, split, shard)).exists():
+        yield json.loads(path.read_bytes())
+        shard += 1
+
+
+def _write_index(folder: Path, split: str) -> dict[str, Any]:
+    """Concatenate the shards' records into the split's index and source names; return its entry in `dataset.json`."""
+    files = [record["shard"] for record in _records(folder, split)]
+    count, start, path = sum(file["samples"] for file in files), 0, folder / shards.index_name(split)
+    if count:
+        index = np.lib.format.open_memmap(path, mode="w+", dtype=shards.INDEX_DTYPE, shape=(count,))
+        for record in _records(folder, split):
+            rows = np.array([tuple(row) for row in record["rows"]], dtype=shards.INDEX_DTYPE)
+            index[start : start + len(rows)] = rows
+            start += len(rows)
+        index.flush()
+    else:  # a file without records cannot be mapped
+        np.save(path, np.empty(0, dtype=shards.INDEX_DTYPE), allow_pickle=False)
+    sources = folder / shards.sources_name(split)
+    shards.write_sources(sources, (row for record in _records(folder, split) for row in record["sources"]))
+    return {
+        "count": count,
+        "index_sha256": shards.file_sha256(path),
+        "sources_sha256": shards.file_sha256(sources),
+        "shards": files,
+    }
+
+
+def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
+    """Write `rejected.csv`; return its path and the number of files in it."""
+    path, count = folder / shards.REJECTED, 0
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["split", "file", "reason"])
+        for split in source.splits:
+            for record in _records(folder, split):
+                table.writerows(record["rejected"])
+                count += len(record["rejected"])
+    return path, count

@@ -1,0 +1,106 @@
+"""The plan of a preparation: which images of the source go into which shard, written to disk before the work begins."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloading.errors import DatasetError
+from dataloading.files import write_atomically
+from dataloading.preparation.images import ImageOptions
+from dataloading.progress_bar import ProgressBar
+from dataloading.shards import VERSION
+from dataloading.sources.entries import Entry, Source
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make.
+
+    Args:
+        folder: where the shard is written.
+        split: "train", "val", ...
+        shard: number of the shard in the split.
+        first: number of the first entry in the split.
+        entries: the images.
+        options: how images are prepared.
+    """
+
+    folder: Path
+    split: str
+    shard: int
+    first: int
+    entries: list[Entry]
+    options: ImageOptions
+
+    @property
+    def record(self) -> Path:
+        """The file that is written when the shard is finished, and that describes its contents."""
+        return record_path(self.folder, self.split, self.shard)
+
+
+def record_path(folder: Path, split: str, shard: int) -> Path:
+    """Return the path of a finished shard's record."""
+    return folder / f"{split}-{shard:06d}.json"
+
+
+def write_plan(
+    source: Source, folder: Path, options: ImageOptions, shard_images: int, progress: bool
+) -> dict[str, int]:
+    """List the source's images and write one line of JSON per shard; return the number of images by split.
+
+    Raises:
+        DatasetError: the folder has the plan of an interrupted preparation that is not this one.
+    """
+    total, digest = dict.fromkeys(source.splits, 0), hashlib.sha256()
+    with ProgressBar(f"listing {source.name}", None, shown=progress) as bar:
+        for split in source.splits:
+            part = _plan_path(folder, split).with_suffix(".part")
+            with part.open("wb") as file:
+                for first, group in _groups(source.entries(split), shard_images):
+                    digest.update(json.dumps([entry[1:] for entry in group]).encode())
+                    file.write(json.dumps([first, group]).encode() + b"\n")
+                    total[split] += len(group)
+                    bar.update(sum(total.values()))
+            part.replace(_plan_path(folder, split))
+    plan = {
+        "version": VERSION,
+        "entries": digest.hexdigest(),
+        "classes": hashlib.sha256(json.dumps(source.classes).encode()).hexdigest(),
+        "shard_images": shard_images,
+        "treatment": dataclasses.asdict(options),  # this key lets preparations that earlier versions began continue
+    }
+    path = folder / PLAN
+    if path.exists() and json.loads(path.read_bytes()) != plan:
+        raise DatasetError(
+            f"{folder} holds an interrupted preparation from another source, by another version or with other options; "
+            f"remove it to start again, or repeat the command that began it"
+        )
+    write_atomically(path, json.dumps(plan))
+    return total
+
+
+def read_tasks(source: Source, folder: Path, options: ImageOptions) -> Iterator[Task]:
+    """Yield the shards of the plan in `folder`, in order."""
+    for split in source.splits:
+        with _plan_path(folder, split).open("rb") as file:
+            for shard, line in enumerate(file):
+                first, entries = json.loads(line)
+                yield Task(folder, split, shard, first, [Entry(*entry) for entry in entries], options)
+
+
+def _plan_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}-plan.jsonl"
+
+
+def _groups(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry]]]:
+    """Yield `size` entries at a time, with the number of the first."""
+    first = 0
+    while group := list(itertools.islice(entries, size)):
+        yield first, group
+        first += len(group)

@@ -1,0 +1,20 @@
+"""Child processes that never outlive their parent."""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Let the kernel kill this process (SIGKILL) when its parent dies, even if the parent is killed itself.
+
+    Call it first thing in a child process. The parent passes its own ``os.getpid()``: if it has died before this call,
+    the process exits at once with code 1. Systems other than Linux have no such signal; there only that check is made.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # the parent died before the signal was requested
+        os._exit(1)

@@ -1,0 +1,91 @@
+"""List the members of tar files and their byte ranges, also in a tar file inside a tar file.
+
+Nothing is unpacked. The names in an archive are never used as paths, and links are reported, not followed.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataloading.errors import DatasetError
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class Member(NamedTuple):
+    """A member of a tar file: its `name`, the `offset` and `length` of its bytes, and why it cannot be used, if so."""
+
+    name: str
+    offset: int
+    length: int
+    problem: str = ""
+
+
+def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterator[Member]:
+    """Yield the members of a tar file.
+
+    Folders and hidden files are skipped. A member that is not a regular file has a `problem`. Memory use does not grow
+    with the archive.
+
+    Args:
+        path: file that contains the tar file.
+        offset, length: range of the tar file's bytes in `path`; by default, all of it.
+
+    Raises:
+        DatasetError: it is not a tar file, or is compressed, damaged or truncated.
+    """
+    end = path.stat().st_size if length is None else offset + length
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            with tarfile.TarFile(fileobj=file, mode="r", errorlevel=0) as archive:
+                while (info := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
+                    if info.offset_data + info.size > end:
+                        raise DatasetError(_truncated(path, f"the end of {info.name}", end))
+                    if not info.isdir() and not info.name.rsplit("/", 1)[-1].startswith("."):
+                        yield Member(info.name, info.offset_data, info.size, _problem(info))
+                _check_end(path, file, archive.offset, end)
+    except tarfile.ReadError as error:
+        raise DatasetError(f"{path} is damaged or not a plain tar file: {error}; {_remedy(path)}") from None
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_member(path: Path, member: Member, limit: int) -> bytes:
+    """Return the bytes of a member. Raises `DatasetError` if it is unusable or longer than `limit`."""
+    if member.problem or member.length > limit:
+        raise DatasetError(
+            f"{path}: {member.name} is {member.problem or f'{member.length:,} bytes long'}; it cannot be used"
+        )
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.length)
+
+
+def _problem(info: tarfile.TarInfo) -> str:
+    if info.issym() or info.islnk():
+        return f"a link to {info.linkname}, not a file"
+    if not info.isreg() or info.issparse():
+        return "not a plain file"
+    return ""
+
+
+def _check_end(path: Path, file: Any, position: int, end: int) -> None:
+    """A tar file ends with blocks of zeros. Anything else means that `tarfile` stopped early."""
+    file.seek(position)
+    block = file.read(min(_BLOCK, max(end - position, 0)))
+    if len(block) < _BLOCK:
+        raise DatasetError(_truncated(path, "the end mark", end))
+    if block.count(0) != _BLOCK:
+        raise DatasetError(f"{path} is damaged at offset {position:,} or not a plain tar file; {_remedy(path)}")
+
+
+def _truncated(path: Path, what: str, end: int) -> str:
+    return f"{path} is truncated: it ends at offset {end:,}, before {what}; download it again"
+
+
+def _remedy(path: Path) -> str:
+    is_compressed = path.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst")
+    return "decompress it first (gunzip)" if is_compressed else "download it again"

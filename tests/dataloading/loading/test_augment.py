@@ -1,0 +1,186 @@
+"""Crops, flips and colour noise."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dataloading import Augmentation, DatasetError
+from dataloading.loading.augment import Draws, draw, normals, philox4x32
+
+DEVIATIONS = np.array([19.72083305, 37.09388853, 121.78006099])
+VECTORS = np.array(
+    [
+        [0.41795513, -0.71257945, -0.56351045],
+        [-0.81698062, -0.02354167, -0.5761844],
+        [0.39731118, 0.70119634, -0.59200296],
+    ]
+)
+
+
+def draws(
+    augmentation: Augmentation | None, samples, *, seed=0, epoch=0, positions=None, side=256, crop_size=224
+) -> Draws:
+    samples = np.asarray(samples, dtype=np.int64)
+    return draw(
+        augmentation,
+        seed=seed,
+        epoch=epoch,
+        samples=samples,
+        positions=samples if positions is None else np.asarray(positions),
+        heights=np.full(len(samples), side),
+        widths=np.full(len(samples), side),
+        crop_size=crop_size,
+        color_deviations=DEVIATIONS,
+        color_vectors=VECTORS,
+    )
+
+
+# "kat_vectors" of the Random123 library, philox4x32 with 10 rounds: counter, key, result.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "wanted"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_answers(counter, key, wanted):
+    low, high = (int(word, 16) for word in key.split())
+    words = np.array([[int(word, 16)] for word in counter.split()], dtype=np.uint64)
+    assert [f"{word:08x}" for word in philox4x32(words, high << 32 | low)[:, 0]] == wanted.split()
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**20),
+    first=st.integers(0, 2**40),
+    count=st.integers(1, 40),
+    side=st.integers(224, 700),
+)
+def test_crops_lie_inside_the_image(seed, epoch, first, count, side):
+    found = draws(Augmentation(), np.arange(first, first + count), seed=seed, epoch=epoch, side=side)
+    for offsets in (found.top, found.left):
+        assert offsets.min() >= 0
+        assert offsets.max() <= side - 224
+    assert np.isfinite(found.shift).all()
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 100),
+    cut=st.integers(0, 30),
+    shared=st.sampled_from([1, 4, 32]),
+)
+def test_no_draw_depends_on_which_samples_come_together(seed, epoch, cut, shared):
+    augmentation, samples = Augmentation(crops_shared_by=shared), np.random.default_rng(seed).permutation(1000)[:30]
+    places = np.arange(500, 530)
+    whole = draws(augmentation, samples, seed=seed, epoch=epoch, positions=places)
+    parts = [
+        draws(augmentation, samples[p], seed=seed, epoch=epoch, positions=places[p])
+        for p in (slice(cut), slice(cut, None))
+    ]
+    for one, *both in zip(whole, *parts, strict=True):
+        assert np.array_equal(one, np.concatenate(both))
+
+
+def test_all_33_by_33_places_are_equally_likely():
+    found = draws(Augmentation(), np.arange(400_000))
+    counts = np.bincount(found.top * 33 + found.left, minlength=33 * 33)
+    assert len(counts) == 33 * 33
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_flips_are_fair_and_have_nothing_to_do_with_the_place():
+    found = draws(Augmentation(), np.arange(100_000), seed=1)
+    assert abs(found.flip.mean() - 0.5) < 0.006
+    assert abs(np.corrcoef(found.flip, found.top)[0, 1]) < 0.013
+    assert abs(np.corrcoef(found.top, found.left)[0, 1]) < 0.013
+
+
+def test_epochs_samples_and_seeds_draw_independently():
+    base = draws(Augmentation(), np.arange(20_000), seed=1, epoch=1)
+    others = [
+        draws(Augmentation(), np.arange(20_000), seed=1, epoch=2),
+        draws(Augmentation(), np.arange(20_000), seed=2, epoch=1),
+        draws(Augmentation(), np.arange(1, 20_001), seed=1, epoch=1),
+    ]
+    for other in others:
+        assert abs((base.top == other.top).mean() - 1 / 33) < 0.006
+        assert abs(np.corrcoef(base.shift[:, 0], other.shift[:, 0])[0, 1]) < 0.03
+
+
+def test_normal_numbers_are_normal_and_independent():
+    found = normals(np.arange(50_000), seed=3, epoch=0)
+    for column in found.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-4
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.02
+    assert np.abs(np.corrcoef((found**2).T) - np.eye(3)).max() < 0.02
+
+
+def test_colour_noise_is_that_of_2012():
+    samples = np.arange(100)
+    found = draws(Augmentation(color_noise=0.1), samples, seed=4, epoch=7)
+    wanted = np.stack([0.1 * VECTORS @ (z * DEVIATIONS) for z in normals(samples, seed=4, epoch=7)])
+    assert np.abs(found.shift - wanted).max() < 1e-5
+    assert np.allclose(found.divisor, 1.1)
+
+
+def test_colour_noise_spreads_along_the_principal_axes():
+    shift = draws(Augmentation(color_noise=0.1), np.arange(200_000)).shift.astype(np.float64) @ VECTORS
+    assert np.allclose(shift.std(axis=0), 0.1 * DEVIATIONS, rtol=0.01)
+
+
+def test_without_colour_noise_nothing_is_added_and_nothing_divided():
+    for augmentation in (Augmentation(color_noise=0), None):
+        found = draws(augmentation, np.arange(50))
+        assert not found.shift.any()
+        assert (found.divisor == 1).all()
+
+
+def test_colour_noise_can_be_a_function_of_the_epoch():
+    augmentation = Augmentation(color_noise=lambda epoch: 0.1 if epoch < 67 else 0.0)
+    assert np.allclose(draws(augmentation, [0], epoch=66).divisor, 1.1)
+    assert draws(augmentation, [0], epoch=67).divisor.tolist() == [1.0]
+
+
+def test_switching_colour_noise_off_changes_no_crop():
+    noisy, plain = draws(Augmentation(), np.arange(50)), draws(Augmentation(color_noise=0), np.arange(50))
+    for which in ("top", "left", "flip"):
+        assert np.array_equal(getattr(noisy, which), getattr(plain, which))
+
+
+def test_32_consecutive_images_can_share_one_crop_and_flip():
+    samples = np.random.default_rng(0).permutation(320)
+    found = draws(Augmentation(crops_shared_by=32), samples, positions=np.arange(320))
+    for which in (found.top, found.left, found.flip):
+        assert (which.reshape(10, 32) == which.reshape(10, 32)[:, :1]).all()
+    assert len(set(zip(found.top, found.left, strict=True))) == 10
+    assert len(np.unique(found.shift[:, 0])) == 320
+
+
+def test_without_augmentation_the_crop_is_the_centre():
+    found = draws(None, [3, 4])
+    assert found.top.tolist() == found.left.tolist() == [16, 16]
+    assert not found.flip.any()
+
+
+def test_parts_can_be_switched_off_one_by_one():
+    found = draws(Augmentation(flip=False, random_crop=False, color_noise=0.1), np.arange(100))
+    assert (found.top == 16).all()
+    assert not found.flip.any()
+    assert found.shift.all()
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("inf"), float("nan")])
+def test_a_senseless_colour_noise_is_refused(noise):
+    with pytest.raises(DatasetError, match=r"color_noise must be finite and at least 0, got"):
+        Augmentation(color_noise=noise)
+    with pytest.raises(DatasetError, match=r"epoch 3"):
+        Augmentation(color_noise=lambda _: noise).color_noise_at(3)
+
+
+def test_a_senseless_sharing_is_refused():
+    with pytest.raises(DatasetError, match=r"crops_shared_by must be at least 1, got 0"):
+        Augmentation(crops_shared_by=0)

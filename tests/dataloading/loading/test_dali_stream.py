@@ -1,0 +1,110 @@
+"""Prefetching, threads, memory and the GPU."""
+
+import os
+import resource
+import threading
+
+import pytest
+import torch
+
+from dataloading import Augmentation, Dataset
+from tests.dataloading.loading.loaders import evaluating, loader, same, samples
+
+
+def test_the_next_epoch_is_prefetched(small):
+    source = loader(small, batch_size=8)
+    list(source.epoch(0))
+    fed = source._stream._plan_number
+    for epoch in (1, 2):
+        assert len(list(source.epoch(epoch))) == 3
+    assert source._stream._plan_number == fed, "a new plan was made although the next epoch simply followed"
+    validating = evaluating(small)
+    for _ in range(3):
+        assert samples(validating.epoch(0)) == list(range(12))
+    assert validating._stream._plan_number == 1
+
+
+def test_files_are_read_by_a_thread_of_the_loader(small, monkeypatch):
+    readers = []
+    view = Dataset.view
+    monkeypatch.setattr(Dataset, "view", lambda *a: readers.append(threading.get_ident()) or view(*a))
+    source = loader(small, batch_size=4)
+    for epoch in (0, 5):  # the second one is not what was being made
+        list(source.epoch(epoch))
+    assert len(set(readers)) == 1
+    assert threading.get_ident() not in readers
+
+
+def thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_closed_loader_gives_its_threads_back_and_can_be_used_again(small):
+    source = loader(small, threads=4)
+    first = next(source.epoch(0))
+    running = thread_count()
+    source.close()
+    assert thread_count() <= running - 4
+    assert not any(thread.name.startswith("feed") for thread in threading.enumerate())
+    assert same(next(source.epoch(0)), first)
+    del source
+    assert thread_count() <= running - 4, "a loader that is dropped keeps its threads"
+
+
+def test_earlier_batches_are_not_overwritten(small):
+    source = loader(small, batch_size=4)
+    kept = [(batch, batch.images.clone()) for epoch in range(4) for batch in source.epoch(epoch)]
+    assert all(torch.equal(batch.images, copy) for batch, copy in kept)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def test_memory_does_not_grow_over_epochs(awkward):
+    source = loader(awkward, batch_size=50)
+    for epoch in range(3):
+        list(source.epoch(epoch))
+    before = resident_bytes()
+    for epoch in range(3, 15):
+        for batch in source.epoch(epoch):
+            del batch
+    assert resident_bytes() - before < 16e6
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_a_gpu_delivers_what_the_cpu_delivers(full_size, dtype):
+    options = {"crop_size": 224, "dtype": dtype, "augment": Augmentation(color_noise=0.0 if dtype == "uint8" else 0.1)}
+    on_cpu = list(loader(full_size, **options).epoch(1))
+    on_gpu = list(loader(full_size, **options, device=0, hardware_decoder_load=0).epoch(1))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert other.images.device.type == other.labels.device.type == "cuda"
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one.labels, other.labels.cpu())
+        # decoders differ in rounding and chroma upsampling by a few of 255 levels for most pixels
+        assert (one.images.float() - other.images.cpu().float()).abs().mean() < 2
+
+
+@needs_gpu
+def test_a_gpu_without_its_jpeg_hardware_repeats_every_bit(full_size):
+    runs = [list(loader(full_size, crop_size=224, device=0, hardware_decoder_load=0).epoch(0)) for _ in range(2)]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(*runs, strict=True))
+
+
+@needs_gpu
+def test_gpu_memory_does_not_grow_over_epochs(full_size):
+    source = loader(full_size, batch_size=8, crop_size=224, device=0)
+    list(source.epoch(0))
+    list(source.epoch(1))
+    free, _ = torch.cuda.mem_get_info()
+    for epoch in range(2, 12):
+        list(source.epoch(epoch))
+    assert free - torch.cuda.mem_get_info()[0] < 64e6

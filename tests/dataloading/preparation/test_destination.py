@@ -1,0 +1,125 @@
+"""Destinations that exist, cannot be written, or have too little space."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dataloading import DatasetError, is_prepared
+from tests.dataloading.preparation.preparing import python_script, quietly
+from tests.dataloading.small_sources import class_folders, contents
+
+
+def test_an_existing_destination_is_left_alone(folders, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(DatasetError, match=r"exists already; remove it or choose another"):
+        quietly(folders, tmp_path)
+    with pytest.raises(DatasetError, match=r"exists already"):
+        quietly(folders, tmp_path / "precious")
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_an_empty_destination_is_fine(folders, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert quietly(folders, tmp_path / "out").count("train") == 24
+
+
+def test_a_destination_that_cannot_be_written_is_named(folders, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot write to .*out.preparing: Not a directory"):
+        quietly(folders, tmp_path / "file" / "out")
+
+
+def test_two_preparations_of_one_destination_do_not_mix(folders, tmp_path):
+    (tmp_path / "out.preparing").mkdir()
+    lock = os.open(tmp_path / "out.preparing", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(DatasetError, match=r"another process is preparing"):
+            quietly(folders, tmp_path / "out")
+    finally:
+        os.close(lock)
+    assert quietly(folders, tmp_path / "out").count("train") == 24
+
+
+def test_nothing_is_left_behind_by_a_source_that_is_refused(tmp_path):
+    with pytest.raises(DatasetError):
+        quietly(tmp_path / "nowhere", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Mounted:
+    """A file system in memory, mounted with `options`."""
+
+    def __init__(self, place: Path, options: str) -> None:
+        self.place = place
+        place.mkdir(exist_ok=True)
+        mount = shutil.which("mount")
+        if mount is None:
+            pytest.skip("there is no mount command")
+        done = subprocess.run(
+            [mount, "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"may not mount a tmpfs here: {done.stderr.strip()}")
+
+    def __enter__(self) -> Path:
+        return self.place
+
+    def __exit__(self, *error: object) -> None:
+        subprocess.run(["umount", str(self.place)], check=True)
+
+
+def test_a_read_only_destination_is_named(folders, tmp_path):
+    with Mounted(tmp_path / "disk", "ro,size=1m") as disk, pytest.raises(DatasetError, match=r"Read-only file system"):
+        quietly(folders, disk / "out")
+
+
+def test_too_little_space_is_reported_before_the_work_begins(folders, tmp_path):
+    with Mounted(tmp_path / "disk", "size=60k") as disk:
+        with pytest.raises(DatasetError, match=r"not enough space for .*: 36 images of about .* kB need .* are free"):
+            quietly(folders, disk / "out")
+        assert not list(disk.glob("out*/*.tar"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_reported_and_the_work_continues_later(tmp_path, workers):
+    class_folders(tmp_path / "in", classes=2, train=40, val=4)
+    wanted = contents(quietly(tmp_path / "in", tmp_path / "elsewhere", shard_images=10).root)
+    with Mounted(tmp_path / "disk", "size=600k") as disk:
+        ballast, options = disk / "ballast", {"shard_images": 10, "workers": workers}
+        process = _filling(tmp_path / "in", disk, ballast, workers)
+        assert process.returncode == 2, process.stderr
+        assert process.stderr.startswith("error: ")
+        assert "No space left on device; once this is fixed, the same command continues" in process.stderr
+        assert "Traceback" not in process.stderr
+        assert not is_prepared(disk / "out")
+        ballast.unlink()
+        quietly(tmp_path / "in", disk / "out", **options)
+        assert contents(disk / "out") == wanted
+
+
+def _filling(source: Path, disk: Path, ballast: Path, workers: int) -> subprocess.CompletedProcess[str]:
+    """Prepare on a disk that another program fills after the space was checked."""
+    script = (
+        "import sys, pathlib, dataloading.preparation.preparation as p\n"
+        "check = p.check_disk_space\n"
+        "def check_then_fill(*arguments):\n"
+        "    check(*arguments)\n"
+        "    with open(sys.argv[3], 'wb', buffering=0) as file:\n"
+        "        room = __import__('shutil').disk_usage(file.name).free - 60_000\n"
+        "        file.write(bytes(room))\n"
+        "if __name__ == '__main__':\n"
+        "    p.check_disk_space = check_then_fill\n"
+        "    try:\n"
+        "        p.prepare_dataset(sys.argv[1], sys.argv[2], size=32, shard_images=10, workers=int(sys.argv[4]), "
+        "progress=False)\n"
+        "    except p.DatasetError as error:\n"
+        "        sys.exit(print(f'error: {error}', file=sys.stderr) or 2)\n"
+    )
+    path = disk.parent / "filling.py"
+    path.write_text(script)
+    return python_script(path, source, disk / "out", ballast, workers)

@@ -1,0 +1,223 @@
+"""Opening and reading a prepared data set."""
+
+import contextlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
+from dataloading.preparation.images import ImageOptions, prepare_image
+from dataloading.shards import INDEX_DTYPE, file_sha256
+from dataloading.subset import balanced_subset
+from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten
+
+
+def test_a_data_set_says_what_it_is(small):
+    assert is_prepared(small.root)
+    assert not is_prepared(small.root.parent)
+    assert "3 classes, 24 train, 12 val" in repr(small)
+    assert small.splits == ("train", "val")
+    assert small.index("train").dtype == INDEX_DTYPE
+    assert len(small.fingerprint) == 64
+    assert (small.color_deviations.shape, small.color_vectors.shape) == ((3,), (3, 3))
+
+
+def test_a_data_set_travels_to_other_processes(small):
+    assert bytes(pickle.loads(pickle.dumps(small)).read("val", 3)) == bytes(small.read("val", 3))
+
+
+def test_a_subset_is_a_data_set_of_some_of_the_samples(small):
+    chosen = balanced_subset(small.labels("train"), 0.5, seed=3)
+    half = small.subset("train", 0.5, seed=3)
+    for dataset in (half, pickle.loads(pickle.dumps(half))):
+        assert (dataset.count("train"), dataset.count("val")) == (12, small.count("val"))
+        assert np.bincount(dataset.labels("train")).tolist() == [4, 4, 4]
+        for i, sample in enumerate(chosen):
+            assert dataset.read("train", i) == small.read("train", int(sample))
+    assert small.count("train") == 24
+    batches = Loader(half, "train", 5, crop_size=24, shuffle=True, augment=None, drop_last=False).epoch(0)
+    assert sorted(sample for batch in batches for sample in batch.samples) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"),
+    [
+        (0.0, "fraction must be more than 0 and at most 1, got 0.0"),
+        (1.5, "at most 1, got 1.5"),
+        (float("nan"), "at most 1, got nan"),
+        (0.05, r"0.05 of .* leaves no image of class .*, which has 8 in train; use a fraction of 0.12 or more"),
+    ],
+)
+def test_a_subset_that_cannot_be_taken(small, fraction, message):
+    with pytest.raises(DatasetError, match=message):
+        small.subset("train", fraction, seed=0)
+
+
+def test_the_fingerprint_is_that_of_the_content(small, tmp_path):
+    assert Dataset(copied(small.root, tmp_path / "other name")).fingerprint == small.fingerprint
+
+
+def test_what_is_no_prepared_data_set_is_named(tmp_path, folders):
+    with pytest.raises(
+        DatasetError, match=r"no such folder: .*nowhere; prepare it with: python -m dataloading.prepare"
+    ):
+        Dataset(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"is not a prepared data set: it has no dataset.json; prepare it with"):
+        Dataset(folders)
+
+
+def test_a_split_that_is_not_there_is_named(small):
+    with pytest.raises(DatasetError, match=r"has no split 'test'; it has train, val"):
+        small.count("test")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "val-000001.tar", "train-index.npy", "mean-image.npy"])
+def test_a_missing_or_shortened_file_is_named_on_opening(small, tmp_path, name):
+    path = copied(small.root, tmp_path / "copy") / name
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DatasetError, match=name):
+        Dataset(path.parent)
+    path.unlink()
+    with pytest.raises(DatasetError, match=name):
+        Dataset(path.parent)
+
+
+@given(
+    place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), name=st.sampled_from(["train-index", "mean-image"])
+)
+def test_no_bit_of_index_or_mean_image_flips_unnoticed(small, tmp_path_factory, place, bit, name):
+    root = copied(small.root, tmp_path_factory.mktemp("flip") / "copy")
+    flip_bit(root / f"{name}.npy", place, bit)
+    with pytest.raises(DatasetError, match=rf"{name}.npy"):
+        Dataset(root)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_bit_of_the_description_flips_unnoticed(small, tmp_path_factory, place, bit):
+    root = copied(small.root, tmp_path_factory.mktemp("flip") / "copy")
+    flip_bit(root / "dataset.json", place, bit)
+    with contextlib.suppress(DatasetError):
+        assert Dataset(root)._description == small._description  # 1E-5 for 1e-5
+
+
+def test_the_index_of_another_data_set_is_refused(small, full_size, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    (root / "train-index.npy").write_bytes((full_size.root / "train-index.npy").read_bytes())
+    with pytest.raises(DatasetError, match=r"train-index.npy does not belong to these shards: its SHA-256 is"):
+        Dataset(root)
+
+
+def test_a_sample_knows_the_file_it_was_made_from(small, folders, tmp_path):
+    assert small.source("val", 0) == min(str(p.relative_to(folders)) for p in folders.glob("val/*/*"))
+    chosen = small.subset("train", 0.5, seed=1)
+    for sample in range(chosen.count("train")):
+        made = prepare_image((folders / chosen.source("train", sample)).read_bytes(), ImageOptions(size=chosen.size))
+        assert chosen.read("train", sample) == made.jpeg
+    root = copied(small.root, tmp_path / "copy")
+    flip_bit(root / "train-sources.csv", 0.5, 3)
+    dataset = Dataset(root)
+    assert dataset.source("val", 0) == small.source("val", 0)
+    with pytest.raises(DatasetError, match=r"train-sources.csv is damaged: its SHA-256 is not the one in dataset.json"):
+        dataset.source("train", 0)
+    (root / "train-sources.csv").unlink()
+    with pytest.raises(DatasetError, match=r"cannot read .*train-sources.csv: No such file"):
+        dataset.source("train", 0)
+
+
+def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    first, second = root / "train-000000.tar", root / "train-000001.tar"
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b.ljust(len(a), b"\0")[: len(a)])
+    second.write_bytes(a.ljust(len(b), b"\0")[: len(b)])
+    with pytest.raises(DatasetError, match=r"sample 0 of train .* is damaged: its CRC-32 is"):
+        Dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(version=99), "has format version 99; this program reads version 3"),
+        (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
+        (lambda about: about.pop("classes"), "dataset.json is damaged: missing or invalid entry 'classes'"),
+        (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),
+        (lambda about: about["splits"]["train"]["shards"].pop(), "the shards of train hold 20 samples, its index 24"),
+        (
+            lambda about: about["splits"]["train"].update(count=23),
+            r"must have \(23,\) records of .*, got \(24,\) records",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(small, tmp_path, change, message):
+    root = copied(small.root, tmp_path / "copy")
+    rewritten(root, change)
+    with pytest.raises(DatasetError, match=message):
+        Dataset(root)
+
+
+def test_a_description_that_is_no_json_is_refused(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    (root / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"dataset.json is damaged"):
+        Dataset(root)
+
+
+def test_an_index_with_labels_out_of_range_is_refused(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    index = np.load(root / "train-index.npy")
+    index["label"][5] = -1
+    np.save(root / "train-index.npy", index)
+    rewritten(root, lambda about: about["splits"]["train"].update(index_sha256=file_sha256(root / "train-index.npy")))
+    with pytest.raises(DatasetError, match=r"labels from -1 to 2; with 3 classes they must be 0 to 2"):
+        Dataset(root)
+
+
+def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    overwritten(root, "train", 13, b"?")
+    dataset = Dataset(root)
+    assert dataset.read("train", 12) == small.read("train", 12)
+    with pytest.raises(
+        DatasetError, match=r"sample 13 of train \(000000013-0005.jpg in .*train-000001.tar, offset \d+\) is"
+    ):
+        dataset.read("train", 13)
+
+
+READ_ALL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
+from dataloading import Dataset, DatasetError
+dataset = Dataset(sys.argv[1])
+kept = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+again = [dataset.read(split, i) for split in dataset.splits for i in range(dataset.count(split))]
+print(len(kept), kept == again)
+files = []
+try:
+    while True:
+        files.append(open(sys.executable))
+except OSError:
+    pass
+try:
+    Dataset(sys.argv[1])
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(28, 28), (28, 200)])
+def test_more_shards_than_files_may_be_open(folders, tmp_path, soft, hard):
+    dataset = prepare_dataset(folders, tmp_path / "many", size=16, shard_images=1, workers=0, progress=False)
+    assert sum(len(dataset.shards(split)) for split in dataset.splits) == 36
+    script = [sys.executable, "-c", READ_ALL, dataset.root, str(soft), str(hard)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    read, refused = done.stdout.splitlines()
+    assert read == "36 True"
+    assert refused.endswith(
+        f"Too many open files; this process may have {hard} files open; raise the limit (ulimit -n)"
+    )

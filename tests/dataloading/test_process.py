@@ -1,0 +1,48 @@
+"""Child processes end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHILD = "import os, sys, time; from dataloading.process import die_with_parent; die_with_parent(int(sys.argv[1]))"
+SLEEPING_CHILD = CHILD + "; print(os.getpid(), flush=True); time.sleep(60)"
+PARENT = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {SLEEPING_CHILD!r}, str(os.getpid())])
+time.sleep(60)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_child_dies_when_its_parent_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    parent.stdout.close()
+    assert not is_running(child)
+
+
+def test_a_child_exits_if_its_parent_has_died_before():
+    another = subprocess.Popen([sys.executable, "-c", ""])
+    another.wait()
+    done = subprocess.run([sys.executable, "-c", f"{CHILD}; print('alive')", str(another.pid)], capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_nothing_happens_while_the_parent_lives():
+    done = subprocess.run([sys.executable, "-c", f"{CHILD}; print('alive')", str(os.getpid())], capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"alive\n")
