@@ -35,7 +35,7 @@ what it leaves out is computed here: bias and ReLU in place, and the pass over g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,9 +47,9 @@ from torch import Tensor
 from kernels import arguments, conv_settings, dispatch, launch, native, reference
 from kernels.autograd import no_double_backward
 from kernels.conv_settings import Direction, Problem, Settings
+from kernels.gradient_sink import GradientSink
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.vector_lanes import wide
-from kernels.winograd import KeptTransforms
 
 # A row that no tap brings back into an image.
 _FAR = tl.constexpr(-(2**30))
@@ -685,19 +685,19 @@ class _ConvRelu(torch.autograd.Function):
     """Keeps x, the weight, and with a ReLU the result."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, groups, relu, forced, put_off):
+    def forward(ctx, x, weight, bias, stride, padding, groups, relu, forced, sink):
         y = _forward(x, weight, bias, stride, padding, groups, relu, forced)
         ctx.save_for_backward(x, weight, y if relu else None)
         ctx.options = (stride, padding, groups)
-        ctx.forced, ctx.put_off = forced, put_off
+        ctx.forced, ctx.sink = forced, sink
         return y
 
     @staticmethod
     @no_double_backward("conv2d_relu")
     def backward(ctx, grad):
         needs, operands, forced = list(ctx.needs_input_grad[:3]), (grad, *ctx.saved_tensors, *ctx.options), ctx.forced
-        if ctx.put_off is not None and needs[1]:
-            ctx.put_off.append(lambda: _backward(*operands, [False, True, False], forced)[1])
+        if ctx.sink is not None and ctx.sink.defer and needs[1]:
+            ctx.sink.add(lambda: _backward(*operands, [False, True, False], forced)[1])
             needs[1] = False
         gradients = _backward(*operands, needs, forced)
         wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
@@ -713,8 +713,7 @@ def conv2d_relu(
     groups: int = 1,
     *,
     relu: bool = True,
-    put_off: list[Callable[[], Tensor | None]] | None = None,
-    kept: KeptTransforms | None = None,
+    gradient_sink: GradientSink | None = None,
 ) -> Tensor:
     """Two-dimensional convolution with a ReLU behind it, `torch.nn.functional.conv2d` otherwise.
 
@@ -740,13 +739,8 @@ def conv2d_relu(
         padding: rows and columns of zeros: one int, (height, width) or (top, bottom, left, right).
         groups: divides C and K.
         relu: False leaves the ReLU out, for layers that normalise first.
-        put_off: a list to which backward appends a function that computes the weight's gradient, instead of computing
-            it, so that whoever waits for the gradient of x waits less. Convolutions that PyTorch's own operators
-            compute (on CPUs those that minimal filtering does not pay for) put nothing off. The function returns None
-            where the gradient goes to `kept`.
-        kept: what the micro-batches of a step share, where minimal filtering computes (else it stays empty): the
-            weights are transformed once a step, and the sum of their gradients is transformed back once
-            (:class:`kernels.KeptTransforms`). Not for torch.compile.
+        gradient_sink: takes over the weight's gradient (:class:`kernels.GradientSink`), unless PyTorch's own operators
+            compute the convolution.
 
     Returns:
         N x K x OH x OW, OH = (top + H + bottom - KH) // stride + 1 and OW likewise. Where Triton is chosen, in x's
@@ -758,19 +752,18 @@ def conv2d_relu(
     sides = arguments.four_sided(padding)
     arguments.check_convolution(x, weight, bias, stride, sides, groups)
     arguments.check_bool("relu", relu)
-    if put_off is not None and not isinstance(put_off, list):
-        raise TypeError(f"put_off must be a list or None, not {type(put_off).__name__}: {put_off!r}")
-    if kept is not None and not (isinstance(kept, KeptTransforms) and kept.in_use):
-        hint = ": call begin() before" if isinstance(kept, KeptTransforms) else ""
-        raise TypeError(f"kept must be None or KeptTransforms that have begun a step, not {type(kept).__name__}{hint}")
+    if gradient_sink is not None and not isinstance(gradient_sink, GradientSink):
+        raise TypeError(f"gradient_sink must be a GradientSink or None, not {type(gradient_sink).__name__}")
     chosen = dispatch.implementation_for(x)
     # PyTorch has its own rules for what is empty.
     if chosen == "triton" and x.numel() and weight.numel():
         x, weight, bias = _autocast(x, weight, bias)
-        return _ConvRelu.apply(x, weight, bias, stride, list(sides), groups, relu, dispatch.triton_is_forced(), put_off)
+        return _ConvRelu.apply(
+            x, weight, bias, stride, list(sides), groups, relu, dispatch.triton_is_forced(), gradient_sink
+        )
     if chosen == "reference":
         return reference.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
-    return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, put_off=put_off, kept=kept)
+    return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, gradient_sink=gradient_sink)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import native_c
+from kernels.native import build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -66,9 +66,9 @@ def using(implementation: str) -> Iterator[None]:
     """:func:`kernels.using`, of "native in PyTorch" too; "native" fails without a compiler."""
     with pytest.MonkeyPatch.context() as patched:
         if implementation == "native in PyTorch":
-            patched.setattr(native_c, "library", lambda: None)
+            patched.setattr(build, "library", lambda: None)
         else:
-            assert implementation != "native" or native_c.library() is not None, "native.c was not compiled"
+            assert implementation != "native" or build.library() is not None, "native.c was not compiled"
         with kernels.using("native" if implementation == "native in PyTorch" else implementation):
             yield
 

@@ -279,20 +279,19 @@ def test_a_weight_gradient_can_be_put_off(implementation: str, channels: int, pu
         wanted = torch.autograd.grad(
             kernels.conv2d_relu(x, weight, bias, 1, 1, relu=relu).square().sum(), (x, weight, bias)
         )
-        put_off: list = []
+        sink = kernels.GradientSink(defer=True)
         for _ in range(2):
-            kernels.conv2d_relu(x, weight, bias, 1, 1, relu=relu, put_off=put_off).square().sum().backward()
-    assert len(put_off) == 2 * puts_off
+            kernels.conv2d_relu(x, weight, bias, 1, 1, relu=relu, gradient_sink=sink).square().sum().backward()
+    assert sink.has_deferred == puts_off
     torch.testing.assert_close((x.grad, bias.grad), (2 * wanted[0], 2 * wanted[2]))
     if puts_off:
         assert weight.grad is None
-        for gradient in put_off:
-            torch.testing.assert_close(gradient(), wanted[1])
+        torch.testing.assert_close(sink.finish(), 2 * wanted[1])
     else:
         torch.testing.assert_close(weight.grad, 2 * wanted[1])
     with kernels.using(implementation):
-        kernels.conv2d_relu(x, weight.detach(), bias, 1, 1, relu=relu, put_off=put_off).sum().backward()
-    assert len(put_off) == 2 * puts_off  # nobody wants this one
+        kernels.conv2d_relu(x, weight.detach(), bias, 1, 1, relu=relu, gradient_sink=sink).sum().backward()
+    assert not sink.has_deferred  # the weight needs no gradient
 
 
 def test_the_choice_made_in_forward_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,9 +385,7 @@ def test_registered_operators_keep_pytorchs_rules(layout: str, forced: bool) -> 
         ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),
         ({"groups": 0}, ValueError, "groups must be at least 1, not 0"),
         ({"relu": None}, TypeError, "relu must be True or False, not NoneType: None"),
-        ({"put_off": 3}, TypeError, "put_off must be a list or None, not int: 3"),
-        ({"kept": 3}, TypeError, "kept must be None or KeptTransforms that have begun a step, not int"),
-        ({"kept": kernels.KeptTransforms()}, TypeError, "not KeptTransforms: call begin()"),
+        ({"gradient_sink": 3}, TypeError, "gradient_sink must be a GradientSink or None, not int"),
         ({"groups": 2.0}, TypeError, "groups must be an int, not float: 2.0"),
     ],
 )

@@ -1,0 +1,685 @@
+/* The CPU's fp32 operators that PyTorch's operations cannot compute in one pass through memory: normalisation, alone
+   and fused with bias, ReLU and max pooling, and the tile transforms of Winograd convolution.
+
+   kernels/native/build.py compiles this file with the machine's C compiler, and kernels/native/c_functions.py calls it.
+   kernels/native/{normalisation,pooling,winograd_tiles}.py hold the same computations in PyTorch, for other dtypes and
+   for machines without a compiler. Each function reads and writes memory once and works in a thread's cache in between.
+   Inner loops run over adjacent channels or pixels, so that compilers vectorise them. No result depends on the number
+   of threads. Functions return 1, or 0 if they cannot allocate memory. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    SPAN = 32,       /* pixels normalised together in NCHW: two cache lines of each channel */
+    BAND = 8,        /* rows of a map that a thread computes at a time */
+    NO_ARGMAX = 255, /* marks a pooled element that the ReLU set to 0 */
+    BUFFERS = 7,
+};
+
+enum { RELU_NONE, RELU_BEFORE, RELU_AFTER };
+
+typedef struct {
+    long channels; /* of one group */
+    long size;     /* of the window */
+    float alpha;   /* divided by the number of elements in the window */
+    float beta, k;
+} Norm;
+
+/* One thread's buffers for pixels that are normalised together: one pixel (channels_last) or `span` adjacent pixels
+   (NCHW), with the channels of one group. They are flat, so that a window over channels is a sum of values `span`
+   apart. `squares` and `spread` include the margins of the first and last windows, which stay 0. */
+typedef struct {
+    float *x, *grad, *squares, *spread, *scale, *power, *inverse;
+} Buffers;
+
+/* The floats that `buffers_in` needs. */
+static long buffers_length(const Norm *norm, long span)
+{
+    return BUFFERS * (norm->channels + norm->size - 1) * span;
+}
+
+static Buffers buffers_in(float *memory, const Norm *norm, long span)
+{
+    long length = buffers_length(norm, span) / BUFFERS;
+    memset(memory, 0, BUFFERS * length * sizeof(float));
+    return (Buffers){memory,              memory + length,     memory + 2 * length, memory + 3 * length,
+                     memory + 4 * length, memory + 5 * length, memory + 6 * length};
+}
+
+/* sums[i] = terms[i] + terms[i + step] + ... + terms[i + (size - 1) * step] */
+INLINE void sums_of_size(const float *restrict terms, float *restrict sums, long count, long size, long step)
+{
+    for (long i = 0; i < count; i++) {
+        float sum = terms[i];
+        for (long j = 1; j < size; j++) sum += terms[i + j * step];
+        sums[i] = sum;
+    }
+}
+
+static void window_sums(const float *restrict terms, float *restrict sums, long count, long size, long step)
+{
+    if (size == 5) { /* The size is a compile-time constant, so that the loop over j is unrolled. */
+        sums_of_size(terms, sums, count, 5, step);
+        return;
+    }
+    memcpy(sums, terms, count * sizeof(float));
+    for (long j = 1; j < size; j++)
+        for (long i = 0; i < count; i++) sums[i] += terms[i + j * step];
+}
+
+/* Overwrites window sums with scale = k + alpha * sums; power = scale^-beta and inverse = 1 / scale. */
+static void powers(const Norm *norm, float *restrict scale, float *restrict power, float *restrict inverse, long count)
+{
+    for (long i = 0; i < count; i++) scale[i] = norm->k + norm->alpha * scale[i];
+    if (norm->beta == 0.75f) { /* AlexNet's exponent needs no logarithm. */
+        for (long i = 0; i < count; i++) {
+            float root = 1.0f / sqrtf(scale[i]);
+            inverse[i] = root * root;
+            power[i] = root * sqrtf(root);
+        }
+    } else {
+        for (long i = 0; i < count; i++) {
+            inverse[i] = 1.0f / scale[i];
+            power[i] = powf(scale[i], -norm->beta);
+        }
+    }
+}
+
+/* Computes scale, power and inverse from buffers->x. */
+static void scales(const Norm *norm, Buffers *buffers, long span)
+{
+    long count = norm->channels * span;
+    const float *restrict x = buffers->x;
+    float *restrict inside = buffers->squares + norm->size / 2 * span;
+    for (long i = 0; i < count; i++) inside[i] = x[i] * x[i];
+    window_sums(buffers->squares, buffers->scale, count, norm->size, span);
+    powers(norm, buffers->scale, buffers->power, buffers->inverse, count);
+}
+
+/* y = x * scale^-beta, for x = buffers->x */
+static void normalise(const Norm *norm, Buffers *buffers, long span, float *restrict y)
+{
+    long count = norm->channels * span;
+    const float *restrict x = buffers->x, *restrict power = buffers->power;
+    scales(norm, buffers, span);
+    for (long i = 0; i < count; i++) y[i] = x[i] * power[i];
+}
+
+/* grad_x = grad * scale^-beta - 2 alpha beta / n * x * (mirrored window sums of grad * x * scale^(-beta - 1)) */
+static void normalise_backward(const Norm *norm, Buffers *buffers, long span, float *restrict grad_x)
+{
+    long count = norm->channels * span;
+    float factor = 2 * norm->alpha * norm->beta;
+    const float *restrict x = buffers->x, *restrict grad = buffers->grad, *restrict inverse = buffers->inverse;
+    float *restrict inside = buffers->spread + (norm->size - 1) / 2 * span;
+    float *restrict direct = buffers->power, *restrict sums = buffers->scale;
+    scales(norm, buffers, span);
+    for (long i = 0; i < count; i++) {
+        direct[i] *= grad[i];
+        inside[i] = direct[i] * x[i] * inverse[i];
+    }
+    window_sums(buffers->spread, sums, count, norm->size, span);
+    for (long i = 0; i < count; i++) grad_x[i] = direct[i] - factor * x[i] * sums[i];
+}
+
+/* Copies `span` pixels from a tensor whose channels are `inner` elements apart to a flat buffer. */
+static void gather(const float *restrict tensor, float *restrict flat, long channels, long inner, long span)
+{
+    if (inner == 1)
+        memcpy(flat, tensor, channels * sizeof(float));
+    else
+        for (long c = 0; c < channels; c++) memcpy(flat + c * span, tensor + c * inner, span * sizeof(float));
+}
+
+/* Copies `span` pixels back from a flat buffer. */
+static void scatter(const float *restrict flat, float *restrict tensor, long channels, long inner, long span)
+{
+    for (long c = 0; c < channels; c++) memcpy(tensor + c * inner, flat + c * span, span * sizeof(float));
+}
+
+/* Local response normalisation of x, a dense rows x channels x inner array: writes y to `result` or, given `grad`,
+   grad_x. */
+int norm_over_channels(const float *x, const float *grad, float *result, long rows, long channels, long inner,
+                       long size, float alpha, float beta, float k, int threads)
+{
+    Norm norm = {channels, size, alpha, beta, k};
+    long full = inner < SPAN ? inner : SPAN, spans = (inner + full - 1) / full, last = inner - (spans - 1) * full;
+    long per_thread = buffers_length(&norm, full) + buffers_length(&norm, last) + channels * full;
+    float *memory = malloc(threads * per_thread * sizeof(float));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        /* The last span of a row may be narrower. Its margins are at other addresses, so it has buffers of its own. */
+        float *own = memory + omp_get_thread_num() * per_thread;
+        Buffers for_full = buffers_in(own, &norm, full);
+        Buffers for_last = buffers_in(own + buffers_length(&norm, full), &norm, last);
+        float *flat = own + per_thread - channels * full;
+#pragma omp for schedule(static) collapse(2)
+        for (long row = 0; row < rows; row++) {
+            for (long index = 0; index < spans; index++) {
+                long span = index == spans - 1 ? last : full, start = row * channels * inner + index * full;
+                Buffers *buffers = index == spans - 1 ? &for_last : &for_full;
+                float *out = inner == 1 ? result + start : flat;
+                gather(x + start, buffers->x, channels, inner, span);
+                if (grad) {
+                    gather(grad + start, buffers->grad, channels, inner, span);
+                    normalise_backward(&norm, buffers, span, out);
+                } else {
+                    normalise(&norm, buffers, span, out);
+                }
+                if (out == flat) scatter(flat, result + start, channels, inner, span);
+            }
+        }
+    }
+    free(memory);
+    return 1;
+}
+
+/* -------------------------------------------------------------------------------------- normalisation within a map */
+
+/* One thread's rows of maps in channels_last. A ring holds `size` rows: row r of the map is at r % size. */
+typedef struct {
+    const Norm *norm;
+    long height, length;                             /* rows of a map, and floats in a row */
+    long before, after;                              /* how far a window extends from its centre */
+    float *squares_ring, *spread_ring, *direct_ring; /* the last two only for gradients */
+    float *squares, *spread;                         /* one row with margins, which stay 0 */
+    float *restrict scale, *restrict power, *restrict inverse;
+} MapRows;
+
+/* The floats that `map_rows_in` needs. */
+static long map_rows_length(const Norm *norm, long length, int with_grad)
+{
+    return (with_grad ? 3 : 1) * norm->size * length + 2 * (length + (norm->size - 1) * norm->channels) + 3 * length;
+}
+
+/* `memory` must be zeros. */
+static MapRows map_rows_in(float *memory, const Norm *norm, long height, long length, int with_grad)
+{
+    long ring = norm->size * length, wide = length + (norm->size - 1) * norm->channels;
+    float *squares = memory + (with_grad ? 3 : 1) * ring, *scale = squares + 2 * wide;
+    return (MapRows){
+        .norm = norm, .height = height, .length = length, .before = norm->size / 2, .after = (norm->size - 1) / 2,
+        .squares_ring = memory, .spread_ring = memory + ring, .direct_ring = memory + 2 * ring,
+        .squares = squares, .spread = squares + wide,
+        .scale = scale, .power = scale + length, .inverse = scale + 2 * length,
+    };
+}
+
+static const float *ring_row(const float *ring, long row, long size, long length) { return ring + row % size * length; }
+
+/* scale = the sum of a ring's rows from `first` to `last`, without those outside the map. */
+static void add_rows(const MapRows *rows, const float *ring, long first, long last)
+{
+    long length = rows->length, size = rows->norm->size;
+    float *restrict sums = rows->scale;
+    if (first < 0) first = 0;
+    if (last >= rows->height) last = rows->height - 1;
+    memcpy(sums, ring_row(ring, first, size, length), length * sizeof(float));
+    for (long row = first + 1; row <= last; row++) {
+        const float *restrict from = ring_row(ring, row, size, length);
+        for (long i = 0; i < length; i++) sums[i] += from[i];
+    }
+}
+
+/* Puts the window sums along a row of x^2 into the ring of squares. */
+static void square_row(const MapRows *rows, const float *restrict x, long row)
+{
+    long length = rows->length, size = rows->norm->size, channels = rows->norm->channels;
+    float *restrict inside = rows->squares + rows->before * channels;
+    for (long i = 0; i < length; i++) inside[i] = x[i] * x[i];
+    window_sums(rows->squares, rows->squares_ring + row % size * length, length, size, channels);
+}
+
+/* Puts direct = grad * scale^-beta, and the window sums along the row of direct * x / scale, into their rings. */
+static void spread_row(const MapRows *rows, const float *restrict x, const float *restrict grad, long row)
+{
+    long length = rows->length, size = rows->norm->size, channels = rows->norm->channels;
+    const float *restrict power = rows->power, *restrict inverse = rows->inverse;
+    float *restrict direct = rows->direct_ring + row % size * length;
+    float *restrict inside = rows->spread + rows->after * channels;
+    for (long i = 0; i < length; i++) {
+        direct[i] = grad[i] * power[i];
+        inside[i] = direct[i] * x[i] * inverse[i];
+    }
+    window_sums(rows->spread, rows->spread_ring + row % size * length, length, size, channels);
+}
+
+/* grad_x of one row, whose mirrored windows are complete in the rings. */
+static void map_gradient_row(const MapRows *rows, const float *restrict x, float *restrict grad_x, long row)
+{
+    const float *restrict direct = ring_row(rows->direct_ring, row, rows->norm->size, rows->length);
+    const float *restrict sums = rows->scale;
+    float factor = 2 * rows->norm->alpha * rows->norm->beta;
+    add_rows(rows, rows->spread_ring, row - rows->after, row + rows->before);
+    for (long i = 0; i < rows->length; i++) grad_x[i] = direct[i] - factor * x[i] * sums[i];
+}
+
+/* Rows `start` to `end` - 1 of one map's y or, given `grad`, grad_x. */
+static void norm_band(const MapRows *rows, const float *x, const float *grad, float *result, long start, long end)
+{
+    long height = rows->height, length = rows->length, before = rows->before, after = rows->after;
+    long row = grad && start > after ? start - after : grad ? 0 : start; /* the next row to scale */
+    long next = row > before ? row - before : 0;                         /* the next row to square */
+    long stop = !grad ? end : end + before < height ? end + before : height;
+    long out = start; /* the next row of grad_x */
+    for (; row < stop; row++) {
+        const float *restrict values = x + row * length, *restrict power = rows->power;
+        for (; next <= row + after && next < height; next++) square_row(rows, x + next * length, next);
+        add_rows(rows, rows->squares_ring, row - before, row + after);
+        powers(rows->norm, rows->scale, rows->power, rows->inverse, length);
+        if (!grad) {
+            float *restrict y = result + row * length;
+            for (long i = 0; i < length; i++) y[i] = values[i] * power[i];
+            continue;
+        }
+        spread_row(rows, values, grad + row * length, row);
+        /* A row's gradient can be computed once the last row within its mirrored windows is in the rings. */
+        for (; out < end && (out + before <= row || row == height - 1); out++)
+            map_gradient_row(rows, x + out * length, result + out * length, out);
+    }
+}
+
+/* Normalisation over size x size windows within each map, in channels_last: writes y to `result` or, given `grad`,
+   grad_x. `alpha` is divided by the window's area. */
+int norm_over_map(const float *x, const float *grad, float *result, long images, long height, long width, long channels,
+                  long size, float alpha, float beta, float k, int threads)
+{
+    Norm norm = {channels, size, alpha, beta, k};
+    /* Bands compute the rows that their windows have in common twice. With enough images for all threads, a band is a
+       whole map. */
+    long band = images < 2 * threads && BAND < height ? BAND : height, bands = (height + band - 1) / band;
+    long length = width * channels, per_thread = map_rows_length(&norm, length, grad != NULL);
+    float *memory = calloc(threads * per_thread, sizeof(float));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        MapRows rows = map_rows_in(memory + omp_get_thread_num() * per_thread, &norm, height, length, grad != NULL);
+#pragma omp for schedule(static) collapse(2)
+        for (long image = 0; image < images; image++) {
+            for (long index = 0; index < bands; index++) {
+                long map = image * height * length, start = index * band;
+                long end = start + band < height ? start + band : height;
+                norm_band(&rows, x + map, grad ? grad + map : NULL, result + map, start, end);
+            }
+        }
+    }
+    free(memory);
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------- with bias, ReLU and pooling */
+
+/* Maps in channels_last. */
+typedef struct {
+    long images, height, width, channels, groups;
+    long window, stride, out_height, out_width;
+    int relu;
+} Maps;
+
+static long bands_of(long rows) { return (rows + BAND - 1) / BAND; }
+
+/* x + bias, and the ReLU if it comes before normalisation. */
+static void add_bias(const Maps *maps, const float *restrict x, const float *restrict bias, float *restrict to,
+                     long count)
+{
+    if (bias)
+        for (long c = 0; c < count; c++) to[c] = x[c] + bias[c];
+    else
+        memcpy(to, x, count * sizeof(float));
+    if (maps->relu == RELU_BEFORE)
+        for (long c = 0; c < count; c++) to[c] = to[c] < 0 ? 0 : to[c];
+}
+
+static void normalise_row(const Maps *maps, const Norm *norm, Buffers *buffers, const float *x, const float *bias,
+                          float *row)
+{
+    for (long pixel = 0; pixel < maps->width; pixel++) {
+        for (long group = 0; group < maps->groups; group++) {
+            long first = group * norm->channels, at = pixel * maps->channels + first;
+            add_bias(maps, x + at, bias ? bias + first : NULL, buffers->x, norm->channels);
+            normalise(norm, buffers, 1, row + at);
+        }
+    }
+}
+
+/* Pools one row of windows: the largest value of each, and its position dh * window + dw within the window. `largest`
+   and `indices` are buffers of one value per channel. */
+static void pool_row(const Maps *maps, const float *ring, long first, float *restrict largest,
+                     int32_t *restrict indices, float *restrict y, uint8_t *restrict argmax)
+{
+    long channels = maps->channels, length = maps->width * channels;
+    for (long column = 0; column < maps->out_width; column++) {
+        const float *restrict corner = ring_row(ring, first, maps->window, length) + column * maps->stride * channels;
+        for (long c = 0; c < channels; c++) {
+            largest[c] = corner[c];
+            indices[c] = 0;
+        }
+        for (long dh = 0; dh < maps->window; dh++) {
+            const float *row = ring_row(ring, first + dh, maps->window, length);
+            for (long dw = 0; dw < maps->window; dw++) {
+                const float *restrict values = row + (column * maps->stride + dw) * channels;
+                int32_t index = dh * maps->window + dw;
+                for (long c = 0; c < channels; c++) {
+                    /* A NaN counts as the largest value, and the last NaN wins, as in PyTorch. */
+                    int larger = (values[c] > largest[c]) | (values[c] != values[c]);
+                    largest[c] = larger ? values[c] : largest[c];
+                    indices[c] = larger ? index : indices[c];
+                }
+            }
+        }
+        float *restrict out = y + column * channels;
+        uint8_t *restrict out_argmax = argmax + column * channels;
+        if (maps->relu == RELU_AFTER) {
+            for (long c = 0; c < channels; c++) {
+                indices[c] = largest[c] <= 0 ? NO_ARGMAX : indices[c];
+                largest[c] = largest[c] <= 0 ? 0 : largest[c];
+            }
+        }
+        for (long c = 0; c < channels; c++) out[c] = largest[c];
+        for (long c = 0; c < channels; c++) out_argmax[c] = (uint8_t)indices[c];
+    }
+}
+
+/* Writes the pooled y and the position of each maximum within its window. */
+int lrn_pool_forward(const float *x, const float *bias, float *y, uint8_t *argmax, long images, long height, long width,
+                     long channels, long groups, long size, float alpha, float beta, float k, long window, long stride,
+                     int relu, int threads)
+{
+    Norm norm = {channels / groups, size, alpha, beta, k};
+    Maps maps = {images, height, width, channels, groups, window, stride,
+                 (height - window) / stride + 1, (width - window) / stride + 1, relu};
+    long bands = bands_of(maps.out_height), row_length = width * channels;
+    long per_thread = buffers_length(&norm, 1) + window * row_length + 2 * channels;
+    float *memory = malloc(threads * per_thread * sizeof(float));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *own = memory + omp_get_thread_num() * per_thread;
+        Buffers buffers = buffers_in(own, &norm, 1);
+        float *ring = own + buffers_length(&norm, 1), *largest = ring + window * row_length;
+        int32_t *indices = (int32_t *)(largest + channels);
+#pragma omp for schedule(static) collapse(2)
+        for (long image = 0; image < images; image++) {
+            for (long band = 0; band < bands; band++) {
+                const float *map = x + image * height * row_length;
+                long end = (band + 1) * BAND < maps.out_height ? (band + 1) * BAND : maps.out_height;
+                long next = band * BAND * stride; /* the first row that is not in the ring */
+                for (long out = band * BAND; out < end; out++) {
+                    long first = out * stride;
+                    for (next = next < first ? first : next; next < first + window; next++)
+                        normalise_row(&maps, &norm, &buffers, map + next * row_length, bias,
+                                      ring + next % window * row_length);
+                    long at = (image * maps.out_height + out) * maps.out_width * channels;
+                    pool_row(&maps, ring, first, largest, indices, y + at, argmax + at);
+                }
+            }
+        }
+    }
+    free(memory);
+    return 1;
+}
+
+/* upstream = the gradient of one row of the normalised map, from all windows that contain it. */
+static void unpool_row(const Maps *maps, const float *grad, const uint8_t *argmax, long row, float *restrict upstream)
+{
+    long channels = maps->channels, last = row / maps->stride;
+    memset(upstream, 0, maps->width * channels * sizeof(float));
+    if (last >= maps->out_height) last = maps->out_height - 1;
+    for (long out = last; out >= 0 && row - out * maps->stride < maps->window; out--) {
+        long dh = row - out * maps->stride;
+        for (long column = 0; column < maps->out_width; column++) {
+            long at = (out * maps->out_width + column) * channels;
+            const float *restrict values = grad + at;
+            const uint8_t *restrict indices = argmax + at;
+            for (long dw = 0; dw < maps->window; dw++) {
+                float *restrict to = upstream + (column * maps->stride + dw) * channels;
+                int32_t index = dh * maps->window + dw;
+                for (long c = 0; c < channels; c++) to[c] += indices[c] == index ? values[c] : 0.0f;
+            }
+        }
+    }
+}
+
+/* The number of rows of `channels` values in `bias_parts`. */
+long lrn_pool_bias_parts(long images, long height) { return images * bands_of(height); }
+
+/* Writes grad_x, and the gradient of the bias as one partial sum per band of rows: their total does not depend on the
+   number of threads. */
+int lrn_pool_backward(const float *grad, const uint8_t *argmax, const float *x, const float *bias, float *grad_x,
+                      float *bias_parts, long images, long height, long width, long channels, long groups, long size,
+                      float alpha, float beta, float k, long window, long stride, int relu, int threads)
+{
+    Norm norm = {channels / groups, size, alpha, beta, k};
+    Maps maps = {images, height, width, channels, groups, window, stride,
+                 (height - window) / stride + 1, (width - window) / stride + 1, relu};
+    long bands = bands_of(height), row_length = width * channels, out_map = maps.out_height * maps.out_width * channels;
+    long per_thread = buffers_length(&norm, 1) + row_length;
+    float *memory = malloc(threads * per_thread * sizeof(float));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *own = memory + omp_get_thread_num() * per_thread;
+        Buffers buffers = buffers_in(own, &norm, 1);
+        float *upstream = own + buffers_length(&norm, 1);
+#pragma omp for schedule(static) collapse(2)
+        for (long image = 0; image < images; image++) {
+            for (long band = 0; band < bands; band++) {
+                float *restrict part = bias_parts + (image * bands + band) * channels;
+                long end = (band + 1) * BAND < height ? (band + 1) * BAND : height;
+                memset(part, 0, channels * sizeof(float));
+                for (long row = band * BAND; row < end; row++) {
+                    unpool_row(&maps, grad + image * out_map, argmax + image * out_map, row, upstream);
+                    for (long pixel = 0; pixel < width; pixel++) {
+                        for (long group = 0; group < groups; group++) {
+                            long first = group * norm.channels, inside = pixel * channels + first;
+                            long at = (image * height + row) * row_length + inside;
+                            float *restrict result = grad_x + at;
+                            add_bias(&maps, x + at, bias ? bias + first : NULL, buffers.x, norm.channels);
+                            memcpy(buffers.grad, upstream + inside, norm.channels * sizeof(float));
+                            normalise_backward(&norm, &buffers, 1, result);
+                            if (relu == RELU_BEFORE)
+                                for (long c = 0; c < norm.channels; c++) result[c] = buffers.x[c] <= 0 ? 0 : result[c];
+                            for (long c = 0; c < norm.channels; c++) part[first + c] += result[c];
+                        }
+                    }
+                }
+            }
+        }
+    }
+    free(memory);
+    return 1;
+}
+
+/* --------------------------------------------------------------------------------------------------------- threads */
+
+/* Calls run(0) ... run(tasks - 1), each in a thread of its own. Operators called by `run` use one thread each, because
+   nested OpenMP regions are serial. */
+int run_in_threads(void (*run)(long), long tasks, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (long task = 0; task < tasks; task++) run(task);
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------------- Winograd convolution */
+
+/* Where tiles are in maps in channels_last; see kernels/native/winograd.py. A cell is stride x stride pixels, whose
+   channels are the cell's terms. A tile is q x q cells before a transform and p x p values per term after it, and
+   starts `step` cells after the previous one. Transformed tiles are stored as position x group x tile x term, where
+   position counts the p x p values. */
+typedef struct {
+    long images, height, width, depth, groups; /* depth: channels of one group */
+    long stride, top, left;                    /* the padding above and left of the map */
+    long step, down, right;                    /* tiles per column and per row of a map */
+} Grid;
+
+enum { LANES = 64, MAX_SIDE = 8 }; /* terms transformed together, and the largest p and q */
+
+/* out = matrix * in * matrix^T for each of LANES terms, from q x q to p x p; matrix is p x q. */
+INLINE void two_sided_product(const float *restrict matrix, long p, long q, const float *restrict in,
+                              float *restrict half, float *restrict out)
+{
+    for (long a = 0; a < p; a++)
+        for (long j = 0; j < q; j++)
+            for (long t = 0; t < LANES; t++) {
+                float sum = 0;
+                for (long i = 0; i < q; i++) sum += matrix[a * q + i] * in[(i * q + j) * LANES + t];
+                half[(a * q + j) * LANES + t] = sum;
+            }
+    for (long a = 0; a < p; a++)
+        for (long b = 0; b < p; b++)
+            for (long t = 0; t < LANES; t++) {
+                float sum = 0;
+                for (long j = 0; j < q; j++) sum += matrix[b * q + j] * half[(a * q + j) * LANES + t];
+                out[(a * p + b) * LANES + t] = sum;
+            }
+}
+
+static void transform(const float *matrix, long p, long q, const float *in, float *half, float *out)
+{
+    switch (q) { /* q is a compile-time constant in each case, so that the sums are unrolled. */
+    case 2: two_sided_product(matrix, p, 2, in, half, out); break;
+    case 3: two_sided_product(matrix, p, 3, in, half, out); break;
+    case 4: two_sided_product(matrix, p, 4, in, half, out); break;
+    case 5: two_sided_product(matrix, p, 5, in, half, out); break;
+    case 6: two_sided_product(matrix, p, 6, in, half, out); break;
+    case 7: two_sided_product(matrix, p, 7, in, half, out); break;
+    default: two_sided_product(matrix, p, 8, in, half, out); break;
+    }
+}
+
+/* Terms that are adjacent in memory: `count` channels from `channel` on, of pixel (y, x) of a cell. `first` is the
+   index of the first one among the lanes. */
+typedef struct {
+    long y, x, channel, first, count;
+} Run;
+
+/* Splits `count` terms from `first` on into runs, and returns the number of runs. */
+static long runs_of(const Grid *grid, long first, long count, Run *runs)
+{
+    long number = 0;
+    for (long done = 0; done < count; done += runs[number++].count) {
+        long pixel = (first + done) / grid->depth, channel = (first + done) % grid->depth;
+        long rest = grid->depth - channel < count - done ? grid->depth - channel : count - done;
+        runs[number] = (Run){pixel / grid->stride, pixel % grid->stride, channel, done, rest};
+    }
+    return number;
+}
+
+/* The offset of a run within one image, for the cell in `row` and `column`; -1 outside the image. */
+INLINE long offset_of(const Grid *grid, const Run *run, long group, long row, long column)
+{
+    long y = row * grid->stride + run->y - grid->top, x = column * grid->stride + run->x - grid->left;
+    if (y < 0 || y >= grid->height || x < 0 || x >= grid->width) return -1;
+    return ((y * grid->width + x) * grid->groups + group) * grid->depth + run->channel;
+}
+
+/* values = matrix * tile * matrix^T for all tiles. Given `mask`, an array of the maps' shape, map elements count as 0
+   where the mask is not above 0. Given `sums` (images x channels, for a grid of stride 1), the first step x step cells
+   of each tile are added up there. */
+int maps_to_tiles(const float *maps, const float *mask, float *values, float *sums, const float *matrix, long p, long q,
+                  long images, long height, long width, long depth, long groups, long stride, long top, long left,
+                  long step, long down, long right, int threads)
+{
+    Grid grid = {images, height, width, depth, groups, stride, top, left, step, down, right};
+    long terms = stride * stride * depth, tiles = images * down * right, map = height * width * depth * groups;
+    if (sums) memset(sums, 0, images * groups * depth * sizeof(float));
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (long image = 0; image < images; image++) {
+        for (long group = 0; group < groups; group++) {
+            float in[MAX_SIDE * MAX_SIDE * LANES], half[MAX_SIDE * MAX_SIDE * LANES], out[MAX_SIDE * MAX_SIDE * LANES];
+            const float *restrict from = maps + image * map, *restrict signs = mask ? mask + image * map : NULL;
+            for (long done = 0; done < down * right * terms;) { /* terms of all tiles, at most LANES at a time */
+                long tile = done / terms, first = done % terms;
+                long row = tile / right * step, column = tile % right * step;
+                long count = terms - first < LANES ? terms - first : LANES;
+                Run runs[LANES];
+                long number = runs_of(&grid, first, count, runs);
+                memset(in, 0, q * q * LANES * sizeof(float));
+                for (long i = 0; i < q; i++) {
+                    for (long j = 0; j < q; j++) {
+                        float *restrict cell = in + (i * q + j) * LANES;
+                        for (long r = 0; r < number; r++) {
+                            long at = offset_of(&grid, &runs[r], group, row + i, column + j);
+                            if (at < 0) continue;
+                            float *restrict to = cell + runs[r].first;
+                            if (signs)
+                                for (long t = 0; t < runs[r].count; t++) to[t] = signs[at + t] <= 0 ? 0 : from[at + t];
+                            else
+                                for (long t = 0; t < runs[r].count; t++) to[t] = from[at + t];
+                        }
+                        if (sums && i < step && j < step) {
+                            float *restrict total = sums + (image * groups + group) * depth + first;
+                            for (long t = 0; t < count; t++) total[t] += cell[t];
+                        }
+                    }
+                }
+                transform(matrix, p, q, in, half, out);
+                float *restrict to = values + (group * tiles + image * down * right + tile) * terms + first;
+                for (long position = 0; position < p * p; position++)
+                    memcpy(to + position * groups * tiles * terms, out + position * LANES, count * sizeof(float));
+                done += count;
+            }
+        }
+    }
+    return 1;
+}
+
+/* The adjoint of maps_to_tiles: each pixel becomes the sum of matrix * tile * matrix^T over the tiles that contain it,
+   plus an optional bias, followed by a ReLU if `relu` is not 0. */
+int tiles_to_maps(const float *values, const float *bias, float *maps, const float *matrix, long p, long q, int relu,
+                  long images, long height, long width, long depth, long groups, long stride, long top, long left,
+                  long step, long down, long right, int threads)
+{
+    Grid grid = {images, height, width, depth, groups, stride, top, left, step, down, right};
+    long terms = stride * stride * depth, tiles = images * down * right, map = height * width * depth * groups;
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (long image = 0; image < images; image++) {
+        for (long group = 0; group < groups; group++) {
+            float in[MAX_SIDE * MAX_SIDE * LANES], half[MAX_SIDE * MAX_SIDE * LANES], out[MAX_SIDE * MAX_SIDE * LANES];
+            float *restrict to = maps + image * map;
+            memset(in, 0, sizeof in);
+            if (p > step) /* Tiles overlap, so that each is added to the map. */
+                for (long pixel = 0; pixel < height * width; pixel++)
+                    memset(to + (pixel * groups + group) * depth, 0, depth * sizeof(float));
+            for (long done = 0; done < down * right * terms;) { /* terms of all tiles, at most LANES at a time */
+                long tile = done / terms, first = done % terms;
+                long row = tile / right * step, column = tile % right * step;
+                long count = terms - first < LANES ? terms - first : LANES;
+                Run runs[LANES];
+                long number = runs_of(&grid, first, count, runs);
+                const float *restrict from = values + (group * tiles + image * down * right + tile) * terms + first;
+                for (long position = 0; position < q * q; position++)
+                    memcpy(in + position * LANES, from + position * groups * tiles * terms, count * sizeof(float));
+                transform(matrix, p, q, in, half, out);
+                for (long a = 0; a < p; a++) {
+                    for (long b = 0; b < p; b++) {
+                        float *restrict cell = out + (a * p + b) * LANES;
+                        if (bias)
+                            for (long t = 0; t < count; t++) cell[t] += bias[group * depth + first + t];
+                        if (relu)
+                            for (long t = 0; t < count; t++) cell[t] = cell[t] < 0 ? 0 : cell[t];
+                        for (long r = 0; r < number; r++) {
+                            long at = offset_of(&grid, &runs[r], group, row + a, column + b);
+                            const float *restrict result = cell + runs[r].first;
+                            if (at < 0) continue;
+                            if (p > step)
+                                for (long t = 0; t < runs[r].count; t++) to[at + t] += result[t];
+                            else
+                                for (long t = 0; t < runs[r].count; t++) to[at + t] = result[t];
+                        }
+                    }
+                }
+                done += count;
+            }
+        }
+    }
+    return 1;
+}
