@@ -1,8 +1,8 @@
 """A network as plain data, from the image to the logits, and the shapes that follow from it.
 
-An :class:`Architecture` lists its blocks in order. A block is one layer with weights, followed by its steps: activation,
-normalisation, pooling. The order of the steps is where the published AlexNets differ: the 2012 run normalises conv1's
-signed responses before pooling and ReLU; the paper's text and Caffe apply the ReLU first.
+An :class:`Architecture` lists its blocks in order. A block is one layer with weights, followed by its steps:
+activation, normalisation, pooling. The published AlexNets differ in the order of the steps: the 2012 run normalises
+conv1's signed responses before pooling and ReLU; the paper's text and Caffe apply the ReLU first.
 
 Sources: the paper (Krizhevsky, Sutskever, Hinton 2012); the source code released in 2025
 (github.com/computerhistory/AlexNet-Source-Code), whose configuration 145 produced the paper's one-network numbers;
@@ -85,9 +85,9 @@ class ConvBlock:
 class LinearBlock:
     """A fully connected layer with an optional activation and dropout.
 
-    ``dropout`` applies to the layer's input (``before``), to its output (``after``), or nowhere. ``groups`` splits inputs
-    and outputs into that many equal groups, each connected only to its counterpart. ``weight_std`` and ``bias`` are those
-    of :class:`ConvBlock`.
+    ``dropout`` applies to the layer's input (``before``), to its output (``after``), or nowhere. ``groups`` splits
+    inputs and outputs into that many equal groups, each connected only to its counterpart. ``weight_std`` and ``bias``
+    are those of :class:`ConvBlock`.
     """
 
     name: str

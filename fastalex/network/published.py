@@ -93,8 +93,8 @@ def separate() -> Architecture:
 def paper() -> Architecture:
     """The network as the paper's text describes it.
 
-    LRN over all kernels of a layer, after the ReLU, with the plain sum of squares (alpha is 5 x 1e-4 when divided by the
-    size). All weights start with standard deviation 0.01. The text does not say how 224 pixels become 55, but its
+    LRN over all kernels of a layer, after the ReLU, with the plain sum of squares (alpha is 5 x 1e-4 when divided by
+    the size). All weights start with standard deviation 0.01. The text does not say how 224 pixels become 55, but its
     neuron count requires 55, so the padding is taken from the source.
     """
     norm = LocalResponseNorm(alpha=5e-4)

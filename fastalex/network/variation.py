@@ -190,9 +190,7 @@ def _without_norms(block: Block) -> Block:
 
 def _with_init(blocks: tuple[Block, ...], init: InitName, width: float) -> tuple[Block, ...]:
     if any(block.weight_std is None for block in blocks):
-        raise ConfigurationError(
-            f"init={init} needs weights drawn with a standard deviation; this architecture has none"
-        )
+        raise ConfigurationError(f"init={init} needs an architecture that gives standard deviations; this one has none")
 
     def std(block: Block) -> float:
         assert block.weight_std is not None

@@ -151,8 +151,8 @@ def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> No
     for name, tensor in load_tensors(path, parameters).items():
         if tensor.shape != parameters[name].shape:
             raise ConfigurationError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the network needs {tuple(parameters[name].shape)}: it "
-                "holds weights of another architecture"
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the network needs {tuple(parameters[name].shape)}: "
+                "it holds weights of another architecture"
             )
         parameters[name].copy_(tensor)
 

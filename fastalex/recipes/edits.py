@@ -57,8 +57,8 @@ def _parse(text: str, recipe: Recipe, layers: Sequence[str], current_epoch: int)
     match = _EDIT.fullmatch(text)
     if match is None:
         raise ConfigurationError(
-            f"edit {text} cannot be parsed; write epoch=67:lr=1e-4, epoch=67:conv1.lr=1e-5, epoch=67:conv1.bias.lr=0 or "
-            "epoch=67:color_noise=0"
+            f"edit {text} cannot be parsed; write epoch=67:lr=1e-4, epoch=67:conv1.lr=1e-5, epoch=67:conv1.bias.lr=0 "
+            "or epoch=67:color_noise=0"
         )
     epoch, layer, kind, _, noise, value = match.groups()
     number = _parse_number(text, value, "colour noise" if noise else "learning rate")
@@ -98,7 +98,7 @@ def overridden(edits: Sequence[Edit], before: Recipe, after: Recipe) -> list[str
     rates = [edit.text for edit in edits if edit.text.startswith("epoch=") and "lr=" in edit.text]
     if after.lr != before.lr and rates:
         raise ConfigurationError(
-            f"lr={after.lr:g} would also change the rates set by earlier edits ({', '.join(rates)}); change the rate by "
+            f"lr={after.lr:g} would also change the rates set by earlier edits ({', '.join(rates)}); use "
             "another edit instead, such as epoch=67:lr=1e-4"
         )
     names = [field.name for field in fields(Recipe) if field.name != "changes"]

@@ -5,11 +5,11 @@ For every parameter w with gradient g, learning rate e, momentum m and weight de
     v <- m v - d e w - e g
     w <- w + v
 
-After a drop of the learning rate, the earlier, larger updates fade over about 1 / (1 - m) steps. PyTorch's SGD multiplies
-the velocity by the learning rate instead, and drops at once. Biases have no weight decay, and their learning rate is a
-multiple of the weights'. A learning rate of 0 freezes a parameter: neither it nor its velocity changes.
+After a drop of the learning rate, the earlier, larger updates fade over about 1 / (1 - m) steps. PyTorch's SGD
+multiplies the velocity by the learning rate instead, and drops at once. Biases have no weight decay, and their learning
+rate is a multiple of the weights'. A learning rate of 0 freezes a parameter: neither it nor its velocity changes.
 
-For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the learning rate of every weight tensor by
+For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the learning rate of a weight tensor by
 
     trust |w| / (|g| + d |w|)
 

@@ -50,7 +50,7 @@ def _by_hand(name: str, epochs: int, events: tuple[int, int, int, int, int]) -> 
 
 
 def source_170() -> Recipe:
-    """Configuration 170 of 2013, on a fixed schedule: weights drop from 0.01 to 4e-5 in four quarters, biases in two halves.
+    """Configuration 170 of 2013: four equal quarters with weights from 0.01 to 4e-5, two equal halves for the biases.
 
     Colour noise ended between epochs 61 and 68, and conv1 was frozen between 73 and 78; the recipe takes the middle.
     """

@@ -42,8 +42,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Multiply all learning rates by ``factor`` when the top-1 validation error has not improved for ``patience`` epochs,
-    at most ``times`` times.
+    """Multiply all learning rates by ``factor`` when the top-1 validation error stalls for ``patience`` epochs.
+
+    This happens at most ``times`` times.
     """
 
     factor: float = 0.1
@@ -107,7 +108,7 @@ class Recipe:
             raise ConfigurationError(f"lars must be a positive trust coefficient such as 0.001, got {self.lars}")
 
     def with_scaled_lr(self, batch_size: int) -> Recipe:
-        """The recipe for another batch size, with the learning rate scaled in proportion and a warm-up from the old one.
+        """The recipe for another batch size: a learning rate scaled in proportion, and a warm-up from the old one.
 
         Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD".
         """
