@@ -61,7 +61,7 @@ class LinearGradientSink:
 
     @torch.no_grad()
     def finish(self) -> Tensor | None:
-        """The weight gradient of all rows since the last one, in the order of their backward passes; None without rows.
+        """The weight gradient of all stored rows, in the order of their backward passes; None if there are none.
 
         The result reuses the memory of the previous step's gradient, unless the weight still has a gradient.
         """

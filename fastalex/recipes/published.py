@@ -1,6 +1,6 @@
 """The named recipes: schedules of the 2012 and 2013 runs, the paper's text, and small data sets.
 
-The schedules of the runs are taken from their saved options and notes (reference/alexnet.md).
+The schedules of the runs are taken from their saved options and notes.
 """
 
 from __future__ import annotations
