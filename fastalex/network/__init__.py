@@ -1,1 +1,25 @@
-"""TODO."""
+"""What the network is: its architectures as plain data, and the PyTorch modules built from them.
+
+``architecture`` holds the data classes, ``published`` the named networks and ``variation`` the changes a user may ask
+for. ``blocks`` and ``model`` turn an architecture into modules, ``deferred_gradients`` computes weight gradients once
+per step, ``precision`` sets what the modules compute in, ``weights`` reads weight files, and ``footprint`` counts
+parameters, arithmetic and memory. The package knows nothing of recipes, devices or training runs.
+"""
+
+from fastalex.network.architecture import Architecture, block_shapes
+from fastalex.network.model import AlexNet, Stage
+from fastalex.network.published import ARCHITECTURES
+from fastalex.network.variation import Variation, build_architecture
+from fastalex.network.weights import NetworkSpec, load_model
+
+__all__ = [
+    "ARCHITECTURES",
+    "AlexNet",
+    "Architecture",
+    "NetworkSpec",
+    "Stage",
+    "Variation",
+    "block_shapes",
+    "build_architecture",
+    "load_model",
+]

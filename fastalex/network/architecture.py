@@ -1,8 +1,8 @@
-"""What a network is: plain data, from the image to the logits, and the named networks.
+"""A network as plain data, from the image to the logits, and the shapes that follow from it.
 
-An :class:`Architecture` lists its blocks in order. A block is one layer with weights and everything that follows it up
-to the next one, because the order of what follows is where the published AlexNets differ: the run of 2012 normalises
-conv1's signed responses before pooling and ReLU, the paper's text and Caffe put the ReLU first.
+An :class:`Architecture` lists its blocks in order. A block is one layer with weights, followed by its steps:
+activation, normalisation, pooling. The published AlexNets differ in the order of the steps: the 2012 run normalises
+conv1's signed responses before pooling and ReLU; the paper's text and Caffe apply the ReLU first.
 
 Sources: the paper (Krizhevsky, Sutskever, Hinton 2012); the source code released in 2025
 (github.com/computerhistory/AlexNet-Source-Code), whose configuration 145 produced the paper's one-network numbers;
@@ -22,14 +22,15 @@ ActivationName = Literal["relu", "tanh"]
 
 @dataclass(frozen=True)
 class Activation:
-    """The network's nonlinearity, elementwise."""
+    """The network's nonlinearity (:attr:`Architecture.activation`), elementwise."""
 
 
 @dataclass(frozen=True)
 class LocalResponseNorm:
-    """Normalisation across ``size`` neighbouring channels; ``alpha`` is divided by ``size``.
+    """Local response normalisation across ``size`` neighbouring channels; ``alpha`` is divided by ``size``.
 
-    ``towers`` normalises that many equal runs of channels apart: the halves that sat on two GPUs in 2012.
+    The channels are split into ``towers`` equal groups, and each group is normalised separately. The 2012 run had two
+    towers, one per GPU.
     """
 
     size: int = 5
@@ -41,7 +42,7 @@ class LocalResponseNorm:
 
 @dataclass(frozen=True)
 class SameMapNorm:
-    """Normalisation over a ``size`` x ``size`` window of the same channel; ``alpha`` is divided by ``size``²."""
+    """Normalisation over a ``size`` x ``size`` window within each channel; ``alpha`` is divided by ``size``²."""
 
     size: int = 5
     alpha: float = 1e-3
@@ -51,7 +52,7 @@ class SameMapNorm:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling; sizes round up, so the last window may hang over the edge."""
+    """Max pooling. Output sizes are rounded up, so the last window may extend past the edge."""
 
     kernel_size: int = 3
     stride: int = 2
@@ -64,8 +65,9 @@ Step = Activation | LocalResponseNorm | SameMapNorm | MaxPool
 class ConvBlock:
     """A convolution and the steps that follow it, in order.
 
-    ``padding`` is one number for all sides or (top, bottom, left, right). ``weight_std`` is the standard deviation of
-    the normal initialisation; None draws weights and biases uniformly in ±1/sqrt(fan_in), as PyTorch's layers do.
+    ``padding`` is one number for all sides or (top, bottom, left, right). Weights are drawn from a normal distribution
+    with standard deviation ``weight_std``, and all biases start at ``bias``. With ``weight_std=None`` both are drawn
+    uniformly from ±1/sqrt(fan_in), PyTorch's default.
     """
 
     name: str
@@ -81,9 +83,11 @@ class ConvBlock:
 
 @dataclass(frozen=True)
 class LinearBlock:
-    """A fully connected layer; ``dropout`` says whether it drops its input, its output or nothing.
+    """A fully connected layer with an optional activation and dropout.
 
-    ``groups`` divides inputs and outputs into as many equal runs that are connected among themselves only.
+    ``dropout`` applies to the layer's input (``before``), to its output (``after``), or nowhere. ``groups`` splits
+    inputs and outputs into that many equal groups, each connected only to its counterpart. ``weight_std`` and ``bias``
+    are those of :class:`ConvBlock`.
     """
 
     name: str
@@ -103,16 +107,16 @@ class Architecture:
     """A whole network.
 
     Args:
-        name: the architecture that this one is, or was made from.
+        name: the named architecture that this one is, or is a variation of.
         image_size: side of the square RGB crop, in pixels.
         blocks: conv blocks, then linear blocks; the last one has ``num_classes`` outputs.
         activation: the nonlinearity of every :class:`Activation` step.
-        dropout: probability that a feature is dropped.
-        inverted_dropout: True scales kept features by 1/(1-p) in training (Caffe, PyTorch); False leaves training alone
-            and multiplies by 1-p in evaluation (2012).
-        input_std: the images (0-255, mean subtracted) are divided by this, per channel; None leaves them as they are.
-        prepared_size: length of the prepared images' shorter side in pixels, where crops of others would not show
-            whole objects; None takes any.
+        dropout: probability of dropping a feature.
+        inverted_dropout: True scales the remaining features by 1/(1-p) in training (Caffe, PyTorch); False multiplies
+            all features by 1-p in evaluation instead (2012).
+        input_std: per-channel divisor of the images (0-255, mean subtracted); None applies no division.
+        prepared_size: required shorter side of the prepared images, in pixels, for networks whose crops would otherwise
+            show only parts of objects; None accepts any size.
     """
 
     name: str
@@ -126,7 +130,7 @@ class Architecture:
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the last block."""
+        """Number of outputs of the last block."""
         last = self.blocks[-1]
         assert isinstance(last, LinearBlock)
         return last.out_features
@@ -139,10 +143,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What one block computes for one image.
+    """Size of one block, for one image.
 
     ``inputs`` is the number of input channels or features, ``output`` the shape after the last step, ``parameters`` the
-    weights and biases, ``macs`` the multiply-accumulates of its convolution or matrix product.
+    number of weights and biases, ``macs`` the number of multiply-accumulates of the convolution or matrix product.
     """
 
     name: str
@@ -158,17 +162,17 @@ def four_sided(padding: int | tuple[int, int, int, int]) -> tuple[int, int, int,
 
 
 def block_shapes(architecture: Architecture) -> tuple[BlockShape, ...]:
-    """The shapes, parameters and arithmetic of every block, in order.
+    """Shape, parameters and multiply-accumulates of every block, in order.
 
     Raises:
-        ConfigurationError: the image shrinks to nothing, or groups do not divide channels.
+        ConfigurationError: the image shrinks to nothing, or the groups or towers do not divide the channels.
     """
     shapes = []
     shape: tuple[int, ...] = (3, architecture.image_size, architecture.image_size)
     for block in architecture.blocks:
-        described = _conv_shape(block, shape) if isinstance(block, ConvBlock) else _linear_shape(block, shape)
-        shapes.append(described)
-        shape = described.output
+        block_shape = _conv_shape(block, shape) if isinstance(block, ConvBlock) else _linear_shape(block, shape)
+        shapes.append(block_shape)
+        shape = block_shape.output
     return tuple(shapes)
 
 
@@ -177,7 +181,7 @@ def _conv_shape(block: ConvBlock, shape: tuple[int, ...]) -> BlockShape:
     if channels % block.groups or block.out_channels % block.groups:
         raise ConfigurationError(
             f"{block.name}: {block.groups} groups do not divide {channels} input and {block.out_channels} output "
-            "channels; choose a width that keeps both even"
+            "channels; choose another width"
         )
     top, bottom, left, right = four_sided(block.padding)
     height = (height + top + bottom - block.kernel_size) // block.stride + 1
@@ -186,17 +190,19 @@ def _conv_shape(block: ConvBlock, shape: tuple[int, ...]) -> BlockShape:
     macs = weights * height * width
     for step in block.steps:
         if isinstance(step, MaxPool):
-            height = _pooled(height, step)
-            width = _pooled(width, step)
+            height = _pooled_size(height, step)
+            width = _pooled_size(width, step)
         if isinstance(step, LocalResponseNorm) and block.out_channels % step.towers:
             raise ConfigurationError(f"{block.name}: {step.towers} towers do not divide {block.out_channels} channels")
     if height < 1 or width < 1:
-        raise ConfigurationError(f"{block.name}: its output would be {height}x{width} pixels; the image is too small")
+        raise ConfigurationError(
+            f"{block.name}: the output would be {height}x{width} pixels; use a larger image or fewer pooling layers"
+        )
     output = (block.out_channels, height, width)
     return BlockShape(block.name, channels, output, weights + block.out_channels, macs)
 
 
-def _pooled(size: int, step: MaxPool) -> int:
+def _pooled_size(size: int, step: MaxPool) -> int:
     return math.ceil((size - step.kernel_size) / step.stride) + 1
 
 
@@ -205,7 +211,7 @@ def _linear_shape(block: LinearBlock, shape: tuple[int, ...]) -> BlockShape:
     if inputs % block.groups or block.out_features % block.groups:
         raise ConfigurationError(
             f"{block.name}: {block.groups} groups do not divide {inputs} inputs and {block.out_features} outputs; "
-            "choose a width that keeps both even"
+            "choose another width"
         )
     weights = inputs // block.groups * block.out_features
     return BlockShape(block.name, inputs, (block.out_features,), weights + block.out_features, weights)

@@ -1,10 +1,14 @@
-"""TODO."""
+"""The blocks of a network as modules: a convolution or a fully connected layer, with the steps that follow it.
+
+All heavy work goes through the operators of :mod:`kernels`, fused where neighbouring steps allow it.
+"""
 
 from __future__ import annotations
 
+import abc
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,24 +28,32 @@ from fastalex.network.architecture import (
     Step,
     four_sided,
 )
-from fastalex.network.deferred_gradients import KeptFactors, _DeferredLinear, _linear
+from fastalex.network.deferred_gradients import LinearGradientSink, linear
 from fastalex.network.precision import COMPUTE_DTYPES, Precision
 
 
-class _WeightedBlock(nn.Module):
-    """A weight, a bias, and how both are initialised and computed with."""
+class WeightedBlock(nn.Module, abc.ABC):
+    """Base class of blocks: weight and bias, their initial values, low-precision copies and deferred gradients.
+
+    Attributes:
+        gradient_sink: takes over the weight gradients of backward passes (:meth:`configure_deferral`); None computes
+            them within each backward pass.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter
     weight_copy: Tensor | None
     bias_copy: Tensor | None
+    gradient_sink: kernels.GradientSink | LinearGradientSink | None
 
     def __init__(self, spec: Block, weight_shape: tuple[int, ...], architecture: Architecture, seed: int) -> None:
         super().__init__()
         self.architecture = architecture
-        # A generator of its own per block: the weights do not depend on which stage, or which machine, draws them.
-        kind = int(isinstance(spec, LinearBlock))  # conv6 and fc6 draw apart
-        generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, kind, _ordinal(spec.name)))
+        self.gradient_sink = None
+        # Every block has its own generator, so its weights do not depend on the stage or machine that draws them. The
+        # kind separates conv6 from fc6.
+        kind = int(isinstance(spec, LinearBlock))
+        generator = torch.Generator().manual_seed(kernels.philox.derive_seed(seed, kind, _number_in(spec.name)))
         if spec.weight_std is None:
             bound = 1 / math.sqrt(math.prod(weight_shape[1:]))
             weight = torch.empty(weight_shape).uniform_(-bound, bound, generator=generator)
@@ -64,7 +76,7 @@ class _WeightedBlock(nn.Module):
 
     @torch.no_grad()
     def set_precision(self, precision: Precision) -> None:
-        """Make the copies that ``precision`` needs, or drop them."""
+        """Create the low-precision copies that ``precision`` needs, or drop them."""
         dtype = COMPUTE_DTYPES[precision]
         same = dtype == self.weight.dtype
         self.weight_copy = None if same else self.weight.detach().to(dtype)
@@ -80,26 +92,41 @@ class _WeightedBlock(nn.Module):
         """Weight and bias in the compute dtype, differentiable with respect to the master parameters."""
         if self.weight_copy is None:
             return self.weight, self.bias
-        return _InPlaceOf.apply(self.weight, self.weight_copy), _InPlaceOf.apply(self.bias, self.bias_copy)
+        return _UseCopy.apply(self.weight, self.weight_copy), _UseCopy.apply(self.bias, self.bias_copy)
+
+    @abc.abstractmethod
+    def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
+        """Create the gradient sink; the arguments are those of ``Stage.configure_deferral``."""
+
+    @torch.no_grad()
+    def finish_gradient(self) -> None:
+        """Add the deferred weight gradient to ``weight.grad``, and end the step."""
+        gradient = None if self.gradient_sink is None else self.gradient_sink.finish()
+        if gradient is None:
+            return
+        if self.weight.grad is None:
+            self.weight.grad = gradient.to(self.weight.dtype)
+        else:
+            self.weight.grad.add_(gradient)
 
 
 @torch.no_grad()
 def _refresh_copies(block: nn.Module, _: Any) -> None:
-    assert isinstance(block, _WeightedBlock)
+    assert isinstance(block, WeightedBlock)
     for parameter, copy in block.copies().items():
         copy.copy_(parameter)
 
 
-class _InPlaceOf(torch.autograd.Function):
-    """The ready-made low-precision copy stands in for the master weight; its gradient is the master's.
+class _UseCopy(torch.autograd.Function):
+    """Forward returns the existing low-precision copy; backward passes its gradient to the master weight.
 
-    A cast in the forward pass would read the fp32 weights again for every micro-batch: 244 MB for the whole network.
+    Casting in every forward pass would read the fp32 weights again for every micro-batch: 244 MB for the whole network.
     """
 
     @staticmethod
     def forward(ctx: Any, master: Tensor, copy: Tensor) -> Tensor:
         ctx.dtype = master.dtype
-        # A put-off gradient is None; as the zeros that autograd makes of it, it would be cast and added all the same.
+        # A deferred gradient is None. Autograd would replace it with zeros, and cast and add them.
         ctx.set_materialize_grads(False)
         return copy.view_as(copy)
 
@@ -109,102 +136,81 @@ class _InPlaceOf(torch.autograd.Function):
         return None if gradient is None else gradient.to(ctx.dtype), None
 
 
-class Convolution(_WeightedBlock):
-    """A conv layer with the steps that follow it.
+class Convolution(WeightedBlock):
+    """A conv layer with the steps that follow it: N x C x H x W to N x K x OH x OW, channels_last in memory.
 
-    Neighbouring steps are handed to the fused operators of :mod:`kernels`: convolution + ReLU, and
-    bias + ReLU + LRN + pooling in the orders that the networks of 2012 use.
-
-    Attributes:
-        put_off: what makes the weight's gradients of the micro-batches so far, where they are put off to the end of
-            the step.
-        kept: what the micro-batches of a step share, if anything.
+    Uses the fused operators of :mod:`kernels` where the steps match: convolution + ReLU, and
+    bias + ReLU + LRN + pooling in the orders of the 2012 networks.
     """
 
-    put_off: list[Callable[[], Tensor | None]] | None = None
-    kept: kernels.KeptTransforms | None = None
+    gradient_sink: kernels.GradientSink | None
 
     def __init__(self, spec: ConvBlock, in_channels: int, architecture: Architecture, seed: int) -> None:
         kernel = (spec.kernel_size, spec.kernel_size)
         super().__init__(spec, (spec.out_channels, in_channels // spec.groups, *kernel), architecture, seed)
         self.spec = spec
 
+    def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
+        self.gradient_sink = kernels.GradientSink(defer=convolutions, micro_batches=micro_batches)
+
     def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
         weight, bias = self.compute_parameters()
         steps = self.spec.steps
         relu = self.architecture.activation == "relu"
         match steps:
-            case (LocalResponseNorm() as norm, MaxPool() as pool, Activation(), *rest) if relu and self._fits(pool, x):
+            case (LocalResponseNorm() as norm, MaxPool() as pool, Activation(), *rest) if relu and self._windows_fit(
+                pool, x
+            ):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "after")
-            case (Activation(), LocalResponseNorm() as norm, MaxPool() as pool, *rest) if relu and self._fits(pool, x):
+            case (Activation(), LocalResponseNorm() as norm, MaxPool() as pool, *rest) if relu and self._windows_fit(
+                pool, x
+            ):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "before")
             case (Activation(), *rest) if relu:
                 x = self._convolve(x, weight, bias, relu=True)
             case (*rest,):
                 x = self._convolve(x, weight, bias)
         for step in rest:
-            x = self._run(step, x)
+            x = self._apply_step(step, x)
         return x
 
     def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each step's name and value, unfused."""
+        """Name and value of each step in evaluation, computed one by one without fusion."""
         x = self._convolve(x, *self.compute_parameters())
         yield "conv", x
         names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
         seen: Counter[str] = Counter()
         for step in self.spec.steps:
-            x = self._run(step, x)
+            x = self._apply_step(step, x)
             name = names[type(step)]
             seen[name] += 1
             yield name if seen[name] == 1 else f"{name}{seen[name]}", x
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
-        padding = four_sided(spec.padding)
-        shares = self.kept is not None and self.kept.in_use and torch.is_grad_enabled()
         return kernels.conv2d_relu(
             x,
             weight,
             bias,
-            spec.stride,
-            padding,
-            spec.groups,
+            stride=spec.stride,
+            padding=four_sided(spec.padding),
+            groups=spec.groups,
             relu=relu,
-            put_off=self.put_off,
-            kept=self.kept if shares else None,
+            # The sink caches transformed weights for the current step; evaluation always uses the weights themselves.
+            gradient_sink=self.gradient_sink if torch.is_grad_enabled() else None,
         )
 
-    @torch.no_grad()
-    def finish_gradient(self) -> None:
-        """Add the weight gradients that were put off, in the order of their backward passes, and what was kept."""
-        if self.put_off:
-            self.add_gradients(self.put_off)
-        if self.kept is not None:
-            self._add(self.kept.take())
-
-    @torch.no_grad()
-    def add_gradients(self, put_off: list[Callable[[], Tensor | None]]) -> None:
-        """Add what was put off, and empty the list; to what is kept, if anything is."""
-        for gradient in put_off:
-            self._add(gradient())
-        put_off.clear()
-
-    def _add(self, gradient: Tensor | None) -> None:
-        if gradient is not None:
-            made = gradient.to(self.weight.dtype)
-            self.weight.grad = made if self.weight.grad is None else self.weight.grad.add_(made)
-
-    def _fits(self, pool: MaxPool, x: Tensor) -> bool:
-        """Whether pooling windows end with the convolution's output, as the fused operator's must."""
+    def _windows_fit(self, pool: MaxPool, x: Tensor) -> bool:
+        """Whether the last pooling window ends at the edge of the convolution's output, as the fused operator needs."""
         spec = self.spec
         top, bottom, left, right = four_sided(spec.padding)
         for size, padding in ((x.shape[2], top + bottom), (x.shape[3], left + right)):
-            convolved = (size + padding - spec.kernel_size) // spec.stride + 1
-            if (convolved - pool.kernel_size) % pool.stride:
+            output_size = (size + padding - spec.kernel_size) // spec.stride + 1
+            if (output_size - pool.kernel_size) % pool.stride:
                 return False
         return True
 
-    def _run(self, step: Step, x: Tensor) -> Tensor:
+    def _apply_step(self, step: Step, x: Tensor) -> Tensor:
         match step:
             case Activation():
                 return _activate(x, self.architecture)
@@ -216,54 +222,44 @@ class Convolution(_WeightedBlock):
                 return kernels.max_pool2d(x, kernel_size, stride, ceil_mode=True)
 
 
-class Linear(_WeightedBlock):
+class Linear(WeightedBlock):
     """A fully connected layer with its activation and dropout. Takes N x F, or N x C x H x W, which it flattens."""
 
-    kept: KeptFactors | None = None
+    gradient_sink: LinearGradientSink | None
 
     def __init__(self, spec: LinearBlock, in_features: int, architecture: Architecture, seed: int) -> None:
         super().__init__(spec, (spec.out_features, in_features // spec.groups), architecture, seed)
         self.spec = spec
 
+    def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
+        if self.spec.groups == 1:
+            self.gradient_sink = LinearGradientSink(self.weight, micro_batches)
+
     def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
         weight, bias = self.compute_parameters()
         x = x.flatten(1).to(weight.dtype)
         spec, architecture = self.spec, self.architecture
-        # Philox separates neighbouring keys completely, so a layer's own key is the step's plus the layer's number.
-        drop: dict[str, Any] = {
+        dropout: dict[str, Any] = {
             "p": architecture.dropout,
-            "seed": seed + _ordinal(spec.name),
+            # Philox streams of neighbouring keys are independent, so each layer adds its number to the step's key.
+            "seed": seed + _number_in(spec.name),
             "first_row": first_row,
             "training": self.training,
             "inverted": architecture.inverted_dropout,
         }
         if spec.dropout == "before":
-            x = kernels.dropout(x, **drop)
+            x = kernels.dropout(x, **dropout)
         if spec.dropout == "after" and spec.activation and architecture.activation == "relu":
-            return kernels.bias_relu_dropout(self._multiply(x, weight, None), bias, **drop)
+            return kernels.bias_relu_dropout(self._multiply(x, weight, None), bias, **dropout)
         x = self._multiply(x, weight, bias)
         if spec.activation:
             x = _activate(x, architecture)
         if spec.dropout == "after":
-            x = kernels.dropout(x, **drop)
+            x = kernels.dropout(x, **dropout)
         return x
 
-    def finish_gradient(self) -> None:
-        """Add the weight gradient of what was kept, unless a backward pass does."""
-        if self.kept is not None and self.kept.micro_batches is None:
-            self.kept.add_product_to(self.weight)
-
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.spec.groups > 1:
-            parts = zip(x.chunk(self.spec.groups, 1), weight.chunk(self.spec.groups), strict=True)
-            product = torch.cat([F.linear(inputs, weights) for inputs, weights in parts], 1)
-            return product if bias is None else product + bias
-        if self.kept is None:
-            return _linear(x, weight, bias)
-        return _DeferredLinear.apply(x, weight, bias, self.kept)
-
     def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each step's name and value in evaluation, unfused."""
+        """Name and value of each step in evaluation, computed one by one without fusion."""
         spec, architecture = self.spec, self.architecture
         scale = 1.0 if architecture.inverted_dropout or spec.dropout == "none" else 1.0 - architecture.dropout
         weight, bias = self.compute_parameters()
@@ -278,9 +274,16 @@ class Linear(_WeightedBlock):
         if spec.dropout == "after" and scale != 1.0:
             yield "dropout", x * scale
 
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.spec.groups == 1:
+            return linear(x, weight, bias, self.gradient_sink)
+        groups = zip(x.chunk(self.spec.groups, 1), weight.chunk(self.spec.groups), strict=True)
+        product = torch.cat([F.linear(inputs, weights) for inputs, weights in groups], 1)
+        return product if bias is None else product + bias
 
-def _ordinal(name: str) -> int:
-    """The number in a block's name: 6 for fc6; 0 for one without, of which a network has one at most."""
+
+def _number_in(name: str) -> int:
+    """The number in a block's name: 6 for fc6; 0 without a number (a network has at most one such block)."""
     return int("".join(character for character in name if character.isdigit()) or 0)
 
 

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Deferred weight gradients of fully connected layers: one matrix product per step instead of one per micro-batch.
+
+:class:`LinearGradientSink` collects the rows of all micro-batches, and :func:`linear` is the layer that feeds it. The
+counterpart for convolutions is :class:`kernels.GradientSink`. A block's ``gradient_sink`` is one of the two, or None
+if its weight gradient is computed within each backward pass.
+"""
 
 from __future__ import annotations
 
@@ -10,93 +15,123 @@ from torch import Tensor, nn
 
 from kernels.autograd import no_double_backward
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
-class KeptFactors:
-    """Inputs and output gradients of one fully connected layer, of the micro-batches since its last weight gradient.
 
-    A weight gradient is a sum of products over rows. Made for every micro-batch apart, each product reads and writes
-    the whole gradient (fc6: 151 MB in fp32); made once of all rows, it is written once.
+class LinearGradientSink:
+    """Collects inputs and output gradients of a fully connected layer, to compute its weight gradient once per step.
+
+    The gradient of W in y = x W^T is dW = dy^T x, a sum over rows. Computed per micro-batch, every product reads and
+    writes the whole gradient (fc6: 151 MB in fp32). Computed from the rows of all micro-batches, it is written once.
 
     Args:
-        micro_batches: after so many the gradient is made; None leaves that to :meth:`add_product_to`.
+        weight: the master weight of the layer that this sink serves.
+        micro_batches: the backward pass of this many micro-batches returns the gradient; None leaves it to
+            :meth:`finish`.
     """
 
-    def __init__(self, micro_batches: int | None = None) -> None:
+    def __init__(self, weight: nn.Parameter, micro_batches: int | None = None) -> None:
         self.micro_batches = micro_batches
+        self._weight = weight
         self._inputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        self._memory: Tensor | None = None
+        self._output_gradients: list[Tensor] = []
+        self._buffer: Tensor | None = None
 
-    def add(self, inputs: Tensor, gradients: Tensor) -> Tensor | None:
-        """Keep a micro-batch's rows (N x in, N x out); return the weight gradient if these are the last ones."""
+    @property
+    def has_deferred(self) -> bool:
+        """Whether rows wait for :meth:`finish`."""
+        return bool(self._inputs)
+
+    def add(self, inputs: Tensor, output_gradients: Tensor) -> Tensor | None:
+        """Store a micro-batch's rows (N x in, N x out).
+
+        Returns:
+            The weight gradient of all rows, in their dtype, if this is the last of ``micro_batches``; else None.
+        """
         self._inputs.append(inputs)
-        self._gradients.append(gradients)
+        self._output_gradients.append(output_gradients)
         if len(self._inputs) != self.micro_batches:
             return None
-        inputs, gradients = self._take()
-        return gradients.t() @ inputs
+        inputs, output_gradients = self._take_rows()
+        return output_gradients.t() @ inputs
+
+    def begin_step(self) -> None:
+        """Start a step. Drops the rows of an unfinished one."""
+        self.discard()
 
     @torch.no_grad()
-    def add_product_to(self, weight: nn.Parameter) -> None:
-        """Add the gradient of all rows kept to ``weight.grad``, in the order of their backward passes."""
+    def finish(self) -> Tensor | None:
+        """The weight gradient of all stored rows, in the order of their backward passes; None if there are none.
+
+        The result reuses the memory of the previous step's gradient, unless the weight still has a gradient.
+        """
         if not self._inputs:
-            return
-        inputs, gradients = self._take()
-        if weight.grad is not None:
-            weight.grad += gradients.t() @ inputs
-            return
-        # Last step's memory again: on a CPU, fresh pages for a gradient of this size cost more than the product.
-        if self._memory is None or self._memory.device != weight.device:
-            self._memory = torch.empty_like(weight)
+            return None
+        inputs, output_gradients = self._take_rows()
+        weight = self._weight
+        if weight.grad is not None:  # it may be the buffer
+            return output_gradients.t() @ inputs
+        # On a CPU, faulting in fresh pages for a gradient of this size costs more than the product.
+        if self._buffer is None or self._buffer.device != weight.device:
+            self._buffer = torch.empty_like(weight)
         if inputs.dtype == weight.dtype:
-            torch.mm(gradients.t(), inputs, out=self._memory)
-        elif weight.is_cuda:  # sums in fp32 go to memory as they are, not rounded and widened again in a second pass
-            torch.ops.aten.mm.dtype_out(gradients.t(), inputs, weight.dtype, out=self._memory)
+            torch.mm(output_gradients.t(), inputs, out=self._buffer)
+        elif weight.is_cuda:  # writes the fp32 sums directly, without rounding them to bf16 first
+            torch.ops.aten.mm.dtype_out(output_gradients.t(), inputs, weight.dtype, out=self._buffer)
         else:
-            self._memory.copy_(gradients.t() @ inputs)
-        weight.grad = self._memory
+            self._buffer.copy_(output_gradients.t() @ inputs)
+        return self._buffer
 
-    def clear(self) -> None:
-        """Drop what is kept."""
+    def discard(self) -> None:
+        """Drop all rows."""
         self._inputs.clear()
-        self._gradients.clear()
+        self._output_gradients.clear()
 
-    def _take(self) -> tuple[Tensor, Tensor]:
-        inputs, gradients = torch.cat(self._inputs), torch.cat(self._gradients)
-        self.clear()
-        return inputs, gradients
+    def _take_rows(self) -> tuple[Tensor, Tensor]:
+        inputs, output_gradients = torch.cat(self._inputs), torch.cat(self._output_gradients)
+        self.discard()
+        return inputs, output_gradients
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, gradient_sink: LinearGradientSink | None = None
+) -> Tensor:
+    """y = x W^T + b, with x: N x in, W: out x in, b: out values or None.
+
+    With a sink, the backward pass hands the weight gradient to it instead of computing it.
+    """
+    if gradient_sink is None:
+        return _multiply(x, weight, bias)
+    return _DeferredLinear.apply(x, weight, bias, gradient_sink)
 
 
 class _DeferredLinear(torch.autograd.Function):
-    """x W' + b, whose backward pass leaves the weight's gradient to :class:`KeptFactors`."""
-
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: KeptFactors) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sink: LinearGradientSink) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.kept = kept
-        return _linear(x, weight, bias)
+        ctx.sink = sink
+        return _multiply(x, weight, bias)
 
     @staticmethod
     @no_double_backward("a fully connected layer")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (gradient,) = gradients
+        (grad_y,) = gradients
         x, weight = ctx.saved_tensors
-        of_x = _linear(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        of_weight = ctx.kept.add(x, gradient) if ctx.needs_input_grad[1] else None
-        of_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias, None
+        grad_x = _multiply(grad_y, weight.t(), None) if ctx.needs_input_grad[0] else None
+        grad_weight = ctx.sink.add(x, grad_y) if ctx.needs_input_grad[1] else None
+        grad_bias = grad_y.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W' + b."""
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by the fastest library for the device, dtype and mode."""
     if x.is_cuda or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    if _HAS_ONEDNN and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):  # it has no gradient of its own
-        # oneDNN takes a fifth to a third less than MKL, which F.linear calls: with few rows it rearranges W faster.
+    # oneDNN is a fifth to a third faster than MKL, which F.linear calls: with few rows it packs W faster. It has no
+    # autograd formula.
+    if _HAS_ONEDNN and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    # As W x': MKL rearranges the right-hand matrix, which for few rows takes longer than the product.
+    # Computed as W x^T, because MKL packs the right-hand matrix: with few rows, packing W would take longer than the
+    # product.
     y = (weight @ x.t()).t().contiguous()
     return y if bias is None else y + bias

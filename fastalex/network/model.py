@@ -4,8 +4,8 @@
     >>> logits = model(images)                                  # N x 3 x 224 x 224, 0-255 minus the mean
     >>> named = model.activations(images, ["conv3", "fc7"])     # {"conv3": N x 384 x 13 x 13, "fc7": N x 4096}
 
-Blocks are modules named conv1 ... conv5, fc6 ... fc8 with ``weight`` and ``bias``, so a state dict reads
-``conv1.weight``. All heavy work goes through the operators of :mod:`kernels`.
+Blocks are modules named conv1 ... conv5, fc6 ... fc8, each with ``weight`` and ``bias``, so the keys of a state dict
+are ``conv1.weight`` and so on.
 """
 
 from __future__ import annotations
@@ -19,33 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import kernels
 from fastalex.errors import ConfigurationError
-from fastalex.network.architecture import (
-    Architecture,
-    ConvBlock,
-    block_shapes,
-)
+from fastalex.network.architecture import Architecture, ConvBlock, block_shapes
 from fastalex.network.blocks import Convolution, Linear
-from fastalex.network.deferred_gradients import KeptFactors
 from fastalex.network.precision import COMPUTE_DTYPES, Precision
 from fastalex.network.variation import Variation, build_architecture
 
 
 class AlexNet(nn.Module):
-    """The network, whole.
+    """The whole network.
 
     Args:
         architecture: a name (``krizhevsky``, ``paper``, ``caffe``, ``owt``, ...) or an :class:`Architecture`.
-        num_classes: outputs of the last layer (ignored where an Architecture is given).
-        seed: draws the initial weights; the same seed gives the same weights on any machine. None draws a seed from
+        num_classes: outputs of the last layer (ignored if an Architecture is given).
+        seed: seed of the initial weights; the same seed gives the same weights on any machine. None draws a seed from
             torch's default generator.
         variation: fields of :class:`~fastalex.network.variation.Variation`: ``width``, ``lrn``, ``overlapping``,
             ``activation``, ``dropout``, ``without``, ``conv6``, ``bottleneck``, ``init``.
 
     Raises:
-        ConfigurationError: an unknown name or a variation that makes no network.
-        TypeError: an option that there is not, or one beside an Architecture.
+        ConfigurationError: an unknown name, or a variation that leaves no valid network.
+        TypeError: an unknown option, or options given together with an Architecture.
     """
 
     def __init__(
@@ -58,10 +52,12 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(architecture, str):
-            _check_options(variation)
+            _check_option_names(variation)
             architecture = build_architecture(architecture, num_classes, Variation(**variation))
         elif variation:
-            raise TypeError("options go with a named architecture; vary the Architecture itself instead")
+            raise TypeError(
+                f"{', '.join(variation)} cannot be combined with an Architecture; name the architecture instead"
+            )
         self.architecture = architecture
         if seed is None:
             seed = int(torch.randint(2**31, ()))
@@ -75,10 +71,11 @@ class AlexNet(nn.Module):
         Args:
             images: N x 3 x S x S, any floating dtype, RGB 0-255 minus the mean.
             seed: key of the dropout masks in training; None draws one from torch's default generator.
-            first_row: position of ``images[0]`` in the whole batch, so that micro-batches get the rows' own masks.
+            first_row: index of ``images[0]`` in the whole batch, so that a micro-batch gets the same dropout masks as
+                its rows of the whole batch.
 
         Raises:
-            ConfigurationError: images of another shape, or in integers.
+            ConfigurationError: images of another shape, or of an integer dtype.
         """
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
@@ -92,15 +89,15 @@ class AlexNet(nn.Module):
         return Stage(self, names)
 
     def activations(self, images: Tensor, names: str | Iterable[str]) -> dict[str, Tensor]:
-        """Named activations of one evaluation pass, in the order asked for; a single name is one activation.
+        """Named activations of one evaluation pass, in the given order; a single name may be given as a string.
 
-        ``conv2`` is the block's output, after its norms and pooling; ``conv2.conv``, ``conv2.activation``,
-        ``conv2.norm``, ``conv2.same_map_norm`` and ``conv2.pool`` are its steps as far as it has them (``fc6.linear``,
-        ``fc6.activation`` for fully connected blocks). Dropout is off, whatever the module's mode; gradients flow where
-        grad mode allows.
+        ``conv2`` is the output of the block, after normalisation and pooling. ``conv2.conv``, ``conv2.activation``,
+        ``conv2.norm``, ``conv2.same_map_norm`` and ``conv2.pool`` are its steps, as far as it has them; fully connected
+        blocks have ``fc6.linear``, ``fc6.activation`` and ``fc6.dropout``. Dropout is off in any mode. Gradients flow
+        if grad mode is enabled.
 
         Raises:
-            ConfigurationError: a name that this network does not have, or images that it does not take.
+            ConfigurationError: an unknown name, or images that the network does not accept.
         """
         wanted = [names] if isinstance(names, str) else list(names)
         was_training = self.training
@@ -112,7 +109,7 @@ class AlexNet(nn.Module):
             self.train(was_training)
         unknown = [name for name in wanted if name not in found]
         if unknown:
-            raise ConfigurationError(f"no activation named {', '.join(unknown)}; there are {', '.join(found)}")
+            raise ConfigurationError(f"no activation named {', '.join(unknown)}; choose from {', '.join(found)}")
         return {name: found[name] for name in wanted}
 
     def blocks(self) -> Iterator[Convolution | Linear]:
@@ -122,46 +119,49 @@ class AlexNet(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype that activations have, from the first block's to the last one's input."""
+        """The dtype of the activations, from the input of the first block to the input of the last."""
         return next(self.blocks()).compute_dtype
 
     def set_precision(self, precision: Precision) -> None:
-        """Compute in ``fp32`` or ``tf32``, or in ``bf16`` with fp32 master weights and a bf16 copy beside each.
+        """Compute in ``fp32`` or ``tf32``, or in ``bf16`` with fp32 master weights and a bf16 copy of each.
 
-        tf32 is fp32 whose products a GPU rounds to ten bits of mantissa. That is a setting of the whole process
-        (:func:`fastalex.network.precision.configure_libraries`); to the modules it is fp32.
+        In tf32 a GPU rounds the factors of fp32 products to ten bits of mantissa. It is a process-wide setting
+        (:func:`fastalex.network.precision.configure_libraries`); the modules treat it as fp32.
 
-        The copies are made here, from the weights as they are, and follow them when the optimizer updates them
-        (:meth:`Stage.compute_copies`) and when a state dict is loaded. The last block computes in fp32 in any case:
-        rounded to eight bits, logits tie so often that error rates would change by tenths of a percent.
+        The copies are created here from the current weights. The optimizer updates them with the weights
+        (:meth:`Stage.compute_copies`), and so does loading a state dict. The last block always computes in fp32: logits
+        rounded to eight bits tie so often that error rates would change by tenths of a percent.
 
         Raises:
-            ConfigurationError: another precision.
+            ConfigurationError: an unknown precision.
         """
         if precision not in COMPUTE_DTYPES:
-            raise ConfigurationError(f"there is no precision {precision!r}; choose from {', '.join(COMPUTE_DTYPES)}")
+            raise ConfigurationError(f"unknown precision {precision!r}; choose from {', '.join(COMPUTE_DTYPES)}")
         *blocks, last = self.blocks()
         for block in blocks:
             block.set_precision(precision)
         last.set_precision("fp32")
 
 
-def _check_options(given: Iterable[str]) -> None:
-    """Each is a field of :class:`Variation`."""
+def _check_option_names(given: Iterable[str]) -> None:
+    """Raise TypeError for names that are not fields of :class:`Variation`."""
     varied = [field.name for field in fields(Variation)]
     for name in given:
         if name not in varied:
             options = ["num_classes", "seed", *varied]
             near = difflib.get_close_matches(name, options, 1)
-            hint = f"did you mean {near[0]!r}? There" if near else "there"
-            raise TypeError(f"AlexNet has no option {name!r}; {hint} are {', '.join(options)}")
+            hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+            raise TypeError(f"AlexNet has no option {name!r}; {hint} from {', '.join(options)}")
 
 
 class Stage(nn.Module):
-    """Consecutive blocks of a network: what one pipeline stage, or one device alone, runs.
+    """Consecutive blocks of a network: what one pipeline stage, or a single device, runs.
 
-    The first block's stage takes images, N x 3 x S x S. Between stages, what a convolutional block returns has shape
-    N x H x W x C: as channels are last in memory, it is contiguous without a copy, which is what transports want.
+    The first stage takes images, N x 3 x S x S. Between stages, activations are N x C x H x W in channels_last after a
+    convolutional block, N x F after a fully connected one.
+
+    Attributes:
+        watch: called with the name and value of every activation in evaluation, if set.
     """
 
     def __init__(self, model: AlexNet, names: Sequence[str]) -> None:
@@ -170,91 +170,83 @@ class Stage(nn.Module):
         self.compute_dtype = model.compute_dtype
         self.is_first = names[0] == model.architecture.block_names[0]
         self.is_last = names[-1] == model.architecture.block_names[-1]
-        self.watch: Callable[[str, Tensor], None] | None = None  # told every activation's name and value in evaluation
+        self.watch: Callable[[str, Tensor], None] | None = None
         for name in names:
             self.add_module(name, model.get_submodule(name))
         self.train(model.training)
 
     def forward(self, x: Tensor, *, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
-        """The stage's output for images or for the previous stage's output; see :meth:`AlexNet.forward`."""
+        """The output for images or for the previous stage's output; see :meth:`AlexNet.forward`."""
         if self.is_first:
             x = prepare_images(x, self.architecture, self.compute_dtype)
         if self.watch is not None and not self.training:
-            value = x
-            for name, value in named_steps(self.blocks(), x):
-                self.watch(name, value)
-            return value
+            for name, activation in named_steps(self.blocks(), x):
+                self.watch(name, activation)
+                x = activation
+            return x
         for block in self.blocks():
             x = block(x, seed, first_row)
         return x
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """What the input may be rounded to; images that are still to be divided by a deviation stay in fp32."""
-        divided = self.is_first and self.architecture.input_std is not None
-        return torch.float32 if divided else self.compute_dtype
+        """The dtype that the input may be rounded to: fp32 for images to be divided by ``input_std``, else
+        :attr:`compute_dtype`."""
+        divides = self.is_first and self.architecture.input_std is not None
+        return torch.float32 if divides else self.compute_dtype
 
     def blocks(self) -> Iterator[Convolution | Linear]:
-        """The stage's blocks in order."""
+        """The blocks in order."""
         return iter(self.children())  # type: ignore[arg-type]
 
     def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
-        """From now on make each fully connected weight gradient once a step instead of once a micro-batch, and of
-        convolutions what need not be made more often, in steps that :meth:`begin_step` begins.
+        """Defer weight gradients from now on.
+
+        Fully connected weight gradients are computed once per step instead of once per micro-batch. Convolutions share
+        per-step work between micro-batches, within steps that :meth:`begin_step` starts.
 
         Args:
-            micro_batches: make it within the backward pass of a step's last micro-batch, of so many; None waits for
-                :meth:`finish_gradients`, when the input's gradient is long on its way to the stage before.
-            convolutions: leave the convolutions' weight gradients to :meth:`finish_gradients`, too. That saves no
-                arithmetic, but the stage before gets its gradients sooner.
+            micro_batches: compute these within the backward pass of the last of this many micro-batches; None leaves
+                them to :meth:`finish_gradients`, after the input's gradient has been sent to the previous stage.
+            convolutions: leave all weight gradients of convolutions to :meth:`finish_gradients`, too. This saves no
+                arithmetic, but the previous stage gets its gradients sooner.
         """
         for block in self.blocks():
-            if isinstance(block, Convolution):
-                block.put_off = [] if convolutions else None
-                block.kept = kernels.KeptTransforms(micro_batches)
-            elif block.spec.groups == 1:
-                block.kept = KeptFactors(micro_batches)
+            block.configure_deferral(micro_batches, convolutions=convolutions)
 
     def begin_step(self) -> None:
-        """The weights stay as they are until :meth:`finish_gradients`, and what an unfinished step has left is dropped.
+        """Start a step: the weights must not change until :meth:`finish_gradients`. Drops an unfinished step's
+        leftovers.
 
-        Without it each micro-batch's convolutions are computed for themselves.
+        Without it, convolutions share no work between micro-batches.
         """
-        self.discard_deferred()
         for block in self.blocks():
-            if isinstance(block, Convolution) and block.kept is not None:
-                block.kept.begin()
+            if block.gradient_sink is not None:
+                block.gradient_sink.begin_step()
 
     def finish_gradients(self) -> None:
-        """Add the weight gradients that were put off."""
+        """Add all deferred weight gradients to the parameters' gradients, and end the step."""
         for block in self.blocks():
             block.finish_gradient()
 
     @property
     def has_deferred(self) -> bool:
-        """Whether :meth:`finish_gradients` has anything to do."""
-        return any(
-            bool(block.put_off)
-            if isinstance(block, Convolution)
-            else block.kept is not None and block.kept.micro_batches is None
-            for block in self.blocks()
-        )
+        """Whether any deferred weight gradient waits for :meth:`finish_gradients`."""
+        return any(block.gradient_sink is not None and block.gradient_sink.has_deferred for block in self.blocks())
 
     def discard_deferred(self) -> None:
-        """Forget what an unfinished step has left behind."""
+        """Drop all deferred weight gradients, and end the step."""
         for block in self.blocks():
-            if isinstance(block, Convolution) and block.put_off is not None:
-                block.put_off.clear()
-            if block.kept is not None:
-                block.kept.clear()
+            if block.gradient_sink is not None:
+                block.gradient_sink.discard()
 
     def compute_copies(self) -> dict[nn.Parameter, Tensor]:
-        """The low-precision copies by parameter, which the optimizer rewrites in its update; none in fp32."""
+        """The low-precision copies by parameter, for the optimizer to update; empty in fp32."""
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
 
 
 def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The names and values of all activations (:meth:`AlexNet.activations`) in evaluation, in order."""
+    """Name and value of every activation in evaluation, in order; see :meth:`AlexNet.activations`."""
     for block in blocks:
         for step, value in block.steps(x):
             yield f"{block.spec.name}.{step}", value
@@ -263,7 +255,7 @@ def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[t
 
 
 def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtype) -> Tensor:
-    """Images in the layout, dtype and scale that the first block takes.
+    """Images in the memory format, dtype and scale that the first block takes.
 
     Raises:
         ConfigurationError: not a dense floating-point tensor of shape N x 3 x image_size x image_size.
@@ -271,17 +263,17 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
     size = architecture.image_size
     found = None
     if not isinstance(images, Tensor):
-        found = f"this is no tensor but {type(images).__name__}"
+        found = f"a {type(images).__name__}"
     elif images.layout != torch.strided:
-        found = f"these have layout {images.layout}: call to_dense() first"
+        found = f"layout {images.layout}; call to_dense() first"
     elif images.dim() != 4 or images.shape[1:] != (3, size, size):
-        found = f"these have shape {tuple(images.shape)}"
+        found = f"shape {tuple(images.shape)}"
     elif not images.is_floating_point():
-        found = f"these are {images.dtype}: subtract the mean image from images.float()"
+        found = f"{images.dtype}; subtract the mean image from images.float()"
     if found is not None:
         raise ConfigurationError(
             f"{architecture.name} takes floating-point images of shape N x 3 x {size} x {size}, RGB 0-255 minus the "
-            f"mean; {found}"
+            f"mean; got {found}"
         )
     if architecture.input_std is not None:
         images = images / _per_channel(architecture.input_std, images.device)
@@ -290,6 +282,6 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept for good: a copy to a GPU in every step would wait for it, and a CUDA graph cannot record it but reads it.
+    # Cached: copying to a GPU in every step would wait for it, and a CUDA graph can read the tensor but not create it.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The named architectures: configurations of the 2012 source, and the networks of later publications.
+
+Sources are given with each function; the list is in :mod:`fastalex.network.architecture`.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from fastalex.network.architecture import (
 def krizhevsky() -> Architecture:
     """Configuration 145 of the 2012 source: the run behind the paper's "1 CNN" (40.7 % top-1, 18.2 % top-5 error).
 
-    A 224 crop gives 55 x 55 in conv1 because the last window hangs three pixels over: zeros at the right and the
-    bottom, after the mean was subtracted.
+    conv1 maps the 224-pixel crop to 55 x 55: the image, after subtracting the mean, is padded with three rows of zeros
+    at the bottom and three columns at the right.
     """
     towers = LocalResponseNorm(towers=2)
     return Architecture(
@@ -41,41 +44,41 @@ def krizhevsky() -> Architecture:
 
 
 def ungrouped() -> Architecture:
-    """``krizhevsky`` as one tower of the same width: each kernel sees all maps below it (62,378,344 parameters)."""
+    """``krizhevsky`` without groups: every kernel sees all channels of the layer below (62,378,344 parameters)."""
 
-    def joined(block: Block) -> Block:
+    def ungroup(block: Block) -> Block:
         if not isinstance(block, ConvBlock):
             return block
         steps = tuple(replace(step, towers=1) if isinstance(step, LocalResponseNorm) else step for step in block.steps)
         return replace(block, groups=1, steps=steps)
 
     architecture = krizhevsky()
-    return replace(architecture, name="ungrouped", blocks=tuple(joined(block) for block in architecture.blocks))
+    return replace(architecture, name="ungrouped", blocks=tuple(ungroup(block) for block in architecture.blocks))
 
 
 def half() -> Architecture:
-    """Configuration 145-half: what fits on one GPU of 2012 (59,798,312 parameters).
+    """Configuration 145-half: the network that fits on one 2012 GPU (59,798,312 parameters).
 
-    One tower of ``krizhevsky``, but conv5 and the fully connected layers keep their width, so that the number of
+    One tower of ``krizhevsky``, with conv5 and the fully connected layers at full width, so that the number of
     parameters stays about the same.
     """
     channels = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192, "conv5": 256}
 
-    def halved(block: Block) -> Block:
+    def halve(block: Block) -> Block:
         return replace(block, out_channels=channels[block.name]) if isinstance(block, ConvBlock) else block
 
     architecture = ungrouped()
-    return replace(architecture, name="half", blocks=tuple(halved(block) for block in architecture.blocks))
+    return replace(architecture, name="half", blocks=tuple(halve(block) for block in architecture.blocks))
 
 
 def separate() -> Architecture:
-    """Configuration 150: two towers that meet in the last layer only.
+    """Configuration 150: two towers that are joined only in the last layer (60,714,408 parameters).
 
-    conv2 has 160 kernels a tower and fc6 4096 features, in place of the connections that are gone. fc7 has 2048 a
-    tower, as ``krizhevsky`` does.
+    To make up for the missing connections, each tower has 160 kernels in conv2 and 4096 features in fc6. fc7 has 2048
+    features per tower, as in ``krizhevsky``.
     """
 
-    def parted(block: Block) -> Block:
+    def separate_towers(block: Block) -> Block:
         if isinstance(block, ConvBlock):
             width = 320 if block.name == "conv2" else block.out_channels
             return replace(block, out_channels=width, groups=1 if block.name == "conv1" else 2)
@@ -84,15 +87,15 @@ def separate() -> Architecture:
         return replace(block, groups=2) if block.name == "fc7" else block
 
     architecture = krizhevsky()
-    return replace(architecture, name="separate", blocks=tuple(parted(block) for block in architecture.blocks))
+    return replace(architecture, name="separate", blocks=tuple(separate_towers(block) for block in architecture.blocks))
 
 
 def paper() -> Architecture:
-    """The paper's text taken literally.
+    """The network as the paper's text describes it.
 
-    LRN over all kernels of a layer, after the ReLU, with the plain sum of squares (so alpha is 5 x 1e-4 in the divided
-    form), standard deviation 0.01 everywhere. The text does not say how 224 pixels become 55; its count of neurons
-    needs 55, so the padding is the source's.
+    LRN over all kernels of a layer, after the ReLU, with the plain sum of squares (alpha is 5 x 1e-4 when divided by
+    the size). All weights start with standard deviation 0.01. The text does not say how 224 pixels become 55, but its
+    neuron count requires 55, so the padding is taken from the source.
     """
     norm = LocalResponseNorm(alpha=5e-4)
     normalised = (Activation(), norm, MaxPool())
@@ -111,7 +114,7 @@ def paper() -> Architecture:
 
 
 def caffe() -> Architecture:
-    """BVLC Caffe's ``bvlc_alexnet`` (57.1 % top-1 accuracy): 227 crop, k = 1, biases 0.1, inverted dropout."""
+    """BVLC Caffe's ``bvlc_alexnet`` (57.1 % top-1 accuracy): 227 crops, k = 1, biases 0.1, inverted dropout."""
     norm = LocalResponseNorm(k=1.0)
     normalised = (Activation(), norm, MaxPool())
     return Architecture(
@@ -130,7 +133,7 @@ def caffe() -> Architecture:
 
 
 def owt() -> Architecture:
-    """The single-column network of "One weird trick" as torchvision has it: 61,100,840 parameters, no LRN.
+    """The single-column network of "One weird trick" as in torchvision: 61,100,840 parameters, no LRN.
 
     Dropout before fc6 and fc7, PyTorch's default initialisation, images divided by torchvision's standard deviations.
     """
@@ -154,11 +157,11 @@ def owt() -> Architecture:
 
 
 def four_layer() -> Architecture:
-    """A network of four layers for 32-pixel images, as the paper's figure 1 compares activations on.
+    """A four-layer network for 32-pixel images, for the comparison of activations in the paper's figure 1.
 
-    The paper says no more about its network than the number of layers. This one is the small CIFAR-10 network of
-    Krizhevsky's cuda-convnet (three conv layers of 32, 32 and 64 5x5 kernels, one fully connected one) with max-pooling
-    throughout. No dropout, no normalisation.
+    The paper only gives the number of layers. This is the small CIFAR-10 network of Krizhevsky's cuda-convnet (conv
+    layers of 32, 32 and 64 5x5 kernels and one fully connected layer), with max pooling throughout. No dropout, no
+    normalisation.
     """
     return Architecture(
         name="four-layer",
@@ -174,6 +177,7 @@ def four_layer() -> Architecture:
 
 
 def _fully_connected(hidden_bias: float, hidden_std: float = 0.01) -> tuple[LinearBlock, ...]:
+    """fc6, fc7 and fc8 of 2012."""
     return (
         LinearBlock("fc6", 4096, weight_std=hidden_std, bias=hidden_bias),
         LinearBlock("fc7", 4096, weight_std=hidden_std, bias=hidden_bias),
@@ -184,3 +188,4 @@ def _fully_connected(hidden_bias: float, hidden_std: float = 0.01) -> tuple[Line
 ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     f.__name__.replace("_", "-"): f for f in (krizhevsky, paper, caffe, owt, ungrouped, half, separate, four_layer)
 }
+"""Functions that build the named architectures for 1000 classes, by name."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Variations of the named architectures, and :func:`build_architecture`, which applies them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ InitName = Literal["text", "scaled"]
 
 @dataclass(frozen=True)
 class Variation:
-    """Changes that any named architecture takes; the defaults change nothing.
+    """Changes to a named architecture; the defaults change nothing.
 
     Args:
         width: multiplies the channels of every conv layer and the hidden features (rounded to multiples of 4).
         lrn: False removes every normalisation (configuration 148).
-        overlapping: False pools 2x2 with stride 2, with conv2's and conv5's padding one less, so that 6x6 pixels still
-            enter fc6 (configuration 147).
+        overlapping: False pools 2x2 with stride 2 and reduces the padding of conv2 and conv5 by one, so that the input
+            of fc6 remains 6x6 pixels (configuration 147).
         activation: ``relu`` or ``tanh``; None keeps the architecture's.
         dropout: probability in [0, 1); None keeps the architecture's.
-        without: conv layers to remove, with their activations and norms; their pooling stays behind. A single name is
-            one layer: ``"conv3"`` is ``("conv3",)``.
-        conv6: adds the 3x3 conv layer over the last pooling that the pre-trained networks of 2012 had.
-        bottleneck: features of a linear layer before the last one, which keeps the weights of many classes few:
-            configuration 146.2011 had 2 x 1024 before 21,843 classes. None has none.
-        init: ``text`` draws all weights with standard deviation 0.01, as the paper's text says; ``scaled`` divides the
-            architecture's own standard deviations, but the first layer's, by the square root of ``width``, so that
-            signals keep their size in narrow networks. None leaves the architecture's own.
+        without: conv layers to remove, with their activations and norms but not their pooling. A single name may be
+            given as a string.
+        conv6: adds a 3x3 conv layer after the last pooling, as in the pre-trained networks of 2012.
+        bottleneck: number of features of an extra linear layer before the last one, which reduces the parameters for
+            many classes: configuration 146.2011 had 2 x 1024 before 21,843 classes. None adds no layer.
+        init: ``text`` draws all weights with standard deviation 0.01, as in the paper's text; ``scaled`` divides the
+            architecture's standard deviations, except the first layer's, by the square root of ``width``, so that
+            activations keep their magnitude in narrow networks. None keeps the architecture's.
     """
 
     width: float = 1.0
@@ -55,8 +55,8 @@ class Variation:
     init: InitName | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.without, str):
-            object.__setattr__(self, "without", (self.without,))
+        names = (self.without,) if isinstance(self.without, str) else tuple(self.without)
+        object.__setattr__(self, "without", names)
 
 
 def build_architecture(
@@ -65,65 +65,72 @@ def build_architecture(
     """The named architecture with ``num_classes`` outputs and the given variation.
 
     Raises:
-        ConfigurationError: an unknown name, or a variation that makes no network.
+        ConfigurationError: unknown name, invalid variation, or a variation that leaves no valid network.
     """
     if name not in ARCHITECTURES:
         raise ConfigurationError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
     if num_classes < 1:
-        raise ConfigurationError(f"num_classes is {num_classes}; a classifier needs at least 1")
+        raise ConfigurationError(f"num_classes must be at least 1, got {num_classes}")
     architecture = _vary(ARCHITECTURES[name](), variation or Variation())
     last = architecture.blocks[-1]
     assert isinstance(last, LinearBlock)
     last = replace(last, out_features=num_classes)
     architecture = replace(architecture, blocks=(*architecture.blocks[:-1], last))
-    block_shapes(architecture)  # raises if the variation makes no network
+    block_shapes(architecture)  # raises if a size is invalid
     return architecture
 
 
 def narrow_init_warning(architecture: Architecture, variation: Variation) -> str | None:
-    """One line that says why a network this narrow hardly starts to learn, or None.
+    """One-line warning that a narrow network may not learn from its initial weights, or None.
 
-    With standard deviations made for the whole width, each layer but the first passes on about its square root of the
-    signal. Through the seven of 2012 a tenth of it is left at half the width, and a hundredth at a quarter.
+    The standard deviations are chosen for full width. At a fraction w of the width, each layer but the first scales the
+    signal by about sqrt(w). After seven such layers a tenth of it is left at half width, a hundredth at quarter width.
     """
-    own = any(block.weight_std is not None for block in architecture.blocks)
-    if variation.width >= 0.5 or variation.init == "scaled" or not own:
+    has_fixed_std = any(block.weight_std is not None for block in architecture.blocks)
+    if variation.width >= 0.5 or variation.init == "scaled" or not has_fixed_std:
         return None
     return (
-        f"--width {variation.width:g}: initial weights made for the whole width are too small for so narrow a network, "
-        "which may not learn at all; add --init scaled"
+        f"width={variation.width:g}: the initial weights are sized for the full width and too small for this network, "
+        'which may not learn; use init="scaled"'
     )
 
 
 def _vary(architecture: Architecture, variation: Variation) -> Architecture:
-    if not variation.width > 0:
-        raise ConfigurationError(f"width is {variation.width}; it multiplies layer sizes, so it must be positive")
-    if variation.activation not in (None, "relu", "tanh"):
-        raise ConfigurationError(f"unknown activation {variation.activation!r}; choose relu or tanh")
-    if variation.dropout is not None and not 0 <= variation.dropout < 1:
-        raise ConfigurationError(f"dropout is {variation.dropout}; a probability in [0, 1) is wanted")
-    if variation.init not in (None, "text", "scaled"):
-        raise ConfigurationError(f"unknown init {variation.init!r}; choose text or scaled")
+    """Apply all changes, in a fixed order."""
+    _check(variation)
     blocks = architecture.blocks
     if variation.conv6:
         blocks = _with_conv6(blocks)
     if variation.bottleneck is not None:
         blocks = _with_bottleneck(blocks, variation.bottleneck)
     if not variation.overlapping:
-        blocks = tuple(_non_overlapping(block) for block in blocks)
+        blocks = tuple(_without_overlap(block) for block in blocks)
     for name in variation.without:
-        blocks = _without(blocks, name)
+        blocks = _without_layer(blocks, name)
     if not variation.lrn:
         blocks = tuple(_without_norms(block) for block in blocks)
     if variation.width != 1.0:
-        blocks = tuple(_scaled(block, variation.width) for block in blocks)
+        blocks = tuple(_with_width(block, variation.width) for block in blocks)
     if variation.init is not None:
-        blocks = _initialised(blocks, variation.init, variation.width)
+        blocks = _with_init(blocks, variation.init, variation.width)
     dropout = architecture.dropout if variation.dropout is None else variation.dropout
     if not any(isinstance(block, LinearBlock) and block.dropout != "none" for block in blocks):
         dropout = 0.0
     activation = variation.activation or architecture.activation
     return replace(architecture, blocks=blocks, dropout=dropout, activation=activation)
+
+
+def _check(variation: Variation) -> None:
+    if not variation.width > 0:
+        raise ConfigurationError(f"width must be positive, got {variation.width}")
+    if variation.activation not in (None, "relu", "tanh"):
+        raise ConfigurationError(f"unknown activation {variation.activation!r}; choose relu or tanh")
+    if variation.dropout is not None and not 0 <= variation.dropout < 1:
+        raise ConfigurationError(f"dropout must be at least 0 and less than 1, got {variation.dropout}")
+    if variation.bottleneck is not None and variation.bottleneck < 1:
+        raise ConfigurationError(f"bottleneck must be at least 1, got {variation.bottleneck}")
+    if variation.init not in (None, "text", "scaled"):
+        raise ConfigurationError(f"unknown init {variation.init!r}; choose text or scaled")
 
 
 def _with_conv6(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
@@ -136,15 +143,13 @@ def _with_conv6(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 def _with_bottleneck(blocks: tuple[Block, ...], features: int) -> tuple[Block, ...]:
-    if features < 1:
-        raise ConfigurationError(f"bottleneck is {features}; a layer needs at least 1 feature")
     last = blocks[-1]
     assert isinstance(last, LinearBlock)
     bottleneck = LinearBlock("bottleneck", features, activation=False, dropout="none", weight_std=last.weight_std)
     return (*blocks[:-1], bottleneck, last)
 
 
-def _non_overlapping(block: Block) -> Block:
+def _without_overlap(block: Block) -> Block:
     if not isinstance(block, ConvBlock):
         return block
     steps = tuple(MaxPool(2, 2) if isinstance(step, MaxPool) else step for step in block.steps)
@@ -154,26 +159,26 @@ def _non_overlapping(block: Block) -> Block:
     return replace(block, steps=steps)
 
 
-def _without(blocks: tuple[Block, ...], name: str) -> tuple[Block, ...]:
+def _without_layer(blocks: tuple[Block, ...], name: str) -> tuple[Block, ...]:
     names = [block.name for block in blocks if isinstance(block, ConvBlock)]
     if name not in names:
-        raise ConfigurationError(f"there is no conv layer {name!r} to remove; there are {', '.join(names)}")
+        raise ConfigurationError(f"no conv layer {name!r} to remove; choose from {', '.join(names)}")
     if len(names) == 1:
-        raise ConfigurationError(f"{name} is the last conv layer; a network keeps at least one")
+        raise ConfigurationError(f"{name} is the last conv layer and cannot be removed")
     index = names.index(name)
     removed = blocks[index]
     assert isinstance(removed, ConvBlock)
-    if index == 0:  # the next layer reads the image in its place, with its geometry, so that later sizes stay
-        geometry = {key: getattr(removed, key) for key in ("kernel_size", "stride", "padding", "groups")}
-        pooling = tuple(step for step in removed.steps if isinstance(step, MaxPool))
-        follower = blocks[1]
-        assert isinstance(follower, ConvBlock)
-        return (replace(follower, **geometry, steps=(*follower.steps, *pooling)), *blocks[2:])
-    before = blocks[index - 1]
-    assert isinstance(before, ConvBlock)
     pooling = tuple(step for step in removed.steps if isinstance(step, MaxPool))
-    before = replace(before, steps=(*before.steps, *pooling))
-    return (*blocks[: index - 1], before, *blocks[index + 1 :])
+    # The next layer now reads the image. It takes over the removed layer's geometry, so that later sizes do not change.
+    if index == 0:
+        geometry = {key: getattr(removed, key) for key in ("kernel_size", "stride", "padding", "groups")}
+        following = blocks[1]
+        assert isinstance(following, ConvBlock)
+        return (replace(following, **geometry, steps=(*following.steps, *pooling)), *blocks[2:])
+    previous = blocks[index - 1]
+    assert isinstance(previous, ConvBlock)
+    previous = replace(previous, steps=(*previous.steps, *pooling))
+    return (*blocks[: index - 1], previous, *blocks[index + 1 :])
 
 
 def _without_norms(block: Block) -> Block:
@@ -183,9 +188,9 @@ def _without_norms(block: Block) -> Block:
     return replace(block, steps=tuple(step for step in block.steps if not isinstance(step, norms)))
 
 
-def _initialised(blocks: tuple[Block, ...], init: InitName, width: float) -> tuple[Block, ...]:
+def _with_init(blocks: tuple[Block, ...], init: InitName, width: float) -> tuple[Block, ...]:
     if any(block.weight_std is None for block in blocks):
-        raise ConfigurationError(f"init {init} changes standard deviations, and this network's weights have none")
+        raise ConfigurationError(f"init={init} needs an architecture that gives standard deviations; this one has none")
 
     def std(block: Block) -> float:
         assert block.weight_std is not None
@@ -196,7 +201,7 @@ def _initialised(blocks: tuple[Block, ...], init: InitName, width: float) -> tup
     return tuple(replace(block, weight_std=std(block)) for block in blocks)
 
 
-def _scaled(block: Block, width: float) -> Block:
+def _with_width(block: Block, width: float) -> Block:
     def scale(channels: int) -> int:
         return max(4, round(channels * width / 4) * 4)
 

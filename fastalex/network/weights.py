@@ -1,7 +1,11 @@
-"""TODO."""
+"""Weight files (``.safetensors``): which network the weights belong to, and how to load them.
+
+The header of every file that fastalex writes holds a :class:`NetworkSpec` as JSON under the key ``fastalex``.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +24,14 @@ from fastalex.network.variation import Variation, build_architecture
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Which network weights belong to; stored with them."""
+    """The network that weights belong to; stored with them.
+
+    Args:
+        architecture: name of the architecture.
+        num_classes: number of outputs.
+        variation: changes to the architecture.
+        classes: names of the classes in the order of the outputs; empty if unknown.
+    """
 
     architecture: str
     num_classes: int
@@ -28,77 +39,99 @@ class NetworkSpec:
     classes: tuple[str, ...] = ()
 
     def build_architecture(self) -> Architecture:
-        """What the network is."""
-        return build_architecture(self.architecture, self.num_classes, self.variation)
+        """The architecture with its variation; computed once."""
+        return _build_architecture(self.architecture, self.num_classes, self.variation)
 
     def build(self, seed: int | None = None) -> AlexNet:
-        """The network, with initial weights."""
+        """The network with initial weights."""
         return AlexNet(self.build_architecture(), seed=seed)
 
     def summary(self) -> str:
-        """The architecture's name and what was varied: ``krizhevsky width=0.5 without=conv3``."""
-        plain = Variation()
-        varied = {name: value for name, value in asdict(self.variation).items() if value != getattr(plain, name)}
+        """The architecture's name and its variation: ``krizhevsky width=0.5 without=conv3``."""
+        default = Variation()
+        varied = {name: value for name, value in asdict(self.variation).items() if value != getattr(default, name)}
         texts = (f"{name}={'+'.join(value) if isinstance(value, tuple) else value}" for name, value in varied.items())
         return " ".join([self.architecture, *texts])
 
     def can_start_from(self, other: NetworkSpec) -> bool:
-        """Whether the other network's weights fit this one, but for the layers that lead to the classes."""
-        return self.architecture == other.architecture and _body(self.variation) == _body(other.variation)
+        """Whether the other network's weights fit this network, apart from the head (last layer and bottleneck)."""
+        return self.architecture == other.architecture and _without_head(self.variation) == _without_head(
+            other.variation
+        )
 
     def to_json(self) -> str:
-        """As text for a file's header."""
+        """JSON for a file's header."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> NetworkSpec:
         """The inverse of :meth:`to_json`."""
         values = json.loads(text)
-        variation = values["variation"]
-        variation["without"] = tuple(variation["without"])
-        return cls(values["architecture"], values["num_classes"], Variation(**variation), tuple(values["classes"]))
+        return cls(
+            values["architecture"], values["num_classes"], Variation(**values["variation"]), tuple(values["classes"])
+        )
 
 
-def _body(variation: Variation) -> Variation:
-    """Without what changes no shape of the layers below those that lead to the classes."""
+@functools.cache
+def _build_architecture(name: str, num_classes: int, variation: Variation) -> Architecture:
+    return build_architecture(name, num_classes, variation)
+
+
+def _without_head(variation: Variation) -> Variation:
+    """The variation with default values for all fields that do not change the shapes below the head."""
     return replace(variation, dropout=None, init=None, bottleneck=None)
 
 
 def load_spec(path: Path) -> NetworkSpec:
-    """Which network the weights in a file belong to.
+    """The network that the weights in a file belong to.
 
     Raises:
-        ConfigurationError: no such file, a damaged one, or one that fastalex did not write.
+        ConfigurationError: the file is missing, damaged, or not written by fastalex.
+    """
+    return NetworkSpec.from_json(load_header(path, "fastalex"))
+
+
+def load_header(path: Path, key: str) -> str:
+    """One entry of a file's header.
+
+    Raises:
+        ConfigurationError: the file is missing, damaged, or has no such entry.
     """
     with _open(path) as file:
-        return NetworkSpec.from_json(_metadata(file, path, "fastalex"))
+        header = file.metadata() or {}
+    if key not in header:
+        raise ConfigurationError(f"{path} was not written by fastalex: its header has no {key!r}")
+    return header[key]
 
 
 def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The named tensors of a file; only these are read.
 
     Raises:
-        ConfigurationError: the file lacks one of them.
+        ConfigurationError: the file is missing or damaged, or lacks one of the tensors.
     """
     with _open(path) as file:
-        there = set(file.keys())
-        missing = [name for name in names if name not in there]
+        stored = set(file.keys())
+        missing = [name for name in names if name not in stored]
         if missing:
-            raise ConfigurationError(f"{path} has no {', '.join(missing)}: it is of another architecture")
+            raise ConfigurationError(f"{path} has no {', '.join(missing)}: it holds weights of another architecture")
         return {name: file.get_tensor(name) for name in names}
 
 
-def start_from(model: AlexNet, description: NetworkSpec, path: Path) -> None:
-    """Copy another network's weights into a new one, whose head stays as it is where the classes are others.
+def start_from(model: AlexNet, spec: NetworkSpec, path: Path) -> None:
+    """Copy weights from a file into a new network, for fine-tuning.
 
-    The head is the last layer, and the bottleneck before it if there is one; with the same classes and bottleneck it is
-    copied, too.
+    The head (the last layer, and the bottleneck before it if there is one) keeps its initial weights unless both
+    networks have the same classes and the same bottleneck.
+
+    Args:
+        spec: describes ``model``.
 
     Raises:
-        ConfigurationError: the weights are of another architecture.
+        ConfigurationError: the weights belong to another architecture.
     """
-    there = load_spec(path)
-    same_head = (there.classes, there.variation.bottleneck) == (description.classes, description.variation.bottleneck)
+    source = load_spec(path)
+    same_head = (source.classes, source.variation.bottleneck) == (spec.classes, spec.variation.bottleneck)
     for block in model.blocks():
         if same_head or block.spec.name not in ("bottleneck", model.architecture.block_names[-1]):
             load_parameters(block, path, prefix=f"{block.spec.name}.")
@@ -106,10 +139,10 @@ def start_from(model: AlexNet, description: NetworkSpec, path: Path) -> None:
 
 @torch.no_grad()
 def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Read the parameters of a module, which may be one stage of the network, from a file.
+    """Load the parameters of a module, such as one stage of the network, from a file.
 
     Args:
-        prefix: stands in the file before the module's own names.
+        prefix: precedes the module's parameter names in the file.
 
     Raises:
         ConfigurationError: a parameter is missing or has another shape.
@@ -118,23 +151,23 @@ def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> No
     for name, tensor in load_tensors(path, parameters).items():
         if tensor.shape != parameters[name].shape:
             raise ConfigurationError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the network's has {tuple(parameters[name].shape)}; "
-                "it is of another architecture"
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the network needs {tuple(parameters[name].shape)}: "
+                "it holds weights of another architecture"
             )
         parameters[name].copy_(tensor)
 
 
 def load_model(path: str | Path) -> tuple[AlexNet, NetworkSpec]:
-    """The trained network in a ``.safetensors`` file, on the CPU, in fp32 and evaluation mode, and what it is.
+    """The trained network in a ``.safetensors`` file, on the CPU in fp32 and evaluation mode, and its spec.
 
     Raises:
-        ConfigurationError: no such file, a damaged one, or one that fastalex did not write.
+        ConfigurationError: the file is missing, damaged, or not written by fastalex.
     """
     path = Path(path)
-    description = load_spec(path)
-    model = description.build(seed=0)
+    spec = load_spec(path)
+    model = spec.build(seed=0)
     load_parameters(model, path)
-    return model.eval(), description
+    return model.eval(), spec
 
 
 def _open(path: Path) -> Any:
@@ -146,10 +179,3 @@ def _open(path: Path) -> Any:
         raise ConfigurationError(f"no such file: {path}") from None
     except (SafetensorError, OSError) as error:
         raise ConfigurationError(f"{path} is damaged: {error}") from None
-
-
-def _metadata(file: Any, path: Path, key: str) -> str:
-    metadata = file.metadata() or {}
-    if key not in metadata:
-        raise ConfigurationError(f"{path} was not written by fastalex: its header has no {key!r}")
-    return metadata[key]

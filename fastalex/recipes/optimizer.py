@@ -1,21 +1,21 @@
-"""The 2012 update rule.
+"""The 2012 update rule, with the learning rate inside the velocity.
 
 For every parameter w with gradient g, learning rate e, momentum m and weight decay d::
 
     v <- m v - d e w - e g
     w <- w + v
 
-The learning rate stands inside the velocity, so after a drop the old, larger steps fade over about 1 / (1 - m) updates;
-PyTorch's SGD multiplies the velocity afterwards and drops at once. Weights decay, biases do not, and biases learn at a
-multiple of the weights' rate. A rate of 0 freezes: neither weight nor velocity moves.
+After a drop of the learning rate, the earlier, larger updates fade over about 1 / (1 - m) steps. PyTorch's SGD
+multiplies the velocity by the learning rate instead, and drops at once. Biases have no weight decay, and their learning
+rate is a multiple of the weights'. A learning rate of 0 freezes a parameter: neither it nor its velocity changes.
 
-For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the rate of every weight tensor by
+For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the learning rate of a weight tensor by
 
     trust |w| / (|g| + d |w|)
 
-so that an update is a like share of every layer's weights (You, Gitman and Ginsburg 2017); biases keep theirs.
+so that an update changes every layer by a similar fraction (You, Gitman and Ginsburg 2017). Biases keep their rates.
 
-Source: the paper's section 5, and the released source's ``weight update`` with its per-layer rates.
+Source: the paper's section 5, and the weight update of the released source with its per-layer rates.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from fastalex.recipes.schedule import Recipe
 
 
 class KrizhevskySGD(Optimizer):
-    """SGD as of 2012 over a module whose parameters are named ``<block>.weight`` and ``<block>.bias``.
+    """SGD with the 2012 update rule, for a module whose parameters are named ``<block>.weight`` and ``<block>.bias``.
 
-    Each parameter is a group of its own, called by its name, because recipes set rates per layer.
+    Each parameter is its own parameter group, with its name, because recipes set learning rates per layer.
 
     Args:
-        module: whose parameters are trained.
-        recipe: gives momentum, weight decay and the learning rates (:meth:`set_epoch`).
-        copies: low-precision copies by parameter, refreshed within the update.
+        module: the module to train.
+        recipe: momentum, weight decay and learning rates (:meth:`set_epoch`).
+        copies: low-precision copies by parameter, which each update refreshes.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
@@ -53,15 +53,15 @@ class KrizhevskySGD(Optimizer):
         super().__init__(groups, defaults={"lr": 0.0, "momentum": recipe.momentum, "weight_decay": 0.0})
         self._parameters: list[nn.Parameter] = [group["params"][0] for group in self.param_groups]
         device = self._parameters[0].device
-        # Always the same tensor: what a recorded CUDA graph reads anew in every replay.
+        # Always the same tensor, because CUDA graphs read it in every replay.
         self.rates = torch.zeros(len(groups), dtype=torch.float64, device=device)
         decays = [group["weight_decay"] for group in groups]
         self._decays = torch.tensor(decays, dtype=torch.float64, device=device)
-        self._weights = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
+        self._is_weight = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, divisions: int = 0) -> None:
-        """Set every learning rate to what the recipe says for an epoch, after ``divisions`` drops on the plateau."""
+        """Set the recipe's learning rates for an epoch, after ``divisions`` divisions by its plateau."""
         recipe = self.recipe
         factor = recipe.plateau.factor**divisions if recipe.plateau else 1.0
         for group in self.param_groups:
@@ -71,16 +71,16 @@ class KrizhevskySGD(Optimizer):
             else:
                 scale = recipe.lr_scale_at(epoch, layer, "biases") * recipe.bias_lr_multiplier
             group["lr"] = recipe.lr * scale * factor
-        self._read_rates()
+        self._copy_rates()
 
     def set_warmup(self, factor: float) -> None:
-        """Multiply all learning rates by ``factor``, in place of the one before."""
+        """Multiply all learning rates by ``factor``, which replaces the previous factor."""
         if factor != self.warmup:
             self.warmup = factor
-            self._read_rates()
+            self._copy_rates()
 
-    def _read_rates(self) -> None:
-        # From pinned memory of its own, which nothing else gets until it is copied: then the copy needs no waiting for.
+    def _copy_rates(self) -> None:
+        # A fresh pinned tensor for every copy: the allocator reuses it only after the copy, so nothing has to wait.
         rates = [group["lr"] * self.warmup for group in self.param_groups]
         values = torch.tensor(rates, dtype=torch.float64, pin_memory=self.rates.is_cuda)
         self.rates.copy_(values, non_blocking=True)
@@ -89,24 +89,24 @@ class KrizhevskySGD(Optimizer):
     def step(  # type: ignore[override]
         self, closure: Callable[[], Any] | None = None, *, enabled: Tensor | None = None
     ) -> None:
-        """One update of every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
-            enabled: None, or a tensor of one element on the parameters' device: 0 leaves weights and velocities as they
-                are, 1 does nothing. Like the learning rates it is read there, without waiting for the device.
+            enabled: tensor of one element on the parameters' device. 0 skips the update: weights and velocities stay as
+                they are. 1 or None applies it. Read on the device, without synchronisation.
         """
         if closure is not None:
             raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
-        rates, decays, weights, parameters = self.rates, self._decays, self._weights, self._parameters
+        rates, decays, is_weight, parameters = self.rates, self._decays, self._is_weight, self._parameters
         chosen = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
         if not chosen:
             return
         if len(chosen) < len(parameters):
-            rates, decays, weights = rates[chosen], decays[chosen], weights[chosen]
+            rates, decays, is_weight = rates[chosen], decays[chosen], is_weight[chosen]
             parameters = [parameters[index] for index in chosen]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.recipe.lars is not None:
-            rates = rates * _trust(self.recipe.lars, parameters, gradients, decays, weights)
+            rates = rates * _lars_factors(self.recipe.lars, parameters, gradients, decays, is_weight)
         kernels.sgd_update_(
             parameters,
             gradients,
@@ -118,19 +118,19 @@ class KrizhevskySGD(Optimizer):
         )
 
     def velocity(self, parameter: nn.Parameter) -> Tensor:
-        """The parameter's velocity, zero before its first update."""
+        """The parameter's velocity; zero before its first update."""
         state = self.state[parameter]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         return state["velocity"]
 
 
-def _trust(
-    coefficient: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], decays: Tensor, adapted: Tensor
+def _lars_factors(
+    trust: float, parameters: Sequence[Tensor], gradients: Sequence[Tensor], decays: Tensor, is_weight: Tensor
 ) -> Tensor:
-    """The factors of layer-wise adaptive rates, computed on the device; 1 where ``adapted`` is False."""
-    w = torch.stack(torch._foreach_norm(list(weights))).double()
+    """The factors of layer-wise adaptive rates, computed on the device; 1 for biases."""
+    w = torch.stack(torch._foreach_norm(list(parameters))).double()
     g = torch.stack(torch._foreach_norm(list(gradients))).double()
-    ratio = coefficient * w / (g + decays * w)
-    # A tensor of zeros, or one whose gradient is zero, has no direction to trust or distrust.
-    return torch.where(adapted & (w > 0) & (g > 0), ratio, torch.ones_like(ratio))
+    ratio = trust * w / (g + decays * w)
+    # The ratio is undefined for tensors of zeros and meaningless for zero gradients.
+    return torch.where(is_weight & (w > 0) & (g > 0), ratio, torch.ones_like(ratio))

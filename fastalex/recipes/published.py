@@ -1,12 +1,6 @@
-"""How a network is trained: plain data, and the named recipes.
+"""The named recipes: schedules of the 2012 and 2013 runs, the paper's text, and small data sets.
 
-A recipe is a starting point and a list of :class:`Change` that take effect when an epoch begins, because that is how
-the 2012 runs were steered: learning rates dropped by hand, conv1 slowed and then frozen, colour noise switched off for
-the last quarter. Or it has a :class:`Plateau`, which divides the learning rate when validation stalls, as the paper
-says.
-
-Learning rates are written as multiples of the recipe's ``lr``, and epochs scale with its length, so a recipe keeps its
-shape when a user asks for another ``--lr`` or ``--epochs``.
+The schedules of the runs are taken from their saved options and notes.
 """
 
 from __future__ import annotations
@@ -17,26 +11,26 @@ from dataclasses import replace
 from fastalex.errors import ConfigurationError
 from fastalex.recipes.schedule import Change, Plateau, Recipe
 
-_SHARED_IN_2012 = 32  # the released source draws one offset and one flip for so many images; the paper says nothing
+_SHARED_IN_2012 = 32  # images per crop offset and flip in the released source; the paper does not mention it
 
 
 def krizhevsky() -> Recipe:
-    """What configuration 145 did (its saved options): biases keep their rate, conv1 slows at 67 and freezes at 72."""
+    """Configuration 145, from its saved options: biases keep their rate, conv1 slows at 67 and freezes at 72."""
     return _by_hand("krizhevsky", 91, (25, 51, 67, 72, 79))
 
 
 def source_145_2010() -> Recipe:
-    """What the same network did on ILSVRC-2010 (37.5 % top-1 error).
+    """The same network on ILSVRC-2010 (37.5 % top-1 error).
 
-    Its saved file ends with biases at a tenth of their first rate. When they dropped is not recorded; here they do so
-    with the last change.
+    In its saved options the biases end at a tenth of their initial rate. The epoch of that drop is not recorded; it is
+    placed at the last change here.
     """
     recipe = _by_hand("source-145-2010", 93, (23, 51, 68, 72, 78))
     return replace(recipe, changes=(*recipe.changes[:-1], Change(78, 1e-1, parameters="biases"), recipe.changes[-1]))
 
 
 def _by_hand(name: str, epochs: int, events: tuple[int, int, int, int, int]) -> Recipe:
-    """The schedule of 2012: two drops; conv1 slower and colour noise off; conv1 frozen; the others slower."""
+    """The schedule of 2012. Its events: two drops; conv1 slows and colour noise ends; conv1 freezes; a last drop."""
     first, second, quiet, frozen, last = events
     return Recipe(
         name=name,
@@ -56,11 +50,11 @@ def _by_hand(name: str, epochs: int, events: tuple[int, int, int, int, int]) -> 
 
 
 def source_170() -> Recipe:
-    """Configuration 170 of 2013, without anybody's hand: four equal quarters from 0.01 down to 4e-5, biases in halves.
+    """Configuration 170 of 2013: four equal quarters with weights from 0.01 to 4e-5, two equal halves for the biases.
 
-    Colour noise went off between epochs 61 and 68 and conv1 was frozen between 73 and 78; here in the middle of these.
+    Colour noise ended between epochs 61 and 68, and conv1 was frozen between 73 and 78; the recipe takes the middle.
     """
-    quarter, half, three_quarters = 24, 48, 72  # of 95: the first epochs that begin in them
+    quarter, half, three_quarters = 24, 48, 72  # the first epochs that begin in each quarter of 95
     return Recipe(
         name="source-170",
         epochs=95,
@@ -79,14 +73,14 @@ def source_170() -> Recipe:
 
 
 def paper() -> Recipe:
-    """The paper's text: equal rates for all layers, divided by 10 three times when the validation error stalls."""
+    """The paper's text: equal rates for all layers, divided by 10 when the validation error stalls, three times."""
     return Recipe(
         name="paper", epochs=90, batch_size=128, lr=0.01, bias_lr_multiplier=1.0, plateau=Plateau(patience=5, times=3)
     )
 
 
 def small() -> Recipe:
-    """For sets of hundreds to tens of thousands of images: small batches, a lower rate, two drops near the end."""
+    """For hundreds to tens of thousands of images: small batches, a lower rate, two drops near the end."""
     return Recipe(
         name="small",
         epochs=20,
@@ -97,12 +91,12 @@ def small() -> Recipe:
 
 
 def digits() -> Recipe:
-    """A few minutes on the bundled digits. No flips: a mirrored 2 is no 2."""
+    """A few minutes on the bundled digits. No flips: a mirrored 2 is not a 2."""
     return Recipe(name="digits", epochs=5, batch_size=32, lr=0.002, flip=False, changes=(Change(4, 1e-1),))
 
 
 def four_layer() -> Recipe:
-    """For the network of the same name: constant rates, no regularisation of any kind, as in the paper's figure 1."""
+    """For the network of the same name, as in the paper's figure 1: constant rates, no regularisation."""
     return Recipe(
         name="four-layer",
         epochs=40,
@@ -118,9 +112,10 @@ def four_layer() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     f.__name__.replace("_", "-"): f for f in (krizhevsky, source_145_2010, source_170, paper, small, digits, four_layer)
 }
-
+"""Functions that build the named recipes."""
 
 ALIASES = {"source-145": "krizhevsky"}
+"""Other names of recipes."""
 
 
 def build_recipe(name: str) -> Recipe:

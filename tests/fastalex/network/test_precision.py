@@ -1,4 +1,4 @@
-"""Precisions that a device lacks are refused; slow ones are said to be slow."""
+"""Unsupported precisions are refused, slow ones are warned of."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_tf32_needs_a_gpu():
-    with pytest.raises(ConfigurationError, match="tf32 needs a GPU, not cpu; choose fp32"):
+    with pytest.raises(ConfigurationError, match=r"^precision tf32 needs a GPU, got cpu; choose fp32$"):
         check_precision("tf32", [CPU])
     check_precision("fp32", [CPU])
     check_precision("bf16", [CPU, CPU])
@@ -21,19 +21,21 @@ def test_tf32_needs_a_gpu():
 def test_old_gpus_have_fp32_only(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
-    with pytest.raises(ConfigurationError, match=rf"{name} needs compute capability 8.0 .*V100\) has 7.0; choose fp32"):
+    with pytest.raises(
+        ConfigurationError, match=rf"^precision {name} needs .* 8\.0 .*, got 7\.0 .*V100\); choose fp32$"
+    ):
         check_precision(name, [GPU])
     check_precision("fp32", [GPU])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     check_precision(name, [GPU])
 
 
-def test_emulated_bf16_is_said_to_be_slow(monkeypatch):
-    monkeypatch.setattr(precision, "_multiplies_bf16", lambda: False)
-    assert "bf16 is slow here" in (slow_precision("bf16", CPU) or "")
+def test_emulated_bf16_is_slow(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    assert "bf16 is slow on this CPU" in (slow_precision("bf16", CPU) or "")
     assert slow_precision("fp32", CPU) is None
     assert slow_precision("bf16", GPU) is None
-    monkeypatch.setattr(precision, "_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
     assert slow_precision("bf16", CPU) is None
 
 

@@ -1,133 +1,130 @@
-"""Runs that start from another run's weights: what is taken over, what starts anew, and what is refused."""
+"""Weight files: the network described in their header, loading, and starting from another network's weights."""
 
-import shutil
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 
-import dataloading
 from fastalex import AlexNet
 from fastalex.errors import ConfigurationError
 from fastalex.network.variation import Variation
-from fastalex.network.weights import NetworkSpec
-from fastalex.parallel.engine import SingleDevice
-from fastalex.parallel.world import World
-from fastalex.recipes.optimizer import KrizhevskySGD
-from fastalex.recipes.published import build_recipe
-from fastalex.training.config import RunConfig
-from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
-from fastalex.training.resolve import resolve
-from fastalex.training.trainer import Trainer, train
-from tests.fastalex.conftest import write_images
-from tests.fastalex.training.test_trainer import moved
+from fastalex.network.weights import (
+    NetworkSpec,
+    load_header,
+    load_model,
+    load_parameters,
+    load_spec,
+    load_tensors,
+    start_from,
+)
 
-WORLD = World(0, 1, torch.device("cpu"))
-NETWORK = NetworkOptions(width=1 / 16, lrn=False, conv6=True)
-
-
-@pytest.fixture(scope="module")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that the first network has not seen."""
-    root = tmp_path_factory.mktemp("pets")
-    write_images(root / "images", train=8, val=2, classes=("cat", "dog"))
-    dataloading.prepare_dataset(root / "images", root / "prepared", progress=False, workers=1)
-    return root / "prepared"
+VARIATION = Variation(width=1 / 16, lrn=False, conv6=True, bottleneck=8, without=("conv3", "conv4"))
+SPEC = NetworkSpec("krizhevsky", 3, VARIATION, ("blue", "green", "red"))
 
 
 @pytest.fixture
-def first(config: RunConfig) -> Path:
-    """A run of three classes with a sixth conv layer and a bottleneck, one epoch long."""
-    variation = Variation(width=1 / 16, lrn=False, conv6=True, bottleneck=8)
-    network = replace(config.network, variation=variation)
-    run = moved(config, "first", network=network, recipe=replace(config.recipe, epochs=1))
-    train(WORLD, run)
-    return Path(run.output)
+def weights(tmp_path: Path) -> Path:
+    """The weights of an untrained network of three classes."""
+    return write(tmp_path / "last.safetensors", SPEC.build(seed=1), SPEC)
 
 
-def options(data: Path, run: Path, output: Path, network: NetworkOptions = NETWORK) -> TrainOptions:
-    training = RecipeOptions(recipe="small", batch_size=8, epochs=2, seed=9, init_from=run)
-    return TrainOptions(data, network=network, training=training, machine=ParallelOptions(devices="cpu"), output=output)
+def write(path: Path, model: AlexNet, spec: NetworkSpec) -> Path:
+    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    save_file(tensors, path, {"fastalex": spec.to_json()})
+    return path
 
 
-def initial(config: RunConfig) -> dict[str, torch.Tensor]:
-    """The weights before the first step."""
-    trainer = Trainer(WORLD, config)
-    try:
-        return {name: parameter.detach().clone() for name, parameter in trainer.engine.stage.named_parameters()}
-    finally:
-        trainer.close()
+def test_the_header_stays_readable():
+    """What earlier versions wrote, character by character."""
+    text = (
+        '{"architecture": "krizhevsky", "num_classes": 3, "variation": {"width": 0.0625, "lrn": false, "overlapping": '
+        'true, "activation": null, "dropout": null, "without": ["conv3", "conv4"], "conv6": true, "bottleneck": 8, '
+        '"init": null}, "classes": ["blue", "green", "red"]}'
+    )
+    assert SPEC.to_json() == text
+    assert NetworkSpec.from_json(text) == SPEC
 
 
-def test_other_classes_get_a_new_last_layer_and_everything_below_is_kept(first, pets, tmp_path):
-    config = resolve(options(pets, first, tmp_path / "second"))
-    before, start = load_file(first / "last.safetensors"), initial(config)
-    untouched = dict(AlexNet(config.network.build_architecture(), seed=9).named_parameters())
-    assert start["fc8.weight"].shape[0] == 2
-    for name, tensor in start.items():
-        expected = untouched[name] if name.startswith("fc8.") else before[name]
-        assert torch.equal(tensor, expected), name
-    assert "bottleneck.weight" in before
-    assert "bottleneck.weight" not in start
-    assert "conv6.weight" in start
+def test_the_architecture_is_built_once():
+    assert SPEC.build_architecture() is NetworkSpec.from_json(SPEC.to_json()).build_architecture()
+    assert replace(SPEC, num_classes=4).build_architecture().num_classes == 4
 
 
-def test_the_same_classes_and_head_keep_it(first, prepared, tmp_path):
-    config = resolve(options(prepared, first, tmp_path / "second", replace(NETWORK, bottleneck=8)))
-    before, start = load_file(first / "last.safetensors"), initial(config)
-    assert set(before) == set(start)
-    assert all(torch.equal(start[name], before[name]) for name in start)
-
-
-def test_a_run_goes_on_without_the_one_that_it_started_from(first, pets, tmp_path):
-    config = resolve(options(pets, first / "last.safetensors", tmp_path / "second"))
-    train(WORLD, replace(config, recipe=replace(config.recipe, epochs=1)))
-    shutil.rmtree(first)
-    train(WORLD, config)
-    assert RunConfig.load(tmp_path / "second").init_from == str(first / "last.safetensors")
+def test_the_variation_in_words():
+    assert SPEC.summary() == "krizhevsky width=0.0625 lrn=False without=conv3+conv4 conv6=True bottleneck=8"
+    assert NetworkSpec("paper", 1000).summary() == "paper"
 
 
 @pytest.mark.parametrize(
-    ("network", "message"),
+    ("other", "fits"),
     [
-        (
-            replace(NETWORK, width=1 / 8),
-            "its architecture is krizhevsky width=0.0625 lrn=False conv6=True bottleneck=8",
-        ),
-        (replace(NETWORK, conv6=False), "not krizhevsky width=0.0625 lrn=False; give the same options"),
-        (replace(NETWORK, arch="paper"), "not paper width=0.0625"),
+        (replace(SPEC, num_classes=7, classes=()), True),
+        (replace(SPEC, variation=replace(VARIATION, bottleneck=None, dropout=0.1, init="text")), True),
+        (replace(SPEC, architecture="paper"), False),
+        (replace(SPEC, variation=replace(VARIATION, conv6=False)), False),
     ],
 )
-def test_another_architecture_is_refused(first, pets, tmp_path, network, message):
-    with pytest.raises(ConfigurationError) as error:
-        resolve(options(pets, first, tmp_path / "second", network))
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "second").exists()
+def test_only_the_head_may_differ(other, fits):
+    assert SPEC.can_start_from(other) == fits
 
 
-def test_no_weights_to_start_from(pets, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"--init-from .*nowhere: no file of weights, and no run folder"):
-        resolve(options(pets, tmp_path / "nowhere", tmp_path / "second"))
+def test_a_network_is_loaded_with_its_description(weights):
+    model, spec = load_model(weights)
+    assert spec == load_spec(weights) == SPEC
+    assert not model.training
+    for (name, found), expected in zip(model.named_parameters(), SPEC.build(seed=1).parameters(), strict=True):
+        assert torch.equal(found, expected), name
 
 
-def test_a_head_of_21843_classes_trains():
-    """As before the competition of 2012: a sixth conv layer, and a bottleneck before all of ImageNet's classes."""
-    variation = Variation(width=1 / 16, lrn=False, conv6=True, bottleneck=16, init="scaled", dropout=0.0)
-    model = NetworkSpec("krizhevsky", 21_843, variation).build(seed=0)
-    engine = SingleDevice(model, torch.device("cpu"), batch_size=4)
-    optimizer = KrizhevskySGD(engine.stage, replace(build_recipe("krizhevsky"), lr=0.003))
-    generator = torch.Generator().manual_seed(0)
-    images = 60 * torch.randn(4, 3, 224, 224, generator=generator)
-    labels = torch.tensor([0, 7_000, 14_000, 21_842])
-    losses = []
-    for step in range(12):
-        counts = engine.train_step(images, labels, seed=step)
-        assert counts is not None
-        losses.append(counts[0].item() / 4)
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[0] == pytest.approx(9.99, abs=0.05)  # ln 21,843
-    assert losses[-1] < losses[0] - 1
+def test_a_stage_is_loaded_alone(weights):
+    stage = SPEC.build(seed=2).stage(["conv5", "conv6"])
+    load_parameters(stage, weights)
+    assert torch.equal(stage.conv6.weight, SPEC.build(seed=1).conv6.weight)
+    assert list(load_tensors(weights, ["fc8.bias"])) == ["fc8.bias"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({}, ()),
+        ({"num_classes": 2, "classes": ("cat", "dog")}, ("bottleneck", "fc8")),
+        ({"classes": ("red", "green", "blue")}, ("bottleneck", "fc8")),
+        ({"variation": replace(VARIATION, bottleneck=None)}, ("fc8",)),
+    ],
+)
+def test_the_head_is_new_unless_classes_and_bottleneck_are_the_same(weights, changes, new):
+    spec = replace(SPEC, **changes)
+    model, initial = spec.build(seed=2), spec.build(seed=2)
+    start_from(model, spec, weights)
+    for name, tensor in model.state_dict().items():
+        expected = initial.state_dict()[name] if name.split(".")[0] in new else load_tensors(weights, [name])[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_missing_and_damaged_files_are_named(weights, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no such file: .*none\.safetensors"):
+        load_model(tmp_path / "none.safetensors")
+    with pytest.raises(ConfigurationError, match=r"is a folder; name a file of weights, such as .*best\.safetensors"):
+        load_model(tmp_path)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match=r"last\.safetensors is damaged"):
+        load_model(weights)
+
+
+def test_files_of_others_are_refused(weights, tmp_path):
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigurationError, match="was not written by fastalex: its header has no 'fastalex'"):
+        load_spec(tmp_path / "other.safetensors")
+    with pytest.raises(ConfigurationError, match="its header has no 'progress'"):
+        load_header(weights, "progress")
+    assert json.loads(load_header(weights, "fastalex"))["num_classes"] == 3
+
+
+def test_weights_of_another_architecture_are_refused(weights):
+    with pytest.raises(ConfigurationError, match=r"has no conv4.weight, conv4.bias: it holds weights of another arch"):
+        load_parameters(replace(SPEC, variation=replace(VARIATION, without=("conv3",))).build(seed=0), weights)
+    with pytest.raises(ConfigurationError, match=r"conv1.weight has shape \(8, .*another architecture"):
+        load_parameters(replace(SPEC, variation=replace(VARIATION, width=1 / 8)).build(seed=0), weights)

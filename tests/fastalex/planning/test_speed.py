@@ -1,4 +1,4 @@
-"""Counted memory against memory that real passes keep, and the reference's figures."""
+"""Memory of stages, recorded speeds, and the report."""
 
 import json
 from dataclasses import replace
@@ -7,76 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastalex import AlexNet, build_architecture
+from fastalex import build_architecture
 from fastalex.errors import ConfigurationError
-from fastalex.network.footprint import kept_bytes, layer_costs
-from fastalex.network.model import prepare_images
-from fastalex.network.variation import Variation
+from fastalex.network.footprint import layer_costs
 from fastalex.parallel.partition import partition
 from fastalex.parallel.stage_memory import stage_memory
 from fastalex.parallel.world import World
 from fastalex.planning.options import PlanOptions, resolve
 from fastalex.planning.report import report
-from fastalex.planning.speed import paper_statements, recorded_speeds
+from fastalex.planning.speed import recorded_speeds
 from fastalex.training.options import NetworkOptions
 
 HERE = World(0, 1, torch.device("cpu"))
-
-
-def really_kept(model: AlexNet, images: int) -> int:
-    """Bytes that autograd keeps for a real pass of the whole network."""
-    kept: dict[int, int] = {}
-    alive = []
-    owned = {parameter.data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            alive.append(tensor)
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    size = model.architecture.image_size
-    stage = model.stage(model.architecture.block_names).train()
-    stage.defer_weight_gradients()
-    x = prepare_images(torch.randn(images, 3, size, size), model.architecture, torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        for block in stage.blocks():
-            x = block(x, 0, 0)
-            alive.append(x)
-    return sum(kept.values())
-
-
-@pytest.mark.parametrize("variation", [{}, {"lrn": False, "overlapping": False}, {"activation": "tanh"}])
-def test_counted_activations_are_those_that_a_real_pass_keeps(variation):
-    architecture = build_architecture("krizhevsky", 10, Variation(width=1 / 8, **variation))
-    model = AlexNet(architecture, seed=0)
-    assert sum(kept_bytes(architecture).values()) == really_kept(model, 3) - really_kept(model, 2)
-
-
-def test_gpus_keep_less_than_cpus():
-    """Triton's norms and pools keep their input, and a byte where PyTorch's pooling keeps eight."""
-    architecture = build_architecture("krizhevsky")
-    on_gpu, on_cpu = (sum(kept_bytes(architecture, "fp32", way).values()) for way in ("triton", "native"))
-    half = sum(kept_bytes(architecture, "bf16", "triton").values())
-    assert on_gpu < on_cpu
-    assert 0.5 * on_gpu <= half < 0.6 * on_gpu
-    # Whatever the operators do, conv1's output is needed: 55 x 55 x 96 numbers.
-    assert kept_bytes(architecture, "fp32", "triton")["conv1"] >= 4 * 290_400
-
-
-def test_the_papers_statements():
-    architecture = build_architecture("krizhevsky")
-    layers = layer_costs(architecture, "fp32", "native")
-    assert sum(layer.units for layer in layers) == 659_272
-    assert sum(layer.parameters for layer in layers) == 60_965_224
-    whole = stage_memory(architecture, layers, [architecture.block_names], 1, "1f1b", "fp32")[0]
-    assert whole.weights == 4 * 60_965_224
-    layers_row, parameters, neurons, small, big = paper_statements(layers, whole, 128)
-    assert [layers_row.holds, parameters.holds, neurons.holds] == [True] * 3
-    assert not small.holds
-    assert small.here == "above it: conv3 1.45 %, conv4 1.09 %"
-    assert big.holds == (whole.total(128) > 3 * 2**30)
 
 
 def test_stages_share_the_network_and_hold_what_is_under_way():

@@ -1,17 +1,12 @@
-"""Schedules edited by hand: read, refused, and applied in order."""
+"""Edits of a schedule: parsed, refused, and applied in order."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fastalex.errors import ConfigurationError
-from fastalex.recipes.edits import Edit, edited
+from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
-from fastalex.training.config import RunConfig
-from fastalex.training.options import RecipeOptions, TrainOptions
-from fastalex.training.resolve import resolve
-from tests.fastalex.training.test_trainer import run_here, stop_after
 
 RECIPE = build_recipe("krizhevsky")
 LAYERS = ("conv1", "conv2", "fc8")
@@ -53,25 +48,25 @@ def test_the_last_edit_of_an_epoch_holds():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("conv1.lr=1e-5", "--set conv1.lr=1e-5 cannot be read; write epoch=67:lr=1e-4"),
-        ("epoch=30:conv1.momentum=0.5", "cannot be read"),
-        ("epoch=30:conv1.color_noise=0", "cannot be read"),
-        ("epoch=x:lr=1", "cannot be read"),
-        ("epoch=30:lr=fast", "'fast' is no rate"),
-        ("epoch=30:lr=-1", "'-1' is no rate"),
-        ("epoch=30:lr=nan", "'nan' is no rate"),
-        ("epoch=30:lr=1_0", "'1_0' is no rate"),
-        ("epoch=30:lr= 1", "' 1' is no rate"),
-        ("epoch=30:lr=1e999", "'1e999' is no rate"),
-        ("epoch=30:lr=\u0661", "is no rate"),
-        ("epoch=\u0663\u0660:lr=1", "cannot be read"),
-        ("epoch=30:color_noise=loud", "'loud' is no colour noise; a number from 0 up is wanted"),
-        ("epoch=30:conv9.lr=1", "no layer 'conv9'; it has conv1, conv2, fc8"),
+        ("conv1.lr=1e-5", "edit conv1.lr=1e-5 cannot be parsed; write epoch=67:lr=1e-4"),
+        ("epoch=30:conv1.momentum=0.5", "cannot be parsed"),
+        ("epoch=30:conv1.color_noise=0", "cannot be parsed"),
+        ("epoch=x:lr=1", "cannot be parsed"),
+        ("epoch=30:lr=fast", "edit epoch=30:lr=fast: learning rate must be a number of at least 0, got 'fast'"),
+        ("epoch=30:lr=-1", "got '-1'"),
+        ("epoch=30:lr=nan", "got 'nan'"),
+        ("epoch=30:lr=1_0", "got '1_0'"),
+        ("epoch=30:lr= 1", "got ' 1'"),
+        ("epoch=30:lr=1e999", "got '1e999'"),
+        ("epoch=30:lr=\u0661", "learning rate must be a number"),
+        ("epoch=\u0663\u0660:lr=1", "cannot be parsed"),
+        ("epoch=30:color_noise=loud", "colour noise must be a number of at least 0, got 'loud'"),
+        ("epoch=30:conv9.lr=1", "no layer 'conv9'; choose from conv1, conv2, fc8"),
         (
             "epoch=19:lr=1",
-            "epoch 19 is not ahead of the run, which has finished 20 of 91 epochs; name one from 20 to 90",
+            "epoch 19 is past or not in the run, which has finished 20 of 91 epochs; choose an epoch from 20 to 90",
         ),
-        ("epoch=91:lr=1", "epoch 91 is not ahead"),
+        ("epoch=91:lr=1", "epoch 91 is past or not in the run"),
     ],
 )
 def test_what_cannot_be_set(text, message):
@@ -81,44 +76,19 @@ def test_what_cannot_be_set(text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_stopped_run_is_edited_goes_on_and_remembers(config):
-    stop_after(config, 3)
-    resumed = TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1.lr=1e-5",)))
-    again = resolve(resumed)
-    lines = run_here(again)
-    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
-        [2e-3] * 4 + [1e-5] * 4
+def test_options_of_a_resumed_run_are_recorded_as_edits():
+    after = replace(RECIPE.with_epochs(100), lr=0.02, weight_decay=0.001)
+    assert overridden([], RECIPE, after) == ["epochs=100", "lr=0.02", "weight_decay=0.001"]
+    by_noise = [Edit(3, "lr=0.005"), Edit(3, "epoch=3:color_noise=0")]
+    assert overridden(by_noise, RECIPE, after) == ["epochs=100", "lr=0.02", "weight_decay=0.001"]
+
+
+def test_the_rate_of_a_run_with_edited_rates_is_not_changed_as_a_whole():
+    edits = [Edit(3, "epoch=3:color_noise=0"), Edit(3, "epoch=9:conv1.lr=1e-5")]
+    with pytest.raises(ConfigurationError) as error:
+        overridden(edits, RECIPE, replace(RECIPE, lr=0.1))
+    assert str(error.value) == (
+        "lr=0.1 would also change the rates set by earlier edits (epoch=9:conv1.lr=1e-5); use another edit instead, "
+        "such as epoch=67:lr=1e-4"
     )
-    kept = RunConfig.load(Path(config.output))
-    assert kept.edits == (Edit(3, "epoch=1:conv1.lr=1e-5"),)
-    assert kept.recipe.lr_scale_at(1, "conv2", "weights") == 0.1
-    before = (Path(config.output) / "config.json").read_bytes()
-    with pytest.raises(ConfigurationError, match=r"--lr 0.1 would also change the rates .* \(epoch=1:conv1.lr=1e-5\)"):
-        resolve(replace(resumed, training=RecipeOptions(epochs=3, lr=0.1)))
-    assert (Path(config.output) / "config.json").read_bytes() == before
-    longer = replace(resumed, training=RecipeOptions(epochs=3, lr=0.002, wd=0.001, edits=("epoch=2:lr=1e-6",)))
-    changed = [Edit(8, text) for text in ("epochs=3", "weight_decay=0.001", "epoch=2:lr=1e-6")]
-    assert resolve(longer).edits == (*kept.edits, *changed)
-
-
-def test_another_rate_of_a_resumed_run_is_remembered(config):
-    stop_after(config, 3)
-    for lr, color_noise in ((0.004, None), (0.001, 0.05)):
-        training = RecipeOptions(lr=lr, color_noise=color_noise)
-        resolve(TrainOptions(resume=Path(config.output), training=training))
-    kept = RunConfig.load(Path(config.output))
-    assert [(edit.step, edit.text) for edit in kept.edits] == [
-        (3, "lr=0.004"),
-        (3, "lr=0.001"),
-        (3, "color_noise=0.05"),
-    ]
-    assert kept.recipe.lr == 0.001
-
-
-def test_a_malformed_edit_changes_nothing(config):
-    stop_after(config, 3)
-    path = Path(config.output) / "config.json"
-    before = path.read_bytes()
-    with pytest.raises(ConfigurationError, match="--set epoch=1:conv1=2 cannot be read"):
-        resolve(TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1=2",))))
-    assert path.read_bytes() == before
+    assert overridden(edits, RECIPE, replace(RECIPE, momentum=0.8)) == ["momentum=0.8"]

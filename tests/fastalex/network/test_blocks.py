@@ -1,0 +1,80 @@
+"""Blocks: initial weights, dropout, low-precision copies and named steps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastalex import AlexNet
+from tests.fastalex.network.inputs import images, randomise
+
+
+def test_initial_weights_and_biases():
+    model = AlexNet("krizhevsky", 1000, seed=0)
+    deviations = {"conv1": 0.01, "conv2": 0.01, "conv3": 0.03, "conv4": 0.03, "conv5": 0.03, "fc6": 0.01, "fc8": 0.01}
+    for name, deviation in deviations.items():
+        weight = model.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02), name
+    biases = {name: model.get_submodule(name).bias.unique().tolist() for name in model.architecture.block_names}
+    ones = ("conv2", "conv4", "conv5", "fc6", "fc7")
+    assert biases == {name: [1.0 if name in ones else 0.0] for name in biases}
+
+
+def test_no_two_blocks_draw_from_one_stream():
+    model = AlexNet("krizhevsky", 4, seed=8, width=0.0625, conv6=True)
+    for name in ("fc6", "conv5", "conv1"):
+        own, other = model.conv6.weight.flatten()[:500], model.get_submodule(name).weight.flatten()[:500]
+        assert torch.corrcoef(torch.stack([own, other]))[0, 1].abs() < 0.3, name
+
+
+@pytest.mark.parametrize("name", ["krizhevsky", "caffe", "owt"])
+def test_dropout_follows_row_and_seed_not_the_micro_batch(name):
+    model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False)
+    x = images(6, model.architecture.image_size)
+    with torch.no_grad():
+        whole = model(x, seed=11)
+        parts = torch.cat([model(x[row : row + 2], seed=11, first_row=row) for row in (0, 2, 4)])
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(model(x, seed=12), whole)
+        assert not torch.allclose(model(x[:1], seed=11, first_row=1), whole[:1])
+
+
+def test_dropout_of_2012_halves_in_evaluation_and_inverted_dropout_does_not():
+    for name, factor in (("krizhevsky", 0.5), ("caffe", 1.0)):
+        model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False).eval()
+        x = images(2, model.architecture.image_size)
+        with torch.no_grad():
+            found = model.activations(x, ["fc6.activation", "fc7.linear"])
+            expected = F.linear(factor * found["fc6.activation"], model.fc7.weight, model.fc7.bias)
+            torch.testing.assert_close(found["fc7.linear"], expected)
+            torch.testing.assert_close(model.activations(x, ["fc8"])["fc8"], model(x), rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.125)
+    randomise(model)
+    x = images(4)
+    exact = torch.autograd.grad(model(x, seed=1).square().mean(), list(model.parameters()))
+    model.set_precision("bf16")
+    logits = model(x, seed=1)
+    assert logits.dtype == torch.float32  # rounded logits would tie
+    assert model.activations(x, ["fc7"])["fc7"].dtype == torch.bfloat16
+    rounded = torch.autograd.grad(logits.float().square().mean(), list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), exact, rounded, strict=True):
+        assert b.dtype == torch.float32
+        cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+        assert cosine > 0.98, name
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+def test_bf16_copies_follow_a_loaded_state():
+    model = AlexNet("krizhevsky", 4, seed=0, width=0.0625)
+    model.set_precision("bf16")
+    model.load_state_dict(AlexNet("krizhevsky", 4, seed=1, width=0.0625).state_dict())
+    assert torch.equal(model.conv3.weight_copy, model.conv3.weight.bfloat16())
+
+
+def test_a_block_with_two_poolings_names_both():
+    found = AlexNet("krizhevsky", 4, seed=0, width=0.0625, without=("conv2",)).activations(
+        images(1), ["conv1.pool", "conv1.pool2", "conv1"]
+    )
+    assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]

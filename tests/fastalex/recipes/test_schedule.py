@@ -1,0 +1,76 @@
+"""Recipes over the epochs: changes, other lengths, warm-up, plateaus, and values that are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from fastalex.errors import ConfigurationError
+from fastalex.recipes.published import RECIPES, build_recipe
+from fastalex.recipes.schedule import Plateau, Recipe, plateau_divisions
+
+LAYERS = ("conv1", "conv2", "conv5", "fc6", "fc8")
+
+
+def test_other_lengths_keep_the_shape():
+    short = build_recipe("krizhevsky").with_epochs(182)
+    assert short.epochs == 182
+    assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158, 158]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7])
+def test_short_runs_start_as_the_recipe_does(name, epochs):
+    recipe, short = build_recipe(name), build_recipe(name).with_epochs(epochs)
+    for layer in LAYERS:
+        assert short.lr_scale_at(0, layer, "weights") == recipe.lr_scale_at(0, layer, "weights")
+    if epochs > 1:  # and every change happens, however late
+        assert short.lr_scale_at(epochs - 1, "conv2", "weights") == recipe.lr_scale_at(10**6, "conv2", "weights")
+
+
+def test_plateau_divides_three_times_and_no_more():
+    plateau = Plateau(patience=2, times=3)
+    assert plateau_divisions([50, 40, 30], plateau) == 0
+    assert plateau_divisions([50, 40, 41], plateau) == 0
+    assert plateau_divisions([50, 40, 41, 42], plateau) == 1
+    assert plateau_divisions([50, 40, 41, 42, 39, 40], plateau) == 1
+    assert plateau_divisions([50, *[60] * 20], plateau) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"lr": -0.1}, "lr must be at least 0, got -0.1"),
+        ({"lr": float("nan")}, "lr must be at least 0, got nan"),
+        ({"momentum": 1.0}, "momentum must be less than 1, got 1.0"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Recipe(**{"name": "test", "epochs": 1, "batch_size": 1, "lr": 0.1, **values})
+
+
+def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
+    recipe = replace(build_recipe("krizhevsky"), warmup_epochs=5).with_scaled_lr(1024)
+    assert (recipe.batch_size, recipe.lr) == (1024, pytest.approx(0.08))
+    assert [recipe.lr * recipe.warmup_at(epoch) for epoch in (0, 2.5, 5, 50)] == pytest.approx(
+        [0.01, 0.045, 0.08, 0.08]
+    )
+    assert build_recipe("krizhevsky").warmup_at(0) == 1
+    with pytest.raises(ConfigurationError, match="lars must be a positive trust coefficient"):
+        replace(recipe, lars=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "expected"),
+    [
+        ("krizhevsky", 91, "lr 0.01, 0.001 from epoch 26, 0.0001 from epoch 52, 1e-05 from epoch 80"),
+        ("small", 20, "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
+        ("small", 2, "lr 0.002, 2e-05 from epoch 2"),  # both changes in one
+        ("four-layer", 40, "lr 0.001"),
+        ("paper", 90, "lr 0.01, times 0.1 after 5 epochs without a better top-1 error, at most 3 times"),
+    ],
+)
+def test_the_learning_rate_in_words(recipe, epochs, expected):
+    assert build_recipe(recipe).with_epochs(epochs).lr_summary("fc8") == expected
