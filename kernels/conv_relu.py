@@ -15,7 +15,7 @@ Each of the three products is computed either by the Triton kernels of `kernels.
 measurement on this GPU found faster (`kernels.launch_settings`); without a measurement by cuDNN. What cuDNN leaves out
 is computed here: bias and ReLU in place, and the backward pass of the ReLU.
 
-Backward keeps x, the weight and, for the ReLU's sign, y. One pass over grad_y and y writes grad_z and sums the bias
+Backward saves x, the weight and, for the ReLU's sign, y. One pass over grad_y and y writes grad_z and sums the bias
 gradient (`kernels.channel_sum`). Masking inside the two products would read y once for every tap.
 """
 
@@ -245,8 +245,8 @@ def conv2d_relu(
     sums, and rounding in the weight gradient depends on the number of threads. With it, and with space-to-depth on
     GPUs, a non-finite value of x may reach neighbouring windows too. `kernels.using("reference")` avoids all of this.
 
-    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) works, except
-    where PyTorch's own operators compute (on CPUs without minimal filtering, and under `kernels.using("reference")`).
+    Differentiable once: there is no double backward, except where PyTorch's own operator computes (on CPUs without
+    minimal filtering), and no transform of `torch.func` (grad, jvp, vmap) works. `kernels.using("reference")` has both.
 
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. channels_last is fastest, for the weight too.

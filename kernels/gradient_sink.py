@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class GradientSink:
-    """Takes over weight gradients that backward would otherwise compute; the caller decides when to compute them.
+    """Takes over weight gradients that backward would otherwise compute, so that the caller decides when to compute
+    them.
 
     A convolution in a pipeline stage hands its input's gradient to the previous stage; its weight gradient can wait
     until the end of the step. One sink serves one layer.

@@ -1,8 +1,8 @@
 """How the Triton kernels are launched: what all launches share, and the tile sizes of the convolution.
 
-Most kernels are bound by memory. In them a thread takes one load of 16 bytes per tensor and item, the widest there is,
-and 128 threads make a program. That gives enough programs to fill a GPU at AlexNet's smallest maps, and few enough
-registers for several programs per multiprocessor. Nothing is tuned at run time.
+Most kernels are limited by memory bandwidth. A thread makes one load of 16 bytes, the widest possible, per tensor and
+item, and a program has 128 threads. This gives enough programs to fill a GPU even at AlexNet's smallest maps, and uses
+few enough registers for several programs per multiprocessor. Nothing is tuned at run time.
 
 The convolution's tile sizes come from a measured table, `kernels/tuned/<gpu>.json`, which
 `python bench/conv_relu.py --tune` writes on that GPU:
