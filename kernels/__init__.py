@@ -1,10 +1,9 @@
-"""AlexNet's operators, each as Triton kernels, as C and PyTorch for CPUs, and as a plain definition.
+"""AlexNet's operators, each in three implementations: Triton kernels, C and PyTorch for CPUs, and a plain definition.
 
-Knows torch and triton, and nothing of models, data or training. `kernels.using("native")` or the environment variable
-`FASTALEX_KERNELS` chooses an implementation; see `kernels.dispatch`.
-
-The operators are differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap)
-takes them, but under `kernels.using("reference")`.
+The package depends on torch and triton only, and knows nothing of models, data or training. CUDA tensors use the Triton
+kernels and CPU tensors the native implementation; `kernels.using(...)` or the environment variable `FASTALEX_KERNELS`
+chooses another one (`kernels.dispatch`). The operators are differentiable once: there is no double backward, and no
+transform of `torch.func` (grad, jvp, vmap) works, except under `kernels.using("reference")`.
 """
 
 from kernels import philox

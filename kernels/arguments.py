@@ -1,4 +1,4 @@
-"""Checks of the arguments, shared by all implementations of an operator: they run before anything is computed."""
+"""Argument checks, shared by all implementations of an operator. They run before anything is computed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# The Triton kernels' offsets are 32 bits wide, and masked elements may lie a little past the end.
+MAX_ELEMENTS = 2**31 - 2**16
 
 
 def check_tensor(name: str, x: Tensor, rank: int | None = None, meaning: str = "") -> None:
-    """`x` is a dense floating-point tensor of one of the four dtypes, with `rank` dimensions if that is given."""
+    """Check that `x` is a dense tensor of one of the four dtypes, with `rank` dimensions if given.
+
+    Args:
+        meaning: what the dimensions are, for the message: "N x C x H x W".
+    """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, not {x.dtype}")
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
     check_dense(name, x)
     if rank is not None and x.dim() != rank:
-        raise ValueError(f"{name} must have {count(rank, 'dimension')} ({meaning}), not shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must have {count(rank, 'dimension')} ({meaning}), got shape {tuple(x.shape)}")
 
 
 def check_dense(name: str, x: Tensor) -> None:
-    """`x` has an address and strides: it is neither sparse nor nested, nor in a layout of a library's own."""
+    """Check that `x` has an address and strides: it is not sparse, nested, or in a library's own layout."""
     if x.is_nested:
-        raise TypeError(f"{name} must be a dense tensor, not a nested one: pad it with torch.nested.to_padded_tensor")
+        raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it with torch.nested.to_padded_tensor")
     if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}: call to_dense() first")
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}: call to_dense() first")
 
 
 def count(number: int, noun: str) -> str:
@@ -36,107 +42,108 @@ def count(number: int, noun: str) -> str:
 
 
 def check_int(name: str, value: int, least: int, wanted: str = "an int") -> None:
-    """`value` is an int of at least `least`; `wanted` says what else the argument may be."""
+    """Check that `value` is an int of at least `least`; `wanted` names the accepted types in the message."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}: {value!r}")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_bool(name: str, value: bool) -> None:
-    """`value` is True or False."""
+    """Check that `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}: {value!r}")
 
 
 def check_number(name: str, value: float) -> None:
-    """`value` is a finite number."""
+    """Check that `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}: {value!r}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {value!r}")
     if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}")
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_normalisation(size: int, alpha: float, beta: float, k: float) -> None:
-    """The denominator (k + alpha / n * sum of squares)^beta is positive for any input, and falls for none."""
+    """Check that the denominator (k + alpha / n * sum of squares)^beta is positive and never below k^beta."""
     check_int("size", size, 1)
     check_number("alpha", alpha)
     check_number("beta", beta)
     check_number("k", k)
     if alpha < 0:
-        raise ValueError(f"alpha must be at least 0, not {alpha}: the denominator could become negative")
+        raise ValueError(f"alpha must be at least 0, got {alpha}: the denominator could become negative")
     if beta <= 0:
-        raise ValueError(f"beta must be above 0, not {beta}")
+        raise ValueError(f"beta must be above 0, got {beta}")
     if k <= 0:
-        raise ValueError(f"k must be above 0, not {k}: the denominator of an input of zeros would not be positive")
+        raise ValueError(f"k must be above 0, got {k}: the denominator would not be positive for an input of zeros")
 
 
 def check_groups(channels: int, groups: int) -> None:
-    """The channels divide into equal groups."""
+    """Check that the channels divide into equal groups."""
     check_int("groups", groups, 1)
     if channels % groups != 0:
-        raise ValueError(f"groups must divide the {count(channels, 'channel')} of x, not {groups}")
+        raise ValueError(f"groups must divide the {count(channels, 'channel')} of x, got {groups}")
 
 
 def check_vector(name: str, vector: Tensor, length: int, x: Tensor, meaning: str) -> None:
-    """`vector` is a floating-point vector of `length` values on x's device."""
+    """Check that `vector` is a floating-point vector of `length` values on x's device."""
     check_tensor(name, vector, 1, meaning)
     if vector.shape[0] != length:
-        raise ValueError(f"{name} must have {count(length, 'value')} ({meaning}), not {vector.shape[0]}")
+        raise ValueError(f"{name} must have {count(length, 'value')} ({meaning}), got {vector.shape[0]}")
     check_same_device(name, vector, x)
 
 
 def check_same_device(name: str, other: Tensor, x: Tensor) -> None:
+    """Check that `other` is on x's device."""
     if other.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}, not {other.device}")
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {other.device}")
 
 
 def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
-    """`labels` is an int64 vector with one value per row of `logits`, of which there is at least one column."""
+    """Check that `labels` is an int64 vector with one value per row of `logits`, which has at least one column."""
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(labels).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(labels).__name__}")
     if labels.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, not {labels.dtype}")
+        raise TypeError(f"{name} must be int64, got {labels.dtype}")
     check_dense(name, labels)
     if labels.shape != logits.shape[:1]:
         wanted = count(logits.shape[0], "value")
-        raise ValueError(f"{name} must have {wanted} (one per row of logits), not shape {tuple(labels.shape)}")
+        raise ValueError(f"{name} must have {wanted} (one per row of logits), got shape {tuple(labels.shape)}")
     if labels.device != logits.device:
-        raise ValueError(f"{name} must be on the device of logits, {logits.device}, not {labels.device}")
+        raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {labels.device}")
     if logits.shape[1] == 0:
-        raise ValueError(f"logits must have at least one class, not shape {tuple(logits.shape)}")
+        raise ValueError(f"logits must have at least one class, got shape {tuple(logits.shape)}")
 
 
 def check_label_values(name: str, labels: Tensor, classes: int) -> None:
-    """Every label is a class. Reads them, so that a device would be waited for."""
+    """Check that every label is a class. Reads the labels, so it synchronises with a GPU."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise ValueError(f"{name} must be from 0 to {classes - 1} ({count(classes, 'class')}), not {int(wrong[0])}")
+        raise ValueError(f"{name} must be from 0 to {classes - 1} ({count(classes, 'class')}), got {int(wrong[0])}")
 
 
 def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> None:
-    """The window and its padding fit the input, as `torch.nn.functional.max_pool2d` wants it."""
+    """Check that the window and its padding fit the input, by the rules of `torch.nn.functional.max_pool2d`."""
     check_int("kernel_size", kernel_size, 1)
     check_int("stride", stride, 1)
     check_int("padding", padding, 0)
     check_bool("ceil_mode", ceil_mode)
     if padding > kernel_size // 2:
-        raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, not {padding}")
+        raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, got {padding}")
     if x.shape[1] == 0:
-        raise ValueError(f"x must have at least one channel, not shape {tuple(x.shape)}")
-    # Padding alone makes no window. In ceil mode the first window, too, may overhang by less than a stride.
+        raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
+    # A window must contain an element of x. In ceil mode the first window, too, may overhang by less than a stride.
     least = max(1, kernel_size - 2 * padding - (stride - 1 if ceil_mode else 0))
     mode = f" in ceil mode with stride {stride}" if ceil_mode else ""
     for name, length in zip(("height", "width"), x.shape[2:], strict=True):
         if length < least:
             raise ValueError(
                 f"x's {name} must be at least {least} for kernel_size {kernel_size} and padding {padding}{mode}, "
-                f"not {length}"
+                f"got {length}"
             )
 
 
 def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> int:
-    """How many windows fit along one side. In ceil mode a last window may overhang, but starts inside."""
+    """Number of windows along one side. In ceil mode the last window may overhang if it starts inside."""
     reach = length + 2 * padding - kernel_size
     windows = (reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (windows - 1) * stride >= length + padding:
@@ -145,29 +152,29 @@ def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil
 
 
 def check_probability(p: float) -> None:
-    """`p` is in [0, 1)."""
+    """Check that `p` is in [0, 1)."""
     check_number("p", p)
     if not 0 <= p < 1:
-        raise ValueError(f"p must be in [0, 1), not {p}")
+        raise ValueError(f"p must be in [0, 1), got {p}")
 
 
 def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
-    """A seed or row as an int64 tensor of one element on x's device, without waiting for that device.
+    """A seed or row number as an int64 tensor without dimensions on x's device. Does not synchronise.
 
-    A tensor, because a compiled graph or a recorded CUDA graph would freeze a Python int.
+    It is a tensor because a compiled graph or a CUDA graph would freeze a Python int.
     """
     if isinstance(value, Tensor):
         if value.dtype != torch.int64:
-            raise TypeError(f"{name} must be an int or an int64 tensor, not a tensor of {value.dtype}")
+            raise TypeError(f"{name} must be an int or an int64 tensor, got a tensor of {value.dtype}")
         check_dense(name, value)
         if value.numel() != 1:
-            raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
+            raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
         if value.device != x.device and value.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU or on the device of x, {x.device}, not {value.device}")
+            raise ValueError(f"{name} must be on the CPU or on the device of x, {x.device}, got {value.device}")
         return value.detach().reshape(()).to(x.device, non_blocking=True)
     check_int(name, value, 0, "an int or an int64 tensor")
     if value >= 1 << 63:
-        raise ValueError(f"{name} must be below 2^63, not {value}")
+        raise ValueError(f"{name} must be below 2^63, got {value}")
     return torch.full((), value, dtype=torch.int64, device=x.device)
 
 
@@ -179,7 +186,7 @@ def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
         sides = (padding,)
     wanted = "an int, (h, w) or (top, bottom, left, right)"
     if len(sides) not in (1, 2, 4):
-        raise ValueError(f"padding must be {wanted}, not {padding!r}")
+        raise ValueError(f"padding must be {wanted}, got {padding!r}")
     for side in sides:
         check_int("padding", side, 0, wanted)
     if len(sides) == 1:
@@ -192,7 +199,7 @@ def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 def check_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: tuple[int, int, int, int], groups: int
 ) -> None:
-    """Shapes, dtypes and devices agree, and at least one window fits."""
+    """Check that shapes, dtypes and devices agree, and that at least one window fits."""
     check_tensor("x", x, 4, "N x C x H x W")
     check_tensor("weight", weight, 4, "K x C/groups x KH x KW")
     check_int("stride", stride, 1)
@@ -201,19 +208,19 @@ def check_convolution(
     if weight.shape[1] != x.shape[1] // groups:
         raise ValueError(
             f"weight must have {count(x.shape[1] // groups, 'input channel')} for x {tuple(x.shape)} in "
-            f"{count(groups, 'group')}, not shape {tuple(weight.shape)}"
+            f"{count(groups, 'group')}, got shape {tuple(weight.shape)}"
         )
     if weight.shape[0] % groups != 0:
-        raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, not {groups}")
-    # Autocast brings all of them to one dtype itself. Some devices, such as meta, do not know it.
+        raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, got {groups}")
+    # Autocast casts all of them to one dtype. Some devices, such as meta, do not have it.
     device = x.device.type
     mixed_allowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if weight.dtype != x.dtype and not mixed_allowed:
-        raise TypeError(f"weight must have the dtype of x, {x.dtype}, not {weight.dtype}")
+        raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
     if bias is not None:
         check_vector("bias", bias, weight.shape[0], x, "one per filter")
         if bias.dtype != x.dtype and not mixed_allowed:
-            raise TypeError(f"bias must have the dtype of x, {x.dtype}, not {bias.dtype}")
+            raise TypeError(f"bias must have the dtype of x, {x.dtype}, got {bias.dtype}")
     top, bottom, left, right = sides
     for name, length, extent in (
         ("height", x.shape[2] + top + bottom, weight.shape[2]),
@@ -221,6 +228,17 @@ def check_convolution(
     ):
         if extent < 1 or length < extent:
             raise ValueError(
-                f"x's padded {name} must be at least the kernel's, {extent}, not {length} (x {tuple(x.shape)}, weight "
+                f"x's padded {name} must be at least the kernel's, {extent}, got {length} (x {tuple(x.shape)}, weight "
                 f"{tuple(weight.shape)}, padding {sides})"
             )
+
+
+def check_image(x: Tensor) -> None:
+    """Check that offsets within one image fit 32 bits; a batch may have any size."""
+    check_elements("x", math.prod(x.shape[1:]), " per image")
+
+
+def check_elements(name: str, elements: int, where: str = "") -> None:
+    """Check that offsets among `elements` elements fit 32 bits."""
+    if elements > MAX_ELEMENTS:
+        raise ValueError(f"{name} must have at most {MAX_ELEMENTS} elements{where}, got {elements}")

@@ -1,4 +1,4 @@
-"""Backward passes that are not differentiable themselves, and say so whenever that is asked of them."""
+"""Backward passes without a double backward: differentiating their result always raises an error."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 Backward = Callable[..., Any]
 
 
-class _Once(torch.autograd.Function):
-    """Gradients, unchanged, as functions of all that they were computed from, whose own gradients are an error."""
+class _RaiseInBackward(torch.autograd.Function):
+    """Identity of the first `count` tensors, as a function of all tensors given. Its backward raises an error."""
 
     @staticmethod
     def forward(ctx, operator, count, *tensors):
@@ -23,22 +23,22 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
-            f"{ctx.operator} has no double backward, and the gradient of its gradient was asked for; under "
+            f"{ctx.operator} has no double backward, but a gradient of its gradient was requested; under "
             'kernels.using("reference") it has one'
         )
 
 
 def no_double_backward(operator: str) -> Callable[[Backward], Backward]:
-    """Decorate the backward pass of a `torch.autograd.Function`, below `staticmethod`.
+    """Decorator for the backward pass of a `torch.autograd.Function`; goes below `staticmethod`.
 
-    PyTorch's `once_differentiable` notices only what is differentiated through the incoming gradient. A gradient
-    depends on the saved tensors as well, and what reaches them alone would silently get no gradient from here.
+    PyTorch's `once_differentiable` raises only if the result is differentiated through the incoming gradient. But a
+    gradient depends on the saved tensors too, and differentiation through those alone would silently miss a term.
 
     Args:
-        operator: its name in the error.
+        operator: its name in the error message.
 
     Raises:
-        RuntimeError: by the decorated pass's result, when it is differentiated.
+        RuntimeError: when the result of the decorated pass is differentiated.
     """
 
     def decorate(backward: Backward) -> Backward:
@@ -48,11 +48,11 @@ def no_double_backward(operator: str) -> Callable[[Backward], Backward]:
                 results = backward(ctx, *grads)
             if not torch.is_grad_enabled() or torch.compiler.is_compiling():
                 return results
-            every = results if isinstance(results, tuple) else (results,)
-            gradients = [result for result in every if result is not None]
+            results = results if isinstance(results, tuple) else (results,)
+            gradients = [result for result in results if result is not None]
             sources = [source for source in (*grads, *ctx.saved_tensors) if source is not None]
-            attached = iter(_Once.apply(operator, len(gradients), *gradients, *sources))
-            return tuple(None if result is None else next(attached) for result in every)
+            attached = iter(_RaiseInBackward.apply(operator, len(gradients), *gradients, *sources))
+            return tuple(None if result is None else next(attached) for result in results)
 
         return once
 

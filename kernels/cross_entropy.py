@@ -1,14 +1,14 @@
-"""Softmax cross-entropy of a batch, with its top-1 and top-5 errors counted on the way.
+"""Softmax cross-entropy of a batch, which also counts the top-1 and top-5 errors.
 
     loss = scale * sum over rows n of  log(sum_c exp(x[n, c])) - x[n, label[n]]
     d loss / d x[n, c] = scale * (exp(x[n, c]) / sum_j exp(x[n, j]) - [c = label[n]])
 
-A row is an error unless its label's score beats all but 0 (top-1) or 4 (top-5) of the others strictly: ties and NaN
-scores are errors, so a network that says nothing gets nothing right.
+A row is a top-1 (top-5) error unless the score of its label is strictly larger than all others (all but 4 others). Ties
+and NaN scores are errors, so a network with constant outputs gets nothing right.
 
-These are about a few hundred kilobytes, and plain PyTorch launches a kernel for each of many small operations. Here
-forward takes two, one over rows and one that sums them in their order, and backward one. Only the logits, the labels
-and a number per row, the logarithm of the sum, are kept.
+The tensors have a few hundred kilobytes, and plain PyTorch launches a kernel for each of many small operations. Here
+forward launches two kernels, one over rows and one that sums the rows in order, and backward launches one. Backward
+saves the logits, the labels and one number per row, the logarithm of the sum.
 
 Source: section 4 of Krizhevsky, Sutskever and Hinton (2012), a 1000-way softmax with the multinomial logistic loss; the
 error rates are those of section 2.
@@ -22,57 +22,59 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels import arguments, dispatch, launch, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward
-from kernels.vector_lanes import wide
+from kernels.vector_lanes import upcast
 
-# Scores of a row that a program holds at once: 8 a thread.
-_BLOCK = 1024
+# Scores of a row that a program handles at a time: 8 per thread.
+_BLOCK_SIZE = 1024
 
 
 @triton.jit
 def cross_entropy_fwd_kernel(
-    x_ptr, label_ptr, log_sum_ptr, loss_ptr, better_ptr, CLASSES: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, label_ptr, log_sum_ptr, loss_ptr, better_ptr, CLASSES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Of one row: the logarithm of the sum, the loss, and how many other scores the label's does not beat."""
+    """For one row: the logarithm of the sum, the loss, and how many other scores are not below the label's (better)."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * CLASSES
     label = tl.load(label_ptr + row)
-    # Of a label that does not exist, loss and gradient are NaN, which stops a training, and it is an error.
-    own = wide(tl.load(x_ptr + label, mask=(label >= 0) & (label < CLASSES), other=float("nan")))
-    column = tl.arange(0, BLOCK)
-    top = tl.full([BLOCK], float("-inf"), own.dtype)
-    for start in range(0, CLASSES, BLOCK):
+    # A label out of range makes the loss and the gradient NaN, which stops training, and counts as an error.
+    own = upcast(tl.load(x_ptr + label, mask=(label >= 0) & (label < CLASSES), other=float("nan")))
+    # The largest score.
+    column = tl.arange(0, BLOCK_SIZE)
+    top = tl.full([BLOCK_SIZE], float("-inf"), own.dtype)
+    for start in range(0, CLASSES, BLOCK_SIZE):
         value = tl.load(x_ptr + start + column, mask=start + column < CLASSES, other=float("-inf"))
-        top = tl.maximum(top, wide(value))
+        top = tl.maximum(top, upcast(value))
     largest = tl.max(top, 0)
-    total = tl.zeros([BLOCK], own.dtype)
-    better = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, CLASSES, BLOCK):
+    # The sum of exponentials, and the scores that are not below the label's.
+    total = tl.zeros([BLOCK_SIZE], own.dtype)
+    better = tl.zeros([BLOCK_SIZE], tl.int32)
+    for start in range(0, CLASSES, BLOCK_SIZE):
         inside = start + column < CLASSES
-        value = wide(tl.load(x_ptr + start + column, mask=inside, other=float("-inf")))
-        # NaN where the largest is infinite, and with it the loss, as PyTorch has it.
+        value = upcast(tl.load(x_ptr + start + column, mask=inside, other=float("-inf")))
+        # NaN if the largest score is infinite, and so is the loss, as in PyTorch.
         total += tl.where(inside, tl.exp(value - largest), 0.0)
-        # Not those that are at least as large, because a NaN never is.
+        # ~(value < own) instead of value >= own counts NaN too.
         better += (inside & ~(value < own)).to(tl.int32)
     log_sum = largest + tl.log(tl.sum(total, 0))
     tl.store(log_sum_ptr + row, log_sum)
     tl.store(loss_ptr + row, log_sum - own)
-    # A NaN of its own beats nobody, even among so few classes that the sum would be small.
+    # A label with score NaN is a top-5 error even among five classes or fewer.
     tl.store(better_ptr + row, tl.where(own == own, tl.sum(better, 0) - 1, 5))
 
 
 @triton.jit
 def cross_entropy_sum_kernel(
-    loss_ptr, better_ptr, scaled_ptr, counts_ptr, rows, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    loss_ptr, better_ptr, scaled_ptr, counts_ptr, rows, SCALE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the rows in fp64: the scaled loss; and the loss, top-1 errors, top-5 errors and rows."""
-    loss = tl.zeros([BLOCK], tl.float64)
-    top1 = tl.zeros([BLOCK], tl.int32)
-    top5 = tl.zeros([BLOCK], tl.int32)
-    images = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, rows, BLOCK):
-        row = start + tl.arange(0, BLOCK)
+    """Sums over the rows in fp64: the scaled loss; and as counts the loss, top-1 errors, top-5 errors and rows."""
+    loss = tl.zeros([BLOCK_SIZE], tl.float64)
+    top1 = tl.zeros([BLOCK_SIZE], tl.int32)
+    top5 = tl.zeros([BLOCK_SIZE], tl.int32)
+    images = tl.zeros([BLOCK_SIZE], tl.int32)
+    for start in range(0, rows, BLOCK_SIZE):
+        row = start + tl.arange(0, BLOCK_SIZE)
         inside = row < rows
         loss += tl.load(loss_ptr + row, mask=inside, other=0.0).to(tl.float64)
         better = tl.load(better_ptr + row, mask=inside, other=0)
@@ -90,18 +92,18 @@ def cross_entropy_sum_kernel(
 @triton.jit
 def cross_entropy_bwd_kernel(
     grad_ptr, x_ptr, label_ptr, log_sum_ptr, grad_x_ptr, CLASSES: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """A block of a row of grad_x, where grad_ptr holds the loss's own gradient."""
-    BLOCKS: tl.constexpr = (CLASSES + BLOCK - 1) // BLOCK
+    """BLOCK_SIZE elements of one row of grad_x. `grad_ptr` points to the gradient of the loss."""
+    BLOCKS: tl.constexpr = (CLASSES + BLOCK_SIZE - 1) // BLOCK_SIZE
     program = tl.program_id(0)
     row = (program // BLOCKS).to(tl.int64)
-    column = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    column = program % BLOCKS * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     inside = column < CLASSES
     label = tl.load(label_ptr + row)
     log_sum = tl.load(log_sum_ptr + row)
-    value = wide(tl.load(x_ptr + row * CLASSES + column, mask=inside, other=0.0))
-    factor = wide(tl.load(grad_ptr)) * SCALE
+    value = upcast(tl.load(x_ptr + row * CLASSES + column, mask=inside, other=0.0))
+    factor = upcast(tl.load(grad_ptr)) * SCALE
     factor = tl.where((label >= 0) & (label < CLASSES), factor, float("nan"))
     grad = (tl.exp(value - log_sum) - (column == label).to(value.dtype)) * factor
     tl.store(grad_x_ptr + row * CLASSES + column, grad, mask=inside)
@@ -109,17 +111,24 @@ def cross_entropy_bwd_kernel(
 
 @torch.library.custom_op("fastalex::cross_entropy_forward", mutates_args=())
 def _forward(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    launch.check_elements("logits", x.shape[1], " per row")
+    arguments.check_elements("logits", x.shape[1], " per row")
     x, labels = x.contiguous(), labels.contiguous()
     loss, counts, log_sums = _empty_results(x)
     losses, better = torch.empty_like(log_sums), torch.empty_like(log_sums, dtype=torch.int32)
-    with launch.on(x):
+    with launch_settings.on_device_of(x):
         if x.shape[0] > 0:
             cross_entropy_fwd_kernel[(x.shape[0],)](
-                x, labels, log_sums, losses, better, CLASSES=x.shape[1], BLOCK=_BLOCK, **launch.OPTIONS
+                x,
+                labels,
+                log_sums,
+                losses,
+                better,
+                CLASSES=x.shape[1],
+                BLOCK_SIZE=_BLOCK_SIZE,
+                **launch_settings.OPTIONS,
             )
         cross_entropy_sum_kernel[(1,)](
-            losses, better, loss, counts, x.shape[0], SCALE=scale, BLOCK=_BLOCK, **launch.OPTIONS
+            losses, better, loss, counts, x.shape[0], SCALE=scale, BLOCK_SIZE=_BLOCK_SIZE, **launch_settings.OPTIONS
         )
     return loss, counts, log_sums
 
@@ -130,9 +139,9 @@ def _(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _empty_results(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, the counts, and the logarithm of each row's sum."""
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shapes = ((), work), (4, torch.float64), (x.shape[0], work)
+    """Memory for the loss, the counts, and the logarithm of each row's sum."""
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shapes = ((), accumulator), (4, torch.float64), (x.shape[0], accumulator)
     loss, counts, log_sums = (torch.empty(shape, dtype=dtype, device=x.device) for shape, dtype in shapes)
     return loss, counts, log_sums
 
@@ -142,8 +151,8 @@ def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: 
     x, labels = x.contiguous(), labels.contiguous()
     grad_x = torch.empty_like(x)
     if x.shape[0] > 0:
-        with launch.on(x):
-            cross_entropy_bwd_kernel[(x.shape[0] * triton.cdiv(x.shape[1], _BLOCK),)](
+        with launch_settings.on_device_of(x):
+            cross_entropy_bwd_kernel[(x.shape[0] * triton.cdiv(x.shape[1], _BLOCK_SIZE),)](
                 grad,
                 x,
                 labels,
@@ -151,8 +160,8 @@ def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: 
                 grad_x,
                 CLASSES=x.shape[1],
                 SCALE=scale,
-                BLOCK=_BLOCK,
-                **launch.OPTIONS,
+                BLOCK_SIZE=_BLOCK_SIZE,
+                **launch_settings.OPTIONS,
             )
     return grad_x
 
@@ -163,7 +172,7 @@ def _(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float) -
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the logits, the labels and the logarithm of each row's sum."""
+    """Saves the logits, the labels and the logarithm of each row's sum."""
 
     @staticmethod
     def forward(ctx, x, labels, scale):
@@ -171,7 +180,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(x, labels, log_sums)
         ctx.scale = scale
         ctx.mark_non_differentiable(counts)
-        ctx.set_materialize_grads(False)  # zeros for the counts would be a launch
+        ctx.set_materialize_grads(False)  # zeros for the counts would cost a launch
         return loss, counts
 
     @staticmethod
@@ -181,34 +190,34 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _can_be_read(labels: Tensor) -> bool:
-    """Whether there are values, and nobody is waited for."""
+    """Whether the labels have values that can be read without synchronising with a GPU."""
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return labels.device.type == "cpu" and not transformed and not isinstance(labels, FakeTensor)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Softmax cross-entropy in nats, summed over the rows and scaled, and the counts that are reported.
+    """Softmax cross-entropy in nats, summed over the rows and scaled, and counts for reporting.
 
         loss = scale * sum over rows n of  log(sum_c exp(logits[n, c])) - logits[n, label[n]]
 
-    A row is an error unless its label's score beats all but 0 (top-1) or 4 (top-5) of the others strictly; ties and NaN
-    scores are errors. Counts of several batches are added.
+    A row is a top-1 (top-5) error unless the score of its label is strictly larger than all others (all but 4 others);
+    ties and NaN scores are errors. Counts of several batches can be added.
 
-    Differentiable once: there is no double backward in Triton (in PyTorch, on CPUs, there is), and no transform of
-    `torch.func` (grad, jvp, vmap) takes it. Under `kernels.using("reference")` there are both.
+    Differentiable once in Triton: there is no double backward, except on CPUs, where PyTorch computes. No transform of
+    `torch.func` (grad, jvp, vmap) works. Under `kernels.using("reference")` both work.
 
     Args:
         logits: N x classes; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        labels: int64, N, from 0 to classes - 1; there is no label to be ignored. On a GPU, which nobody waits for, any
-            other makes the loss and the row's gradient NaN and counts as an error; on a CPU it raises.
-        scale: of the loss and of its gradient, such as one over the images of a whole batch.
+        labels: N values, int64, from 0 to classes - 1; no value is ignored. A label out of range raises on a CPU. On a
+            GPU, which is not synchronised, it makes the loss and the row's gradient NaN and counts as an error.
+        scale: factor of the loss and its gradient, for example 1 / (images in the whole batch).
 
     Returns:
-        The loss, a tensor without dimensions in fp32 (fp64 for fp64), and the counts, which have no gradient: float64,
-        4, (sum of losses, not scaled; top-1 errors; top-5 errors; N).
+        The loss, a tensor without dimensions in fp32 (fp64 for fp64), and the counts, four float64 values without a
+        gradient: sum of the unscaled losses, top-1 errors, top-5 errors, N.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; raised before anything is computed.
+        TypeError, ValueError: an argument is not as described; raised before any computation.
     """
     arguments.check_tensor("logits", logits, 2, "N x classes")
     arguments.check_labels("labels", labels, logits)

@@ -1,11 +1,12 @@
-"""Which implementation runs an operator.
+"""Choice of the implementation that runs an operator.
 
-- `triton`: the kernels in this package. The default for CUDA tensors. A convolution's products are then left to cuDNN
-  unless a measurement says that Triton is faster (`kernels.conv_settings`), but not where Triton is asked for by name.
-- `native`: C and PyTorch, arranged to be fast on CPUs. The default for all other tensors.
-- `reference`: the plainest PyTorch, the definition that the tests compare with.
+- `triton`: the kernels in this package. The default for CUDA tensors. By default, cuDNN computes the products of a
+  convolution unless a measurement says that Triton is faster (`kernels.launch_settings`); if `triton` is chosen
+  explicitly, Triton computes them all.
+- `native`: C and PyTorch, optimised for CPUs. The default for all other tensors.
+- `reference`: plain PyTorch, the definition that the tests compare with.
 
-The environment variable `FASTALEX_KERNELS` chooses one for the whole process, `using` for a block of code.
+The environment variable `FASTALEX_KERNELS` chooses for the whole process, `using` for a block of code.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ IMPLEMENTATIONS = ("triton", "native", "reference")
 
 def _checked(name: str, origin: str) -> str:
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"{origin} must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
+        raise ValueError(f"{origin} must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     return name
 
 
 # With TRITON_INTERPRET=1, kernels run on CPU tensors too, slowly.
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-# A module global and not a context variable: torch.compile guards on it, and autograd's threads see it.
-# The environment's choice is checked where it is first used, so that a command can refuse it in one line.
+# A module global instead of a context variable: torch.compile guards on it, and autograd's threads see it.
+# The value from the environment is checked at its first use, so that a command can report it in one line.
 _chosen: str | None = os.environ.get("FASTALEX_KERNELS") or None
 
 
 @contextmanager
 def using(implementation: str) -> Iterator[None]:
-    """Run the operators called in this block with one implementation, in every thread of the process.
+    """Run the operators that are called in this block with one implementation, in all threads of the process.
 
     Args:
         implementation: "triton", "native" or "reference".
 
     Raises:
-        ValueError: for any other name.
+        ValueError: another name.
     """
     global _chosen
     before = _chosen
@@ -56,16 +57,16 @@ def using(implementation: str) -> Iterator[None]:
 
 
 def implementation_for(x: Tensor) -> str:
-    """The implementation that an operator called with `x` takes now.
+    """The implementation that an operator called with `x` uses now.
 
     Raises:
-        ValueError: if FASTALEX_KERNELS is none of the implementations.
-        RuntimeError: if Triton was asked for and cannot run on x's device, or within a transform of `torch.func`,
-            which only the reference takes.
+        ValueError: FASTALEX_KERNELS is not an implementation.
+        RuntimeError: Triton was chosen and cannot run on x's device; or a transform of `torch.func` is active, which
+            only the reference supports.
     """
     if _chosen is None:
         chosen = "triton" if x.is_cuda else "native"
-    # A fake tensor launches nothing, so what Triton's path keeps for backward can be learnt where there is no GPU.
+    # A fake tensor launches nothing, so it works without a GPU, for example to find out what backward saves.
     elif _chosen == "triton" and isinstance(x, FakeTensor):
         chosen = _chosen
     else:
@@ -73,29 +74,29 @@ def implementation_for(x: Tensor) -> str:
         chosen = _chosen
     if chosen != "reference" and not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"the {chosen} implementation does not go through torch.func's transforms (grad, vjp, jvp, vmap); "
+            f"the {chosen} implementation does not support the transforms of torch.func (grad, vjp, jvp, vmap): "
             'use kernels.using("reference") around them'
         )
     return chosen
 
 
 def check_choice(device: torch.device) -> None:
-    """Refuse an implementation chosen by `FASTALEX_KERNELS` or :func:`using` that does not exist or run there.
+    """Check that the implementation chosen by `FASTALEX_KERNELS` or :func:`using` exists and runs on this device.
 
     Raises:
-        ValueError: if FASTALEX_KERNELS is none of the implementations.
-        RuntimeError: if Triton was asked for, on a device that it does not run on.
+        ValueError: FASTALEX_KERNELS is not an implementation.
+        RuntimeError: Triton was chosen and does not run on this device.
     """
     if _chosen is None:
         return
     _checked(_chosen, "FASTALEX_KERNELS")
     if _chosen == "triton" and not (device.type == "cuda" or _INTERPRETED):
         raise RuntimeError(
-            f"the Triton kernels were chosen, but do not run on {device}: use a GPU, or choose native, or set "
-            "TRITON_INTERPRET=1 before Python starts to run them in Triton's interpreter"
+            f"the Triton kernels were chosen, but do not run on {device}: use a GPU, choose native, or set "
+            "TRITON_INTERPRET=1 before Python starts, which runs them in Triton's interpreter"
         )
 
 
 def triton_is_forced() -> bool:
-    """Whether Triton was asked for by name, and not merely taken because x is on a GPU."""
+    """Whether Triton was chosen explicitly, instead of by default because x is on a GPU."""
     return _chosen == "triton"

@@ -1,15 +1,16 @@
-"""Dropout whose mask is a function of (seed, row, feature), alone and behind a bias and a ReLU.
+"""Dropout with a mask that is a function of (seed, row, feature): alone, and fused after a bias and a ReLU.
 
     training, inverted:       y = x * kept / (1 - p)          evaluation: y = x
     training, not inverted:   y = x * kept                    evaluation: y = x * (1 - p)
 
-`kept` comes from Philox counters (see `kernels.philox.keep_mask`), so the mask is the same on every device and for
-every way to cut a batch, and a GPU makes it again for backward instead of keeping it.
+`kept` is 1 where a feature is kept and 0 where it is dropped. It comes from Philox counters
+(`kernels.philox.keep_mask`), so it is the same on every device and for every split of a batch, and a GPU computes it
+again in backward instead of saving it.
 
-Behind a bias and a ReLU, backward keeps the result, which the next layer keeps as its input anyway: it says where the
+After a bias and a ReLU, backward saves the result, which the next layer saves as its input anyway: it says where the
 ReLU was on.
 
-Source: section 4.2 of Krizhevsky, Sutskever and Hinton (2012), which is the form that is not inverted.
+Source: section 4.2 of Krizhevsky, Sutskever and Hinton (2012), which uses the form that is not inverted.
 """
 
 from __future__ import annotations
@@ -19,38 +20,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward
 from kernels.philox import drop_threshold
-from kernels.vector_lanes import wide
+from kernels.vector_lanes import upcast
 
 
 @triton.jit
-def masked(values, seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
-           ITEMS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    """values * SCALE where kept and values * 0 where dropped, in features `block * VECTOR` and on of one row.
+def drop(values, seed_ptr, first_row_ptr, row, vector, THRESHOLD: tl.constexpr, SCALE: tl.constexpr,
+         ITEMS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    """values * SCALE where kept and values * 0 where dropped. Item i of `row` starts at feature vector[i] * VECTOR.
 
     A threshold of 0 draws no random numbers.
     """
     if THRESHOLD == 0:
         return values * SCALE
     else:
-        keep = keep_tile(seed_ptr, first_row_ptr, row, block, THRESHOLD, ITEMS, VECTOR)
-        # Not 0, because PyTorch's product with a mask keeps a NaN, too.
-        return tl.where(keep, values * SCALE, values * 0.0)
+        kept = keep_tile(seed_ptr, first_row_ptr, row, vector, THRESHOLD, ITEMS, VECTOR)
+        # values * 0 rather than 0 keeps NaN, as PyTorch's product with a mask does.
+        return tl.where(kept, values * SCALE, values * 0.0)
 
 
 @triton.jit
-def keep_tile(seed_ptr, first_row_ptr, row, block, THRESHOLD: tl.constexpr, ITEMS: tl.constexpr,
+def keep_tile(seed_ptr, first_row_ptr, row, vector, THRESHOLD: tl.constexpr, ITEMS: tl.constexpr,
               VECTOR: tl.constexpr):  # fmt: skip
-    """The mask, True where kept, as `kernels.philox.keep_mask` defines it."""
-    number = tl.load(first_row_ptr) + row.to(tl.int64)
+    """[ITEMS, VECTOR] tile of the mask, True where kept, as `kernels.philox.keep_mask` defines it."""
+    global_row = tl.load(first_row_ptr) + row.to(tl.int64)
+    # One Philox block of four words for each four features.
     QUADS: tl.constexpr = VECTOR // 4
-    quad = block[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
-    none = quad * 0
-    word0, word1, word2, word3 = tl.philox(
-        tl.load(seed_ptr), quad, none + (number & 0xFFFFFFFF).to(tl.uint32), none + (number >> 32).to(tl.uint32), none
-    )
+    quad = vector[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
+    zero = quad * 0
+    seed = tl.load(seed_ptr)
+    low, high = (global_row & 0xFFFFFFFF).to(tl.uint32), (global_row >> 32).to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox(seed, quad, zero + low, zero + high, zero)
+    # Interleave the words, so that word c % 4 belongs to feature c.
     words = tl.reshape(tl.join(tl.join(word0, word2), tl.join(word1, word3)), [ITEMS, VECTOR])
     return words >= tl.full([], THRESHOLD, tl.uint32)
 
@@ -60,21 +63,22 @@ def dropout_fwd_kernel(
     x_ptr, bias_ptr, seed_ptr, first_row_ptr, y_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
     SCALE: tl.constexpr, BIAS_AND_RELU: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """y = x, or relu(x + bias), scaled where kept and 0 where dropped, for N x FEATURES."""
+    """y = x, or relu(x + bias), scaled where kept and 0 where dropped. x is N x FEATURES."""
     VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
     BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
+    # A program handles ITEMS vectors of VECTOR features of one row.
     program = tl.program_id(0)
     row = program // BLOCKS
-    block = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
-    feature = block[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    vector = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
+    feature = vector[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     mask = feature < FEATURES
     start = row.to(tl.int64) * FEATURES
-    value = wide(tl.load(x_ptr + start + feature, mask=mask, other=0.0))
+    value = upcast(tl.load(x_ptr + start + feature, mask=mask, other=0.0))
     if BIAS_AND_RELU:
         value += tl.load(bias_ptr + feature, mask=mask, other=0.0).to(value.dtype)
-        # Written so that a NaN stays one.
+        # This comparison keeps NaN.
         value = tl.where(value <= 0.0, 0.0, value)
-    value = masked(value, seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR)
+    value = drop(value, seed_ptr, first_row_ptr, row, vector, THRESHOLD, SCALE, ITEMS, VECTOR)
     tl.store(y_ptr + start + feature, value, mask=mask)
 
 
@@ -83,39 +87,40 @@ def relu_dropout_bwd_kernel(
     grad_ptr, y_ptr, seed_ptr, first_row_ptr, grad_x_ptr, FEATURES: tl.constexpr, THRESHOLD: tl.constexpr,
     SCALE: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """grad_x from grad_y, scaled where kept, and 0 where dropped or y says that the ReLU was off; N x FEATURES."""
+    """grad_x from grad_y: scaled where kept, 0 where dropped or where y shows that the ReLU was off. N x FEATURES."""
     VECTORS: tl.constexpr = (FEATURES + VECTOR - 1) // VECTOR
     BLOCKS: tl.constexpr = (VECTORS + ITEMS - 1) // ITEMS
+    # A program handles ITEMS vectors of VECTOR features of one row.
     program = tl.program_id(0)
     row = program // BLOCKS
-    block = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
-    feature = block[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    vector = program % BLOCKS * ITEMS + tl.arange(0, ITEMS)
+    feature = vector[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     mask = feature < FEATURES
     start = row.to(tl.int64) * FEATURES
-    grad = wide(tl.load(grad_ptr + start + feature, mask=mask, other=0.0))
-    y = wide(tl.load(y_ptr + start + feature, mask=mask, other=0.0))
-    grad = masked(grad, seed_ptr, first_row_ptr, row, block, THRESHOLD, SCALE, ITEMS, VECTOR)
+    grad = upcast(tl.load(grad_ptr + start + feature, mask=mask, other=0.0))
+    y = upcast(tl.load(y_ptr + start + feature, mask=mask, other=0.0))
+    grad = drop(grad, seed_ptr, first_row_ptr, row, vector, THRESHOLD, SCALE, ITEMS, VECTOR)
     tl.store(grad_x_ptr + start + feature, tl.where(y <= 0.0, 0.0, grad), mask=mask)
 
 
 def _grid(x: Tensor, vector: int) -> tuple[int]:
-    return (x.shape[0] * launch.blocks(triton.cdiv(x.shape[1], vector)),)
+    return (x.shape[0] * launch_settings.programs(triton.cdiv(x.shape[1], vector)),)
 
 
 def _vector(x: Tensor) -> int:
-    # A Philox block makes four words, so an item has four features at least.
+    # A Philox block has four words, so an item has at least four features.
     return max(4, 16 // x.element_size())
 
 
 @torch.library.custom_op("fastalex::dropout_forward", mutates_args=())
 def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
-    launch.check_elements("x", x.shape[1], " per row")
+    arguments.check_elements("x", x.shape[1], " per row")
     x = x.contiguous()
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     vector = _vector(x)
-    with launch.on(x):
+    with launch_settings.on_device_of(x):
         dropout_fwd_kernel[_grid(x, vector)](
             x,
             x if bias is None else bias.contiguous(),
@@ -126,9 +131,9 @@ def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, th
             THRESHOLD=threshold,
             SCALE=scale,
             BIAS_AND_RELU=bias is not None,
-            ITEMS=launch.ITEMS,
+            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
-            **launch.OPTIONS,
+            **launch_settings.OPTIONS,
         )
     return y
 
@@ -145,7 +150,7 @@ def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, thr
     if y.numel() == 0:
         return grad_x
     vector = _vector(y)
-    with launch.on(y):
+    with launch_settings.on_device_of(y):
         relu_dropout_bwd_kernel[_grid(y, vector)](
             grad,
             y,
@@ -155,9 +160,9 @@ def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, thr
             FEATURES=y.shape[1],
             THRESHOLD=threshold,
             SCALE=scale,
-            ITEMS=launch.ITEMS,
+            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
-            **launch.OPTIONS,
+            **launch_settings.OPTIONS,
         )
     return grad_x
 
@@ -168,7 +173,7 @@ def _(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, 
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps the seed and the row number."""
+    """Saves the seed and the row number."""
 
     @staticmethod
     def forward(ctx, x, seed, first_row, threshold, scale):
@@ -183,7 +188,7 @@ class _Dropout(torch.autograd.Function):
 
 
 class _BiasReluDropout(torch.autograd.Function):
-    """Keeps the result, the seed and the row number."""
+    """Saves the result, the seed and the row number."""
 
     @staticmethod
     def forward(ctx, x, bias, seed, first_row, threshold, scale):
@@ -199,8 +204,8 @@ class _BiasReluDropout(torch.autograd.Function):
         grad_x = _relu_backward(grad, *ctx.saved_tensors, *ctx.options)
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            work = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-            grad_bias = grad_x.sum(0, dtype=work).to(ctx.bias_dtype)
+            accumulator = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            grad_bias = grad_x.sum(0, dtype=accumulator).to(ctx.bias_dtype)
         return grad_x, grad_bias, None, None, None, None
 
 
@@ -219,31 +224,31 @@ def dropout(
     training: bool = True,
     inverted: bool = True,
 ) -> Tensor:
-    """Set features to zero with probability `p`, each by its own random number.
+    """Set each feature to zero with probability `p`, independently of the others.
 
         training, inverted:       y = x * kept / (1 - p)          evaluation: y = x
         training, not inverted:   y = x * kept                    evaluation: y = x * (1 - p)
 
-    `kept` is a function of (seed, row, feature); see `kernels.philox.keep_mask`.
+    `kept` is 1 or 0, a function of (seed, row, feature); see `kernels.philox.keep_mask`.
 
-    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
-    `kernels.using("reference")` there are both.
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) works. Under
+    `kernels.using("reference")` both work.
 
     Args:
         x: N x F; float32, float16, bfloat16 or float64.
         p: probability that a feature is dropped, in [0, 1).
-        seed: int in [0, 2^63), or an int64 tensor of one element on x's device or the CPU. Use a tensor where a
-            recorded CUDA graph is to draw new masks.
-        first_row: number of x's first row within the whole batch; same types.
-        training: False computes the evaluation form, which needs no random numbers.
+        seed: int in [0, 2^63), or an int64 tensor of one element on x's device or the CPU. Use a tensor if a CUDA graph
+            has to draw new masks.
+        first_row: index of x's first row in the whole batch; same types.
+        training: False computes the evaluation form, without random numbers.
         inverted: True scales by 1 / (1 - p) in training; False, the 2012 form, by 1 - p in evaluation.
 
     Returns:
-        N x F in x's dtype. For backward, Triton's kernels keep the seed and the row number, and the native form, for
-        which random numbers are dear, the mask: a byte per feature.
+        N x F in x's dtype. Backward saves the seed and the row number in Triton. The native implementation saves the
+        mask, one byte per feature, because random numbers are expensive on a CPU.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; raised before anything is computed.
+        TypeError, ValueError: an argument is not as described; raised before any computation.
     """
     arguments.check_tensor("x", x, 2, "N x F")
     arguments.check_probability(p)
@@ -271,10 +276,10 @@ def bias_relu_dropout(
     training: bool = True,
     inverted: bool = True,
 ) -> Tensor:
-    """`dropout(relu(x + bias))`, for the raw product of a fully connected layer.
+    """`dropout(relu(x + bias))`, for x = the raw product of a fully connected layer.
 
-    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
-    `kernels.using("reference")` there are both.
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) works. Under
+    `kernels.using("reference")` both work.
 
     Args:
         x: N x F; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
@@ -285,7 +290,7 @@ def bias_relu_dropout(
         N x F in x's dtype.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; raised before anything is computed.
+        TypeError, ValueError: an argument is not as described; raised before any computation.
     """
     arguments.check_tensor("x", x, 2, "N x F")
     arguments.check_vector("bias", bias, x.shape[1], x, "one per feature of x")

@@ -1,19 +1,19 @@
-"""Local response normalisation: by the responses of neighbouring channels.
+"""Local response normalisation across neighbouring channels.
 
     s[c] = k + alpha / n * sum of x[j]^2 over j = c - n // 2 ... c + (n - 1) // 2
     y[c] = x[c] * s[c]^-beta
     t[c] = grad_y[c] * x[c] * s[c]^(-beta - 1)
     grad_x[c] = grad_y[c] * s[c]^-beta - 2 alpha beta / n * x[c] * sum of t[j] over j = c - (n - 1) // 2 ... c + n // 2
 
-Source: Krizhevsky, Sutskever and Hinton (2012), section 3.3, with alpha divided by the window's size as in the released
-source of that network, in Caffe and in PyTorch; the paper's own formula does not divide.
+Source: section 3.3 of Krizhevsky, Sutskever and Hinton (2012). Alpha is divided by the window's size, as in the
+released source of that network, in Caffe and in PyTorch; the paper's own formula does not divide.
 
-A thread holds 16 bytes of neighbouring channels and the vectors on either side, which it also loads whole: they come
-from the first-level cache, and no load is narrower than 16 bytes. Windows are summed anew for each channel: a running
-sum would cancel, and would carry one NaN to all channels behind it. Backward computes `s` again and keeps `x` alone.
+A thread holds one vector of neighbouring channels (16 bytes) and loads the vectors on either side too. Those come from
+the L1 cache, and no load is narrower than 16 bytes. Each channel sums its own window: a running sum would lose
+precision by cancellation, and would carry one NaN to all later channels. Backward recomputes `s`, so it saves only `x`.
 """
 
-# A tuple that grows changes its type at each step.
+# A tuple that grows in a loop changes its type in each iteration.
 # mypy: disable-error-code="assignment"
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import load_neighbours, locate, store_lanes
@@ -31,7 +31,7 @@ from kernels.vector_lanes import load_neighbours, locate, store_lanes
 
 @triton.jit
 def window_sum(lanes, FIRST: tl.constexpr, SIZE: tl.constexpr):
-    """The sum of `SIZE` lanes from lane `FIRST` on."""
+    """Sum of the `SIZE` lanes from lane `FIRST` on."""
     total = lanes[FIRST]
     for step in tl.static_range(1, SIZE):
         total += lanes[FIRST + step]
@@ -40,7 +40,7 @@ def window_sum(lanes, FIRST: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def inverse_power(scale, BETA: tl.constexpr):
-    """`scale^-BETA`; the exponents in use need no logarithm."""
+    """`scale^-BETA`, without a logarithm for the exponents in use."""
     if BETA == 0.75:
         root = tl.rsqrt(scale)
         return root * tl.sqrt(root)
@@ -54,7 +54,7 @@ def inverse_power(scale, BETA: tl.constexpr):
 
 @triton.jit
 def inverse(scale, BETA: tl.constexpr):
-    """`1 / scale`, from the root that `inverse_power` takes too, where there is one: a division takes longer."""
+    """`1 / scale`. Uses the root that `inverse_power` computes too, if there is one, because a division is slower."""
     if BETA == 0.75 or BETA == 0.5:
         root = tl.rsqrt(scale)
         return root * root
@@ -66,7 +66,7 @@ def inverse(scale, BETA: tl.constexpr):
 def scale_lanes(
     x_lanes, FIRST: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, K: tl.constexpr
 ):
-    """`s` for `COUNT` channels, the first of which has its window start at lane `FIRST`."""
+    """`s` of `COUNT` channels; the window of the first one starts at lane `FIRST`."""
     squares = ()
     for lane in tl.static_range(COUNT + SIZE - 1):
         squares += (x_lanes[FIRST + lane] * x_lanes[FIRST + lane],)
@@ -81,7 +81,7 @@ def normalise_lanes(
     x_lanes, HALO: tl.constexpr, VECTOR: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
-    """y of one vector of channels, from x of it and of `HALO` vectors on either side."""
+    """y of one vector of channels, from x of that vector and of `HALO` vectors on either side."""
     scales = scale_lanes(x_lanes, HALO * VECTOR - SIZE // 2, VECTOR, SIZE, ALPHA, K)
     y_lanes = ()
     for lane in tl.static_range(VECTOR):
@@ -96,6 +96,7 @@ def normalise_lanes_backward(
 ):  # fmt: skip
     """grad_x of one vector of channels, from grad_y with `GRAD_HALO` and x with `HALO` vectors on either side."""
     BEFORE: tl.constexpr = (SIZE - 1) // 2
+    # Of this vector and the channels around it: grad_y * s^-beta (direct) and t (spread).
     scales = scale_lanes(x_lanes, HALO * VECTOR - (SIZE - 1), VECTOR + SIZE - 1, SIZE, ALPHA, K)
     direct = ()
     spread = ()
@@ -103,6 +104,7 @@ def normalise_lanes_backward(
         scaled = grad_lanes[GRAD_HALO * VECTOR - BEFORE + lane] * inverse_power(scales[lane], BETA)
         direct += (scaled,)
         spread += (scaled * x_lanes[HALO * VECTOR - BEFORE + lane] * inverse(scales[lane], BETA),)
+    # Each channel adds up t over its mirrored window.
     grad_x_lanes = ()
     for lane in tl.static_range(VECTOR):
         indirect = x_lanes[HALO * VECTOR + lane] * window_sum(spread, lane, SIZE)
@@ -116,7 +118,7 @@ def lrn_fwd_kernel(
     CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
     HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """y from x, both N x CHANNELS x PIXELS in one layout; `HALO` vectors on either side cover the window."""
+    """y from x, both N x CHANNELS x PIXELS in the same layout. `HALO` vectors on either side cover the window."""
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
     start = image * (CHANNELS * PIXELS)
     x_lanes = load_neighbours(
@@ -134,7 +136,7 @@ def lrn_bwd_kernel(
     VECTOR: tl.constexpr, HALO: tl.constexpr, GRAD_HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     GRAD_CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """grad_x, in x's layout, from grad_y, in its own layout, and x."""
+    """grad_x in x's layout, from x and from grad_y in a layout of its own."""
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
     start = image * (CHANNELS * PIXELS)
     GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
@@ -150,21 +152,21 @@ def lrn_bwd_kernel(
 
 
 def halo(reach: int, vector: int) -> int:
-    """Vectors on either side of an item that hold its `reach` nearest channels."""
+    """Number of vectors on either side of an item that cover its `reach` nearest channels."""
     return -(-reach // vector)
 
 
 @torch.library.custom_op("fastalex::lrn_forward", mutates_args=())
 def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-    launch.check_image(x)
+    arguments.check_image(x)
     x = dense(x)
     y = empty_as(x)
     if x.numel() == 0:
         return y
     batch, channels, height, width = x.shape
-    vector = launch.vector_width(channels // groups, x.element_size())
-    with launch.on(x):
-        lrn_fwd_kernel[(batch * launch.blocks(channels // vector * height * width),)](
+    vector = launch_settings.vector_width(channels // groups, x.element_size())
+    with launch_settings.on_device_of(x):
+        lrn_fwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
             x,
             y,
             SIZE=size,
@@ -174,11 +176,11 @@ def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: 
             PIXELS=height * width,
             CHANNELS=channels,
             GROUP_CHANNELS=channels // groups,
-            ITEMS=launch.ITEMS,
+            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
             HALO=halo(size // 2, vector),
             CHANNELS_LAST=is_channels_last(x),
-            **launch.OPTIONS,
+            **launch_settings.OPTIONS,
         )
     return y
 
@@ -195,9 +197,9 @@ def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: 
     if x.numel() == 0:
         return grad_x
     batch, channels, height, width = x.shape
-    vector = launch.vector_width(channels // groups, x.element_size())
-    with launch.on(x):
-        lrn_bwd_kernel[(batch * launch.blocks(channels // vector * height * width),)](
+    vector = launch_settings.vector_width(channels // groups, x.element_size())
+    with launch_settings.on_device_of(x):
+        lrn_bwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
             grad,
             x,
             grad_x,
@@ -208,13 +210,13 @@ def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: 
             PIXELS=height * width,
             CHANNELS=channels,
             GROUP_CHANNELS=channels // groups,
-            ITEMS=launch.ITEMS,
+            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
             HALO=halo(size - 1, vector),
             GRAD_HALO=halo(size // 2, vector),
             CHANNELS_LAST=is_channels_last(x),
             GRAD_CHANNELS_LAST=is_channels_last(grad),
-            **launch.OPTIONS,
+            **launch_settings.OPTIONS,
         )
     return grad_x
 
@@ -225,7 +227,7 @@ def _(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, g
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """Keeps x."""
+    """Saves x."""
 
     @staticmethod
     def forward(ctx, x, *options):
@@ -243,30 +245,30 @@ class _LocalResponseNorm(torch.autograd.Function):
 def local_response_norm(
     x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, *, groups: int = 1
 ) -> Tensor:
-    """Divide each response by a power of the summed squares of its neighbours in the `size` nearest channels.
+    """Divide each response by a power of the sum of squares over the `size` nearest channels.
 
         y[n, c, h, w] = x[n, c, h, w] / (k + alpha / size * sum_j x[n, j, h, w]^2)^beta
 
-    with j from c - size // 2 to c + (size - 1) // 2, cut off at the edges of c's group of channels.
+    with j from c - size // 2 to c + (size - 1) // 2, limited to c's group of channels.
 
-    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) takes it. Under
-    `kernels.using("reference")` there are both.
+    Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) works. Under
+    `kernels.using("reference")` both work.
 
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        size: channels in the window, at least 1; it may exceed the channels there are.
+        size: number of channels in the window, at least 1; may exceed C.
         alpha: at least 0; divided by `size`, as in PyTorch.
         beta: above 0.
         k: above 0.
-        groups: towers of C / groups channels that are normalised apart.
+        groups: number of groups of C / groups channels that are normalised separately.
 
     Returns:
-        A tensor of x's shape, dtype and memory format. Backward keeps `x` alone.
+        A tensor of x's shape, dtype and memory format. Backward saves only `x`.
 
     Raises:
-        TypeError, ValueError: an argument is not as described; raised before anything is computed.
+        TypeError, ValueError: an argument is not as described; raised before any computation.
 
-    Source: section 3.3 of the 2012 paper; `groups=2` is what its two GPUs computed.
+    Source: section 3.3 of the 2012 paper. `groups=2` is what its two GPUs computed.
     """
     arguments.check_tensor("x", x, 4, "N x C x H x W")
     arguments.check_normalisation(size, alpha, beta, k)

@@ -1,4 +1,4 @@
-"""The two memory layouts that the operators know: NCHW and channels_last, both without gaps."""
+"""The two dense memory formats that the operators support: NCHW (contiguous) and channels_last."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels lie next to each other, with or without gaps; where both layouts fit, the answer is no.
+    """Whether neighbouring channels are neighbours in memory, with or without gaps between pixels.
 
-    Of `x` and `dense(x)` it says the same, so that a fake operator foretells the layout of the result.
+    If both formats fit, the answer is False. It is the same for `x` and `dense(x)`, so a fake operator can predict the
+    format of the result.
     """
     _, channels, height, width = x.shape
     return channels > 1 and height * width > 1 and x.stride(1) == 1
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
+    """PyTorch's name of the format."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether x's elements fill one range of memory without gaps, in either format."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
 def dense(x: Tensor) -> Tensor:
-    """`x` itself if it has one of the two layouts, else a copy, in channels_last if it is part of such a tensor."""
+    """`x` itself if it is dense, else a dense copy: in channels_last if `is_channels_last(x)`, else in NCHW."""
     return dense_as(x, is_channels_last(x))
 
 
 def dense_as(x: Tensor, channels_last: bool) -> Tensor:
-    """`x` in the layout asked for: itself, where it is so already."""
+    """`x` in the given format: `x` itself if it already has it, else a copy."""
     return x.contiguous(memory_format=memory_format(channels_last))
 
 
 def empty_as(x: Tensor, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor in x's layout, of x's shape and dtype unless others are given."""
+    """An uninitialised dense tensor in x's format, of x's shape and dtype unless others are given."""
     return torch.empty(
         tuple(x.shape) if shape is None else shape,
         dtype=dtype or x.dtype,

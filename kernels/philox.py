@@ -1,8 +1,8 @@
 """Random bits as a pure function of counters: Philox4x32-10.
 
-A generator with a state ties a dropout mask to everything that was drawn before it. Here a mask depends on nothing but
-(seed, row, feature), so it is the same on a CPU and a GPU, for any split of a batch into micro-batches or devices, and
-after a restart.
+A mask from a stateful generator depends on everything that was drawn before. Here it depends only on (seed, row,
+feature), so it is the same on a CPU and a GPU, for any split of a batch into micro-batches or devices, and after a
+restart.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The tests compare with
 the known answers that the authors publish in Random123.
@@ -18,17 +18,17 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORD = 0xFFFFFFFF
 
-# The last counter word tells the users of one seed apart.
+# The last counter word separates the uses of one seed.
 _DROPOUT_DOMAIN = 0
 _DERIVE_DOMAIN = 1
 
 
 def philox_4x32(counter, key):
-    """Philox4x32-10 of four 32-bit counter words under a key of two 32-bit words: four 32-bit words.
+    """Philox4x32-10: four 32-bit words from a counter of four 32-bit words and a key of two.
 
-    Words are Python ints, or int64 tensors that broadcast against each other; both hold values in [0, 2^32).
-    On tensors the 32 x 32-bit product wraps around in int64. Shifting the wrapped product right by 32 and masking gives
-    the upper half all the same, because only the bits above the mask depend on the sign.
+    Words are Python ints, or int64 tensors that broadcast against each other, with values in [0, 2^32). On tensors the
+    32 x 32-bit product may overflow int64. Its upper half is still right after a shift by 32 and a mask, because only
+    bits above the mask depend on the sign.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -50,25 +50,25 @@ def philox_4x32(counter, key):
 def derive_seed(seed: int, *counters: int) -> int:
     """A 63-bit seed for one use of a run's seed: `derive_seed(run_seed, step, layer)`.
 
-    Each counter is encrypted, together with its position, under the key that the ones before it gave. The result is the
-    same on every machine and in every release.
+    Each counter is encrypted together with its position; the key is the result of the previous counters. The result is
+    the same on every machine and in every release.
 
     Args:
         seed: in [0, 2^64).
         *counters: each in [0, 2^64).
 
     Returns:
-        An int in [0, 2^63), so that it fits an int64 tensor.
+        An int in [0, 2^63), which fits an int64 tensor.
 
     Raises:
-        TypeError: if an argument is no int.
-        ValueError: if an argument is out of range.
+        TypeError: an argument is not an int.
+        ValueError: an argument is out of range.
     """
     for name, value in (("seed", seed), *((f"counters[{index}]", value) for index, value in enumerate(counters))):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
         if not 0 <= value < 1 << 64:
-            raise ValueError(f"{name} must be in [0, 2^64), not {value}")
+            raise ValueError(f"{name} must be in [0, 2^64), got {value}")
     key = seed
     for position, value in enumerate((*counters, len(counters))):
         counter = (value & _WORD, value >> 32, position, _DERIVE_DOMAIN)
@@ -78,18 +78,18 @@ def derive_seed(seed: int, *counters: int) -> int:
 
 
 def drop_threshold(p: float) -> int:
-    """The number of 32-bit words, out of 2^32, that mean "dropped"."""
+    """The number of 32-bit words, out of 2^32, that mean "dropped": p * 2^32, rounded."""
     return min(round(p * 2**32), 2**32 - 1)
 
 
 def keep_mask(seed: Tensor, first_row: Tensor, rows: int, features: int, p: float) -> Tensor:
-    """Dropout's mask, True where kept, of shape rows x features.
+    """The dropout mask, True where kept, of shape rows x features.
 
-    Word `c % 4` of the block with key `seed` and counter `(c // 4, low half of r, high half of r, 0)` belongs to global
-    row `r = first_row + row` and feature `c`, which is dropped if that word is below `drop_threshold(p)`.
+    Feature `c` of global row `r = first_row + row` uses word `c % 4` of the Philox block with key `seed` and counter
+    `(c // 4, low half of r, high half of r, 0)`. It is dropped if that word is below `drop_threshold(p)`.
 
     Args:
-        seed, first_row: one-element int64 tensors; the mask is made on their device.
+        seed, first_row: int64 tensors of one element; the mask is on their device.
     """
     columns = torch.arange((features + 3) // 4, dtype=torch.int64, device=seed.device)
     row = first_row.reshape(1, 1) + torch.arange(rows, dtype=torch.int64, device=seed.device).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""The operators in the plainest PyTorch: the definition that every other implementation is compared with.
+"""The operators in plain PyTorch: the definition that all other implementations are compared with.
 
-Nothing here is fast. Half precision is computed in fp32 and rounded once at the end. Arguments are as in the public
-functions of the same names, which check them.
+Nothing here is optimised. Half precision is computed in fp32 and rounded once at the end. Arguments are those of the
+public functions of the same names, which check them.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from kernels.memory_format import dense_as, is_channels_last
 from kernels.philox import keep_mask
 
 
-def _wide(x: Tensor) -> Tensor:
+def _upcast(x: Tensor) -> Tensor:
+    """x in fp32, or in fp64 for fp64."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
-    wide = _wide(x)
-    towers = wide.unflatten(1, (groups, -1))
-    squares = F.pad(towers * towers, (0, 0, 0, 0, size // 2, (size - 1) // 2))
+    values = _upcast(x)
+    grouped = values.unflatten(1, (groups, -1))
+    squares = F.pad(grouped * grouped, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     sums = squares.unfold(2, size, 1).sum(-1).flatten(1, 2)
-    return _like(x, wide / (k + alpha / size * sums) ** beta)
+    return _like(x, values / (k + alpha / size * sums) ** beta)
 
 
 def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    wide = _wide(x)
+    values = _upcast(x)
     before, after = size // 2, (size - 1) // 2
-    squares = F.pad(wide * wide, (before, after, before, after))
+    squares = F.pad(values * values, (before, after, before, after))
     sums = squares.unfold(2, size, 1).unfold(3, size, 1).sum((-2, -1))
-    return _like(x, wide / (k + alpha / size**2 * sums) ** beta)
+    return _like(x, values / (k + alpha / size**2 * sums) ** beta)
 
 
 def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_mode: bool) -> Tensor:
-    return _like(x, F.max_pool2d(_wide(x), kernel_size, stride, padding, ceil_mode=ceil_mode))
+    return _like(x, F.max_pool2d(_upcast(x), kernel_size, stride, padding, ceil_mode=ceil_mode))
 
 
 def lrn_max_pool2d(
@@ -53,7 +54,7 @@ def lrn_max_pool2d(
     bias: Tensor | None,
     relu: str | None,
 ) -> Tensor:
-    y = _wide(x)
+    y = _upcast(x)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, 1, 1)
     if relu == "before":
@@ -81,37 +82,37 @@ def conv2d_relu(
 
 
 def dropout(x: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool) -> Tensor:
-    wide = _wide(x)
+    values = _upcast(x)
     if training:
-        wide = wide * keep_mask(seed, first_row, x.shape[0], x.shape[1], p)
-        return (wide / (1 - p) if inverted else wide).to(x.dtype)
-    return (wide if inverted else wide * (1 - p)).to(x.dtype)
+        values = values * keep_mask(seed, first_row, x.shape[0], x.shape[1], p)
+        return (values / (1 - p) if inverted else values).to(x.dtype)
+    return (values if inverted else values * (1 - p)).to(x.dtype)
 
 
 def bias_relu_dropout(
     x: Tensor, bias: Tensor, p: float, *, seed: Tensor, first_row: Tensor, training: bool, inverted: bool
 ) -> Tensor:
-    wide = _wide(x)
-    y = (wide + bias.to(wide.dtype)).relu()
+    values = _upcast(x)
+    y = (values + bias.to(values.dtype)).relu()
     return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted).to(x.dtype)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    wide = _wide(logits)
-    losses = F.cross_entropy(wide, labels, reduction="none")
-    # The images as ones: a number copied from the host would wait for it, and a CUDA graph cannot record that.
-    counted = (losses.detach(), *misses(wide, labels), torch.ones_like(labels))
-    return scale * losses.sum(), torch.stack([one.double().sum() for one in counted])
+    values = _upcast(logits)
+    losses = F.cross_entropy(values, labels, reduction="none")
+    # The batch size is a sum of ones: copying a number from the host would synchronise, and no CUDA graph captures it.
+    counted = (losses.detach(), *misses(values, labels), torch.ones_like(labels))
+    return scale * losses.sum(), torch.stack([per_row.double().sum() for per_row in counted])
 
 
 @torch.no_grad()
 def misses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows are top-1 errors, and which top-5 errors (:func:`kernels.cross_entropy`): two bool vectors."""
+    """Two bool vectors: which rows are top-1 errors, and which are top-5 errors (:func:`kernels.cross_entropy`)."""
     own = logits.gather(1, labels.unsqueeze(1))
-    not_beaten = (~(logits < own)).sum(1) - 1
-    # A NaN score of its own beats nobody: not_beaten is then classes - 1, which for up to five classes is within top-5.
+    better = (~(logits < own)).sum(1) - 1
+    # If the label's own score is NaN, `better` is classes - 1, which with five classes or fewer would not be an error.
     wrong = torch.isnan(own.squeeze(1))
-    return (not_beaten >= 1) | wrong, (not_beaten >= 5) | wrong
+    return (better >= 1) | wrong, (better >= 5) | wrong
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def sgd_update_(
 ) -> None:
     for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
         lr, decay = learning_rates[index], weight_decays[index]
-        w, g, v = _wide(weight), gradient.to(_wide(weight).dtype), _wide(velocity)
+        w, g, v = _upcast(weight), gradient.to(_upcast(weight).dtype), _upcast(velocity)
         new_v = momentum * v - decay * lr * w - lr * g
         new_w = w + new_v
         if isinstance(lr, Tensor):
@@ -142,5 +143,5 @@ def sgd_update_(
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:
-    """`y` in x's dtype and memory format."""
+    """y in x's dtype and memory format."""
     return dense_as(y.to(x.dtype), is_channels_last(x))

@@ -1,12 +1,12 @@
-"""The update rule of 2012: gradient descent with momentum, weight decay and the learning rate inside the velocity.
+"""The update rule of 2012: SGD with momentum, with weight decay and the learning rate inside the velocity.
 
     v = momentum * v - weight_decay * learning_rate * w - learning_rate * g
     w = w + v
 
-One launch updates all tensors of one dtype: a table on the device says which part of which tensor a program handles.
+One launch updates all tensors of one dtype: a table on the device says which block of which tensor a program handles.
 
-Source: section 5 of Krizhevsky, Sutskever and Hinton (2012); that a learning rate of 0 stops the velocity too is how
-its source freezes a layer.
+Source: section 5 of Krizhevsky, Sutskever and Hinton (2012). A learning rate of 0 stops the velocity too: this is how
+the released source freezes a layer.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from kernels import arguments, dispatch, launch, native, reference
-from kernels.vector_lanes import wide
+from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels.memory_format import is_dense
+from kernels.vector_lanes import upcast
 
-# 32 bytes of fp32 per thread and tensor: more would need more registers than there are.
-_BLOCK = 1024
+# Elements per program: 32 bytes of fp32 per thread and tensor. More would exceed the registers.
+_BLOCK_SIZE = 1024
 _ALIGNMENT = 16
 
 
 @triton.jit
 def sgd_kernel(
-    part_ptr, address_ptr, length_ptr, rate_ptr, decay_ptr, MOMENTUM: tl.constexpr, WEIGHT: tl.constexpr,
-    GRADIENT: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    block_ptr, address_ptr, length_ptr, rate_ptr, decay_ptr, MOMENTUM: tl.constexpr, WEIGHT: tl.constexpr,
+    GRADIENT: tl.constexpr, BLOCK_SIZE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Update one block of one tensor.
 
-    Row `program` of `part` is (tensor, block within it). Row `tensor` of `address` holds where its weight, gradient,
-    velocity and copy begin, 0 for no copy; `length`, `rate` and `decay` hold one value per tensor.
+    Row `program` of the block table is (tensor, block within it). Row `tensor` of the address table holds the addresses
+    of weight, gradient, velocity and copy, 0 for no copy. Length, rate and decay have one value per tensor.
     """
+    # Look up the block and its tensor.
     program = tl.program_id(0)
-    tensor = tl.load(part_ptr + 2 * program)
-    first = tl.load(part_ptr + 2 * program + 1) * BLOCK
+    tensor = tl.load(block_ptr + 2 * program)
+    first = tl.load(block_ptr + 2 * program + 1) * BLOCK_SIZE
     length = tl.load(length_ptr + tensor)
     rate = tl.load(rate_ptr + tensor)
     decay = tl.load(decay_ptr + tensor)
@@ -55,15 +57,15 @@ def sgd_kernel(
         gradient_ptr = tl.multiple_of(gradient_ptr, 16)
         velocity_ptr = tl.multiple_of(velocity_ptr, 16)
         copy_ptr = tl.multiple_of(copy_ptr, 16)
-    # Only a tensor's last block has an end inside; the others need no mask, which would stop wide loads.
-    if first + BLOCK <= length:
-        offset = first + tl.arange(0, BLOCK)
+    # Only the last block of a tensor needs a mask, which prevents wide loads.
+    if first + BLOCK_SIZE <= length:
+        offset = first + tl.arange(0, BLOCK_SIZE)
         update_block(
             weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, None, rate, decay,
             has_copy, MOMENTUM,
         )  # fmt: skip
     else:
-        offset = first + tl.arange(0, BLOCK)
+        offset = first + tl.arange(0, BLOCK_SIZE)
         update_block(
             weight_ptr + offset, gradient_ptr + offset, velocity_ptr + offset, copy_ptr + offset, offset < length,
             rate, decay, has_copy, MOMENTUM,
@@ -74,7 +76,8 @@ def sgd_kernel(
 def update_block(
     weight_ptrs, gradient_ptrs, velocity_ptrs, copy_ptrs, mask, rate, decay, has_copy, MOMENTUM: tl.constexpr,
 ):  # fmt: skip
-    weight = wide(tl.load(weight_ptrs, mask=mask))
+    """Update the elements at these pointers; the copy is written only if `has_copy`."""
+    weight = upcast(tl.load(weight_ptrs, mask=mask))
     if rate != 0.0:
         gradient = tl.load(gradient_ptrs, mask=mask).to(weight.dtype)
         velocity = tl.load(velocity_ptrs, mask=mask).to(weight.dtype)
@@ -82,7 +85,7 @@ def update_block(
         weight += velocity
         tl.store(velocity_ptrs, velocity, mask=mask)
         tl.store(weight_ptrs, weight, mask=mask)
-    if has_copy:  # by way of fp32: Triton's interpreter makes NaN of fp64 that becomes bf16
+    if has_copy:  # via fp32, because Triton's interpreter turns fp64 into NaN when it casts to bf16
         tl.store(copy_ptrs, weight.to(tl.float32), mask=mask)
 
 
@@ -95,22 +98,22 @@ _TRITON_TYPES = {
 
 
 @functools.lru_cache(maxsize=16)
-def _parts(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which block of which tensor each program updates, and the tensors' lengths: the same for every step."""
-    blocks = torch.tensor([triton.cdiv(length, _BLOCK) for length in lengths], dtype=torch.int64)
+def _block_table(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tensor and the block that each program updates, and the lengths of all tensors. Same in every step."""
+    blocks = torch.tensor([triton.cdiv(length, _BLOCK_SIZE) for length in lengths], dtype=torch.int64)
     tensors = torch.arange(len(lengths)).repeat_interleave(blocks)
     first = torch.cumsum(blocks, 0) - blocks
-    parts = torch.stack((tensors, torch.arange(tensors.numel()) - first[tensors]), dim=1)
-    return parts.to(device), torch.tensor(lengths, dtype=torch.int64).to(device)
+    table = torch.stack((tensors, torch.arange(tensors.numel()) - first[tensors]), dim=1)
+    return table.to(device), torch.tensor(lengths, dtype=torch.int64).to(device)
 
 
 @functools.lru_cache(maxsize=64)
-def _addresses(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The tensors' addresses. Allocators hand out the same ones step after step, so this is kept as well."""
+def _address_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """The addresses of all tensors. Cached, because allocators return the same addresses in every step."""
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
-# What launches recorded in CUDA graphs read: a graph may be replayed after the caches have dropped it.
+# The tables that CUDA graphs read: a graph may be replayed after the caches have dropped them.
 _recorded: list[tuple[Tensor, ...]] = []
 
 
@@ -125,34 +128,34 @@ def _update(
     decays: Tensor,
     momentum: float,
 ) -> None:
-    """Update tensors of one dtype, with gradients of one dtype, each dense and laid out as its weight.
+    """Update tensors of one dtype with gradients of one dtype. All are dense and have the strides of their weight.
 
-    `copies` are those of the weights numbered `copied`.
+    `copies` belong to the weights with the indices `copied`.
     """
     copy_of = {index: copy.data_ptr() for index, copy in zip(copied, copies, strict=True)}
     addresses = tuple(
         (w.data_ptr(), g.data_ptr(), v.data_ptr(), copy_of.get(index, 0))
         for index, (w, g, v) in enumerate(zip(weights, gradients, velocities, strict=True))
     )
-    part, length = _parts(tuple(w.numel() for w in weights), weights[0].device)
-    if part.shape[0] == 0:
+    blocks, lengths = _block_table(tuple(w.numel() for w in weights), weights[0].device)
+    if blocks.shape[0] == 0:
         return
-    table = _addresses(addresses, weights[0].device)
+    table = _address_table(addresses, weights[0].device)
     if weights[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        _recorded.append((part, length, table))
-    with launch.on(weights[0]):
-        sgd_kernel[(part.shape[0],)](
-            part,
+        _recorded.append((blocks, lengths, table))
+    with launch_settings.on_device_of(weights[0]):
+        sgd_kernel[(blocks.shape[0],)](
+            blocks,
             table,
-            length,
+            lengths,
             rates,
             decays,
             MOMENTUM=momentum,
             WEIGHT=_TRITON_TYPES[weights[0].dtype],
             GRADIENT=_TRITON_TYPES[gradients[0].dtype],
-            BLOCK=_BLOCK,
+            BLOCK_SIZE=_BLOCK_SIZE,
             ALIGNED=all(start % _ALIGNMENT == 0 for row in addresses for start in row),
-            **launch.OPTIONS,
+            **launch_settings.OPTIONS,
         )
 
 
@@ -171,6 +174,7 @@ def _(
 
 
 def _on_device(values: Sequence[float] | Tensor, weight: Tensor) -> Tensor:
+    """The numbers as an fp64 tensor on the weight's device."""
     if isinstance(values, Tensor):
         return values.to(weight.device, torch.float64, non_blocking=True)
     return torch.tensor(list(values), dtype=torch.float64).to(weight.device, non_blocking=True)
@@ -187,38 +191,38 @@ def _update_in_triton(
     momentum: float,
     copies: Sequence[Tensor | None] | None,
 ) -> None:
+    """`sgd_update_` by Triton, one launch per combination of dtypes."""
     rates, decays = _on_device(learning_rates, weights[0]), _on_device(weight_decays, weights[0])
     groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
     for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
         groups.setdefault((weight.dtype, gradient.dtype), []).append(index)
     for members in groups.values():
-        whole = len(members) == len(weights)
-        copy_of = {} if copies is None else {place: copies[index] for place, index in enumerate(members)}
-        copied = [place for place, copy in copy_of.items() if copy is not None]
+        all_weights = len(members) == len(weights)
+        copy_of = {} if copies is None else {position: copies[index] for position, index in enumerate(members)}
+        copied = [position for position, copy in copy_of.items() if copy is not None]
         _update(
             [weights[index] for index in members],
-            [_laid_out_as(gradients[index], weights[index]) for index in members],
+            [_with_strides_of(weights[index], gradients[index]) for index in members],
             [velocities[index] for index in members],
             [copy for copy in copy_of.values() if copy is not None],
             copied,
-            rates if whole else rates[members],
-            decays if whole else decays[members],
+            rates if all_weights else rates[members],
+            decays if all_weights else decays[members],
             momentum,
         )
 
 
-def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
-    return (
-        gradient
-        if gradient.stride() == weight.stride()
-        else torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
-    )
+def _with_strides_of(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient itself if it has the weight's strides, else a copy that has."""
+    if gradient.stride() == weight.stride():
+        return gradient
+    return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
 
 
-def _is_simple(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]) -> bool:
-    """Whether each weight is dense, and what is written beside it is laid out alike."""
+def _all_dense(weights: Sequence[Tensor], others: Sequence[Sequence[Tensor | None]]) -> bool:
+    """Whether each weight is dense, and the other tensors that are written have its strides."""
     return all(
-        native.without_gaps(weight) and all(t.stride() == weight.stride() for t in beside if t is not None)
+        is_dense(weight) and all(t.stride() == weight.stride() for t in beside if t is not None)
         for weight, *beside in zip(weights, *others, strict=True)
     )
 
@@ -237,17 +241,17 @@ def sgd_update_(
 
         v = momentum * v - weight_decay * learning_rate * w - learning_rate * g;  w = w + v
 
-    A tensor with learning rate 0 keeps both its weight and its velocity. As PyTorch's own in-place operations do, an
-    update counts as a change: backward through what was computed with the weights before is refused. On meta tensors
-    that is all that happens.
+    A tensor with learning rate 0 keeps its weight and its velocity. Like PyTorch's own in-place operations, an update
+    increments version counters, so that backward through results of the previous weights raises. On meta tensors it
+    does nothing else.
 
     Args:
-        weights: tensors of one floating dtype each, of any shape, all on one device.
+        weights: floating-point tensors of any shape and dtype, all on one device.
         gradients, velocities: one per weight, of its shape and on its device; velocities of its dtype.
         learning_rates, weight_decays: one number per weight, or a floating-point tensor with one value per weight,
-            which is read on its device without waiting for it.
+            which is not copied to the host.
         momentum: in [0, 1).
-        copies: bfloat16 copies of the weights, refreshed in the same pass; None for a weight without, or for all.
+        copies: bfloat16 copies of the weights, updated in the same pass; None for a weight without a copy, or for all.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is changed.
@@ -260,7 +264,7 @@ def sgd_update_(
         return
     chosen = dispatch.implementation_for(weights[0])
     written = [velocities] if copies is None else [velocities, copies]
-    if chosen == "triton" and _is_simple(weights, written):
+    if chosen == "triton" and _all_dense(weights, written):
         update = _update_in_triton
     else:
         update = reference.sgd_update_ if chosen == "reference" else native.sgd_update_
@@ -273,7 +277,7 @@ def sgd_update_(
         momentum=momentum,
         copies=copies,
     )
-    # PyTorch's fused update, which the native path takes where nothing is compiled, writes in place uncounted.
+    # PyTorch's fused update, which the native implementation uses in eager mode, does not increment version counters.
     if update is native.sgd_update_ and not torch.compiler.is_compiling():
         increment_version([*weights, *velocities])
 
@@ -284,22 +288,22 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
         beside.append(("copies", copies))
     for name, tensors in [("weights", weights), *beside]:
         if not isinstance(tensors, Sequence):
-            raise TypeError(f"{name} must be a sequence of tensors, not {type(tensors).__name__}")
+            raise TypeError(f"{name} must be a sequence of tensors, got {type(tensors).__name__}")
         if len(tensors) != len(weights):
             tensors_wanted = arguments.count(len(weights), "tensor")
-            raise ValueError(f"{name} must have {tensors_wanted}, one per weight, not {len(tensors)}")
+            raise ValueError(f"{name} must have {tensors_wanted}, one per weight, got {len(tensors)}")
     for name, values in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
         _check_numbers(name, values, len(weights))
     arguments.check_number("momentum", momentum)
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), not {momentum}")
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     for index, weight in enumerate(weights):
         arguments.check_tensor(f"weights[{index}]", weight)
         _check_writable(f"weights[{index}]", weight)
         if weight.device != weights[0].device:
             raise ValueError(
-                f"weights[{index}] must be on the device of weights[0], {weights[0].device}, not {weight.device}: "
-                "update each device's weights in a call of its own"
+                f"weights[{index}] must be on the device of weights[0], {weights[0].device}, got {weight.device}: "
+                "update the weights of each device in a separate call"
             )
         for name, tensors in beside:
             if name == "copies" and tensors[index] is None:
@@ -308,32 +312,32 @@ def _check(weights, gradients, velocities, learning_rates, weight_decays, moment
             arguments.check_tensor(label, other)
             if other.shape != weight.shape:
                 raise ValueError(
-                    f"{label} must have the shape of weights[{index}], {tuple(weight.shape)}, not {tuple(other.shape)}"
+                    f"{label} must have the shape of weights[{index}], {tuple(weight.shape)}, got {tuple(other.shape)}"
                 )
             if other.device != weight.device:
-                raise ValueError(f"{label} must be on the device of its weight, {weight.device}, not {other.device}")
+                raise ValueError(f"{label} must be on the device of its weight, {weight.device}, got {other.device}")
             wanted = {"gradients": other.dtype, "velocities": weight.dtype, "copies": torch.bfloat16}[name]
             if other.dtype != wanted:
-                raise TypeError(f"{label} must be {wanted}, not {other.dtype}")
+                raise TypeError(f"{label} must be {wanted}, got {other.dtype}")
             if name != "gradients":
                 _check_writable(label, other)
 
 
 def _check_writable(name: str, x: Tensor) -> None:
     if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
-        raise ValueError(f"{name} must have memory for each of its elements, not strides {x.stride()}: clone() it")
+        raise ValueError(f"{name} must have memory for each of its elements, got strides {x.stride()}: clone() it")
 
 
 def _check_numbers(name: str, values: Sequence[float] | Tensor, count: int) -> None:
     if isinstance(values, Tensor):
         arguments.check_tensor(name, values, 1, "one value per weight")
     elif not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of numbers or a tensor, not {type(values).__name__}: {values!r}")
+        raise TypeError(f"{name} must be a sequence of numbers or a tensor, got {type(values).__name__}: {values!r}")
     if len(values) != count:
-        raise ValueError(f"{name} must have {arguments.count(count, 'value')}, one per weight, not {len(values)}")
+        raise ValueError(f"{name} must have {arguments.count(count, 'value')}, one per weight, got {len(values)}")
     if isinstance(values, Tensor):
         return
     for index, value in enumerate(values):
         arguments.check_number(f"{name}[{index}]", value)
         if value < 0:
-            raise ValueError(f"{name}[{index}] must be at least 0, not {value}")
+            raise ValueError(f"{name}[{index}] must be at least 0, got {value}")

@@ -1,14 +1,14 @@
-"""What the Triton kernels share: which part of a tensor a program handles, and how it is loaded and stored.
+"""Building blocks of the Triton kernels: which part of a tensor a program handles, and how to load and store it.
 
 A program handles `ITEMS` items of one image. An item is one pixel and `VECTOR` neighbouring channels of it. Kernels
-hold the channels of an item as a Python tuple of `VECTOR` tensors of shape [ITEMS] ("lanes"), so that sums over
-neighbouring channels are plain additions in registers. In channels_last, the lanes of an item are loaded as one vector
-of 16 bytes.
+hold an item's channels either as one [ITEMS, VECTOR] tile, or as a Python tuple of `VECTOR` tensors of shape [ITEMS],
+the item's lanes, so that sums over neighbouring channels are plain additions in registers. In channels_last, the lanes
+of an item are loaded as one vector of 16 bytes.
 
-Offsets within an image are 32 bits wide and images are found by 64-bit offsets, so that a batch may have any size.
+Offsets within an image are 32 bits wide and the image itself is addressed with 64 bits, so a batch may have any size.
 """
 
-# A tuple that grows changes its type at each step.
+# A tuple that grows in a loop changes its type in each iteration.
 # mypy: disable-error-code="assignment"
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 
 @triton.jit
 def locate(VECTORS: tl.constexpr, PIXELS: tl.constexpr, ITEMS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """This program's image (a 64-bit number), and each item's vector of channels, its pixel, and whether it exists."""
+    """This program's image (64 bits), and for each item its channel vector, its pixel, and whether it exists."""
     BLOCKS: tl.constexpr = (VECTORS * PIXELS + ITEMS - 1) // ITEMS
     program = tl.program_id(0)
     image = (program // BLOCKS).to(tl.int64)
@@ -34,8 +34,8 @@ def locate(VECTORS: tl.constexpr, PIXELS: tl.constexpr, ITEMS: tl.constexpr, CHA
 
 
 @triton.jit
-def wide(values):
-    """The precision that is computed in: fp64 for fp64, fp32 for the rest."""
+def upcast(values):
+    """Values in the dtype of all arithmetic: fp64 for fp64, fp32 for the others."""
     if values.dtype == tl.float64:
         return values
     else:
@@ -43,8 +43,29 @@ def wide(values):
 
 
 @triton.jit
+def zero_accumulator(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A [ROWS, COLUMNS] tile of zeros that accumulates what `ptr` points to: fp64 for fp64, fp32 for the others."""
+    if ptr.dtype.element_ty == tl.float64:
+        return tl.zeros([ROWS, COLUMNS], tl.float64)
+    else:
+        return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
+def element_offset(
+    vector, pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """Offsets within an image of an [ITEMS, VECTOR] tile; `vector` and `pixel` have shape [ITEMS]."""
+    lane = tl.arange(0, VECTOR)[None, :]
+    if CHANNELS_LAST:
+        return (pixel * CHANNELS + vector * VECTOR)[:, None] + lane
+    else:
+        return (vector[:, None] * VECTOR + lane) * PIXELS + pixel[:, None]
+
+
+@triton.jit
 def unpack(tile, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
-    """The lanes of an [ITEMS, VECTOR] tile whose rows are held by one thread each: no data moves."""
+    """The lanes of an [ITEMS, VECTOR] tile. Each thread holds whole rows of the tile, so no data moves."""
     if VECTOR == 1:
         return (tl.reshape(tile, [ITEMS]),)
     elif VECTOR == 2:
@@ -64,7 +85,7 @@ def unpack(tile, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def pack(lanes, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
-    """The [ITEMS, VECTOR] tile of the lanes."""
+    """The [ITEMS, VECTOR] tile of the lanes: the inverse of `unpack`."""
     if VECTOR == 1:
         return tl.reshape(lanes[0], [ITEMS, 1])
     elif VECTOR == 2:
@@ -82,9 +103,9 @@ def load_lanes(
     image_ptr, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
     VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """The lanes of each item, zero where the mask is off, in the tensor's own dtype."""
+    """The lanes of each item in the tensor's own dtype, zero where the mask is False."""
     if CHANNELS_LAST:
-        offset = (pixel * CHANNELS + vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        offset = element_offset(vector, pixel, PIXELS, CHANNELS, VECTOR, True)
         return unpack(tl.load(image_ptr + offset, mask=mask[:, None], other=0), ITEMS, VECTOR)
     else:
         lanes = ()
@@ -99,9 +120,9 @@ def store_lanes(
     image_ptr, lanes, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
     VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Store the lanes of each item, rounded to the tensor's dtype, where the mask is on."""
+    """Store the lanes of each item where the mask is True, rounded to the tensor's dtype."""
     if CHANNELS_LAST:
-        offset = (pixel * CHANNELS + vector * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
+        offset = element_offset(vector, pixel, PIXELS, CHANNELS, VECTOR, True)
         tl.store(image_ptr + offset, pack(lanes, ITEMS, VECTOR), mask=mask[:, None])
     else:
         for lane in tl.static_range(VECTOR):
@@ -114,17 +135,17 @@ def load_neighbours(
     image_ptr, vector, pixel, mask, HALO: tl.constexpr, GROUP_VECTORS: tl.constexpr, PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Wide lanes of each item and of the `HALO` vectors on either side in its group, zero outside of the group.
+    """Upcast lanes of each item and of the `HALO` vectors on either side of it, zero outside the item's group.
 
     Lane `i` of the item itself is at index `HALO * VECTOR + i`.
     """
-    place = vector % GROUP_VECTORS
+    vector_in_group = vector % GROUP_VECTORS
     lanes = ()
     for neighbour in tl.static_range(-HALO, HALO + 1):
-        inside = mask & (place + neighbour >= 0) & (place + neighbour < GROUP_VECTORS)
+        inside = mask & (vector_in_group + neighbour >= 0) & (vector_in_group + neighbour < GROUP_VECTORS)
         loaded = load_lanes(
             image_ptr, vector + neighbour, pixel, inside, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
         )
         for lane in tl.static_range(VECTOR):
-            lanes += (wide(loaded[lane]),)
+            lanes += (upcast(loaded[lane]),)
     return lanes

@@ -1,4 +1,4 @@
-"""What the operators' tests share: which implementations and dtypes there are, inputs, and the comparison."""
+"""Shared helpers of the operators' tests: implementations, dtypes, inputs, and comparison with the reference."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from kernels.native import build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Largest error allowed, relative to the largest value of the reference in fp64, or of what it is the sum of.
+# Largest error allowed, relative to the largest value of the fp64 reference, or of the terms that it sums.
 TOLERANCES = {
-    # Some twenty rounded operations of 1.1e-16 each, with room for sums over a window.
+    # About twenty rounded operations of 1.1e-16 each, and sums over a window.
     torch.float64: 1e-13,
-    # The same for 6e-8; GPUs take square roots and powers to within 2 units in the last place.
+    # The same with 6e-8. GPUs compute square roots and powers to within 2 units in the last place.
     torch.float32: 3e-6,
-    # Computed in fp32; one rounding of the result to 11 bits, 4.9e-4. A bias gradient sums rounded values.
+    # Computed in fp32, then one rounding to 11 bits, 4.9e-4. A bias gradient sums rounded values.
     torch.float16: 2e-3,
     # The same with 8 bits, 3.9e-3.
     torch.bfloat16: 1.6e-2,
 }
-# Convolution by minimal filtering: plain sums of the network's lengths are off by 1e-6 in fp32, and transforms of up to
-# eight points make that some ten times as much.
+# Convolution by minimal filtering: plain sums of AlexNet's lengths have errors of 1e-6 in fp32, and transforms of up to
+# eight points about ten times that.
 TRANSFORMED_TOLERANCES = {torch.float64: 6e-14, torch.float32: 3e-5}
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "sliced"]
 IMPLEMENTATIONS = ["native", "triton"]
-# What normalises on a CPU is compiled, and PyTorch's where there is no compiler.
+# On a CPU, normalisation is compiled C, or PyTorch if there is no compiler.
 NORM_IMPLEMENTATIONS = ["native", "native in PyTorch", "triton"]
 
-# More rounds than any loop of a kernel has at small sizes.
+# More iterations than any loop of a kernel has at small sizes.
 LONG_GRID = 1000
 
 dtypes = st.sampled_from(DTYPES)
@@ -50,7 +50,7 @@ seeds = st.integers(0, 2**31)
 
 
 def dtypes_of(implementation: str) -> list[torch.dtype]:
-    """All, but bf16 where Triton's interpreter stands in for a GPU: it cuts bits off where a GPU rounds."""
+    """All dtypes, without bf16 in Triton's interpreter, which truncates where a GPU rounds."""
     interpreted = implementation == "triton" and DEVICE == "cpu"
     return [dtype for dtype in DTYPES if not (interpreted and dtype == torch.bfloat16)]
 
@@ -63,7 +63,7 @@ NORM_COMPUTED = [
 
 @contextmanager
 def using(implementation: str) -> Iterator[None]:
-    """:func:`kernels.using`, of "native in PyTorch" too; "native" fails without a compiler."""
+    """:func:`kernels.using`, which also accepts "native in PyTorch". "native" fails without a compiler."""
     with pytest.MonkeyPatch.context() as patched:
         if implementation == "native in PyTorch":
             patched.setattr(build, "library", lambda: None)
@@ -74,12 +74,12 @@ def using(implementation: str) -> Iterator[None]:
 
 
 def dtype_for(implementation: str, drawn: torch.dtype) -> torch.dtype:
-    """The dtype drawn, with fp16 in place of one that the implementation has not."""
+    """The dtype drawn, or fp16 if the implementation does not support it here."""
     return drawn if drawn in dtypes_of(implementation) else torch.float16
 
 
 def examples(count: int) -> Callable:
-    """The same few examples each time: an interpreted kernel takes a tenth of a second."""
+    """The same few examples in every run, because an interpreted kernel takes a tenth of a second."""
     return hypothesis.settings(
         max_examples=count,
         deadline=None,
@@ -96,7 +96,7 @@ def random_tensor(shape: Sequence[int], seed: int, dtype: torch.dtype = torch.fl
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values in another layout, as far as x has dimensions for it; the first ones repeated, if expanded."""
+    """The same values in another layout, if x has enough dimensions; "expanded" repeats the first values."""
     if x.dim() == 0 or (layout == "channels_last" and x.dim() != 4):
         return x.contiguous()
     if layout == "channels_last":
@@ -111,17 +111,17 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def uninitialised(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
-    """A tensor for which a CPU's memory is taken only where it is written to."""
+    """An uninitialised tensor. On a CPU, pages take memory only once they are written."""
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, device=DEVICE, memory_format=memory_format)
 
 
 @contextmanager
 def ends_of_grids(count: int) -> Iterator[None]:
-    """Interpreted, a long grid or loop runs so many of its first and of its last rounds; compiled, all of them.
+    """In the interpreter, long grids and loops run only their first and last `count` iterations; on a GPU, all.
 
-    So offsets into large tensors are computed as a GPU computes them, in little time and memory. Arguments are not
-    copied back, which on a CPU means onto themselves.
+    This tests offsets into large tensors in little time and memory. Arguments are not copied back, which on a CPU would
+    copy them onto themselves.
     """
     if DEVICE != "cpu":
         yield
@@ -129,8 +129,8 @@ def ends_of_grids(count: int) -> Iterator[None]:
     interpreter = importlib.import_module("triton.runtime.interpreter")
 
     def ends(*limits: int) -> Iterable[int]:
-        whole = builtins.range(*limits)
-        return itertools.chain(whole[:count], whole[-count:]) if len(whole) > LONG_GRID else whole
+        full = builtins.range(*limits)
+        return itertools.chain(full[:count], full[-count:]) if len(full) > LONG_GRID else full
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(interpreter, "range", ends, raising=False)
@@ -140,7 +140,7 @@ def ends_of_grids(count: int) -> Iterator[None]:
 
 @contextmanager
 def no_copies() -> Iterator[None]:
-    """`contiguous` fails where it copies."""
+    """Makes `contiguous` fail if it copies."""
     contiguous = Tensor.contiguous
 
     def without_a_copy(x: Tensor, **options) -> Tensor:
@@ -161,15 +161,17 @@ def check_close(
     magnitude: Tensor | None = None,
     tolerances: Mapping[torch.dtype, float] = TOLERANCES,
 ) -> None:
-    """`found` equals the fp64 reference to within the rounding of `dtype`, NaN and infinities in their places.
+    """Check that `found` equals the fp64 reference up to the rounding of `dtype`, with the same NaN and infinities.
 
-    Of a sum of few terms, which may cancel, `magnitude` is the sum of their absolute values.
+    For a sum of few terms, which may cancel, `magnitude` is the sum of their absolute values.
     """
     assert found.shape == wanted.shape, what
     if wanted.numel() == 0:
         return
     finite = wanted.isfinite()
-    assert torch.equal(found.isfinite(), finite), f"{what}: NaN or infinity elsewhere than in the reference"
+    assert torch.equal(found.isfinite(), finite), (
+        f"{what}: NaN or infinity where the reference has none, or none where it has"
+    )
     torch.testing.assert_close(found[~finite].double(), wanted[~finite], equal_nan=True)
     if finite.any():
         scale = (wanted if magnitude is None else magnitude)[finite].abs().max().clamp(min=1e-6)
@@ -184,7 +186,7 @@ def check_against_reference(
     gradient_layout: str,
     seed: int = 0,
 ) -> Tensor:
-    """Compare result and gradients of all `tensors` with the reference in fp64; the result is returned."""
+    """Compare the result and the gradients of all `tensors` with the reference in fp64. Returns the result."""
     dtype = tensors[0].dtype
     ours = [tensor.detach().requires_grad_() for tensor in tensors]
     theirs = [tensor.detach().double().requires_grad_() for tensor in tensors]
@@ -201,7 +203,7 @@ def check_against_reference(
     for index, (mine, theirs_) in enumerate(zip(ours, theirs, strict=True)):
         assert mine.grad is not None
         assert theirs_.grad is not None
-        # A gradient has its tensor's dtype, which may be the coarser one.
+        # A gradient has the dtype of its tensor, which may be less precise than that of the result.
         coarser = max(dtype, mine.dtype, key=TOLERANCES.__getitem__)
         check_close(mine.grad, theirs_.grad, coarser, f"gradient of tensor {index}")
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -211,15 +213,15 @@ def check_against_reference(
 
 
 def saved_bytes(operator: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage counted once."""
-    kept: dict[int, int] = {}
+    """Bytes that autograd saves between forward and backward, each storage counted once."""
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = operator()
     assert result.requires_grad
-    return sum(kept.values())
+    return sum(saved.values())

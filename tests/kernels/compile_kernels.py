@@ -1,9 +1,9 @@
-"""Compile every kernel as its host function launches it at AlexNet's shapes, for GPUs that need not be here.
+"""Compile every kernel as its host function launches it at AlexNet's shapes. No GPU is needed.
 
     python tests/kernels/compile_kernels.py bfloat16:80 bfloat16:90 bfloat16:100 float32:80 float32:90 float32:100
 
-prints one JSON object a line: kernel, case, architecture, registers, bytes of stack and of shared memory, which matrix
-instructions the PTX has, and how many loads (asynchronous copies among them) and stores of each width. It runs in a
+prints one JSON object per line: kernel, case, architecture, registers, bytes of stack and shared memory, the matrix
+instructions in the PTX, and the number of loads (including asynchronous copies) and stores of each width. It runs in a
 process of its own, because a process that imports Triton with its interpreter cannot compile.
 """
 
@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import kernels
-from kernels import launch
+from kernels import launch_settings
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -43,7 +43,8 @@ def _record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: A
     _LAUNCHES.append((self, args, options))
 
 
-# Of a block's input, and of the gradient of its result. In NCHW, maps of 55 x 55 cannot be loaded 16 bytes at a time.
+# Memory formats of an operator's input and of the gradient of its result. In NCHW, maps of 55 x 55 cannot be loaded 16
+# bytes at a time.
 _LAYOUTS = {
     "": (torch.channels_last, torch.channels_last),
     " in NCHW": (torch.contiguous_format, torch.contiguous_format),
@@ -54,7 +55,7 @@ _LAYOUTS = {
 def _normalise_and_pool(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     for suffix, formats in _LAYOUTS.items():
         for case, call in _blocks(dtype, *formats):
-            # Code for other layouts differs by operator, hardly by size.
+            # In other formats, the code differs by operator but hardly by size.
             if not suffix or case in ("lrn conv1", "max_pool conv1", "same_map_norm", "lrn_max_pool paper"):
                 yield case + suffix, call
 
@@ -78,7 +79,7 @@ def _blocks(
         yield f"lrn {name}", both(kernels.local_response_norm, groups=2)
         yield f"lrn_max_pool {name}", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu=relu)
         if name == "conv1":
-            # The paper's and Caffe's.
+            # As in the paper and in Caffe.
             yield "lrn_max_pool paper", both(kernels.lrn_max_pool2d, bias=bias, relu="before")
         else:
             yield "same_map_norm", both(kernels.same_map_norm)
@@ -95,11 +96,11 @@ CONVOLUTIONS = {
 
 
 def _convolution(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
-    # Half precision is what networks are trained in; of fp32, one layer with narrow loads and one without.
+    # Networks are trained in half precision. In fp32, one layer with narrow loads and one without are enough.
     names = ("conv1", "conv3") if dtype == torch.float32 else tuple(CONVOLUTIONS)
     for name in names:
         channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
-        # As in training: the first layer's input needs no gradient, and normalised blocks add bias and ReLU themselves.
+        # As in training: the first layer's input needs no gradient, and lrn_max_pool2d adds bias and ReLU itself.
         relu = name not in ("conv1", "conv2")
         x = _channels_last((128, channels, side, side), dtype).requires_grad_(name != "conv1")
         weight = _channels_last((filters, channels // groups, kernel, kernel), dtype).requires_grad_()
@@ -110,9 +111,9 @@ def _convolution(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]
                 kernels.conv2d_relu(x, w, b, s, p, g, relu=r)
             ),
         )
-    # What is left where cuDNN computes the products.
+    # Bias and ReLU after cuDNN's product.
     y = _channels_last((2, 96, 5, 5), dtype)
-    yield "epilogue", lambda: kernels.conv_relu._run_bias_relu(y, torch.empty(96, dtype=dtype), True)
+    yield "epilogue", lambda: kernels.conv_relu.add_bias_relu_(y, torch.empty(96, dtype=dtype), True)
 
 
 def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -146,7 +147,7 @@ def _update(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _is_left_out(case: str, dtype: torch.dtype, architecture: int) -> bool:
-    """What takes long to compile and tells little more than what is compiled for Hopper."""
+    """Whether this case is slow to compile and adds little to what is compiled for Hopper."""
     fused_in_fp32 = case.startswith("lrn_max_pool") and dtype == torch.float32
     slow_layout = case.endswith("in NCHW")
     return (slow_layout and dtype == torch.float32) or (architecture != 90 and (slow_layout or fused_in_fp32))
@@ -157,7 +158,7 @@ def _both(y: torch.Tensor, memory_format: torch.memory_format = torch.preserve_f
 
 
 def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any]) -> ASTSource:
-    """What Triton would compile for this launch, with the alignment that it would find on a GPU."""
+    """The source that Triton would compile for this launch, with the alignment of tensors on a GPU."""
     values = dict(zip(kernel.arg_names, args, strict=False)) | {
         k: v for k, v in options.items() if k in kernel.arg_names
     }
@@ -171,7 +172,7 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
             signature[name] = "i32"
             aligned = values[name] % 16 == 0 and not kernel.params[index].do_not_specialize
         else:
-            # PyTorch's allocator begins each tensor at a multiple of 512 bytes.
+            # PyTorch's allocator aligns each tensor to 512 bytes.
             signature[name] = _TYPES[values[name].dtype]
             aligned = True
         if aligned:
@@ -189,7 +190,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 def _widths(ptx: str, instruction: str) -> collections.Counter[str]:
-    """How many global loads or stores of how many bytes."""
+    """Number of global loads or stores by width in bytes."""
     counts: collections.Counter[str] = collections.Counter()
     for modifiers in re.findall(rf"{instruction}\.global(\S*)", ptx):
         vector = re.search(r"\.v(\d)", modifiers)
@@ -199,13 +200,13 @@ def _widths(ptx: str, instruction: str) -> collections.Counter[str]:
 
 
 def _copies(ptx: str) -> collections.Counter[str]:
-    """How many copies from global to shared memory of how many bytes, which pass through no registers."""
+    """Number of asynchronous copies from global to shared memory, which bypass the registers, by width in bytes."""
     sizes = re.findall(r"cp\.async\.\S+\.shared\.global .*?(0x\w+)", ptx)
     return collections.Counter(str(int(size, 16)) for size in sizes)
 
 
 def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource, dict[str, Any]]]:
-    """Every launch that the operators make with this dtype, each once."""
+    """Every launch of the operators with this dtype, without duplicates."""
     done = set()
     for cases in (_normalise_and_pool, _convolution, _fully_connected, _update):
         for case, call in cases(dtype):
@@ -220,12 +221,12 @@ def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource,
                         case,
                         kernel,
                         source,
-                        {name: options[name] for name in (*launch.OPTIONS, "num_stages") if name in options},
+                        {name: options[name] for name in (*launch_settings.OPTIONS, "num_stages") if name in options},
                     )
 
 
 def main(wanted: list[str]) -> None:
-    # Kernels are recorded and not run, so CPU tensors do.
+    # Launches are recorded, not run, so CPU tensors are enough.
     JITFunction.run = _record
     kernels.dispatch._INTERPRETED = True
     architectures: dict[str, list[int]] = {}

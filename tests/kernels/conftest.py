@@ -1,4 +1,4 @@
-"""Poison what the kernels leave unwritten: memory that `kernels` asks for uninitialised arrives full of NaN."""
+"""Shared fixtures. Uninitialised memory that `kernels` allocates is filled with NaN, which shows unwritten results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-# Elements for which poison would take a CPU's memory; :func:`comparing.uninitialised` says why they may be so many.
+# Tensors of this many elements are not filled, because that would allocate their memory (`comparing.uninitialised`).
 LARGE = 2**30
 
 
@@ -25,7 +25,7 @@ def _poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @pytest.fixture
 def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For expanded tensors, which take no memory before they are copied."""
+    """Fails if an expanded tensor, which takes no memory, is copied."""
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_, **__: pytest.fail("a copy was made"))
 
 
@@ -33,3 +33,9 @@ def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 def poison_uninitialised_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 convolutions on a GPU use all bits of their factors, so that the tolerance of fp32 applies."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

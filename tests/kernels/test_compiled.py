@@ -1,4 +1,4 @@
-"""Every kernel compiles for three generations of GPUs into code that uses them as intended, without one at hand."""
+"""Every kernel compiles for three generations of GPUs into efficient code. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Shared memory that one program may have, in bytes.
+# Largest shared memory of one program, in bytes.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 ROOT = Path(__file__).parents[2]
@@ -21,21 +21,21 @@ KERNELS = {
     for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)
 }
 
-# Bytes of loads and stores narrower than 16, and what they are.
+# Widths in bytes of the expected loads and stores narrower than 16, with the reason.
 NARROW = {
     # The first convolution's three channels, its rows of 363 weights, and biases.
     ("conv_fwd_kernel", "loads"): {"2", "4", "8"},
-    # In fp32, what must be transposed on its way to the matrix units.
+    # In fp32, operands that are transposed on their way to the tensor cores.
     ("conv_bwd_data_kernel", "loads"): {"4"},
     ("conv_bwd_weight_kernel", "loads"): {"2", "4"},
     # Rows of 363 weights.
     ("conv_bwd_weight_kernel", "stores"): {"4"},
-    # Of a square's 4 x 4 pixels a program has a row: 12 numbers, 24 bytes in half precision.
+    # A program has one row of a square of 4 x 4 pixels: 12 numbers, 24 bytes in half precision.
     ("space_to_depth_kernel", "stores"): {"8"},
     # Sums of one column per thread.
     ("sum_parts_kernel", "stores"): {"2", "4"},
     ("bias_relu_bwd_kernel", "stores"): {"4"},
-    # A maximum's place is one byte for each channel of a vector, 8 in half precision and 4 in fp32.
+    # The argmax is one byte for each channel of a vector, 8 in half precision and 4 in fp32.
     ("max_pool_fwd_kernel", "stores"): {"4", "8"},
     ("max_pool_bwd_kernel", "loads"): {"4", "8"},
     ("lrn_pool_fwd_kernel", "stores"): {"4", "8"},
@@ -43,13 +43,13 @@ NARROW = {
     # Counters are single int64 values.
     ("dropout_fwd_kernel", "loads"): {"8"},
     ("relu_dropout_bwd_kernel", "loads"): {"8"},
-    # A row's label and its score; numbers per row, and their sums.
+    # The label of a row and its score; one number per row, and their sums.
     ("cross_entropy_fwd_kernel", "loads"): {"2", "4", "8"},
     ("cross_entropy_fwd_kernel", "stores"): {"4"},
     ("cross_entropy_sum_kernel", "loads"): {"4"},
     ("cross_entropy_sum_kernel", "stores"): {"4", "8"},
     ("cross_entropy_bwd_kernel", "loads"): {"4", "8"},
-    # The table, and the last, incomplete block of a tensor, which is masked.
+    # The tables, and the last block of a tensor, which is masked.
     ("sgd_kernel", "loads"): {"2", "4", "8"},
     ("sgd_kernel", "stores"): {"2", "4"},
 }
@@ -84,7 +84,7 @@ def test_shared_memory_is_within_limits(records: list[dict]) -> None:
         assert record["shared"] <= SHARED_LIMITS[record["architecture"]], record
 
 
-def test_products_use_the_matrix_units_of_their_generation(records: list[dict]) -> None:
+def test_products_use_the_tensor_cores_of_their_generation(records: list[dict]) -> None:
     instructions = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
     products = [
         record for record in records if re.fullmatch(r"conv_(fwd|bwd_data|bwd_weight)_kernel", record["kernel"])
@@ -95,7 +95,7 @@ def test_products_use_the_matrix_units_of_their_generation(records: list[dict]) 
 
 
 def test_only_the_first_layers_pixels_and_biases_are_loaded_narrowly(records: list[dict]) -> None:
-    """In bf16, whose three kinds of product are otherwise fed 16 bytes at a time, past the registers."""
+    """In bf16, all other operands of the three products are loaded 16 bytes at a time, bypassing the registers."""
     for record in records:
         if record["dtype"] == "bfloat16" and record["kernel"].startswith("conv_") and record["case"] != "conv1":
             narrow = sum(count for width, count in record["loads"].items() if int(width) < 16)
@@ -108,15 +108,15 @@ def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -
         if record["case"].endswith("in NCHW"):
             continue
         if record["case"] == "sgd unaligned":
-            # Wider ones would fail. The table's numbers have 8 bytes.
+            # Wider ones would fault. The numbers in the tables have 8 bytes.
             assert set(record["loads"]) <= {"2", "4", "8"}, record
             assert set(record["stores"]) <= {"2", "4"}, record
             continue
         for way in ("loads", "stores"):
             wide = {width for width in record[way] if int(width) >= 16}
             narrow = set(record[way]) - wide
-            # Places of maxima; rows of four pixels; the first layer's 363 weights; sums, alone where there is no ReLU;
-            # numbers per row of logits; transposed factors in fp32.
+            # The argmax; rows of four pixels; sums, which are all that is stored without a ReLU; one number per row of
+            # logits; the first layer's 363 weights; transposed operands in fp32.
             narrow_only = {
                 ("lrn_pool_fwd_kernel", "stores"),
                 ("space_to_depth_kernel", "stores" if record["dtype"] != "float32" else ""),

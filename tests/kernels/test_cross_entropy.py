@@ -1,4 +1,4 @@
-"""Cross-entropy and errors: the definition, by hand and against PyTorch's, and what counts as an error."""
+"""Cross-entropy and error counts, against the definition and against PyTorch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hypothesis import given
 
 import kernels
 
-# Rows within a block and over its end, which lies at 1024.
+# Rows shorter and longer than a block of 1024.
 shapes = st.tuples(st.integers(0, 5), st.sampled_from([1, 2, 5, 6, 10, 1000, 1024, 1030, 2500]))
 
 
@@ -33,12 +33,12 @@ def random_labels(rows: int, classes: int, seed: int) -> torch.Tensor:
 
 
 def counted(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """Top-1 and top-5 errors by sorting: of several equal scores the label's is the last."""
+    """Top-1 and top-5 errors by ranking. Among equal scores, the label's is ranked last."""
     errors = [0, 0]
     for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
-        place = sum(score >= row[label] for score in row) - 1
-        errors[0] += place > 0
-        errors[1] += place > 4
+        rank = sum(score >= row[label] for score in row) - 1
+        errors[0] += rank > 0
+        errors[1] += rank > 4
     return [*map(float, errors), float(len(labels))]
 
 
@@ -72,10 +72,10 @@ def test_it_is_the_definition(implementation, shape, scale, dtype, layout, ties,
 def test_ties_and_nan_are_errors(implementation: str) -> None:
     nan = float("nan")
     logits = torch.zeros(6, 10, device=DEVICE)
-    logits[1, 3] = 1  # the only one that is right
+    logits[1, 3] = 1  # the only row without an error
     logits[2, :] = nan
     logits[3, 3] = nan
-    logits[4, 5], logits[4, 3] = nan, 1  # a NaN elsewhere is not beaten
+    logits[4, 5], logits[4, 3] = nan, 1  # the label's score is not above a NaN
     logits[5, 3] = -1
     labels = torch.full((6,), 3, device=DEVICE)
     with kernels.using(implementation):
@@ -94,10 +94,10 @@ def test_with_five_classes_or_fewer_top5_is_always_right(implementation: str) ->
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("places", [[0], [3], [0, 3], list(range(10))])
-def test_special_scores_go_where_pytorch_has_them(implementation: str, special: float, places: list[int]) -> None:
+@pytest.mark.parametrize("classes", [[0], [3], [0, 3], list(range(10))])
+def test_special_scores_give_what_pytorch_gives(implementation: str, special: float, classes: list[int]) -> None:
     logits = random_tensor((3, 10), 0, torch.float32)
-    logits[1, places] = special
+    logits[1, classes] = special
     labels = torch.full((3,), 3, device=DEVICE)
     results = []
     for chosen, dtype in ((implementation, torch.float32), ("reference", torch.float64)):
@@ -120,7 +120,7 @@ def test_counts_of_parts_add_up(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 4, 2**40, -100])
-def test_a_label_that_does_not_exist_is_not_passed_over(label: int) -> None:
+def test_a_label_out_of_range_is_an_error(label: int) -> None:
     logits, labels = random_tensor((3, 4), 0, torch.float32), torch.tensor([1, label, 2], device=DEVICE)
     with kernels.using("triton"):
         x = logits.clone().requires_grad_()
@@ -134,7 +134,7 @@ def test_a_label_that_does_not_exist_is_not_passed_over(label: int) -> None:
         for plain in ("native", "reference"):
             with (
                 kernels.using(plain),
-                pytest.raises(ValueError, match=rf"labels must be from 0 to 3 \(4 classes\), not {label}$"),
+                pytest.raises(ValueError, match=rf"labels must be from 0 to 3 \(4 classes\), got {label}$"),
             ):
                 kernels.cross_entropy(logits, labels)
 
@@ -146,7 +146,7 @@ def test_gradients(implementation: str) -> None:
         assert torch.autograd.gradcheck(lambda x: kernels.cross_entropy(x, labels, scale=0.3)[0], x)
 
 
-def test_a_number_per_row_is_kept_beside_the_inputs() -> None:
+def test_inputs_and_a_number_per_row_are_saved() -> None:
     x, labels = random_tensor((8, 64), 0, torch.float16).requires_grad_(), random_labels(8, 64, 1)
     with kernels.using("triton"):
         assert saved_bytes(lambda: kernels.cross_entropy(x, labels)[0]) == x.nbytes + 8 * 8 + 4 * 8
@@ -183,7 +183,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
 
 
 def test_offsets_pass_32_bits() -> None:
-    """The gradients of the first and the last row of many are computed as if alone."""
+    """The gradients of the first and the last row of many are the same as alone."""
     rows, classes = 2**21 + 2, 2**10
     row = random_tensor((1, classes), 0, torch.float16)
     x = uninitialised((rows, classes), "nchw", torch.float16)
@@ -205,28 +205,28 @@ def test_offsets_pass_32_bits() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "message"),
     [
-        ([1.0], torch.zeros(1), TypeError, "logits must be a tensor, not list"),
-        (torch.zeros(2, 3, 1), torch.zeros(2), ValueError, r"logits must have 2 dimensions \(N x classes\), not shape"),
-        (torch.zeros(2, 3).long(), torch.zeros(2), TypeError, r"logits must be float32, .* not torch\.int64"),
+        ([1.0], torch.zeros(1), TypeError, "logits must be a tensor, got list"),
+        (torch.zeros(2, 3, 1), torch.zeros(2), ValueError, r"logits must have 2 dimensions \(N x classes\), got shape"),
+        (torch.zeros(2, 3).long(), torch.zeros(2), TypeError, r"logits must be float32, .* got torch\.int64"),
         (
             torch.zeros(2, 0),
             torch.zeros(2).long(),
             ValueError,
-            r"logits must have at least one class, not shape \(2, 0",
+            r"logits must have at least one class, got shape \(2, 0",
         ),
-        (torch.zeros(2, 3), [0, 1], TypeError, "labels must be a tensor, not list"),
-        (torch.zeros(2, 3), torch.zeros(2), TypeError, r"labels must be int64, not torch\.float32"),
+        (torch.zeros(2, 3), [0, 1], TypeError, "labels must be a tensor, got list"),
+        (torch.zeros(2, 3), torch.zeros(2), TypeError, r"labels must be int64, got torch\.float32"),
         (
             torch.zeros(2, 3),
             torch.zeros(2, 1).long(),
             ValueError,
-            r"labels must have 2 values \(one per row of logits\), not shape \(2, 1\)",
+            r"labels must have 2 values \(one per row of logits\), got shape \(2, 1\)",
         ),
         (
             torch.zeros(2, 3),
             torch.zeros(2, device="meta").long(),
             ValueError,
-            "labels must be on the device of logits, cpu, not meta",
+            "labels must be on the device of logits, cpu, got meta",
         ),
     ],
 )
@@ -238,8 +238,8 @@ def test_bad_inputs_are_named(logits, labels, error: type, message: str) -> None
 @pytest.mark.parametrize(
     ("scale", "error", "message"),
     [
-        (float("inf"), ValueError, "scale must be finite, not inf"),
-        (None, TypeError, "scale must be a number, not NoneType: None"),
+        (float("inf"), ValueError, "scale must be finite, got inf"),
+        (None, TypeError, "scale must be a number, got NoneType: None"),
     ],
 )
 def test_bad_scales_are_named(scale, error: type, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Dropout: the definition, the mask's statistics, and that it depends on nothing but its counters."""
+"""Dropout: the definition, the mask's statistics, and that it depends only on its counters."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ def test_gradients(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_gpu_keeps_no_mask_and_a_cpu_a_byte_per_feature(implementation: str) -> None:
+def test_a_gpu_saves_no_mask_and_a_cpu_a_byte_per_feature(implementation: str) -> None:
     x = random_tensor((8, 64), 0, torch.float32).requires_grad_()
     with kernels.using(implementation):
         # In Triton, two int64 counters.
         assert saved_bytes(lambda: kernels.dropout(x, seed=1)) == (16 if implementation == "triton" else x.numel())
-        # And the result, which the next layer keeps as well.
+        # And the result, which the next layer saves as well.
         assert saved_bytes(lambda: kernels.bias_relu_dropout(x, x[0].detach(), seed=1)) == 16 + x.nbytes
 
 
@@ -191,7 +191,7 @@ def test_replays_of_a_cuda_graph_differ() -> None:
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_offsets_pass_32_bits(with_bias: bool) -> None:
-    """The first and the last row of many are computed as if alone."""
+    """The first and the last row of many give the same results as alone."""
     rows, features = 2**23 + 2, 2**8
     bias = torch.ones(features, device=DEVICE)
 
@@ -208,36 +208,36 @@ def test_offsets_pass_32_bits(with_bias: bool) -> None:
     grad[0] = grad[-1] = grad_row
     whole = results(x, grad, 0)
     assert x.numel() > 2**31
-    for place in (0, rows - 1):
-        for found, wanted in zip(whole, results(row.clone(), grad_row, place), strict=True):
-            assert torch.equal(found[place], wanted[0])
+    for index in (0, rows - 1):
+        for found, wanted in zip(whole, results(row.clone(), grad_row, index), strict=True):
+            assert torch.equal(found[index], wanted[0])
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"p": 1.0}, ValueError, r"p must be in \[0, 1\), not 1.0"),
-        ({"p": -0.1}, ValueError, r"p must be in \[0, 1\), not -0.1"),
-        ({"p": float("nan")}, ValueError, "p must be finite, not nan"),
-        ({"p": "half"}, TypeError, "p must be a number, not str: 'half'"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, not -1"),
-        ({"seed": 1 << 63}, ValueError, r"seed must be below 2\^63, not 9223372036854775808"),
-        ({"seed": 1.0}, TypeError, "seed must be an int or an int64 tensor, not float: 1.0"),
-        ({"seed": None}, TypeError, "seed must be an int or an int64 tensor, not NoneType: None"),
-        ({"training": None}, TypeError, "training must be True or False, not NoneType: None"),
-        ({"inverted": 1}, TypeError, "inverted must be True or False, not int: 1"),
-        ({"seed": torch.ones(1)}, TypeError, r"seed must be an int or an int64 tensor, not a tensor of torch\.float32"),
-        ({"seed": torch.ones(2, dtype=torch.int64)}, ValueError, r"seed must have one element, not shape \(2,\)"),
+        ({"p": 1.0}, ValueError, r"p must be in \[0, 1\), got 1.0"),
+        ({"p": -0.1}, ValueError, r"p must be in \[0, 1\), got -0.1"),
+        ({"p": float("nan")}, ValueError, "p must be finite, got nan"),
+        ({"p": "half"}, TypeError, "p must be a number, got str: 'half'"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": 1 << 63}, ValueError, r"seed must be below 2\^63, got 9223372036854775808"),
+        ({"seed": 1.0}, TypeError, "seed must be an int or an int64 tensor, got float: 1.0"),
+        ({"seed": None}, TypeError, "seed must be an int or an int64 tensor, got NoneType: None"),
+        ({"training": None}, TypeError, "training must be True or False, got NoneType: None"),
+        ({"inverted": 1}, TypeError, "inverted must be True or False, got int: 1"),
+        ({"seed": torch.ones(1)}, TypeError, r"seed must be an int or an int64 tensor, got a tensor of torch\.float32"),
+        ({"seed": torch.ones(2, dtype=torch.int64)}, ValueError, r"seed must have one element, got shape \(2,\)"),
         (
             {"seed": torch.ones(1, dtype=torch.int64, device="meta")},
             ValueError,
             "seed must be on the CPU or on",
         ),
-        ({"first_row": -2}, ValueError, "first_row must be at least 0, not -2"),
+        ({"first_row": -2}, ValueError, "first_row must be at least 0, got -2"),
         (
             {"first_row": torch.ones(1, dtype=torch.int32)},
             TypeError,
-            r"first_row must be an int or an int64 tensor, not a tensor of torch\.int32",
+            r"first_row must be an int or an int64 tensor, got a tensor of torch\.int32",
         ),
     ],
 )
@@ -253,9 +253,9 @@ def test_bad_options_are_named(options: dict, error: type, message: str) -> None
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        ([[1.0]], TypeError, "x must be a tensor, not list"),
-        (torch.ones(2, 4, 1), ValueError, r"x must have 2 dimensions \(N x F\), not shape \(2, 4, 1\)"),
-        (torch.ones(2, 4, dtype=torch.int64), TypeError, r"x must be float32, .* not torch\.int64"),
+        ([[1.0]], TypeError, "x must be a tensor, got list"),
+        (torch.ones(2, 4, 1), ValueError, r"x must have 2 dimensions \(N x F\), got shape \(2, 4, 1\)"),
+        (torch.ones(2, 4, dtype=torch.int64), TypeError, r"x must be float32, .* got torch\.int64"),
     ],
 )
 def test_bad_inputs_are_named(x, error: type, message: str) -> None:
@@ -268,11 +268,11 @@ def test_bad_inputs_are_named(x, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("bias", "error", "message"),
     [
-        (None, TypeError, "bias must be a tensor, not NoneType"),
-        (torch.ones(3), ValueError, r"bias must have 4 values \(one per feature of x\), not 3"),
-        (torch.ones(1, 4), ValueError, r"bias must have 1 dimension \(.*\), not shape \(1, 4\)"),
-        (torch.ones(4, dtype=torch.int32), TypeError, r"bias must be float32, .* not torch\.int32"),
-        (torch.ones(4, device="meta"), ValueError, "bias must be on the device of x, cpu, not meta"),
+        (None, TypeError, "bias must be a tensor, got NoneType"),
+        (torch.ones(3), ValueError, r"bias must have 4 values \(one per feature of x\), got 3"),
+        (torch.ones(1, 4), ValueError, r"bias must have 1 dimension \(.*\), got shape \(1, 4\)"),
+        (torch.ones(4, dtype=torch.int32), TypeError, r"bias must be float32, .* got torch\.int32"),
+        (torch.ones(4, device="meta"), ValueError, "bias must be on the device of x, cpu, got meta"),
     ],
 )
 def test_bad_biases_are_named(bias, error: type, message: str) -> None:
@@ -283,7 +283,7 @@ def test_bad_biases_are_named(bias, error: type, message: str) -> None:
 @pytest.mark.usefixtures("no_copies")
 def test_a_row_too_long_for_32_bits_is_refused() -> None:
     bias = torch.ones(1, device=DEVICE).expand(2**31)
-    message = "x must have at most 2147418112 elements per row, not 2147483648"
+    message = "x must have at most 2147418112 elements per row, got 2147483648"
     with kernels.using("triton"):
         with pytest.raises(ValueError, match=message):
             kernels.dropout(bias[None], seed=1)

@@ -80,12 +80,12 @@ def test_nan_and_infinity(implementation: str, relu: str | None) -> None:
     with kernels.using("reference"):
         wanted = kernels.lrn_max_pool2d(theirs, bias=bias, relu=relu)
     check_close(y, wanted, torch.float32, "result")
-    # One window's gradient, of a window and of channels that hold only numbers.
+    # The gradient of one window, where x and its channels are finite.
     with using(implementation):
         y[0, 0, 0, 1].backward()
     wanted[0, 0, 0, 1].backward()
-    keep = theirs.grad.isfinite()
-    check_close(ours.grad[keep], theirs.grad[keep], torch.float32, "gradient")
+    finite = theirs.grad.isfinite()
+    check_close(ours.grad[finite], theirs.grad[finite], torch.float32, "gradient")
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
@@ -101,14 +101,14 @@ def test_gradients(implementation: str, relu: str | None) -> None:
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
-def test_a_block_keeps_little_beside_its_raw_input(implementation: str) -> None:
+def test_little_is_saved_beside_the_raw_input(implementation: str) -> None:
     x = laid_out(random_tensor((2, 16, 9, 9), 0, torch.float32), "channels_last").requires_grad_()
     bias = random_tensor((16,), 1, torch.float32).requires_grad_()
     with using(implementation):
-        kept = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
-    places = 2 * 16 * 4 * 4 if implementation != "triton" else 0  # a byte for each pooled element
-    assert kept == x.nbytes + bias.nbytes + places
-    assert kept <= 1.3 * x.nbytes
+        saved = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
+    argmax = 2 * 16 * 4 * 4 if implementation != "triton" else 0  # a byte for each pooled element
+    assert saved == x.nbytes + bias.nbytes + argmax
+    assert saved <= 1.3 * x.nbytes
 
     def pytorchs() -> torch.Tensor:
         y = torch.nn.functional.local_response_norm((x + bias.view(-1, 1, 1)).relu(), 5)
@@ -143,24 +143,24 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
     torch.library.opcheck(forward, (x, *options))
     results = forward(x, *options)
     grad = results if isinstance(results, torch.Tensor) else results[0]
-    kept = () if isinstance(results, torch.Tensor) else results[1:]
+    argmax = () if isinstance(results, torch.Tensor) else results[1:]
     backward = getattr(torch.ops.fastalex, f"{name}_backward")
     for needs_bias in (True, False) if name == "lrn_pool" else ():
-        torch.library.opcheck(backward, (grad, *kept, x, *options, needs_bias))
+        torch.library.opcheck(backward, (grad, *argmax, x, *options, needs_bias))
     if name == "native_lrn_pool":
-        torch.library.opcheck(backward, (grad, *kept, x, *options))
+        torch.library.opcheck(backward, (grad, *argmax, x, *options))
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(("window", "bytes_each"), [(15, 1), (16, 4)])
-def test_places_in_wide_windows_take_more_than_a_byte(
+def test_the_argmax_of_a_large_window_takes_more_than_a_byte(
     implementation: str, layout: str, window: int, bytes_each: int
 ) -> None:
-    """The native path counts them over a window; the largest one is that of its last corner."""
+    """In the native implementation, the argmax counts positions in the window; the last corner has the largest."""
     x = laid_out(random_tensor((2, 4, 19, 23), 0, torch.float32), layout)
     x[0, :, window - 1 :, window - 1 :] += 100.0  # the first windows have their maximum in the last corner
-    x[1, :, :, 4:] -= 100.0  # and what is not positive gets no gradient
+    x[1, :, :, 4:] -= 100.0  # and results that are not positive get no gradient
 
     def operator(x: torch.Tensor) -> torch.Tensor:
         return kernels.lrn_max_pool2d(x, kernel_size=window, stride=3, relu="after")
@@ -169,27 +169,27 @@ def test_places_in_wide_windows_take_more_than_a_byte(
     assert 0 < y.count_nonzero() < y.numel()
     if implementation != "triton":
         with using(implementation):
-            kept = saved_bytes(lambda: operator(x.requires_grad_()))
-        assert kept == x.nbytes + bytes_each * y.numel()
+            saved = saved_bytes(lambda: operator(x.requires_grad_()))
+        assert saved == x.nbytes + bytes_each * y.numel()
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"relu": "inside"}, ValueError, 'relu must be None, "before" or "after", not \'inside\''),
-        ({"bias": torch.ones(3)}, ValueError, r"bias must have 4 values \(one per channel of x\), not 3"),
+        ({"relu": "inside"}, ValueError, 'relu must be None, "before" or "after", got \'inside\''),
+        ({"bias": torch.ones(3)}, ValueError, r"bias must have 4 values \(one per channel of x\), got 3"),
         ({"bias": torch.ones(4, 1)}, ValueError, r"bias must have 1 dimension \("),
         ({"bias": torch.ones(4, dtype=torch.int64)}, TypeError, "bias must be float32, float16, bfloat16 or float64"),
-        ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x, cpu, not meta"),
+        ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x, cpu, got meta"),
         ({"x": torch.ones(1, 4, 5, 5).int()}, TypeError, "x must be float32, float16, bfloat16 or float64"),
-        ({"x": torch.ones(4, 5, 5)}, ValueError, r"x must have 4 dimensions \(N x C x H x W\), not shape \(4, 5, 5\)"),
-        ({"size": 0}, ValueError, "size must be at least 1, not 0"),
-        ({"alpha": -0.5}, ValueError, "alpha must be at least 0, not -0.5"),
-        ({"beta": 0}, ValueError, "beta must be above 0, not 0"),
-        ({"k": 0}, ValueError, "k must be above 0, not 0"),
-        ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
-        ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, not 3"),
-        ({"groups": "2"}, TypeError, "groups must be an int, not str: '2'"),
+        ({"x": torch.ones(4, 5, 5)}, ValueError, r"x must have 4 dimensions \(N x C x H x W\), got shape \(4, 5, 5\)"),
+        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
+        ({"alpha": -0.5}, ValueError, "alpha must be at least 0, got -0.5"),
+        ({"beta": 0}, ValueError, "beta must be above 0, got 0"),
+        ({"k": 0}, ValueError, "k must be above 0, got 0"),
+        ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({"groups": 3}, ValueError, "groups must divide the 4 channels of x, got 3"),
+        ({"groups": "2"}, TypeError, "groups must be an int, got str: '2'"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Max-pooling against PyTorch's, bit for bit: no arithmetic is involved but sums of a few gradients."""
+"""Max-pooling against PyTorch, bit for bit: the only arithmetic is sums of a few gradients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_pooling_is_pytorchs(
     assume(padding <= kernel_size // 2)
     assume(all(pooled_length(side, kernel_size, stride, padding, ceil_mode) > 0 for side in shape[2:]))
     dtype = dtype_for(implementation, dtype)
-    # Whole numbers, so that maxima are tied and sums of gradients are exact.
+    # Integers, so that maxima are tied and sums of gradients are exact.
     x = laid_out(random_tensor(shape, seed).round().to(dtype), layout)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     with kernels.using(implementation):
@@ -80,7 +80,7 @@ def test_nan_wins_and_infinities_are_numbers(implementation: str, dtype: torch.d
     x[0, 3] = float("-inf")
     x = laid_out(x, layout)
     ours = x.clone().requires_grad_()
-    # PyTorch's kernel for channels_last on GPUs gives the gradient of a window of -inf to the map's first pixel.
+    # On GPUs, PyTorch's channels_last kernel gives the gradient of a window of -inf to the first pixel of the map.
     theirs = laid_out(x.clone(), layout if implementation == "native" else "nchw").requires_grad_()
     with kernels.using(implementation):
         y = kernels.max_pool2d(ours, 3, 2, 1)
@@ -106,11 +106,11 @@ def test_gradients(kernel_size: int) -> None:
     assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_one_byte_per_output_is_kept() -> None:
+def test_one_byte_per_output_is_saved() -> None:
     x = random_tensor((2, 8, 9, 9), 0, torch.float32).requires_grad_()
     with kernels.using("triton"):
         assert saved_bytes(lambda: kernels.max_pool2d(x)) == 2 * 8 * 4 * 4
-        # 17 x 17 places do not fit a byte, so x is kept in place of them.
+        # 17 x 17 positions do not fit a byte, so x is saved instead.
         wide = random_tensor((1, 1, 18, 18), 0, torch.float32).requires_grad_()
         assert saved_bytes(lambda: kernels.max_pool2d(wide, 17, 1)) == wide.nbytes
 
@@ -135,21 +135,21 @@ def test_compiles_into_one_graph(implementation: str) -> None:
 def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
     x = laid_out(random_tensor((2, 8, 5, 5), 0, torch.float32), layout)
     torch.library.opcheck(torch.ops.fastalex.max_pool_forward, (x, 3, 2, 1, True))
-    y, places = torch.ops.fastalex.max_pool_forward(x, 3, 2, 0, False)
-    torch.library.opcheck(torch.ops.fastalex.max_pool_backward, (y, places, 3, 2, 0, 5, 5))
+    y, argmax = torch.ops.fastalex.max_pool_forward(x, 3, 2, 0, False)
+    torch.library.opcheck(torch.ops.fastalex.max_pool_backward, (y, argmax, 3, 2, 0, 5, 5))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, not 0"),
-        ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, not tuple"),
-        ({"stride": 0}, ValueError, "stride must be at least 1, not 0"),
-        ({"stride": 2.0}, TypeError, "stride must be an int, not float: 2.0"),
-        ({"padding": (1, 1)}, TypeError, r"padding must be an int, not tuple: \(1, 1\)"),
-        ({"padding": -1}, ValueError, "padding must be at least 0, not -1"),
-        ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, not 2"),
-        ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, not 5"),
+        ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
+        ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, got tuple"),
+        ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
+        ({"stride": 2.0}, TypeError, "stride must be an int, got float: 2.0"),
+        ({"padding": (1, 1)}, TypeError, r"padding must be an int, got tuple: \(1, 1\)"),
+        ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
+        ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, got 2"),
+        ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, got 5"),
     ],
 )
 def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
@@ -173,7 +173,7 @@ def test_a_side_may_be_as_short_as_pytorchs(kernel_size: int, ceil_mode: bool) -
             images = torch.ones(1, 1, height, 6, device=DEVICE)
             for x, name in ((images, "height"), (images.mT, "width")):
                 if length is None:
-                    with pytest.raises(ValueError, match=f"x's {name} must be at least {least} for .* not {height}"):
+                    with pytest.raises(ValueError, match=f"x's {name} must be at least {least} for .* got {height}"):
                         kernels.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
                 else:
                     y = kernels.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
@@ -183,11 +183,11 @@ def test_a_side_may_be_as_short_as_pytorchs(kernel_size: int, ceil_mode: bool) -
 @pytest.mark.usefixtures("no_copies")
 def test_a_result_too_large_for_32_bits_is_refused() -> None:
     x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16 - 1, 2**15 - 1)
-    message = "the result must have at most 2147418112 elements per image, not 2147483648"
+    message = "the result must have at most 2147418112 elements per image, got 2147483648"
     with kernels.using("triton"), pytest.raises(ValueError, match=message):
         kernels.max_pool2d(x, 2, 1, 1)
 
 
 def test_no_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"x must have at least one channel, not shape \(1, 0, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"x must have at least one channel, got shape \(1, 0, 5, 5\)"):
         kernels.max_pool2d(torch.ones(1, 0, 5, 5, device=DEVICE))

@@ -1,4 +1,4 @@
-"""Which of the two layouts a tensor with gaps gets."""
+"""The memory format of dense copies and of results, for tensors with gaps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from test_operators import MAPS, result_and_gradient
 
 import kernels
-from kernels.memory_format import dense, empty_as, is_channels_last, memory_format
+from kernels.memory_format import dense, empty_as, is_channels_last, is_dense, memory_format
 
 CUTS = {
     "channels": (slice(None), slice(3, 11)),
@@ -32,6 +32,7 @@ def test_a_dense_copy_keeps_the_values_and_the_layout(shape, layout, cut):
     copy = dense(x)
     assert torch.equal(copy, x)
     assert copy.is_contiguous(memory_format=memory_format(is_channels_last(x)))
+    assert is_dense(copy)
     assert is_channels_last(copy) == is_channels_last(x)
     assert empty_as(copy, (2, 2, 2, 2)).stride() == empty_as(x, (2, 2, 2, 2)).stride()
 
@@ -51,7 +52,7 @@ def test_a_part_of_channels_last_gives_channels_last(implementation: str, name: 
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_fakes_foretell_the_layout_of_a_parts_result(cut: str) -> None:
+def test_fake_operators_predict_the_format_of_a_parts_result(cut: str) -> None:
     x = laid_out(random_tensor((2, 16, 7, 7), 0, torch.float32), "channels_last")[CUTS[cut]]
     for operator, options in (
         (torch.ops.fastalex.lrn_forward, (5, 0.3, 0.75, 2.0, 2)),

@@ -1,4 +1,4 @@
-"""What holds for every operator: the same bits each time, no hidden copy, special values as the definition has them."""
+"""Properties of every operator: reproducible bits, no hidden copies, special values as in the definition."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hypothesis import given
 from torch import Tensor
 
 import kernels
-from kernels import launch
+from kernels import launch_settings
 
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
@@ -61,9 +61,11 @@ def result_and_gradient(operator: Callable[[Tensor], Tensor], x: Tensor, grad_la
 def test_eight_channels_at_a_time_are_the_definition(
     name: str, grad_layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in training: half precision, 16 bytes of channels a thread, here two such vectors in each of two groups."""
-    widths, vector_width = [], launch.vector_width
-    monkeypatch.setattr(launch, "vector_width", lambda *sizes: widths.append(vector_width(*sizes)) or widths[-1])
+    """As in training: half precision, 16 bytes of channels per thread; here two such vectors in each of two groups."""
+    widths, vector_width = [], launch_settings.vector_width
+    monkeypatch.setattr(
+        launch_settings, "vector_width", lambda *sizes: widths.append(vector_width(*sizes)) or widths[-1]
+    )
     x = laid_out(random_tensor((2, 32, 5, 5), 0, dtype), "channels_last")
     check_against_reference(MAPS[name], "triton", [x], grad_layout)
     assert widths
@@ -82,7 +84,7 @@ def test_the_same_input_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-# With those that take more than x: here a convolution with a piece of x, and labels.
+# Also those with more arguments than x: a convolution with a part of x as its weight, and labels.
 DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = OPERATORS | {
     "conv2d_relu": lambda x: kernels.conv2d_relu(x, x[:, :, :3, :3]),
     "cross_entropy": lambda x: kernels.cross_entropy(x, torch.arange(x.shape[0], device=x.device))[0],
@@ -97,7 +99,7 @@ def differentiable_sample(name: str) -> Tensor:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_double_backward_is_refused_or_right(name: str, implementation: str, of_result) -> None:
-    """Wherever the operator stands: with nothing behind it, the gradient that comes in depends on nothing."""
+    """With and without another operator after it: without one, the incoming gradient depends on nothing."""
     operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
 
     def second() -> Tensor:
@@ -123,7 +125,7 @@ def test_a_double_backward_is_refused_or_right(name: str, implementation: str, o
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_function_transforms_are_the_definitions_alone(name: str, implementation: str) -> None:
+def test_function_transforms_need_the_reference(name: str, implementation: str) -> None:
     operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
     uses = (
         torch.func.grad(lambda x: operator(x).sum()),
@@ -159,19 +161,19 @@ def test_help_says_so(name: str) -> None:
     assert ("minimal filtering" in getattr(kernels, name).__doc__) == (name == "conv2d_relu")
 
 
-# Windows one apart, so that there are about as many outputs as inputs.
+# Stride 1, so that there are about as many outputs as inputs.
 LARGE = MAPS | {
     "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
 }
-# Of an image and of its result.
+# Height and width of an image and of its result.
 PLANES = {name: ((5, 5) if "pool" in name else (3, 3), (3, 3)) for name in LARGE}
 
 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_offsets_pass_32_bits(name: str, layout: str) -> None:
-    """The first and the last image of a large batch are computed as if alone, and into places of their own."""
+    """The first and the last image of a large batch give the same results as alone."""
     images = 2**31 // (16 * 3 * 3) + 2
     image, grad_image = (laid_out(random_tensor((1, 16, *size), 0, torch.float16), layout) for size in PLANES[name])
 
@@ -205,7 +207,7 @@ def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> 
     with kernels.using("triton"), no_copies():
         y = OPERATORS[name](x)
         torch.autograd.grad(y, x, grad)
-        # What has no such layout is copied, and noticed here.
+        # A tensor with gaps is copied, which this test would notice.
         with pytest.raises(AssertionError, match="a tensor was copied"):
             OPERATORS[name](laid_out(x.detach(), "sliced"))
 
@@ -215,11 +217,11 @@ def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> 
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (Tensor.to_sparse, r"x must be a dense tensor, not one of layout torch\.sparse_coo: call to_dense\(\) first"),
-        (Tensor.to_mkldnn, r"x must be a dense tensor, not one of layout torch\._mkldnn: call to_dense\(\) first"),
+        (Tensor.to_sparse, r"x must be a dense tensor, got layout torch\.sparse_coo: call to_dense\(\) first"),
+        (Tensor.to_mkldnn, r"x must be a dense tensor, got layout torch\._mkldnn: call to_dense\(\) first"),
         (
             lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
-            r"x must be a dense tensor, not a nested one: pad it with torch\.nested\.to_padded_tensor",
+            r"x must be a dense tensor, got a nested one: pad it with torch\.nested\.to_padded_tensor",
         ),
     ],
     ids=["sparse", "mkldnn", "nested"],
@@ -227,7 +229,7 @@ def test_no_dense_layout_is_copied(name: str, layout: str, grad_layout: str) -> 
 def test_a_tensor_that_is_not_dense_is_refused(implementation: str, name: str, convert, message: str) -> None:
     x = sample(name, 0)
     if DEVICE == "cuda" and convert is Tensor.to_mkldnn:
-        pytest.skip("a layout of CPUs")
+        pytest.skip("mkldnn tensors exist only on CPUs")
     operator = {"bias_relu_dropout": lambda x: kernels.bias_relu_dropout(x, torch.ones(25, device=DEVICE), seed=1)}
     with kernels.using(implementation), pytest.raises(TypeError, match=message):
         operator.get(name, OPERATORS[name])(convert(x))
@@ -244,7 +246,7 @@ def test_a_tensor_that_is_not_dense_is_refused(implementation: str, name: str, c
     ],
 )
 def test_other_tensors_that_are_not_dense_are_named(name: str, operator) -> None:
-    with pytest.raises(TypeError, match=rf"{name} must be a dense tensor, not one of layout torch\.sparse_coo: call"):
+    with pytest.raises(TypeError, match=rf"{name} must be a dense tensor, got layout torch\.sparse_coo: call"):
         operator(torch.ones(1, 1, 1, 1, device=DEVICE).to_sparse())
 
 
@@ -261,11 +263,11 @@ def test_other_tensors_that_are_not_dense_are_named(name: str, operator) -> None
     st.sampled_from(["nchw", "channels_last"]),
     seeds,
 )
-def test_special_values_go_where_the_definition_has_them(implementation, name, specials, dtype, layout, seed) -> None:
+def test_special_values_give_what_the_definition_gives(implementation, name, specials, dtype, layout, seed) -> None:
     dtype = dtype_for(implementation, dtype)
     x = sample(name, seed, dtype)
-    for value, place in specials:
-        x.view(-1)[place] = value
+    for value, index in specials:
+        x.view(-1)[index] = value
     x = laid_out(x, layout)
     with kernels.using(implementation):
         y = OPERATORS[name](x)

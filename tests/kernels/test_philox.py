@@ -1,4 +1,4 @@
-"""The random numbers: published answers, and what makes them usable as dropout masks."""
+"""Random numbers: published answers, and the properties that dropout masks need."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_mask_is_made_of_the_words_that_the_definition_names() -> None:
 
 
 def test_derived_seeds_do_not_change() -> None:
-    # Recorded once; a run that is resumed by a later release must draw the same masks.
+    # Recorded once: a run that is resumed with a later release must draw the same masks.
     assert philox.derive_seed(0) == 1389609246023119845
     assert philox.derive_seed(1, 2, 3) == 6017991011838916406
     assert philox.derive_seed(2**64 - 1, 2**64 - 1) == 2019344639352022749
@@ -59,11 +59,11 @@ def test_derived_seeds_differ() -> None:
 
 @pytest.mark.parametrize("bad", [-1, 1 << 64])
 def test_derive_seed_names_the_number_out_of_range(bad: int) -> None:
-    with pytest.raises(ValueError, match=rf"counters\[1\] must be in \[0, 2\^64\), not {bad}"):
+    with pytest.raises(ValueError, match=rf"counters\[1\] must be in \[0, 2\^64\), got {bad}"):
         philox.derive_seed(1, 2, bad)
 
 
 @pytest.mark.parametrize("bad", [1.0, True, "1"])
-def test_derive_seed_names_what_is_no_int(bad: object) -> None:
+def test_derive_seed_refuses_what_is_not_an_int(bad: object) -> None:
     with pytest.raises(TypeError, match="seed must be an int"):
         philox.derive_seed(bad)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Normalisation within a map against the definition. Bad input is in test_lrn.py."""
+"""Normalisation within a map, against the definition. Bad arguments are tested in test_lrn.py."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_gradients(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
-def test_only_the_input_is_kept(implementation: str) -> None:
+def test_only_the_input_is_saved(implementation: str) -> None:
     x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
     with using(implementation):
         assert saved_bytes(lambda: kernels.same_map_norm(x)) == x.nbytes

@@ -23,11 +23,12 @@ from comparing import (
 from hypothesis import given
 
 import kernels
-from kernels import native, sgd
+from kernels import sgd
+from kernels.memory_format import is_dense
 
-# Shape, layouts and dtypes of the weight and of its gradient, learning rate, weight decay, whether there is a copy.
+# Shape, layouts and dtypes of the weight and its gradient, learning rate, weight decay, whether there is a copy.
 parameters = st.tuples(
-    st.sampled_from([(), (7,), (0, 3), (sgd._BLOCK,), (130, 31)]) | st.tuples(*[st.integers(1, 5)] * 4),
+    st.sampled_from([(), (7,), (0, 3), (sgd._BLOCK_SIZE,), (130, 31)]) | st.tuples(*[st.integers(1, 5)] * 4),
     st.sampled_from(["nchw", "channels_last"]),
     gradient_layouts,
     dtypes,
@@ -36,7 +37,7 @@ parameters = st.tuples(
     st.sampled_from([0.0, 0.01, 0.5]),
     st.booleans(),
 )
-# Into which parameter's weight, gradient or velocity.
+# Index of a parameter; weight, gradient or velocity; and the special value in it.
 specials = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([float("nan"), float("inf"), float("-inf")])),
     max_size=3,
@@ -44,7 +45,7 @@ specials = st.lists(
 
 
 def behind_an_element(x: torch.Tensor) -> torch.Tensor:
-    """The same at an address that is no multiple of 16 bytes."""
+    """The same tensor at an address that is not a multiple of 16 bytes."""
     return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].as_strided(x.shape, x.stride()).copy_(x)
 
 
@@ -56,14 +57,14 @@ def behind_an_element(x: torch.Tensor) -> torch.Tensor:
 )  # fmt: skip
 def test_update_is_the_papers(implementation, drawn, specials, aligned, as_tensor, momentum, seed):
     weights, gradients, velocities, copies, wanted = [], [], [], [], []
-    rates, decays = ([parameter[place] for parameter in drawn] for place in (5, 6))
+    rates, decays = ([parameter[field] for parameter in drawn] for field in (5, 6))
     for index, (shape, layout, gradient_layout, dtype, gradient_dtype, rate, _, copied) in enumerate(drawn):
         dtype, gradient_dtype = (dtype_for(implementation, one) for one in (dtype, gradient_dtype))
-        tensors = [random_tensor(shape, seed + index + 9 * place, dtype) for place in range(3)]
-        for parameter, place, value in specials:
-            if parameter == index and tensors[place].numel():
-                tensors[place].view(-1)[-1] = value
-                # PyTorch's fused update leaves a weight decay of 0 out, which of an infinite weight would make NaN.
+        tensors = [random_tensor(shape, seed + index + 9 * role, dtype) for role in range(3)]
+        for parameter, role, value in specials:
+            if parameter == index and tensors[role].numel():
+                tensors[role].view(-1)[-1] = value
+                # PyTorch's fused update skips a weight decay of 0, which would make NaN of an infinite weight.
                 decays[index] = decays[index] or 0.01
         layouts = (layout, gradient_layout, layout)
         weight, gradient, velocity = (laid_out(tensor, one) for tensor, one in zip(tensors, layouts, strict=True))
@@ -71,7 +72,7 @@ def test_update_is_the_papers(implementation, drawn, specials, aligned, as_tenso
         copy = torch.empty_like(weight, dtype=torch.bfloat16)
         if not aligned:
             weight, velocity, copy = (behind_an_element(tensor) for tensor in (weight, velocity, copy))
-            gradient = behind_an_element(gradient) if native.without_gaps(gradient) else gradient
+            gradient = behind_an_element(gradient) if is_dense(gradient) else gradient
         w, g, v = (tensor.to(torch.float64, copy=True) for tensor in (weight, gradient, velocity))
         wanted.append((w, [momentum * v, -decays[index] * rate * w, -rate * g] if rate else [v]))
         weights.append(weight)
@@ -95,7 +96,7 @@ def test_update_is_the_papers(implementation, drawn, specials, aligned, as_tenso
         check_close(weight, sum(terms), weight.dtype, "weight", magnitude)
         if copy is not None:
             check_close(copy, sum(terms), torch.bfloat16, "copy", magnitude)
-            # Of half precision, the copy is rounded from what the weight was rounded from.
+            # In half precision, weight and copy are both rounded from the fp32 result.
             if weight.dtype.itemsize > 2 and torch.bfloat16 in dtypes_of(implementation):
                 torch.testing.assert_close(copy, weight.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
@@ -124,7 +125,7 @@ def test_tensors_with_gaps_are_updated_in_place(implementation: str) -> None:
 @pytest.mark.parametrize("layout", ["nchw", "sliced"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autograd_notices_the_update(implementation: str, layout: str, compiled: bool) -> None:
-    """Backward with the new weights would be the gradient of something that was never computed."""
+    """Backward with the new weights would give the gradient of a result that was never computed."""
 
     def update(weight, velocity, copy) -> None:
         gradients = [torch.ones_like(weight)]
@@ -168,7 +169,7 @@ def test_registered_operator_keeps_pytorchs_rules() -> None:
 
 
 def test_offsets_pass_32_bits() -> None:
-    """The first and the last elements of a large tensor are updated as if alone."""
+    """The first and the last elements of a large tensor are updated as alone."""
 
     def updated(given: list[torch.Tensor]) -> list[torch.Tensor]:
         weight, gradient, velocity = given
@@ -178,8 +179,8 @@ def test_offsets_pass_32_bits() -> None:
             kernels.sgd_update_([weight], [gradient], [velocity], **options)
         return [weight, velocity, copy]
 
-    # The last block is whole and ends the tensor, or holds but a few elements.
-    for ends in (sgd._BLOCK, 100):
+    # The last block is full, or has only a few elements.
+    for ends in (sgd._BLOCK_SIZE, 100):
         small = list(random_tensor((3, ends), 0, torch.float16))
         large = [uninitialised([2**31 + ends], "nchw", torch.float16) for _ in range(3)]
         for values, tensor in zip(small, large, strict=True):
@@ -201,7 +202,7 @@ def test_meta_tensors_are_only_counted_as_changed() -> None:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], dict]]:
-    """Grid and options of each launch."""
+    """The grid and the options of each launch."""
     made = []
 
     class Recorded:
@@ -230,7 +231,7 @@ def test_all_tensors_are_updated_in_one_launch(with_copies, launches) -> None:
         kernels.sgd_update_(
             weights, gradients, velocities, learning_rates=[0.1] * 3, weight_decays=[0.0] * 3, copies=copies
         )
-    blocks = [-(-weight.numel() // sgd._BLOCK) for weight in weights]
+    blocks = [-(-weight.numel() // sgd._BLOCK_SIZE) for weight in weights]
     assert [grid for grid, _ in launches] == [(sum(blocks),)]
 
 
@@ -280,26 +281,26 @@ def test_no_tensors_is_no_work() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"weights": torch.ones(1, 4)}, TypeError, "weights must be a sequence of tensors, not Tensor"),
-        ({"gradients": None}, TypeError, "gradients must be a sequence of tensors, not NoneType"),
-        ({"copies": {}}, TypeError, "copies must be a sequence of tensors, not dict"),
-        ({"weights": [1.0]}, TypeError, r"weights\[0\] must be a tensor, not float"),
-        ({"gradients": [None]}, TypeError, r"gradients\[0\] must be a tensor, not NoneType"),
-        ({"velocities": ["v"]}, TypeError, r"velocities\[0\] must be a tensor, not str"),
+        ({"weights": torch.ones(1, 4)}, TypeError, "weights must be a sequence of tensors, got Tensor"),
+        ({"gradients": None}, TypeError, "gradients must be a sequence of tensors, got NoneType"),
+        ({"copies": {}}, TypeError, "copies must be a sequence of tensors, got dict"),
+        ({"weights": [1.0]}, TypeError, r"weights\[0\] must be a tensor, got float"),
+        ({"gradients": [None]}, TypeError, r"gradients\[0\] must be a tensor, got NoneType"),
+        ({"velocities": ["v"]}, TypeError, r"velocities\[0\] must be a tensor, got str"),
         *(
-            ({name: tensors}, ValueError, f"{name} must have 1 tensor, one per weight, not {len(tensors)}")
+            ({name: tensors}, ValueError, f"{name} must have 1 tensor, one per weight, got {len(tensors)}")
             for name in ("gradients", "velocities", "copies")
             for tensors in ([], [torch.ones(4)] * 2)
         ),
         *(
-            ({name: [torch.ones(3)]}, ValueError, rf"{name}\[0\] must have the shape of .* \(4,\), not \(3,\)")
+            ({name: [torch.ones(3)]}, ValueError, rf"{name}\[0\] must have the shape of .* \(4,\), got \(3,\)")
             for name in ("gradients", "velocities", "copies")
         ),
         *(
             (
                 {name: [torch.ones(4, device="meta")]},
                 ValueError,
-                rf"{name}\[0\] must be on the device of its weight, cpu, not meta",
+                rf"{name}\[0\] must be on the device of its weight, cpu, got meta",
             )
             for name in ("gradients", "velocities", "copies")
         ),
@@ -307,7 +308,7 @@ def test_no_tensors_is_no_work() -> None:
             (
                 {name: [torch.ones(1, dtype=dtype).expand(4)]},
                 ValueError,
-                rf"{name}\[0\] must have memory for each of its elements, not strides \(0,\): clone\(\) it",
+                rf"{name}\[0\] must have memory for each of its elements, got strides \(0,\): clone\(\) it",
             )
             for name, dtype in (
                 ("weights", torch.float32),
@@ -318,10 +319,10 @@ def test_no_tensors_is_no_work() -> None:
         (
             {"velocities": [torch.ones(4).half()]},
             TypeError,
-            r"velocities\[0\] must be torch\.float32, not torch\.float16",
+            r"velocities\[0\] must be torch\.float32, got torch\.float16",
         ),
         *(
-            ({name: [torch.ones(4).to_sparse()]}, TypeError, rf"{name}\[0\] must be a dense tensor, not one of layout")
+            ({name: [torch.ones(4).to_sparse()]}, TypeError, rf"{name}\[0\] must be a dense tensor, got layout")
             for name in ("weights", "gradients", "velocities")
         ),
         ({"gradients": [torch.ones(4, dtype=torch.int32)]}, TypeError, r"gradients\[0\] must be float32"),
@@ -334,25 +335,25 @@ def test_no_tensors_is_no_work() -> None:
             {name: [torch.ones(4), torch.ones(4, device="meta")] for name in ("weights", "gradients", "velocities")}
             | {name: [0.1, 0.1] for name in ("learning_rates", "weight_decays")},
             ValueError,
-            r"weights\[1\] must be on the device of weights\[0\], cpu, not meta: update each",
+            r"weights\[1\] must be on the device of weights\[0\], cpu, got meta: update each",
         ),
-        ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, not torch\.float32"),
-        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 value, one per weight, not 2"),
-        ({"weight_decays": []}, ValueError, "weight_decays must have 1 value, one per weight, not 0"),
+        ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, got torch\.float32"),
+        ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 value, one per weight, got 2"),
+        ({"weight_decays": []}, ValueError, "weight_decays must have 1 value, one per weight, got 0"),
         (
             {"learning_rates": 0.1},
             TypeError,
-            "learning_rates must be a sequence of numbers or a tensor, not float: 0.1",
+            "learning_rates must be a sequence of numbers or a tensor, got float: 0.1",
         ),
-        ({"weight_decays": None}, TypeError, "weight_decays must be a sequence of numbers or a tensor, not NoneType"),
-        ({"learning_rates": [-0.1]}, ValueError, r"learning_rates\[0\] must be at least 0, not -0.1"),
-        ({"weight_decays": [-1]}, ValueError, r"weight_decays\[0\] must be at least 0, not -1"),
-        ({"learning_rates": [float("nan")]}, ValueError, r"learning_rates\[0\] must be finite, not nan"),
-        ({"weight_decays": ["no"]}, TypeError, r"weight_decays\[0\] must be a number, not str: 'no'"),
+        ({"weight_decays": None}, TypeError, "weight_decays must be a sequence of numbers or a tensor, got NoneType"),
+        ({"learning_rates": [-0.1]}, ValueError, r"learning_rates\[0\] must be at least 0, got -0.1"),
+        ({"weight_decays": [-1]}, ValueError, r"weight_decays\[0\] must be at least 0, got -1"),
+        ({"learning_rates": [float("nan")]}, ValueError, r"learning_rates\[0\] must be finite, got nan"),
+        ({"weight_decays": ["no"]}, TypeError, r"weight_decays\[0\] must be a number, got str: 'no'"),
         ({"weight_decays": torch.ones(1, 1)}, ValueError, r"weight_decays must have 1 dimension \(one value"),
-        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), not 1.0"),
-        ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\), not -0.1"),
-        ({"momentum": None}, TypeError, "momentum must be a number, not NoneType: None"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"momentum": None}, TypeError, "momentum must be a number, got NoneType: None"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict, error: type, message: str) -> None:

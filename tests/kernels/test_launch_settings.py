@@ -1,4 +1,4 @@
-"""Launch settings of the convolution: measured tables, and the rule for what is in none."""
+"""Launch settings of the convolution: measured tables, the heuristic, and tuning."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from comparing import DEVICE, examples, random_tensor
 from hypothesis import given
 
-from kernels import conv_settings
-from kernels.conv_settings import DIRECTIONS, Entry, Problem, Settings, choose, heuristic, table_path
+from kernels import launch_settings
+from kernels.launch_settings import DIRECTIONS, Entry, Problem, Settings, choose, heuristic, table_path
 
 PROBLEM = Problem(128, 96, 27, 27, 256, (5, 5), 1, (2, 2, 2, 2), 2, "bfloat16", "ieee")
 SETTINGS = Settings(128, 64, 32, 4, 5)
@@ -26,36 +26,36 @@ GPU = "NVIDIA Test 80GB"
 
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of tables, in place of the shipped one."""
-    monkeypatch.setattr(conv_settings, "TABLES", tmp_path)
+    """An empty folder of tables instead of the shipped one."""
+    monkeypatch.setattr(launch_settings, "TABLES", tmp_path)
     choose.cache_clear()
     yield tmp_path
     choose.cache_clear()
-    conv_settings.load_table.cache_clear()
+    launch_settings.load_table.cache_clear()
 
 
 def write(**changes: object) -> Path:
-    """A table of one entry for the forward direction, by which Triton takes 1 ms and cuDNN 2."""
-    entry = conv_settings.table_entry("forward", PROBLEM, Entry(SETTINGS, 1.0, 2.0)) | changes
+    """Write a table with one entry, for the forward direction, where Triton takes 1 ms and cuDNN 2 ms."""
+    entry = launch_settings.table_entry("forward", PROBLEM, Entry(SETTINGS, 1.0, 2.0)) | changes
     path = table_path(GPU)
     path.write_text(json.dumps({"entries": [entry]}))
     return path
 
 
-def test_triton_computes_where_the_table_says_that_it_is_faster(tables: Path) -> None:
+def test_triton_computes_if_the_table_says_that_it_is_faster(tables: Path) -> None:
     write()
     assert choose("forward", PROBLEM, GPU, False) == SETTINGS
     assert choose("forward", PROBLEM, GPU, True) == SETTINGS
-    # Another direction, precision or GPU has no entry: cuDNN.
+    # Another direction, precision or GPU has no entry, so cuDNN computes.
     assert choose("data_gradient", PROBLEM, GPU, False) is None
     assert choose("forward", dataclasses.replace(PROBLEM, dtype="float32", precision="tf32"), GPU, False) is None
     assert choose("forward", PROBLEM, "NVIDIA Test 40GB", False) is None
 
 
-def test_a_batch_without_an_entry_takes_that_of_the_nearest(tables: Path) -> None:
+def test_a_batch_without_an_entry_uses_the_nearest(tables: Path) -> None:
     small, large = Settings(64, 64, 32, 4, 3), Settings(128, 128, 64, 8, 3)
     entries = [
-        conv_settings.table_entry("forward", dataclasses.replace(PROBLEM, batch=batch), Entry(settings, 1.0, 2.0))
+        launch_settings.table_entry("forward", dataclasses.replace(PROBLEM, batch=batch), Entry(settings, 1.0, 2.0))
         for batch, settings in ((64, small), (512, large), (32, SETTINGS))
     ]
     table_path(GPU).write_text(json.dumps({"entries": entries}))
@@ -64,17 +64,15 @@ def test_a_batch_without_an_entry_takes_that_of_the_nearest(tables: Path) -> Non
         assert choose("forward", dataclasses.replace(PROBLEM, batch=batch), GPU, False) == settings, batch
 
 
-def test_cudnn_computes_where_it_is_faster_unless_triton_is_forced(tables: Path) -> None:
+def test_cudnn_computes_if_it_is_faster_unless_triton_is_forced(tables: Path) -> None:
     # A difference of 2 % is noise.
     write(library_ms=1.02)
     assert choose("forward", PROBLEM, GPU, False) is None
     assert choose("forward", PROBLEM, GPU, True) == SETTINGS
 
 
-def test_what_is_in_no_table_is_chosen_by_the_heuristic_and_logged(
-    tables: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.DEBUG, "kernels.conv_settings"):
+def test_without_an_entry_the_heuristic_chooses_and_logs(tables: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "kernels.launch_settings"):
         settings = choose("weight_gradient", PROBLEM, GPU, True)
     assert settings == heuristic("weight_gradient", PROBLEM)
     (message,) = caplog.messages
@@ -85,18 +83,18 @@ def test_what_is_in_no_table_is_chosen_by_the_heuristic_and_logged(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"direction": "sideways"}, "direction must be one of forward, data_gradient, weight_gradient, not 'sideways'"),
+        ({"direction": "sideways"}, "direction must be one of forward, data_gradient, weight_gradient, got 'sideways'"),
         ({"settings": {"block_m": 128}}, "missing 4 required positional arguments"),
-        ({"settings": dataclasses.asdict(SETTINGS) | {"block_m": 96}}, "block_m must be a power of two.*not 96"),
+        ({"settings": dataclasses.asdict(SETTINGS) | {"block_m": 96}}, "block_m must be a power of two.*got 96"),
         ({"settings": dataclasses.asdict(SETTINGS) | {"num_stages": 0}}, "num_stages must be an int and at least 1"),
-        ({"settings": dataclasses.asdict(SETTINGS) | {"rearranged": 1}}, "rearranged must be true or false, not 1"),
+        ({"settings": dataclasses.asdict(SETTINGS) | {"rearranged": 1}}, "rearranged must be true or false, got 1"),
         (
             {"settings": dataclasses.asdict(SETTINGS) | {"rearranged": True}},
-            "rearranged, which a forward of .* cannot be",
+            "rearranged must be false for the forward of .*, got true",
         ),
         ({"problem": {"batch": 1, "colour": 2}}, "colour"),
-        ({"ms": "fast"}, "ms must be a positive number, not 'fast'"),
-        ({"library_ms": float("nan")}, "library_ms must be a positive number, not nan"),
+        ({"ms": "fast"}, "ms must be a positive number, got 'fast'"),
+        ({"library_ms": float("nan")}, "library_ms must be a positive number, got nan"),
     ],
 )
 def test_a_damaged_entry_is_named(tables: Path, changes: dict, message: str) -> None:
@@ -104,13 +102,13 @@ def test_a_damaged_entry_is_named(tables: Path, changes: dict, message: str) -> 
     with pytest.raises(ValueError, match=message) as raised:
         choose("forward", PROBLEM, GPU, False)
     assert str(path) in str(raised.value)
-    assert "delete it, or write it anew with python bench/conv_relu.py --tune" in str(raised.value)
+    assert "delete it or write it again with python bench/conv_relu.py --tune" in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"entries": 3}'])
-def test_a_file_that_is_no_table_is_named(tables: Path, text: str) -> None:
+def test_a_file_that_is_not_a_table_is_named(tables: Path, text: str) -> None:
     table_path(GPU).write_text(text)
-    with pytest.raises(ValueError, match=r"nvidia-test-80gb\.json is no table of launch settings"):
+    with pytest.raises(ValueError, match=r"nvidia-test-80gb\.json is not a table of launch settings"):
         choose("forward", PROBLEM, GPU, True)
 
 
@@ -118,14 +116,14 @@ def test_a_file_that_is_no_table_is_named(tables: Path, text: str) -> None:
 def test_the_precision_follows_pytorchs_switch(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
-    assert conv_settings.problem_of(x, weight, 1, (0, 0, 0, 0), 1).precision == ("tf32" if allowed else "ieee")
+    assert launch_settings.problem_of(x, weight, 1, (0, 0, 0, 0), 1).precision == ("tf32" if allowed else "ieee")
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        assert conv_settings.problem_of(x.to(dtype), weight.to(dtype), 1, (0, 0, 0, 0), 1).precision == "ieee"
+        assert launch_settings.problem_of(x.to(dtype), weight.to(dtype), 1, (0, 0, 0, 0), 1).precision == "ieee"
 
 
 def test_shipped_tables_can_be_read() -> None:
-    for path in conv_settings.TABLES.glob("*.json"):
-        table = conv_settings.load_table(path)
+    for path in launch_settings.TABLES.glob("*.json"):
+        table = launch_settings.load_table(path)
         assert table
         assert path == table_path(json.loads(path.read_text())["device"])
 
@@ -151,11 +149,11 @@ def test_the_heuristic_fits_every_gpu(batch, channels, side, filters, kernel, st
     for direction in DIRECTIONS:
         settings = heuristic(direction, problem)
         tiles = settings.block_k * (settings.block_m + settings.block_n) * problem.itemsize
-        # Shared memory that one program may have on an A100; consumer GPUs have 99 KiB.
+        # Consumer GPUs allow one program 99 KiB of shared memory.
         assert settings.num_stages * tiles <= 99 * 1024
         assert settings.num_warps == 4
         assert settings.splits == 1 or direction == "weight_gradient"
-        # No split is without pixels.
+        # No split is empty.
         _, _, terms = problem.product(direction)
         assert settings.splits * settings.block_k <= terms or settings.splits == 1
 
@@ -177,7 +175,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch):
 def test_a_setting_that_computes_wrongly_is_never_chosen(
     tuning, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fastest is wrong in one element, the second does not run, the others leave a tile out, or unwritten."""
+    """The fastest is wrong in one element, the second fails to run, the others leave a tile zero or unwritten."""
     problem = Problem(2, 4, 5, 5, 6, (3, 3), 1, (1, 1, 1, 1), 2, "float32", "ieee")
     good, slow = Settings(16, 16, 16, 4, 1), Settings(32, 16, 16, 4, 1)
     wrong, failing, short = Settings(64, 16, 16, 4, 1), Settings(16, 64, 16, 4, 1), Settings(16, 16, 64, 4, 1)
@@ -194,7 +192,7 @@ def test_a_setting_that_computes_wrongly_is_never_chosen(
         if settings == short:
             result[-1:, -1:] = 0
         if settings == unwritten:
-            # In place of what another candidate has left there.
+            # Instead of what another candidate has left there.
             fresh = torch.empty(1, device=DEVICE).item()
             result[-1:, -1:] = fresh if math.isnan(fresh) else result[-1:, -1:]
         return result
@@ -208,14 +206,14 @@ def test_a_setting_that_computes_wrongly_is_never_chosen(
     assert "is off by" in refused[wrong]
 
 
-def test_nothing_is_chosen_where_every_candidate_is_wrong(tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_chosen_if_every_candidate_is_wrong(tuning, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(1, 2, 3, 3, 2, (1, 1), 1, (0, 0, 0, 0), 1, "float32", "ieee")
     monkeypatch.setattr(tuning, "run", lambda *_: random_tensor((1, 2, 3, 3), 0, torch.float32))
     assert tuning.timings("forward", problem, [SETTINGS], lambda work, settings: 1.0, {}) == {}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_candidates_are_tried_once_and_rearranged_where_that_can_be(tuning, direction: str) -> None:
+def test_candidates_are_tried_once_and_rearranged_if_possible(tuning, direction: str) -> None:
     conv1 = Problem(128, 3, 224, 224, 96, (11, 11), 4, (0, 3, 0, 3), 1, "bfloat16", "ieee")
     for problem, can_be in ((conv1, direction != "data_gradient"), (PROBLEM, False)):
         found = list(tuning.candidates(direction, problem))
@@ -239,12 +237,12 @@ def test_a_further_batch_size_tries_the_fastest_of_the_one_before(
     larger = [(direction, dataclasses.replace(problem, batch=8)) for direction, problem in tiny_gpu]
     path = tuning.tune(tiny_gpu + larger, tables, 60.0, lambda: ThreadPoolExecutor(1))
     assert tried == [(1, 2, 2), (1, 4, 2), (8, 2, 1), (8, 4, 1)]
-    assert set(conv_settings.load_table(path)) == {*tiny_gpu, *larger}
+    assert set(launch_settings.load_table(path)) == {*tiny_gpu, *larger}
 
 
 @pytest.fixture
 def tiny_gpu(tuning, tables: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Problem]]:
-    """A GPU whose products have two candidates, which are compiled when they are run."""
+    """A GPU with two candidates per product, which are compiled when they run."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: GPU)
     monkeypatch.setattr(tuning, "candidates", lambda *_: [Settings(16, 16, 16, 4, 1), Settings(32, 16, 16, 4, 1)])
     monkeypatch.setattr(tuning, "compile_ahead", lambda *_: None)
@@ -254,13 +252,13 @@ def tiny_gpu(tuning, tables: Path, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     ]
 
 
-def test_one_measurement_after_the_other_fills_one_table(tuning, tiny_gpu, tables: Path) -> None:
+def test_successive_measurements_fill_one_table(tuning, tiny_gpu, tables: Path) -> None:
     for problem in tiny_gpu:
-        # As it would be chosen before the measurement, and as training asks.
+        # The choice before the measurement is cached, as in training.
         assert choose(*problem, GPU, True) == heuristic(*problem)
         path = tuning.tune([problem], tables, 60.0, lambda: ThreadPoolExecutor(1))
         assert choose(*problem, GPU, True) == Settings(16, 16, 16, 4, 1)
-    assert set(conv_settings.load_table(path)) == set(tiny_gpu)
+    assert set(launch_settings.load_table(path)) == set(tiny_gpu)
 
 
 def test_a_candidate_that_breaks_the_gpu_costs_a_process_and_not_the_rest(
@@ -280,9 +278,9 @@ def test_a_candidate_that_breaks_the_gpu_costs_a_process_and_not_the_rest(
     monkeypatch.setattr(tuning, "run", run_broken)
     monkeypatch.setattr(tuning, "_device_is_lost", lambda: True)
     path = tuning.tune(tiny_gpu, tables, 60.0, new_process)
-    # One to begin with, and one after each of the two products.
+    # One at the start, and one after each of the two products.
     assert len(processes) == 3
-    settings = [entry.settings for entry in conv_settings.load_table(path).values()]
+    settings = [entry.settings for entry in launch_settings.load_table(path).values()]
     assert settings == [Settings(32, 16, 16, 4, 1)] * 2
 
 
