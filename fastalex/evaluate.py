@@ -1,4 +1,4 @@
-"""``python -m fastalex.evaluate RUN [RUN ...] [DATA]``: error rates of trained networks, on one crop or ten."""
+"""``python -m fastalex.evaluate RUN [RUN ...] [DATA]``: error rates of trained networks, with 1 or 10 crops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 
 
 def main() -> None:
-    """Parse, then evaluate here, in new workers, or as one of torchrun's."""
+    """Parse the options and evaluate: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(EvaluateOptions, prog="python -m fastalex.evaluate")
     if is_worker():
         run_under_torchrun(resolve_and_evaluate, options.on, options.devices)
