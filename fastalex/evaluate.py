@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.evaluation.options import EvaluateOptions, evaluate_and_report, resolve, resolve_and_evaluate
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 
@@ -17,7 +16,7 @@ def main() -> None:
         run_under_torchrun(resolve_and_evaluate, options.on, options.devices)
     else:
         job = resolve(options)
-        run_workers(evaluate_and_report, job, parse_devices(job.devices))
+        run_workers(evaluate_and_report, job, job.devices)
 
 
 if __name__ == "__main__":

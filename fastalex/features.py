@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.evaluation.feature_options import FeaturesOptions, extract_and_report, resolve, resolve_and_extract
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 
@@ -16,8 +15,8 @@ def main() -> None:
     if is_worker():
         run_under_torchrun(resolve_and_extract, options.on, options.devices)
     else:
-        extraction, devices = resolve(options)
-        run_workers(extract_and_report, extraction, parse_devices(devices))
+        extraction = resolve(options)
+        run_workers(extract_and_report, extraction, extraction.plan.devices)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import torch
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.parallel.world import World
@@ -19,7 +18,7 @@ def main() -> None:
     refuse_launcher("planning starts its own workers; run it without torchrun")
     plan = resolve(parse(PlanOptions, prog="python -m fastalex.plan"))
     if plan.measure:
-        run_workers(report, plan, parse_devices(plan.devices))
+        run_workers(report, plan, plan.devices)
     else:
         report(World(0, 1, torch.device("cpu")), plan)
 

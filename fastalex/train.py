@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 from fastalex.training.options import TrainOptions
@@ -21,8 +18,8 @@ def main() -> None:
         run_under_torchrun(resolve_and_train, options.on, options.machine.devices, saves_checkpoint=True)
         return
     config, restarts = resolve(options), options.machine.max_restarts
-    with cli.resume_hint(Path(config.output)):
-        run_workers(train, config, parse_devices(config.devices), restarts, saves_checkpoint=True)
+    with cli.resume_hint(config.folder):
+        run_workers(train, config, config.parallel.devices, restarts, saves_checkpoint=True)
 
 
 if __name__ == "__main__":

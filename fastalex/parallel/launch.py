@@ -25,8 +25,8 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from dataloading.process import die_with_parent
 from fastalex.errors import WorkerError
-from fastalex.files import die_with_parent
 from fastalex.parallel.failures import read_reports, report_and_exit, root_cause, watch_peers
 from fastalex.parallel.layout import Layout
 from fastalex.parallel.rendezvous import meet, open_store

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dataloading.process import die_with_parent
 from fastalex.errors import ConfigurationError, WorkerError
-from fastalex.files import die_with_parent
 from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.failures import has_lost_peer
 from fastalex.parallel.launch import Worker, run_worker
