@@ -1,11 +1,15 @@
-"""The AlexNet of 2012, trained as it was run then."""
+"""A faithful reproduction of AlexNet (Krizhevsky, Sutskever and Hinton, 2012) that trains fast on modern hardware.
+
+The commands are ``python -m fastalex.train``, ``evaluate``, ``features``, ``plan``, ``study`` and ``baseline``. From
+Python, :class:`AlexNet` builds a network and :func:`load_model` loads a trained one.
+"""
 
 import signal
 import sys
 
-# While `python -m fastalex.train` or a worker of it imports for some seconds, Ctrl-C shall end it without a traceback;
-# cli.main or the launcher then takes over. ("-m" stands there only until the module is found. A process that ignores
-# Ctrl-C goes on doing so.)
+# While a command or one of its workers spends seconds on imports, Ctrl-C ends it without a traceback; cli.main or the
+# launcher installs its own handler later. (sys.argv[0] is "-m" only until Python has found the module. A process that
+# ignores Ctrl-C keeps ignoring it.)
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
     sys.argv[:1] == ["-m"] or "--multiprocessing-fork" in sys.orig_argv
 ):
@@ -13,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (
 
 import kernels
 
-if not hasattr(kernels, "lrn_max_pool2d"):  # before anything that would fail for a reason harder to understand
+if not hasattr(kernels, "lrn_max_pool2d"):  # checked first, because what fails later is harder to understand
     raise ImportError(
         f"the package 'kernels' found at {kernels.__path__[0]} is another project's (Hugging Face publishes one of "
         "that name), not fastalex's; install fastalex in an environment of its own"

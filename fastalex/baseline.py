@@ -1,4 +1,4 @@
-"""``python -m fastalex.baseline [DATA]``: errors of the methods before 2012 on the same images, to compare with."""
+"""``python -m fastalex.baseline [DATA]``: error rates of the best methods before 2012 on the same images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from fastalex.handcrafted.options import BaselineOptions, run_baseline
 
 
 def main() -> None:
-    """Parse, measure, print."""
-    options = parse(BaselineOptions, prog="python -m fastalex.baseline")
-    run_baseline(options)
+    """Parse the options and run the baseline."""
+    run_baseline(parse(BaselineOptions, prog="python -m fastalex.baseline"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command line does: parse, and turn errors into one line and an exit code."""
+"""What all commands share: option types, checks, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,59 +6,82 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tyro.conf import arg
 
 from dataloading import DatasetError
-from fastalex.errors import ConfigurationError, Interrupted
-from fastalex.parallel.failures import WorkerError
+from fastalex.console import command as shell_command
+from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
 from fastalex.parallel.torchrun import is_worker
 
 
+def optional(metavar: str, *aliases: str) -> Any:
+    """Type annotation of an option that may be left out; its help text names the default."""
+    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+
+
 def check_positive(name: str, value: int) -> None:
-    """Refuse a count of less than one.
+    """Check that a count is at least 1.
 
     Raises:
-        ConfigurationError: it is.
+        ConfigurationError: it is not.
     """
     if value < 1:
-        raise ConfigurationError(f"{name} is {value}; at least 1 is wanted")
+        raise ConfigurationError(f"{name} must be at least 1, got {value}")
+
+
+@contextmanager
+def resume_hint(run: Path) -> Iterator[None]:
+    """Append the command that resumes a run to the message of a failed worker or of an abort."""
+    try:
+        yield
+    except WorkerError as error:
+        raise WorkerError(f"{error}; {_how_to_resume(run)}") from None
+    except (Aborted, KeyboardInterrupt) as error:
+        number = getattr(error, "signal_number", signal.SIGINT)
+        raise Interrupted(f"interrupted; {_how_to_resume(run)}", number) from None
+
+
+def _how_to_resume(run: Path) -> str:
+    if not any(run.glob("checkpoints/[0-9]*")):
+        return f"the run has no checkpoint yet: remove {run} and start again"
+    return f"resume with: {shell_command('fastalex.train', '--resume', run)}"
 
 
 def main(command: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0; 2 after bad input; 1 after a failed worker; 128 + signal after an interruption."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since the package was imported
+    """Run a command and exit.
+
+    Exit codes: 0 after success, 2 after invalid input, 1 after a failed worker, 128 + n after signal n.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since fastalex/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command()
         code = 0
     except (ConfigurationError, DatasetError) as error:
-        code = _say(f"error: {error}", 2, error)
+        code = _report(f"error: {error}", 2, error)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
-            raise  # not a file that a user named
-        place = f"{error.filename}: " if error.filename is not None else ""
-        code = _say(f"error: {place}{error.strerror}", 2, error)
+            raise  # not about a file, so not the user's input
+        subject = f"{error.filename}: " if error.filename is not None else ""
+        code = _report(f"error: {subject}{error.strerror}", 2, error)
     except WorkerError as error:
-        code = _say(f"error: {error}", 1, error)
+        code = _report(f"error: {error}", 1, error)
     except Interrupted as error:
-        code = _say(str(error), 128 + error.signal_number, error)
+        code = _report(str(error), 128 + error.signal_number, error)
     except KeyboardInterrupt as error:
-        code = _say("interrupted", 130, error)
+        code = _report("interrupted", 128 + signal.SIGINT, error)
     sys.stdout.flush()
     if code and is_worker():
-        os._exit(code)  # an orderly exit would wait for operations with the other workers
+        os._exit(code)  # an orderly exit would wait for operations with other workers
     sys.exit(code)
 
 
-def optional(metavar: str, *aliases: str) -> Any:
-    """An option that may be left out; its text says what then holds."""
-    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
-
-
-def _say(message: str, code: int, error: BaseException) -> int:
-    if not getattr(error, "said", False):
+def _report(message: str, code: int, error: BaseException) -> int:
+    if not getattr(error, "reported_elsewhere", False):
         print(message, file=sys.stderr, flush=True)
     return code

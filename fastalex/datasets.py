@@ -1,4 +1,4 @@
-"""Which prepared data set a command means."""
+"""Which prepared data set a command uses, preparing it first if necessary."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ from pathlib import Path
 
 import dataloading
 from fastalex.errors import ConfigurationError
-from fastalex.parallel.torchrun import is_worker
 
 PREPARED = Path("prepared")
-"""Where data sets are prepared that were given as they are, relative to the working directory."""
-
+"""Folder, relative to the working directory, for data sets that commands prepare themselves."""
 
 AnyDataset = dataloading.Dataset | dataloading.SyntheticDataset
 
 
-def open_data(data: Path | None, size: int | None = None, *, for_training: bool = True) -> AnyDataset:
-    """Open a data set, preparing it first if need be.
+def open_data(
+    data: Path | None, size: int | None = None, *, for_training: bool = True, may_prepare: bool = True
+) -> AnyDataset:
+    """Open a data set, preparing it first if necessary.
 
     Args:
-        data: a prepared data set; or class folders (``train/<class>/*.jpg``, ``val/<class>/*.jpg``), which are prepared
-            once into ``prepared/``; or None for the bundled handwritten digits; or the word ``synthetic`` for random
-            images from memory, with which training is as fast as if data cost nothing.
-        size: of the images' shorter side in pixels; a set that was prepared with another one is prepared anew from
-            that, into ``prepared/``. None takes a prepared set as it is, and prepares with 256.
-        for_training: False takes class folders without a validation set, too.
+        data: a prepared data set; class folders (``train/<class>/*.jpg``, ``val/<class>/*.jpg``), which are prepared
+            once into ``prepared/``; None for the bundled handwritten digits; or the word ``synthetic`` for random
+            images from memory, which take no time to load.
+        size: length of the images' shorter side in pixels. A set that was prepared with another size is prepared again
+            into ``prepared/``. None takes a prepared set as it is, and prepares with 256.
+        for_training: False also accepts class folders without a validation set.
+        may_prepare: False in one of several workers, whose peers would wait for it until they give up.
 
     Raises:
-        dataloading.DatasetError: no such folder, no images in it, or a damaged data set.
+        ConfigurationError: no such folder, a run folder, or a data set that is not prepared and must not be.
+        dataloading.DatasetError: no images in the folder, or a damaged data set.
     """
     suffix = f"-{size}px" if size not in (None, 256) else ""
     if data is None:
-        return _prepared("digits", PREPARED / f"digits{suffix}", size)
+        return _prepared("digits", PREPARED / f"digits{suffix}", size, may_prepare=may_prepare)
     if str(data) == "synthetic":
         return open_prepared("synthetic")
     if not data.exists():
         raise ConfigurationError(f"no such folder: {data}")
     if (data / "config.json").is_file():
-        raise ConfigurationError(f"{data} is a run folder, not a data set; name images, or go on with it by --resume")
+        raise ConfigurationError(f"{data} is a run folder, not a data set; name a folder of images, or resume the run")
     if dataloading.is_prepared(data):
         dataset = dataloading.Dataset(data)
         if size in (None, dataset.size):
             return dataset
     name = f"{data.resolve().name}-{_identity(data)}{suffix}"
     if not for_training and not dataloading.is_prepared(PREPARED / name):
-        return _prepared(data, PREPARED / f"{name}-images", size, validation_every=0)
-    return _prepared(data, PREPARED / name, size)
+        return _prepared(data, PREPARED / f"{name}-images", size, validation_every=0, may_prepare=may_prepare)
+    return _prepared(data, PREPARED / name, size, may_prepare=may_prepare)
 
 
 def _identity(source: Path) -> str:
-    """Eight digits that tell apart folders of one name, and a folder from what it was before its files changed."""
+    """Eight hexadecimal digits that change with the folder's path and with its files' names, sizes and times."""
     total = _number(os.fsencode(source.resolve()))
     for path in source.rglob("*") if source.is_dir() else [source]:
         if path.is_file():
             about = path.stat()
-            # A sum does not depend on the order in which files are found; sorted, millions of names would be in memory.
+            # A sum does not depend on the order of the files, so millions of names need not be sorted in memory.
             total += _number(os.fsencode(f"{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}"))
     return f"{total % 2**32:08x}"
 
@@ -66,44 +68,51 @@ def _number(text: bytes) -> int:
 
 
 def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset:
-    """Open what a run recorded: a prepared data set's folder, or ``synthetic``.
+    """Open the data set that a run has recorded: the folder of a prepared one, or ``synthetic``.
 
     Args:
         fraction: of the training images of each class; see :meth:`dataloading.Dataset.subset`.
-        seed: chooses them.
+        seed: selects them.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: no such fraction, or a damaged data set.
+        ConfigurationError: a fraction of synthetic images.
+        dataloading.DatasetError: an invalid fraction, or a damaged data set.
     """
     if root == "synthetic":
         if fraction != 1:
-            raise ConfigurationError("--fraction goes with images from files; synthetic ones are all alike")
+            raise ConfigurationError(f"fraction must be 1 for synthetic images, got {fraction:g}")
         return dataloading.SyntheticDataset(train=12_800, val=1_280)
     dataset = dataloading.Dataset(root)
     return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
 
 
 def _prepared(
-    source: Path | str, destination: Path, size: int | None = None, validation_every: int | None = None
+    source: Path | str,
+    destination: Path,
+    size: int | None = None,
+    validation_every: int | None = None,
+    *,
+    may_prepare: bool,
 ) -> dataloading.Dataset:
     if dataloading.is_prepared(destination):
         return dataloading.Dataset(destination)
-    if is_worker():  # the others would wait for it, and give up
+    if not may_prepare:
+        options = {"size": size, "validation-every": validation_every}
+        given = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
         raise ConfigurationError(
-            f"{source} is not prepared; do that before torchrun: python -m dataloading.prepare {source} {destination}"
-            + (f" --size {size}" if size else "")
-            + (f" --validation-every {validation_every}" if validation_every is not None else "")
+            f"{source} is not prepared; run this before torchrun: python -m dataloading.prepare {source} "
+            f"{destination}{given}"
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
     dataset = dataloading.prepare_dataset(source, destination, size=size or 256, validation_every=validation_every)
     if rejected := dataset.made["rejected"]:
         left_out = "1 file was left out" if rejected == 1 else f"{rejected} files were left out"
-        print(f"{left_out}; {destination / 'rejected.csv'} says which and why", flush=True)
+        print(f"{left_out}; {destination / 'rejected.csv'} lists files and reasons", flush=True)
     return dataset
 
 
 def default_recipe(dataset: AnyDataset) -> str:
-    """The recipe for a data set where none is asked for, by what it is and how many images it has."""
+    """The name of the recipe for a data set if none is given, chosen by its name and its number of images."""
     if dataset.name == "digits":
         return "digits"
     return "small" if dataset.count("train") < 100_000 else "krizhevsky"

@@ -1,12 +1,32 @@
-"""The error that a user's input can cause in this package."""
+"""The exceptions that commands report in one line, without a traceback."""
 
 from __future__ import annotations
 
 import signal
 
 
+class ConfigurationError(ValueError):
+    """A request that cannot be fulfilled: the message names the thing, the value found, the value wanted and a remedy.
+
+    Commands print it after ``error:`` and exit with code 2. ``reported_elsewhere`` is set where another worker on this
+    machine prints the same message.
+    """
+
+    reported_elsewhere = False
+
+
+class NonFiniteLoss(ConfigurationError):
+    """The loss is infinite or NaN: training has diverged."""
+
+
+class WorkerError(Exception):
+    """A worker process failed for a reason other than the user's input; the message says which one and how."""
+
+    reported_elsewhere = False
+
+
 class Interrupted(Exception):
-    """The run stopped on request (Ctrl-C or SIGTERM) and left a checkpoint behind."""
+    """Stopped on request by Ctrl-C or SIGTERM. ``signal_number`` says which."""
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -14,18 +34,4 @@ class Interrupted(Exception):
 
 
 class Aborted(Interrupted):
-    """Ended by a signal before the workers could say how far they were."""
-
-
-class ConfigurationError(ValueError):
-    """Something asked for cannot be done: one line with the thing, the value found, the value wanted and the remedy.
-
-    Command lines print it after ``error:`` and exit with 2, without a traceback. ``said`` means that another worker of
-    this machine prints the same one.
-    """
-
-    said = False
-
-
-class NonFiniteLoss(ConfigurationError):
-    """The loss is infinite or not a number: the run has diverged."""
+    """Ended by a signal before the workers could report how far they were."""

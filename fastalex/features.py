@@ -1,23 +1,22 @@
-"""``python -m fastalex.features RUN DATA ACTIVATION ... -o DIR``: a trained network's activations as NumPy files."""
+"""``python -m fastalex.features RUN DATA ACTIVATION ... -o DIR``: save a network's activations as NumPy files."""
 
 from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.evaluation.feature_options import FeaturesOptions, extract_and_report, resolve, resolve_and_extract
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 
 
 def main() -> None:
-    """Parse, then extract here, in new workers, or as one of torchrun's."""
+    """Parse the options and extract: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(FeaturesOptions, prog="python -m fastalex.features")
     if is_worker():
         run_under_torchrun(resolve_and_extract, options.on, options.devices)
     else:
-        extraction, chosen = resolve(options)
-        run_workers(extract_and_report, extraction, parse_devices(chosen))
+        extraction = resolve(options)
+        run_workers(extract_and_report, extraction, extraction.plan.devices)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Loss and error rates, counted on the device and read when they are reported.
+"""Loss and error rates, counted on the device and read by the host when they are reported.
 
-A count is one float64 vector (sum of losses, top-1 errors, top-5 errors, images), as :func:`kernels.cross_entropy`
-makes it, so that batches, micro-batches and workers are combined by adding.
+Counts are one float64 vector (sum of losses, top-1 errors, top-5 errors, images), as returned by
+:func:`kernels.cross_entropy`. Adding vectors combines micro-batches, batches and workers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean cross-entropy (nats) and error rates in percent over a number of images."""
+    """Mean cross-entropy (nats) and error rates (percent) over a number of images."""
 
     loss: float
     top1_error: float
@@ -22,7 +22,7 @@ class Metrics:
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> Metrics:
-        """From a sum of counts."""
+        """Means and rates of a sum of count vectors; NaN without images."""
         loss, top1, top5, images = counts.tolist()
         if not images:
             return cls(float("nan"), float("nan"), float("nan"), 0)

@@ -1,4 +1,4 @@
-"""``python -m fastalex.plan``: what fits into which memory, and how long training takes, before it is begun."""
+"""``python -m fastalex.plan``: parameters, memory and training time of a network, before it is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.parallel.world import World
@@ -15,12 +14,11 @@ from fastalex.planning.report import report
 
 
 def main() -> None:
-    """Parse, and report here; in new workers only where steps are timed on several devices."""
-    refuse_launcher("planning starts its own workers; leave torchrun out")
-    options = parse(PlanOptions, prog="python -m fastalex.plan")
-    plan = resolve(options)
+    """Parse the options and report; several devices get workers only if steps are measured on them."""
+    refuse_launcher("planning starts its own workers; run it without torchrun")
+    plan = resolve(parse(PlanOptions, prog="python -m fastalex.plan"))
     if plan.measure:
-        run_workers(report, plan, parse_devices(plan.devices))
+        run_workers(report, plan, plan.devices)
     else:
         report(World(0, 1, torch.device("cpu")), plan)
 

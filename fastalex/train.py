@@ -1,16 +1,9 @@
-"""``python -m fastalex.train [DATA]``: train the network of 2012, on one device or split over several."""
+"""``python -m fastalex.train [DATA]``: train AlexNet on one device, or on several as a pipeline or with replicas."""
 
 from __future__ import annotations
 
-import signal
-from pathlib import Path
-
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.console import command
-from fastalex.errors import Aborted, Interrupted
-from fastalex.parallel.devices import parse_devices
-from fastalex.parallel.failures import WorkerError
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 from fastalex.training.options import TrainOptions
@@ -19,25 +12,14 @@ from fastalex.training.trainer import train
 
 
 def main() -> None:
-    """Parse, then train here, in new workers, or as one of torchrun's."""
+    """Parse the options and train: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(TrainOptions, prog="python -m fastalex.train")
     if is_worker():
-        run_under_torchrun(resolve_and_train, options.on, options.machine.devices)
-    else:
-        config = resolve(options)
-        try:
-            run_workers(train, config, parse_devices(config.devices), options.machine.max_restarts)
-        except WorkerError as error:
-            raise WorkerError(f"{error}; {_way_on(Path(config.output))}") from None
-        except (Aborted, KeyboardInterrupt) as error:
-            number = getattr(error, "signal_number", signal.SIGINT)
-            raise Interrupted(f"interrupted; {_way_on(Path(config.output))}", number) from None
-
-
-def _way_on(run: Path) -> str:
-    if not any(run.glob("checkpoints/[0-9]*")):
-        return f"the run has no checkpoint yet: remove {run} and start it anew"
-    return f"go on with: {command('fastalex.train', '--resume', run)}"
+        run_under_torchrun(resolve_and_train, options.on, options.machine.devices, saves_checkpoint=True)
+        return
+    config, restarts = resolve(options), options.machine.max_restarts
+    with cli.resume_hint(config.folder):
+        run_workers(train, config, config.parallel.devices, restarts, saves_checkpoint=True)
 
 
 if __name__ == "__main__":

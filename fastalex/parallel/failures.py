@@ -1,23 +1,33 @@
-"""TODO."""
+"""When a worker fails: what it leaves behind, who else notices, and how the parent finds the root cause.
+
+Workers report exceptions in the error files of torch's elastic launcher. The launcher itself names only the worker that
+it found dead first, which may be a victim of another one, so the parent reads all files and picks the cause.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from fastalex.errors import Aborted, ConfigurationError, Interrupted, NonFiniteLoss
+from dataloading import DatasetError
+from fastalex.errors import Aborted, ConfigurationError, Interrupted, NonFiniteLoss, WorkerError
 
-_USER_ERRORS = {"NonFiniteLoss": NonFiniteLoss}  # what a worker raised is raised again by its name
+# Exceptions that concern the user: the parent raises them again, with the worker's message.
+_USER_ERRORS = {error.__name__: error for error in (ConfigurationError, DatasetError, NonFiniteLoss)}
 
-
-# What gloo, NCCL and the store say when another worker has ended. Other NCCL errors may be causes themselves.
+# What gloo, NCCL and the store report when a peer has ended. Other NCCL errors may be causes themselves.
 _LOST_PEER = (
     "connection closed by peer",
     "connection reset",
@@ -28,66 +38,134 @@ _LOST_PEER = (
     "communicator was aborted",
 )
 
-
-class WorkerError(Exception):
-    """A worker failed for a reason that is not the user's input; the message says which and how."""
-
-    said = False
+_GRACE = 5  # seconds that a worker gets to report its own failure before one of a peer ends it
 
 
-def _watch_peers(folder: Path, rank: int, size: int) -> None:
-    """End this process soon after a peer has ended without success.
-
-    A worker that waits for a peer inside a transport runs no Python code, not even a signal handler, until the wait
-    times out; this thread still runs. The grace leaves time to say what went wrong, if that is known here.
-    """
-    while True:
-        time.sleep(1)
-        for peer in range(size):
-            path = folder / f"{peer}.pid"
-            if peer != rank and path.exists() and not (folder / f"{peer}.done").exists() and not _lives(path):
-                time.sleep(5)
-                os._exit(1)
-
-
-def _lives(path: Path) -> bool:
-    """Whether the process whose id is in the file runs; one that only waits to be collected does not."""
-    try:
-        state = Path(f"/proc/{path.read_text() or 'self'}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def _lost_a_peer(message: str) -> bool:
+def has_lost_peer(message: str) -> bool:
+    """Whether an exception's message says that another worker has ended."""
     return any(phrase in message.lower() for phrase in _LOST_PEER)
 
 
-def _raise_cause(failures: Path, error: Any, devices: Sequence[torch.device], signal_number: int = 0) -> None:
-    """Raise the root cause of what the workers reported, if anything went wrong."""
-    reports = [json.loads(path.read_text()) for path in failures.glob("*.json")]
-    reports.sort(key=lambda report: report["time"])
+# --- in a worker ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watch_peers(folder: Path) -> Iterator[None]:
+    """End this process soon after a peer has died.
+
+    A worker that waits for a peer inside gloo or NCCL runs no Python code, not even a signal handler, until the wait
+    times out. A thread still runs.
+
+    Args:
+        folder: shared by the workers of this machine; holds one file per live worker, named after its process id.
+    """
+    presence, stop = folder / f"{os.getpid()}.pid", threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1):
+            if not all(_is_running(path.stem) for path in folder.glob("*.pid")):
+                time.sleep(_GRACE)
+                os._exit(1)
+
+    presence.touch()
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except Interrupted:  # leaves in agreement with its peers
+        presence.unlink(missing_ok=True)
+        raise
+    finally:
+        stop.set()
+
+
+def _is_running(pid: str) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def report_and_exit(error: BaseException) -> NoReturn:
+    """Write the exception that is being handled to the launcher's error file, and exit without any cleanup.
+
+    An orderly exit would wait for threads that wait for other workers. The exit code is 1, or 128 + n after
+    :class:`~fastalex.errors.Interrupted` by signal n.
+    """
+    get_error_handler().record_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if has_lost_peer(str(error)):
+        # Let the launcher find the dead peer first, for its exit code. The launcher then ends this worker by SIGTERM.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_GRACE)
+    os._exit(128 + error.signal_number if isinstance(error, Interrupted) else 1)
+
+
+# --- in the parent ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FailureReport:
+    """One worker's error file: the exception's class name, its message and its traceback."""
+
+    rank: int
+    kind: str
+    message: str
+    traceback: str
+
+
+def read_reports(folder: Path) -> list[FailureReport]:
+    """The error files anywhere below the launcher's log folder, the oldest first."""
+    reports = []
+    # torch writes times in whole seconds; those of the files tell apart what happened within one.
+    for path in sorted(folder.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            content = json.loads(path.read_text())["message"]
+        except ValueError:  # killed while it was written
+            continue
+        kind, _, message = content["message"].partition(": ")
+        reports.append(FailureReport(int(path.parent.name), kind, message, content["extraInfo"]["py_callstack"]))
+    return reports
+
+
+def root_cause(
+    reports: Sequence[FailureReport],
+    exit_codes: Mapping[int, int],
+    devices: Sequence[torch.device],
+    signal_number: int = 0,
+) -> Exception:
+    """The exception that explains why the workers ended.
+
+    Args:
+        reports: the oldest first.
+        exit_codes: of failed workers, by rank; -n means killed by signal n.
+        devices: of the workers, by rank.
+        signal_number: of the signal that the parent received, 0 for none.
+    """
     for report in reports:
-        if report["type"] == "Interrupted":
-            raise Interrupted(report["message"], report["signal"])
-        if report["is_user_error"]:
-            raise _USER_ERRORS.get(report["type"], ConfigurationError)(report["message"])
+        if report.kind == Interrupted.__name__:
+            codes = [code - 128 for code in exit_codes.values() if code > 128]
+            return Interrupted(report.message, signal_number or next(iter(codes), signal.SIGINT))
+        if report.kind in _USER_ERRORS:
+            return _USER_ERRORS[report.kind](report.message)
     if signal_number:
-        raise Aborted("interrupted", signal_number)
-    if error is None and not reports:
-        return
-    # A worker that lost its peer is a victim: look for one with a reason of its own, then for one that was killed.
+        return Aborted("interrupted", signal_number)
+
+    def name(rank: int) -> str:
+        return f"worker {rank} ({devices[rank]})"
+
+    # A worker that lost a peer is a victim: prefer one that failed by itself, then one that was killed.
     for report in reports:
-        if not _lost_a_peer(report["message"]):
-            name = f"worker {report['rank']} ({report['device']})"
-            raise WorkerError(f"{name} failed:\n{report['traceback'].rstrip()}")
-    killed = [(rank, failure) for rank, failure in (error.failures if error else {}).items() if failure.exitcode < 0]
-    # NCCL aborts the processes that wait for one that was killed.
-    killed.sort(key=lambda pair: (pair[1].exitcode == -signal.SIGABRT, pair[1].timestamp, pair[0]))
-    for rank, failure in killed:
-        name = signal.Signals(-failure.exitcode).name
-        raise WorkerError(f"worker {rank} ({devices[rank]}) was killed by {name}")
+        if not has_lost_peer(report.message):
+            return WorkerError(f"{name(report.rank)} failed:\n{report.traceback.rstrip()}")
+    killed = [(rank, -code) for rank, code in exit_codes.items() if code < 0]
+    # NCCL aborts the processes that wait for a killed one.
+    for rank, number in sorted(killed, key=lambda worker: worker[1] == signal.SIGABRT):
+        return WorkerError(f"{name(rank)} was killed by {signal.Signals(number).name}")
     for report in reports:
-        name = f"worker {report['rank']} ({report['device']})"
-        raise WorkerError(f"{name} lost another one, which ended without a word:\n{report['traceback'].rstrip()}")
-    raise WorkerError("a worker ended without a word")
+        return WorkerError(
+            f"{name(report.rank)} lost another worker, which left no message:\n{report.traceback.rstrip()}"
+        )
+    ended = ", ".join(f"{name(rank)} with exit code {code}" for rank, code in exit_codes.items())
+    return WorkerError(f"{ended or 'a worker'} ended without a message")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Running as one of the workers that torchrun has started, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -11,48 +11,52 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastalex.errors import ConfigurationError
+from dataloading.process import die_with_parent
+from fastalex.errors import ConfigurationError, WorkerError
 from fastalex.parallel.devices import parse_devices
-from fastalex.parallel.failures import WorkerError, _lost_a_peer
-from fastalex.parallel.launch import Worker, _die_with_parent, _run_worker
-from fastalex.parallel.rendezvous import _is_said, _keeps_store, _meet, _open_store, _torchrun_keeps_store
+from fastalex.parallel.failures import has_lost_peer
+from fastalex.parallel.launch import Worker, run_worker
+from fastalex.parallel.rendezvous import hosts_store, is_reported, launcher_hosts_store, meet, open_store
 from fastalex.parallel.world import World
 
 
 def is_worker() -> bool:
-    """Whether an outer launcher (torchrun) started this process as one of several."""
+    """Whether torchrun, or another launcher that sets RANK and WORLD_SIZE, has started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def refuse_launcher(remedy: str) -> None:
-    """Refuse to be started by an outer launcher.
+    """Refuse to run as one of torchrun's workers.
 
     Raises:
-        ConfigurationError: it was.
+        ConfigurationError: this process is one; ``remedy`` is the message.
     """
     if is_worker():
         error = ConfigurationError(remedy)
-        error.said = _is_said(None, remedy)
+        error.reported_elsewhere = is_reported(None, remedy)
         raise error
 
 
 def machines() -> int:
-    """On how many machines the workers are: as torchrun says, else one."""
+    """The number of machines: as torchrun says, else one."""
     return int(os.environ.get("GROUP_WORLD_SIZE", 1)) if is_worker() else 1
 
 
 def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
-    """The devices of the workers that torchrun started on this machine: as named, else one GPU each, else CPUs.
+    """The devices of the workers that torchrun has started on this machine.
+
+    Args:
+        text: names them; None for one GPU per worker if there are GPUs, else CPUs.
 
     Raises:
-        ConfigurationError: as :func:`parse_devices`; another number of devices than workers; machines with unequal
+        ConfigurationError: as :func:`parse_devices`; another number of devices than workers; machines with different
             numbers of workers.
     """
     workers, here = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if here * machines() != workers:
         raise ConfigurationError(
             f"torchrun started {workers} workers on {machines()} machines, {here} of them on {socket.gethostname()}; "
-            "give every machine the same --nproc-per-node"
+            "start the same number on every machine (torchrun --nproc-per-node)"
         )
     if text is None:
         text = ",".join(map(str, range(here)) if torch.cuda.device_count() else ["cpu"] * here)
@@ -64,31 +68,42 @@ def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
     return devices
 
 
-def run_under_torchrun(worker: Worker, argument: Callable[[Sequence[torch.device]], Any], text: str | None) -> None:
-    """As :func:`run`, as one of torchrun's workers.
+def run_under_torchrun(
+    worker: Worker,
+    argument: Callable[[Sequence[torch.device]], Any],
+    text: str | None,
+    *,
+    saves_checkpoint: bool = False,
+) -> None:
+    """Call ``worker(world, argument(devices))`` in this process, which torchrun has started.
 
     Args:
-        argument: makes the worker's argument of this machine's devices.
-        text: names them; None for one GPU each, or CPUs.
+        argument: makes the worker's argument from this machine's devices.
+        text: names the devices; None for one GPU per worker, or CPUs.
+        saves_checkpoint: as for :func:`~fastalex.parallel.launch.run_workers`.
+
+    Raises:
+        WorkerError: another worker has ended.
+        ConfigurationError, DatasetError, Interrupted: raised by the worker.
     """
-    _die_with_parent(os.getppid())
+    die_with_parent(os.getppid())
     store: dist.Store | None = None
     try:
-        store = _open_store()
+        store = open_store()
         try:
             devices = devices_under_torchrun(text)
-        except ConfigurationError as error:  # perhaps on this machine only: the others must not wait for it
-            _meet(store, World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
+        except ConfigurationError as error:  # perhaps on this machine only: tell the others, so that they do not wait
+            meet(store, World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
             raise
-        _run_worker(worker, argument(devices), devices, store)
+        run_worker(worker, argument(devices), devices, store, saves_checkpoint=saves_checkpoint)
     except Exception as error:
-        if not _lost_a_peer(str(error)):
-            error.said = _is_said(store, str(error))  # type: ignore[attr-defined]
-            if _keeps_store():
-                time.sleep(1)  # for the others to ask it the same
+        if not has_lost_peer(str(error)):
+            error.reported_elsewhere = is_reported(store, str(error))  # type: ignore[attr-defined]
+            if hosts_store():
+                time.sleep(1)  # so that the others can ask is_reported(), too
             raise
         where = f"worker {os.environ['RANK']} on {socket.gethostname()}"
-        what = str(error).splitlines()[0].split(". ")[0]
-        lost = WorkerError(f"{where} lost another worker, whose own message says why ({what})")
-        lost.said = _torchrun_keeps_store() and _is_said(store, "lost another worker")
+        reason = str(error).splitlines()[0].split(". ")[0]
+        lost = WorkerError(f"{where} lost another worker; see that worker's message for the cause ({reason})")
+        lost.reported_elsewhere = launcher_hosts_store() and is_reported(store, "lost another worker")
         raise lost from None

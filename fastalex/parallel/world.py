@@ -1,4 +1,4 @@
-"""TODO."""
+"""A worker among its peers: its rank, its place in the layout, and collective operations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ T = TypeVar("T")
 class World:
     """This worker among its peers.
 
-    ``device`` is where it computes; ``signal_number`` is set by Ctrl-C and SIGTERM, which do nothing else: all workers
-    agree on it (:meth:`sum`) and stop at the same step. ``layout`` says which part of the work is whose
-    (:meth:`arrange`).
+    Attributes:
+        rank: global rank of this worker, from 0 to ``size`` - 1.
+        size: number of workers on all machines.
+        device: where this worker computes.
+        signal_number: of the Ctrl-C (SIGINT) or SIGTERM that this worker has received, 0 before. The signal handler
+            does no more than set it; loops ask :meth:`stop_requested`, so that all workers stop at the same step.
+        layout: how the workers share the work; set by :meth:`arrange`.
+
+    Unless stated otherwise, methods are collective: every worker has to call them, in the same order.
     """
 
     rank: int
@@ -34,18 +40,18 @@ class World:
     _groups: tuple[Any, Any] = (None, None)
 
     def arrange(self, layout: Layout) -> None:
-        """Share the work out; every worker calls this.
+        """Adopt a layout and create the process groups of its replicas and pipelines.
 
         Raises:
             ConfigurationError: the layout is for another number of workers.
         """
         if layout.workers != self.size:
             raise ConfigurationError(
-                f"{layout.replicas} replicas of {layout.ranks} devices are {layout.workers} workers; there are "
-                f"{self.size}"
+                f"{layout.replicas} replicas of {layout.ranks} devices need {layout.workers} workers, got {self.size}"
             )
         if self.size == 1 and layout.stages > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # the stages' engine asks
+            # torch's pipeline stages need a process group, even in a single process.
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         self.layout, self._groups = layout, (None, None)
         if layout.replicas > 1:
             names = ("replicas", "stages")
@@ -54,43 +60,55 @@ class World:
 
     @property
     def replica(self) -> int:
-        """Which replica of the network this worker belongs to."""
+        """Index of the replica that this worker belongs to. Not collective."""
         return self.rank // self.layout.ranks
 
     @property
     def pipeline_rank(self) -> int:
-        """This worker's place in its replica's pipeline."""
+        """Rank of this worker in the pipeline of its replica. Not collective."""
         return self.rank % self.layout.ranks
 
     @property
     def replica_group(self) -> Any:
-        """The process group of the workers with the same stages; None means that there is only one replica."""
+        """Process group of the workers that hold the same stages; None with one replica. Not collective."""
         return self._groups[0]
 
     @property
     def pipeline_group(self) -> Any:
-        """The process group of this replica's workers; None means all workers."""
+        """Process group of the workers of this replica; None stands for all workers. Not collective."""
         return self._groups[1]
 
     @property
     def is_first(self) -> bool:
-        """Whether this worker reads images, reports and writes files."""
+        """Whether this is rank 0, the worker that reads images, reports and writes files. Not collective."""
         return self.rank == 0
 
+    def stop_requested(self) -> bool:
+        """Whether any worker has received Ctrl-C or SIGTERM; all get the same answer.
+
+        Afterwards ``signal_number`` is the same on all workers. A loop that is told to stop raises
+        :class:`~fastalex.errors.Interrupted` with it.
+        """
+        if self.size > 1:
+            number = torch.tensor(self.signal_number)
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self.signal_number = int(number)
+        return bool(self.signal_number)
+
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a CPU tensor over all workers, in place."""
+        """Sum a CPU tensor over all workers, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def minimum(self, value: Tensor) -> Tensor:
-        """The minimum of a tensor over all workers, in place, on its device and without waiting for it."""
+        """Take the minimum of a tensor over all workers, in place, on its device and without synchronizing the host."""
         if self.size > 1:
             dist.all_reduce(value, dist.ReduceOp.MIN)
         return value
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on the first worker, on all of them; what it raises there, all raise."""
+        """Call ``make`` on the first worker and return its result on all; an exception is raised on all."""
         made: list[Any] = [None]
         if self.is_first:
             try:
@@ -104,13 +122,13 @@ class World:
         return made[0]
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
+        """Wait until every worker has called this."""
         self.sum(torch.zeros(1))
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the first replica's workers, on the first one's CPU; others get an empty dict.
+        """Collect the tensors of the first replica's workers on the CPU of rank 0; other ranks get an empty dict.
 
-        Sent one by one over gloo, so that nothing is held twice but the tensor under way.
+        Tensors are sent one at a time over gloo, so that at most one of them is held twice.
         """
         if self.size == 1:
             return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -129,7 +147,7 @@ class World:
         return gathered
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every worker's value, in the order of ranks, on all of them."""
+        """Collect a picklable value of every worker, in rank order, on all workers."""
         values: list[Any] = [value]
         if self.size > 1:
             values = [None] * self.size

@@ -1,72 +1,24 @@
-"""The commands as a user types them: new processes, real files, exit codes and messages."""
+"""Commands as a user types them: real files, exit codes and messages."""
 
-import contextlib
 import importlib
-import io
 import json
 import os
 import pty
 import re
 import select
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastalex import cli
-from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.damage import copied, overwritten
-from tests.dataloading.small_sources import started
+from tests.fastalex.commands import SECONDS_TO_END, SMALL, command, environment, line_of, refused, start, wait_for_steps
 from tests.fastalex.conftest import write_images
-
-ROOT = Path(__file__).parents[2]
-SMALL = ["--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small"]
-SECONDS_TO_END = 30
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def start(folder: Path, *arguments: str | Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def command(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, output and error output."""
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=180)
-    return process.returncode, out, err
-
-
-def refused(folder: Path, *arguments: str | Path) -> str:
-    """The one line that a refused command prints. It runs in this process: a new one takes seconds to import torch."""
-    module, *others = map(str, arguments)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [module, *others])
-        with pytest.raises(SystemExit) as ended:
-            cli.main(importlib.import_module(module).main)
-    return line_of(ended.value.code, err.getvalue())
-
-
-def line_of(code: object, err: str) -> str:
-    """The one line that a refused command printed."""
-    assert code == 2, err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -192,16 +144,6 @@ def test_a_run_that_saved_nothing_is_named_as_such(tmp_path, finished, prepared)
     assert message == "error: run/config.json/x: Not a directory"
     message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
     assert message.endswith("or remove it: its run was stopped before it saved anything (rm -r run)")
-
-
-def test_ctrl_c_while_modules_are_imported_prints_no_traceback():
-    process = started("fastalex.train", "--help")
-    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=SECONDS_TO_END)
-    assert process.returncode == -signal.SIGINT
-    assert err == ""
 
 
 def damaged(prepared: Path, folder: Path) -> Path:
@@ -333,162 +275,6 @@ def test_a_bar_on_a_terminal(tmp_path, prepared):
     assert "\x1b[" in text
     assert "━" in text
     assert "4/4" in text
-
-
-def wait_for_steps(run: Path, steps: int) -> None:
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < steps:
-        assert time.monotonic() < deadline, "no steps were made"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """Ids of a process's children and theirs."""
-    direct = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [*direct, *(grandchild for child in direct for grandchild in children(child))]
-
-
-def assert_all_end(pids: list[int]) -> None:
-    deadline = time.monotonic() + SECONDS_TO_END
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "a worker lives on"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path, prepared, devices):
-    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
-    process = start(tmp_path, *arguments)
-    wait_for_steps(tmp_path / "run", 3)
-    workers = children(process.pid)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=SECONDS_TO_END)
-    assert process.returncode == 128 + signal.SIGINT, err
-    assert len(err.splitlines()) == 1, err
-    assert f"go on with: {sys.executable} -m fastalex.train --resume run" in err
-    assert_all_end(workers)
-    progress = load_state(latest_checkpoint(tmp_path / "run"))
-    assert progress.step >= 3
-    epochs = str(progress.epoch + 1)
-    code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
-    assert code == 0, err
-    assert f"at step {progress.step}" in out
-    assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
-
-
-@pytest.mark.parametrize("resumed", [False, True])
-def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, finished, resumed):
-    arguments = [prepared, *SMALL, "--output", "run"]
-    if resumed:
-        shutil.copytree(finished[0] / "run", tmp_path / "run")
-        arguments = ["--resume", "run", "--epochs", "500"]
-    process = start(tmp_path, "fastalex.train", *arguments, "--devices", "cpu,cpu")
-    deadline = time.monotonic() + 120
-    while sum("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in children(process.pid)) < 2:
-        assert time.monotonic() < deadline, "no workers were started"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)  # the workers still import torch
-    _, err = process.communicate(timeout=SECONDS_TO_END)
-    assert process.returncode == 128 + signal.SIGINT
-    way_on = f"go on with: {sys.executable} -m fastalex.train --resume run"
-    assert (
-        err == f"interrupted; {way_on if resumed else 'the run has no checkpoint yet: remove run and start it anew'}\n"
-    )
-
-
-def kill_a_worker(process: subprocess.Popen) -> list[int]:
-    """Kill one, and return the ids of all processes that the command has started."""
-    everyone = children(process.pid)
-    os.kill(max(pid for pid in everyone if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
-    return everyone
-
-
-def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_command(tmp_path, prepared):
-    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", "cpu,cpu", "--output", "run"]
-    process = start(tmp_path, *arguments, "--max-restarts", "1")
-    wait_for_steps(tmp_path / "run", 6)
-    decided = (tmp_path / "run" / "config.json").read_text()
-    started = kill_a_worker(process)
-    assert_all_end([pid for pid in started if pid not in children(process.pid)])
-    checkpoint = load_state(latest_checkpoint(tmp_path / "run"))
-    assert checkpoint.step >= 4  # the last epoch's end
-    deadline = time.monotonic() + 60
-    while load_state(latest_checkpoint(tmp_path / "run")).step < checkpoint.step + 4:
-        assert time.monotonic() < deadline, "the run does not go on"
-        time.sleep(0.05)
-    restarted = kill_a_worker(process)
-    _, err = process.communicate(timeout=SECONDS_TO_END)
-    assert process.returncode == 1
-    said = [line for line in err.splitlines() if not line.startswith("[")]  # torch's log of a lost connection does
-    assert len(said) == 2, err
-    first, last = said
-    assert re.match(r"worker [01] \(cpu\) was killed by SIGKILL; restarting from the last checkpoint \(1 of 1\)", first)
-    assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", last)
-    assert_all_end(restarted)
-    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
-    assert steps == list(range(1, len(steps) + 1))
-    assert (tmp_path / "run" / "config.json").read_text() == decided
-
-
-def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
-    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
-    training = ["-m", "fastalex.train", prepared, *SMALL, "--epochs", "1", "--output", "run"]
-    cut = ["--split", "conv3", "--micro-batches", "2"]
-    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu", *cut)
-    assert code == 0, err
-    assert "multiply-accumulates of a training step by stage, counted" in out
-    assert out.count("trained and evaluated") == 1
-    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
-    resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]  # and without naming devices
-    code, _, err = command(tmp_path, *torchrun, "localhost:0", *resume)
-    assert code == 0, err
-    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 8
-    code, _, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu,cpu")
-    assert code != 0
-    assert err.count("error: torchrun started 2 workers for 3 devices") == 1
-
-
-def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
-    """Two torchrun agents on this machine's loopback, each with two workers: two replicas of two stages."""
-    training = ["fastalex.train", prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
-    code, _, err = command(tmp_path, *training, "alone", "--devices", "cpu")
-    assert code == 0, err
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agents = [
-        start(
-            tmp_path, "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node", "2",
-            "--master-addr", "127.0.0.1", "--master-port", port, "-m", *training, "together", "--stages", "2",
-        )
-        for node in (0, 1)
-    ]  # fmt: skip
-    said = [agent.communicate(timeout=180) for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "2, each of 4 images a step, on 2 machines" in said[0][0]
-    alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
-    for expected, line in zip(alone, together, strict=True):
-        for name in ("kind", "step", "images", "top1_error", "top5_error"):
-            assert line[name] == expected[name]
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)  # sums over the batch in another order
-
-
-def test_a_machine_that_cannot_take_part_ends_the_others(tmp_path, prepared):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    agents = [
-        start(
-            tmp_path, "torch.distributed.run", "--nnodes", "2", "--node-rank", node, "--nproc-per-node", "1",
-            "--master-addr", "127.0.0.1", "--master-port", port, "-m", "fastalex.train", prepared, *SMALL,
-            "--devices", device,
-        )
-        for node, device in ((0, "cpu"), (1, "7"))
-    ]  # fmt: skip
-    for agent in agents:
-        _, err = agent.communicate(timeout=120)
-        assert agent.returncode != 0
-        assert err.count("error: device 7 does not exist") == 1, err
 
 
 def test_synthetic_images_need_no_files(tmp_path):

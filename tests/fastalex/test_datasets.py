@@ -38,8 +38,8 @@ def test_files_that_are_no_images_are_counted_and_their_list_is_named(photos, ca
     assert str(Path(dataset.root) / "rejected.csv") in out
 
 
-def test_under_torchrun_nothing_is_prepared(photos, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigurationError, match=r"is not prepared; .* python -m dataloading.prepare"):
-        open_data(photos)
+def test_one_of_several_workers_prepares_nothing(photos):
+    with pytest.raises(ConfigurationError, match="is not prepared; run this before torchrun: python -m ") as caught:
+        open_data(photos, 227, for_training=False, may_prepare=False)
+    assert str(caught.value).endswith("-227px-images --size 227 --validation-every 0")
+    assert not (Path("prepared")).exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dataloading.loader import Batch
-from fastalex.errors import ConfigurationError, Interrupted
+from fastalex.errors import Interrupted
 from fastalex.evaluation.ensemble import Evaluation, evaluate
 from fastalex.evaluation.features import Extraction, extract
 from fastalex.parallel.world import World
@@ -17,19 +17,17 @@ from fastalex.training.trainer import Trainer
 
 
 def note_pids(world: World, folder: str) -> None:
-    """Leave this process's id where the test finds it."""
+    """Write this process's id to a file for the test."""
     (Path(folder) / f"{world.rank}.pid").write_text(str(os.getpid()))
 
 
-def fail_on_last(world: World, argument: str) -> None:
-    """The last worker fails; the others wait for it."""
+def fail_on_last(world: World, kind: type[Exception] | None) -> None:
+    """The last worker raises an exception, or is killed; the others wait for it."""
     if world.rank == world.size - 1:
-        if argument == "configuration":
-            raise ConfigurationError("the thing is 3; 4 is wanted")
-        if argument == "bug":
-            raise RuntimeError("a tensor went missing")
-        if argument == "kill":
+        if kind is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            raise kind("the thing must be 4, got 3")
     world.barrier()
 
 
@@ -46,15 +44,22 @@ def be_killed_twice(world: World, folder: str) -> None:
 def wait_for_the_end(world: World, folder: str) -> None:
     """Work until told to stop."""
     note_pids(world, folder)
-    stopped = torch.zeros(1)
-    while not stopped.item():
+    while not world.stop_requested():
         time.sleep(0.05)
-        stopped = world.sum(torch.tensor([float(world.signal_number)]))
-    raise Interrupted("stopped", world.signal_number or signal.SIGINT)
+    raise Interrupted("stopped", world.signal_number)
+
+
+def be_told_to_stop(world: World, number: int) -> None:
+    """The last worker receives a signal; all stop."""
+    if world.rank == world.size - 1:
+        os.kill(os.getpid(), number)
+    while not world.stop_requested():
+        time.sleep(0.05)
+    raise Interrupted("stopped", world.signal_number)
 
 
 def heed_nothing(world: World, folder: str) -> None:
-    """Hang, whatever one is told."""
+    """Hang and ignore all requests to stop."""
     note_pids(world, folder)
     while True:
         time.sleep(1)

@@ -1,0 +1,102 @@
+"""As torchrun's workers: how many there are, which devices they get, and runs over two of them and two machines."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.parallel.torchrun import devices_under_torchrun, is_worker, machines, refuse_launcher
+from fastalex.training.metrics_log import read_metrics
+from tests.fastalex.commands import SMALL, command, start
+
+
+def be_worker(monkeypatch: pytest.MonkeyPatch, *, workers: int, here: int, machines: int) -> None:
+    values = {"RANK": 0, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": here, "GROUP_WORLD_SIZE": machines}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_process_that_torchrun_started(monkeypatch):
+    assert not is_worker()
+    assert machines() == 1
+    refuse_launcher("leave torchrun out")
+    be_worker(monkeypatch, workers=4, here=2, machines=2)
+    assert is_worker()
+    assert machines() == 2
+    with pytest.raises(ConfigurationError, match=r"^leave torchrun out$"):
+        refuse_launcher("leave torchrun out")
+
+
+def test_devices_of_torchruns_workers(monkeypatch):
+    be_worker(monkeypatch, workers=4, here=2, machines=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert devices_under_torchrun(None) == (torch.device("cpu"),) * 2
+    with pytest.raises(ConfigurationError, match="torchrun started 2 workers for 3 devices; name one device for each"):
+        devices_under_torchrun("cpu,cpu,cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_under_torchrun(None) == (torch.device("cuda:0"), torch.device("cuda:1"))
+    be_worker(monkeypatch, workers=3, here=2, machines=2)
+    with pytest.raises(ConfigurationError, match="torchrun started 3 workers on 2 machines, 2 of them on"):
+        devices_under_torchrun(None)
+
+
+def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
+    training = ["-m", "fastalex.train", prepared, *SMALL, "--epochs", "1", "--output", "run"]
+    cut = ["--split", "conv3", "--micro-batches", "2"]
+    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu", *cut)
+    assert code == 0, err
+    assert out.count("trained and evaluated") == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
+    resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]  # and without naming devices
+    code, _, err = command(tmp_path, *torchrun, "localhost:0", *resume)
+    assert code == 0, err
+    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 8
+    code, _, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu,cpu")
+    assert code != 0
+    assert err.count("error: torchrun started 2 workers for 3 devices") == 1
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def on_two_machines(folder: Path, workers: int, *arguments: tuple[str | Path, ...]) -> list[subprocess.Popen[str]]:
+    """Two torchrun agents on this machine's loopback, each with its arguments."""
+    port = free_port()
+    return [
+        start(
+            folder, "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node",
+            str(workers), "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "fastalex.train", *given,
+        )
+        for node, given in enumerate(arguments)
+    ]  # fmt: skip
+
+
+def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
+    """Two replicas of two stages."""
+    training = [prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
+    code, _, err = command(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
+    assert code == 0, err
+    agents = on_two_machines(tmp_path, 2, *[(*training, "together", "--stages", "2")] * 2)
+    said = [agent.communicate(timeout=180) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "2, each of 4 images a step, on 2 machines" in said[0][0]
+    alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
+    for expected, line in zip(alone, together, strict=True):
+        for name in ("kind", "step", "images", "top1_error", "top5_error"):
+            assert line[name] == expected[name]
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)  # sums over the batch in another order
+
+
+def test_a_machine_that_cannot_take_part_ends_the_others(tmp_path, prepared):
+    agents = on_two_machines(tmp_path, 1, *[(prepared, *SMALL, "--devices", device) for device in ("cpu", "7")])
+    for agent in agents:
+        _, err = agent.communicate(timeout=120)
+        assert agent.returncode != 0
+        assert err.count("error: device 7 does not exist") == 1, err

@@ -1,0 +1,38 @@
+"""Ranks, groups and collective operations; what several workers do is tested in test_launch.py."""
+
+import signal
+
+import pytest
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.parallel.layout import Layout
+from fastalex.parallel.world import World
+
+CPU = torch.device("cpu")
+
+
+def test_ranks_in_a_layout():
+    world = World(5, 8, CPU, layout=Layout(replicas=2, ranks=4, stages=4))
+    assert (world.replica, world.pipeline_rank, world.is_first) == (1, 1, False)
+
+
+def test_a_layout_for_another_number_of_workers_is_refused():
+    with pytest.raises(ConfigurationError, match="2 replicas of 2 devices need 4 workers, got 3"):
+        World(0, 3, CPU).arrange(Layout(2, 2, 2))
+
+
+def test_groups_of_an_earlier_layout_are_forgotten():
+    world = World(0, 2, CPU, _groups=("replicas", "stages"))
+    world.arrange(Layout(1, 2, 2))
+    assert world.replica_group is None
+    assert world.pipeline_group is None
+
+
+def test_alone():
+    world = World(0, 1, CPU)
+    assert world.from_first(lambda: 3) == 3
+    assert world.gather_objects("a") == ["a"]
+    assert not world.stop_requested()
+    world.signal_number = signal.SIGTERM
+    assert world.stop_requested()

@@ -1,0 +1,102 @@
+"""Commands that are interrupted or lose a worker: what they print, what they leave behind, and how they resume."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.metrics_log import read_metrics
+from tests.dataloading.small_sources import started
+from tests.fastalex.commands import SECONDS_TO_END, SMALL, assert_all_end, children, command, start, wait_for_steps
+from tests.fastalex.conftest import save_run
+
+
+def test_ctrl_c_while_modules_are_imported_prints_no_traceback():
+    process = started("fastalex.train", "--help")
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == -signal.SIGINT
+    assert err == ""
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, prepared, devices):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
+    process = start(tmp_path, *arguments)
+    wait_for_steps(tmp_path / "run", 3)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGINT, err
+    notice, result = err.splitlines()
+    several, alone = "saving a checkpoint", "press Ctrl-C again to abort without saving"
+    assert notice == f"stopping after this step; {several if ',' in devices else alone}"
+    assert f"with: {sys.executable} -m fastalex.train --resume run" in result
+    assert_all_end(workers)
+    progress = load_state(latest_checkpoint(tmp_path / "run"))
+    assert progress.step >= 3
+    epochs = str(progress.epoch + 1)
+    code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
+    assert code == 0, err
+    assert f"at step {progress.step}" in out
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, resumed):
+    arguments = [prepared, *SMALL, "--output", "run"]
+    if resumed:
+        save_run(tmp_path / "run", prepared)
+        arguments = ["--resume", "run", "--epochs", "500"]
+    process = start(tmp_path, "fastalex.train", *arguments, "--devices", "cpu,cpu")
+    deadline = time.monotonic() + 120
+    while sum("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in children(process.pid)) < 2:
+        assert time.monotonic() < deadline, "no workers were started"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)  # the workers still import torch
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + signal.SIGINT
+    resume = f"resume with: {sys.executable} -m fastalex.train --resume run"
+    assert err == f"interrupted; {resume if resumed else 'the run has no checkpoint yet: remove run and start again'}\n"
+
+
+def kill_a_worker(process: subprocess.Popen) -> list[int]:
+    """Kill a worker, and return the ids of all processes that the command had started."""
+    everyone = children(process.pid)
+    os.kill(max(pid for pid in everyone if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    return everyone
+
+
+def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_command(tmp_path, prepared):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", "cpu,cpu", "--output", "run"]
+    process = start(tmp_path, *arguments, "--max-restarts", "1")
+    wait_for_steps(tmp_path / "run", 6)
+    decided = (tmp_path / "run" / "config.json").read_text()
+    started = kill_a_worker(process)
+    assert_all_end([pid for pid in started if pid not in children(process.pid)])
+    checkpoint = load_state(latest_checkpoint(tmp_path / "run"))
+    assert checkpoint.step >= 4  # the last epoch's end
+    deadline = time.monotonic() + 60
+    while load_state(latest_checkpoint(tmp_path / "run")).step < checkpoint.step + 4:
+        assert time.monotonic() < deadline, "the run does not continue"
+        time.sleep(0.05)
+    restarted = kill_a_worker(process)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 1
+    said = [line for line in err.splitlines() if not line.startswith("[")]  # torch logs that a connection was lost
+    assert len(said) == 2, err
+    first, last = said
+    assert re.match(r"worker [01] \(cpu\) was killed by SIGKILL; restarting from the last checkpoint \(1 of 1\)", first)
+    assert re.match(r"error: worker [01] \(cpu\) was killed by SIGKILL", last)
+    assert_all_end(restarted)
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert (tmp_path / "run" / "config.json").read_text() == decided
