@@ -1,16 +1,16 @@
-"""Checkpoints that survive being interrupted at any moment.
+"""Checkpoints that survive an interruption at any moment.
 
 A run folder holds::
 
-    last.safetensors              weights after the latest checkpoint
+    last.safetensors              weights of the latest checkpoint
     best.safetensors              weights with the lowest top-1 validation error so far
-    checkpoints/0006-00000264/    the latest checkpoint, whole: epoch, step
-        model.safetensors         weights; the header's metadata names the architecture and classes
-        trainer.safetensors       velocities; the header's metadata holds the progress
+    checkpoints/0006-00000264/    the latest checkpoint, named by epoch and step
+        model.safetensors         weights; the header holds the network's specification
+        trainer.safetensors       velocities; the header holds the training state
 
-A checkpoint is a folder that appears complete: its files are written and synced under a temporary name in the same
-place, then the folder is renamed, and only then is the previous one removed. ``last`` and ``best`` are replaced in one
-step, and are hard links where the file system has them, so nothing is written twice.
+A checkpoint appears complete or not at all. Its files are written and synced in a temporary folder beside it, the
+folder is renamed, and only then is the previous checkpoint removed. ``last`` and ``best`` are replaced atomically. They
+are hard links where the file system supports them, so nothing is written twice.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
-from fastalex.files import _sync
-from fastalex.network.weights import NetworkSpec, _metadata, _open
+from fastalex.network.weights import NetworkSpec, load_tensors
 from fastalex.training.state import TrainingState
 
 
@@ -34,35 +35,38 @@ def save_checkpoint(
     run: Path,
     weights: dict[str, Tensor],
     velocities: dict[str, Tensor],
-    progress: TrainingState,
-    description: NetworkSpec,
+    state: TrainingState,
+    network: NetworkSpec,
 ) -> Path:
-    """Write a checkpoint, point ``last`` at it, and ``best`` if it is, and remove older ones.
+    """Write a checkpoint, publish it (:func:`publish`) and remove older ones.
 
     Args:
         run: the run folder.
-        weights, velocities: all of the network's, contiguous, on the CPU, by parameter name.
+        weights, velocities: of the whole network by parameter name, contiguous, on the CPU.
 
     Returns:
         The checkpoint's folder.
     """
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    name = f"{progress.epoch:04d}-{progress.step:08d}"
+    name = f"{state.epoch:04d}-{state.step:08d}"
     final = checkpoints / name
-    if final.exists():  # stopped twice at the same place: it holds the same
+    if final.exists():  # a run stopped twice at the same step: the content is the same
         publish(run, final)
         return final
+
+    # Write all files under a temporary name.
     temporary = checkpoints / f".{name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    metadata = {"fastalex": description.to_json()}
-    save_file(weights, temporary / "model.safetensors", metadata=metadata)
-    save_file(velocities, temporary / "trainer.safetensors", metadata={"progress": json.dumps(asdict(progress))})
+    save_file(weights, temporary / "model.safetensors", metadata={"fastalex": network.to_json()})
+    save_file(velocities, temporary / "trainer.safetensors", metadata={"progress": json.dumps(asdict(state))})
     for path in temporary.iterdir():
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
         _sync(path)
     _sync(temporary)
+
+    # The checkpoint appears at once and complete.
     temporary.rename(final)
     _sync(checkpoints)
     publish(run, final)
@@ -70,9 +74,9 @@ def save_checkpoint(
 
 
 def publish(run: Path, checkpoint: Path) -> None:
-    """Point ``last``, and ``best`` if it is, at a checkpoint, and remove all others.
+    """Link ``last`` to a checkpoint, and ``best`` if it is the best one; remove all other checkpoints.
 
-    A resumed run does this again first, because it may have been interrupted between writing and pointing.
+    A resumed run repeats this, because it may have been interrupted between writing a checkpoint and publishing it.
     """
     for name in ("last", "best") if load_state(checkpoint).is_best else ("last",):
         _link(checkpoint / "model.safetensors", run / f"{name}.safetensors")
@@ -85,34 +89,59 @@ def latest_checkpoint(run: Path) -> Path:
     """The newest complete checkpoint of a run.
 
     Raises:
-        ConfigurationError: no such run, or none has been written yet.
+        ConfigurationError: ``run`` is not a run folder or has no checkpoint yet.
     """
     if not (run / "config.json").is_file():
         raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
     folders = [path for path in (run / "checkpoints").glob("[0-9]*-[0-9]*") if path.is_dir()]
     if not folders:
-        raise ConfigurationError(f"{run} has no checkpoint yet; remove it (rm -r {run}) and start the run anew")
+        raise ConfigurationError(f"{run} has no checkpoint yet; remove it (rm -r {run}) and start the run again")
     return max(folders, key=lambda path: [int(number) for number in path.name.split("-")])
 
 
 def load_state(checkpoint: Path) -> TrainingState:
-    """The progress that a checkpoint was written at.
+    """The training state of a checkpoint.
 
     Raises:
         ConfigurationError: the checkpoint is damaged.
     """
     path = checkpoint / "trainer.safetensors"
-    with _open(path) as file:
-        return TrainingState(**json.loads(_metadata(file, path, "progress")))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return TrainingState(**json.loads(metadata["progress"]))
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(f"{path} is damaged: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} has no training state of fastalex in its header: {error}") from None
+
+
+def load_velocities(checkpoint: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The velocities of the named parameters; only these are read.
+
+    Raises:
+        ConfigurationError: the checkpoint is damaged or lacks one of them.
+    """
+    return load_tensors(checkpoint / "trainer.safetensors", names)
 
 
 def _link(source: Path, target: Path) -> None:
+    """Atomically make ``target`` a hard link to ``source``, or a copy of it."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, temporary)
         _sync(temporary)
     os.replace(temporary, target)
     _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

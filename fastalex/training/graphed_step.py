@@ -1,4 +1,9 @@
-"""TODO."""
+"""Training steps that run from CUDA graphs: launching a step's hundred kernels takes longer than computing them.
+
+The first :data:`WARM_UP_STEPS` steps run eagerly. They compile kernels and fill caches, and are normal steps of the
+run. The next step captures the graphs, and from then on the graphs are replayed. If the capture fails, training goes on
+with eager steps and prints one line.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastalex.parallel.cuda_graphs import Replay, in_graphs
+from fastalex.parallel.cuda_graphs import Replay, graph_recorder
 from fastalex.parallel.engine import Engine
-from fastalex.parallel.pipeline import Pipeline
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.training.config import NonFinitePolicy
 from fastalex.training.step import TrainingStep
 
-# Steps before the capture: they compile kernels and fill caches, and are steps of the run like any other.
 WARM_UP_STEPS = 3
+"""Eager steps before the capture."""
 
 
-class _Captured(TrainingStep):
-    """What steps on GPUs share that are captured after a few plain ones: they run on a stream of their own.
-
-    If the capture fails, the steps go on plainly and ``say`` gets one line.
-    """
-
-    engine: Engine
+class _GraphedStepBase(TrainingStep):
+    """What both kinds of graphed steps share: a stream of their own, and how they handle a failed capture."""
 
     def __init__(
         self,
@@ -36,51 +35,53 @@ class _Captured(TrainingStep):
     ) -> None:
         super().__init__(engine, optimizer, on_non_finite, agree)
         self.say = say
-        self.capturing = True
+        self.capture_failed = False
         self._calls = 0
         self._stream = torch.cuda.Stream(engine.device)
-        # DALI synchronises the device when it gets a batch's memory back, which ends the process during a capture.
-        self._held: list[Tensor] = []
+        # Until the capture ends, no batch may be freed: DALI then synchronises the device, which CUDA forbids during a
+        # capture and answers by ending the process.
+        self._batches_in_use: list[Tensor] = []
 
-    def _on_stream(self, make: Callable[[], Tensor | None]) -> Tensor | None:
-        """Make a step on the stream that the capture uses; its counts are for the current one."""
+    def _on_capture_stream(self, step: Callable[[], Tensor | None]) -> Tensor | None:
+        """Run a step on the stream of the capture and make its counts available on the current stream."""
         current = torch.cuda.current_stream(self.engine.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            counts = make()
+            counts = step()
         current.wait_stream(self._stream)
         if counts is not None:
             counts.record_stream(current)
         return counts
 
-    def _captures(self, capture: Callable[[], None]) -> bool:
-        """Whether it could be done."""
+    def _try_capture(self, capture: Callable[[], None]) -> bool:
+        """Capture; return whether that succeeded."""
         current = torch.cuda.current_stream(self.engine.device)
         try:
             capture()
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # torch leaves the capture's stream in place where its end fails
-            self.capturing = False
-            self.optimizer.zero_grad()  # the capture's gradients were never computed
+            torch.cuda.set_stream(current)  # torch leaves the capture's stream current if ending the capture fails
+            self.capture_failed = True
+            # Discard the gradients of the capture: they were never computed.
+            self.optimizer.zero_grad()
             self.engine.stage.discard_deferred()
-            self.say(f"CUDA graphs are off, as the capture failed: {_reason(error)}")
+            self.say(f"CUDA graphs are off because the capture failed: {_reason(error)}")
         finally:
-            self._held.clear()
-        return self.capturing
+            self._batches_in_use.clear()
+        return not self.capture_failed
 
 
 def _reason(error: BaseException) -> str:
-    """One line. What the end of a capture says after an error within it names no reason: that error does."""
+    """The first line of the original error; the one raised at the end of a failed capture gives no reason."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class GraphedStep(_Captured):
-    """A step on one GPU, captured in two CUDA graphs after a few plain ones and replayed from then on.
+class GraphedStep(_GraphedStepBase):
+    """A whole step in two CUDA graphs: the gradients, and the update.
 
-    The first graph ends with the gradients. Its capture gives them the addresses that they keep; only then can the
-    update's table of addresses be made, which is what the second graph reads.
+    The update reads a table of the gradients' addresses. The first capture decides these addresses, so the table can
+    only be built between the two captures.
     """
 
     _replays: tuple[Replay, Replay] | None = None
@@ -89,17 +90,19 @@ class GraphedStep(_Captured):
 
     def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`TrainingStep.__call__`."""
-        if not self.capturing:
+        if self.capture_failed:
             return super().__call__(images, labels, seed)
         assert images is not None
         assert labels is not None
-        inputs = self._take(images, labels, seed)
+        inputs = self._copy_inputs(images, labels, seed)
         self._calls += 1
         if self._replays is None:
-            self._held.append(images)
+            self._batches_in_use.append(images)
+
+        # Warm up eagerly, then capture once, then replay.
         if self._calls <= WARM_UP_STEPS:
-            return self._on_stream(lambda: super(GraphedStep, self).__call__(*inputs))
-        if self._replays is None and not self._captures(lambda: self._capture(*inputs)):
+            return self._on_capture_stream(lambda: super(GraphedStep, self).__call__(*inputs))
+        if self._replays is None and not self._try_capture(lambda: self._capture(*inputs)):
             self._inputs, self._outputs = None, (None, None)
             return super().__call__(images, labels, seed)
         assert self._replays is not None
@@ -107,8 +110,8 @@ class GraphedStep(_Captured):
             replay()
         return self._outputs[0]
 
-    def _take(self, images: Tensor, labels: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Copy the step's inputs to where the graphs read them, in the dtype and layout that conv1 takes."""
+    def _copy_inputs(self, images: Tensor, labels: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy the step's inputs into the buffers that the graphs read, in the dtype and memory format of conv1."""
         if self._inputs is None:
             dtype, device = self.engine.stage.input_dtype, self.engine.device
             self._inputs = (
@@ -122,33 +125,33 @@ class GraphedStep(_Captured):
         return self._inputs
 
     def _capture(self, images: Tensor, labels: Tensor, seed: Tensor) -> None:
-        """Record the step; nothing is computed."""
-        record = in_graphs(self._stream)
+        """Capture both graphs. Nothing is computed."""
+        record = graph_recorder(self._stream)
 
         def gradients() -> None:
             self._outputs = self.compute_gradients(images, labels, seed)
 
         replay_gradients = record(gradients)
-        # With learning rates of 0 an update reads no gradient and changes nothing, but makes its table of addresses.
+        # A disabled update has learning rates of 0: it changes no weight, but builds the table of addresses.
         self.optimizer.step(enabled=torch.zeros((), dtype=torch.float64, device=self.engine.device))
         self._replays = replay_gradients, record(lambda: self.optimizer.step(enabled=self._outputs[1]))
 
 
-class GraphedPasses(_Captured):
-    """A step over stages on GPUs. After a few plain ones the passes of this worker's stages are captured, each in a
-    CUDA graph, and replayed from then on; what happens between them and the update stay as they are."""
+class GraphedPasses(_GraphedStepBase):
+    """A step of a pipeline with one CUDA graph per forward and backward pass of this worker's stages.
 
-    engine: Pipeline
+    Communication between the passes, and the update after them, run eagerly.
+    """
 
     def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """As :meth:`TrainingStep.__call__`."""
         self._calls += 1
         if self._calls <= WARM_UP_STEPS + 1 and images is not None:
-            self._held.append(images)
+            self._batches_in_use.append(images)
         if self._calls == WARM_UP_STEPS + 1:
-            record = in_graphs(self._stream)
-            self._captures(lambda: self.engine.capture(record))
-        return self._on_stream(lambda: super(GraphedPasses, self).__call__(images, labels, seed))
+            record = graph_recorder(self._stream)
+            self._try_capture(lambda: self.engine.capture(record))
+        return self._on_capture_stream(lambda: super(GraphedPasses, self).__call__(images, labels, seed))
 
 
 def build_step(
@@ -160,11 +163,11 @@ def build_step(
     graphs: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> TrainingStep:
-    """The step for this engine: captured where that is wanted and possible.
+    """The step for an engine, from CUDA graphs if the engine can be captured.
 
     Args:
-        graphs: False never captures, None does not capture stages.
-        say: gets one line where a capture fails.
+        graphs: whether to use CUDA graphs; None lets the engine decide.
+        say: prints one line if the capture fails.
     """
     if engine.capture_obstacle(graphs) is not None:
         return TrainingStep(engine, optimizer, on_non_finite, agree)

@@ -1,11 +1,13 @@
-"""Memory while training: the peak, what there is, and batches that do not fit.
+"""Memory during training: peak, available bytes, and errors for batches that do not fit.
 
-What a step needs is counted in :mod:`fastalex.planning`, without the libraries' workspace and gradients on their way:
-a batch that is refused before training cannot fit, one that is not may still fail, and then is named as well.
+:mod:`fastalex.parallel.stage_memory` counts what a step needs, without the libraries' workspace and the gradients of
+activations. A batch that is refused before training can never fit. A batch that is not refused may still run out of
+memory; :func:`out_of_memory_error` then gives the same advice.
 """
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import subprocess
 import sys
@@ -17,26 +19,42 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import block_shapes
 from fastalex.network.footprint import layer_costs
-from fastalex.parallel.devices import parse_devices
-from fastalex.parallel.partition import parse_split, partition
-from fastalex.parallel.schedules import usual_micro_batches
+from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.stage_memory import StageMemory, stage_memory
 from fastalex.training.config import RunConfig
 
-# Python, torch, the loader: resident before the first step of a CPU worker.
+# Resident memory of a CPU worker before its first step: Python, torch and the loader.
 _PROCESS_BYTES = 400 * 2**20
 
-
-# An image takes less than this in any network here; where so much is free, nothing has to be counted.
+# More than an image needs in any of the networks. If this much is free, counting is skipped.
 _AMPLE_PER_IMAGE = 64 * 2**20
 
-
-# What torch's allocator says on a CPU, as a plain RuntimeError.
+# The message of torch's CPU allocator, which raises a plain RuntimeError.
 _CPU_ALLOCATION_FAILED = "can't allocate memory"
+
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library's allocator to keep freed memory for this process and reuse it.
+
+    By default glibc gets large blocks from the kernel and returns them at once. The activations and gradients of every
+    step then lie in fresh pages, which the kernel clears one by one: hundreds of thousands of page faults per step.
+    With this setting the process is somewhat larger, because of fragmentation.
+
+    Returns:
+        Whether the setting was accepted; only glibc has it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes held so far: by CUDA's allocator, or, on a CPU, resident in this process."""
+    """Peak memory so far: of CUDA's allocator on a GPU, resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -44,7 +62,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that a run could take on this device now, or None where that cannot be found out."""
+    """Bytes that this process could allocate on a device now; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
@@ -60,100 +78,97 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def stages_memory(config: RunConfig) -> list[StageMemory]:
-    """What each stage of a run needs; where the cut is still to be measured, of the one with equal arithmetic."""
-    architecture, (layout, schedule) = config.network.build_architecture(), config.arranged
-    device = parse_devices(config.devices)[0].type
-    layers = layer_costs(architecture, config.precision, "triton" if device == "cuda" else "native")
-    if config.split in ("auto", "analytic"):
-        stages = partition(architecture, layout.stages)
-    else:
-        stages = list(parse_split(architecture, config.split, layout.stages))
-    return stage_memory(architecture, layers, stages, _micro_batches(config), schedule, config.precision)
-
-
-def _micro_batches(config: RunConfig) -> int:
-    device = parse_devices(config.devices)[0].type
-    usual = usual_micro_batches(*config.arranged, config.recipe.batch_size, device)
-    return config.micro_batches or usual
+    """The memory that each stage of a run needs."""
+    plan, architecture = config.parallel, config.network.build_architecture()
+    layers = layer_costs(architecture, config.precision, "triton" if plan.device_type == "cuda" else "native")
+    return stage_memory(architecture, layers, plan.split, plan.micro_batches, plan.schedule, config.precision)
 
 
 def check_memory(config: RunConfig) -> None:
-    """Refuse a batch that cannot fit.
+    """Refuse a batch that cannot fit into memory.
 
     Raises:
-        ConfigurationError: what is counted alone is more than is free.
+        ConfigurationError: the counted memory alone exceeds what is available.
     """
-    available, layout = _available(config), config.layout
+    plan, batch_size = config.parallel, config.recipe.batch_size
+    available = _available_per_device(plan)
     parameters = sum(shape.parameters for shape in block_shapes(config.network.build_architecture()))
-    if available is None or 16 * parameters + config.recipe.batch_size * _AMPLE_PER_IMAGE < min(available):
+    if available is None or 16 * parameters + batch_size * _AMPLE_PER_IMAGE < min(available):
         return
-    stages, rows = stages_memory(config), config.recipe.batch_size // layout.replicas
-    by_rank = {rank: available[rank % len(available)] for rank in range(layout.ranks)}
-    for rank, there in by_rank.items():
-        needed = sum(stages[i].total(rows) for i in layout.local_stages(rank))
-        if needed > there:
-            numbers = " and ".join(map(str, layout.local_stages(rank)))
-            raise does_not_fit(config, f"stage {numbers} needs {_gb(needed)} and more; {_gb(there)} are free", by_rank)
+    stages, rows = stages_memory(config), plan.rows(batch_size)
+    by_rank = {rank: available[rank % len(available)] for rank in range(plan.layout.ranks)}
+    for rank, free in by_rank.items():
+        local = plan.layout.local_stages(rank)
+        needed = sum(stages[index].total(rows) for index in local)
+        if needed > free:
+            numbers = " and ".join(map(str, local))
+            raise does_not_fit(config, f"stage {numbers} needs at least {_gb(needed)}, {_gb(free)} are free", by_rank)
 
 
-def does_not_fit(config: RunConfig, what: str, available: Mapping[int, int | None]) -> ConfigurationError:
-    """The error that names the largest batch that would fit.
+def does_not_fit(config: RunConfig, reason: str, available: Mapping[int, int | None]) -> ConfigurationError:
+    """The error for a batch that does not fit, with the largest batch size that would.
 
     Args:
-        what: happened.
-        available: bytes for the stages of each rank in question; None where that is unknown.
+        reason: what was found, such as the allocator's message.
+        available: by rank, the bytes that its stages could use; None if unknown. Other ranks are not considered.
     """
-    layout, micro_batches = config.layout, _micro_batches(config)
-    rows = config.recipe.batch_size // layout.replicas
-    # What does not fit takes more than there is, whatever was counted: a tenth less at least is what to try.
-    stages, largest = stages_memory(config), [rows - 1]
-    for rank, there in available.items():
-        local = [stages[i] for i in layout.local_stages(rank)]
+    plan, batch_size = config.parallel, config.recipe.batch_size
+    rows, stages = plan.rows(batch_size), stages_memory(config)
+    largest = [rows - 1]
+    for rank, free in available.items():
+        local = [stages[index] for index in plan.layout.local_stages(rank)]
         needed = sum(stage.total(rows) for stage in local)
-        limit = needed / 1.1 if there is None else min(there, needed / 1.1)
+        # The batch did not fit although less may have been counted, so recommend at least a tenth less than that.
+        limit = needed / 1.1 if free is None else min(free, needed / 1.1)
         largest += [stage.largest_batch(int(limit / needed * stage.total(rows))) for stage in local]
-    batch = min(largest) // micro_batches * micro_batches * layout.replicas
-    fits = f"about {batch} would fit: --batch-size {batch}" if batch else "not even the smallest would fit"
+    fitting = min(largest) // plan.micro_batches * plan.micro_batches * plan.layout.replicas
+    advice = f"a batch size of about {fitting} would fit" if fitting else "not even the smallest batch would fit"
     return ConfigurationError(
-        f"a batch of {config.recipe.batch_size} does not fit into memory ({what}); {fits}, or cut it into more parts "
-        f"by --micro-batches (now {micro_batches})"
+        f"a batch size of {batch_size} does not fit into memory ({reason}); {advice}, or use more micro-batches than "
+        f"{plan.micro_batches}"
     )
 
 
-def ran_out(error: BaseException, config: RunConfig, rank: int, device: torch.device) -> ConfigurationError | None:
-    """The error that a worker ends with where ``error`` says that its memory ran out, else None."""
+def out_of_memory_error(
+    error: BaseException, config: RunConfig, rank: int, device: torch.device
+) -> ConfigurationError | None:
+    """The error to report instead of ``error`` if this worker has run out of memory, else None.
+
+    Args:
+        rank: of this worker in its pipeline.
+    """
+    # The pipeline's schedule wraps the exception of a stage.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (torch.OutOfMemoryError, MemoryError)):
         if isinstance(cause, RuntimeError) and _CPU_ALLOCATION_FAILED in str(cause):
             break
-        cause = cause.__cause__  # the pipeline's schedule wraps what a stage raises
+        cause = cause.__cause__
     if cause is None:
         return None
     text = str(cause)
-    what = text[max(0, text.find(_CPU_ALLOCATION_FAILED)) :].split(". ")[0] or "out of memory"
-    # Stages and memory of this worker alone: it knows nothing of the others', and asking their GPUs would take some.
-    there = available_bytes(device)
-    if there is not None and device.type == "cpu":
-        there += _resident_bytes() - _PROCESS_BYTES
-    return does_not_fit(config, what, {rank: there})
+    reason = text[max(0, text.find(_CPU_ALLOCATION_FAILED)) :].split(". ")[0] or "out of memory"
+    # Only of this worker: querying the GPUs of others would take memory on them.
+    free = available_bytes(device)
+    if free is not None and device.type == "cpu":
+        free += _resident_bytes() - _PROCESS_BYTES
+    return does_not_fit(config, reason, {rank: free})
 
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def _available(config: RunConfig) -> list[int] | None:
-    """Bytes for each device of this machine, while no worker runs."""
-    devices = parse_devices(config.devices)
-    if devices[0].type == "cpu":  # all stages share it
-        there = available_bytes(devices[0])
-        return None if there is None else [max(0, there // len(devices) - _PROCESS_BYTES)] * len(devices)
-    # A process that asks a GPU keeps hundreds of megabytes of it until it ends; this one goes on beside the workers.
+def _available_per_device(plan: ParallelPlan) -> list[int] | None:
+    """Available bytes of each device of this machine before the workers start; None if unknown."""
+    if plan.device_type == "cpu":  # all workers share the memory
+        free, workers = available_bytes(plan.devices[0]), len(plan.devices)
+        return None if free is None else [max(0, free // workers - _PROCESS_BYTES)] * workers
+    # A process that uses a GPU occupies hundreds of megabytes of it until it ends, so a short-lived process asks.
     ask = "import sys, torch; print(*(torch.cuda.mem_get_info(int(index))[0] for index in sys.argv[1:]))"
-    command = [sys.executable, "-c", ask, *(str(device.index) for device in devices)]
+    command = [sys.executable, "-c", ask, *(str(device.index) for device in plan.devices)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
-    free = [int(word) for word in answer.split()]
-    return free if len(free) == len(devices) else None
+    free_bytes = [int(word) for word in answer.split()]
+    return free_bytes if len(free_bytes) == len(plan.devices) else None
 
 
 def _gb(count: int) -> str:

@@ -1,14 +1,17 @@
-"""TODO."""
+"""The metrics of a run: ``metrics.jsonl``, TensorBoard events and a plot of the training curve."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastalex.files import write_atomically
 from fastalex.metrics import Metrics
 
 Kind = Literal["train", "val"]
@@ -16,45 +19,74 @@ Kind = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Rate:
-    """Images and seconds of a stretch of training, and how many of the seconds were spent waiting for data."""
+    """Number of images, seconds, and how many of the seconds were spent waiting for data."""
 
-    images: int
-    seconds: float
-    waiting: float
+    images: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Throughput, waiting included."""
+        """Throughput, including the time spent waiting for data."""
         return self.images / self.seconds if self.seconds else 0.0
 
     @property
     def waiting_percent(self) -> float:
-        """The share of the time in which the network had nothing to compute."""
+        """Share of the time spent waiting for data."""
         return 100 * self.waiting / self.seconds if self.seconds else 0.0
 
     def __add__(self, other: Rate) -> Rate:
         return Rate(self.images + other.images, self.seconds + other.seconds, self.waiting + other.waiting)
 
 
-class MetricsLog:
-    """``metrics.jsonl``, one object a line, and the same figures as TensorBoard events.
+class Stopwatch:
+    """Measures a :class:`Rate` per lap.
 
-    Lines from beyond ``step`` are dropped when a run resumes there, so that no step is told twice.
+    Attributes:
+        images: images of the current lap; the caller counts them.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._start = time.perf_counter()
+        self._waiting = 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside the ``with`` block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waiting += time.perf_counter() - start
+
+    def lap(self) -> Rate:
+        """End the current lap and start the next one."""
+        now = time.perf_counter()
+        rate = Rate(self.images, now - self._start, self._waiting)
+        self.images, self._start, self._waiting = 0, now, 0.0
+        return rate
+
+
+class MetricsLog:
+    """``metrics.jsonl``, with one JSON object per line, and the same values as TensorBoard events.
+
+    Opening the log of a resumed run drops lines after ``step``, so that no step appears twice.
+
+    Args:
+        run: the run folder.
+        step: the step from which the run starts or resumes.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the reporting worker needs it
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one worker writes a log
 
         self.path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(run) if line["step"] <= step] if self.path.exists() else []
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
         self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
 
     def write(self, kind: Kind, epoch: int, step: int, metrics: Metrics, rate: Rate, **more: float) -> None:
-        """Add one line."""
+        """Append one line; ``more`` are additional fields."""
         line = {
             "kind": kind,
             "epoch": epoch,
@@ -68,18 +100,18 @@ class MetricsLog:
         }
         self._file.write(json.dumps(line) + "\n")
         if kind == "val":
-            os.fsync(self._file.fileno())  # a checkpoint that counts this epoch must not outlive its errors
+            os.fsync(self._file.fileno())  # must be on disk before the checkpoint that counts this epoch
         for name in ("loss", "top1_error", "top5_error", "images_per_second", *more):
             self._events.add_scalar(f"{kind}/{name}", line[name], step)
 
     def close(self) -> None:
-        """Flush both."""
+        """Flush and close both files."""
         self._file.close()
         self._events.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a last line that was cut short by a crash is left out."""
+    """The lines of a run's ``metrics.jsonl``, up to a last line that a crash cut short."""
     lines = []
     for text in (run / "metrics.jsonl").read_text().splitlines():
         try:
@@ -89,25 +121,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Stopwatch:
-    """Splits time into laps, and each lap into waiting for data and the rest."""
-
-    def __init__(self) -> None:
-        self.since = time.perf_counter()
-        self.waiting = 0.0
-        self.images = 0
-
-    def lap(self) -> Rate:
-        """The stretch since the last lap."""
-        now = time.perf_counter()
-        rate = Rate(self.images, now - self.since, self.waiting)
-        self.since, self.waiting, self.images = now, 0.0, 0
-        return rate
-
-
 def draw_curve(run: Path) -> Path:
-    """Draw the run's training curve (loss, and error rates in percent) into ``curve.png``."""
-    from matplotlib.figure import Figure
+    """Plot loss and error rates over the steps into ``curve.png``; return its path."""
+    from matplotlib.figure import Figure  # slow to import, and only needed at the end of a run
 
     lines = read_metrics(run)
     figure = Figure(figsize=(9, 3.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Delayed device-to-host readback that never blocks the training loop."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ Tag = TypeVar("Tag")
 
 
 @dataclass
-class _Entry(Generic[Tag]):
-    values: Tensor
-    event: torch.cuda.Event | None
+class _PendingCopy(Generic[Tag]):
+    host: Tensor
+    copied: torch.cuda.Event | None  # None on a CPU: the copy is complete
     tag: Tag
 
 
 class DelayedReadback(Generic[Tag]):
-    """Brings small vectors from the device to the host, in order, some calls late, so that nobody waits for them.
+    """A queue of small vectors that are copied to the host asynchronously and handed out a few calls later.
+
+    By the time a vector is handed out, its copy has completed long ago, so the host does not wait for the device.
 
     Args:
-        delay: a vector is handed out when so many later ones have been put; by then its copy is long done. 0 waits for
-            it at once.
+        delay: a vector is handed out after this many later ones have been put. With 0 it is handed out at once, which
+            waits for the copy.
     """
 
     def __init__(self, delay: int) -> None:
         self.delay = delay
-        self._entries: deque[_Entry[Tag]] = deque()
+        self._pending: deque[_PendingCopy[Tag]] = deque()
 
     def put(self, values: Tensor, tag: Tag) -> None:
-        """Take a vector; what becomes of the tensor afterwards does not matter."""
+        """Start copying a vector to the host. The caller may overwrite ``values`` afterwards."""
         if values.is_cuda:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._entries.append(_Entry(host, event, tag))
+            copied = torch.cuda.Event()
+            copied.record()
+            self._pending.append(_PendingCopy(host, copied, tag))
         else:
-            self._entries.append(_Entry(values.clone(), None, tag))
+            self._pending.append(_PendingCopy(values.clone(), None, tag))
 
     def take(self, *, everything: bool = False) -> list[tuple[Tensor, Tag]]:
-        """The vectors that are due, oldest first; with ``everything`` all that are left."""
+        """Return the vectors that are due with their tags, oldest first; with ``everything``, all of them."""
         due = []
-        while self._entries and (everything or len(self._entries) > self.delay):
-            entry = self._entries.popleft()
-            if entry.event is not None:
-                entry.event.synchronize()
-            due.append((entry.values, entry.tag))
+        while self._pending and (everything or len(self._pending) > self.delay):
+            copy = self._pending.popleft()
+            if copy.copied is not None:
+                copy.copied.synchronize()
+            due.append((copy.host, copy.tag))
         return due

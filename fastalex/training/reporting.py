@@ -1,173 +1,250 @@
-"""What a person sees and what is written down while a run goes on.
+"""What a run prints, and the log that it writes.
 
-On a terminal a bar per epoch, elsewhere plain lines; in the run folder ``metrics.jsonl``, TensorBoard events and a
-picture of the training curve.
+On a terminal, a bar shows the current epoch. Elsewhere an epoch that takes minutes prints a line now and then. Every
+epoch ends with one line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
+from rich.live import Live
+from rich.text import Text
 
-from fastalex.console import duration, name_value_table, print_whole
+from fastalex.console import command, duration
 from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics
 from fastalex.network.architecture import block_shapes
-from fastalex.parallel.devices import parse_devices
-from fastalex.parallel.partition import parse_split
-from fastalex.recipes.schedule import Recipe
+from fastalex.parallel.layout import ParallelPlan
 from fastalex.training.config import RunConfig
+from fastalex.training.counters import Report
 from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve
 from fastalex.training.state import TrainingState
 
+SECONDS_BETWEEN_LINES = 60.0
+"""Without a terminal, an epoch prints a line at most this often."""
+
+_SHORTEST_BAR, _LONGEST_BAR = 8, 40
+
 
 class SilentReporter:
-    """Says nothing: what every worker but the first has."""
+    """Prints and writes nothing. All workers but the first have this one."""
 
-    def start(self, config: RunConfig, dataset: AnyDataset, progress: TrainingState) -> None:
-        """The run begins, or goes on."""
+    def start(self, state: TrainingState) -> None:
+        """The run starts or resumes."""
 
     @contextmanager
-    def epoch(self, progress: TrainingState, recipe: Recipe, steps: int) -> Iterator[None]:
-        """Surrounds the training part of an epoch."""
+    def epoch(self, state: TrainingState) -> Iterator[None]:
+        """The ``with`` block is the training part of an epoch."""
         yield
 
-    def trained(self, progress: TrainingState, metrics: Metrics, rate: Rate, learning_rate: float) -> None:
-        """Some steps were made; the metrics and the rate are theirs."""
+    def trained(self, report: Report) -> None:
+        """A stretch of training steps was made."""
 
-    def validated(self, progress: TrainingState, recipe: Recipe, metrics: Metrics, rate: Rate) -> None:
-        """An epoch was validated."""
+    def validated(self, state: TrainingState, metrics: Metrics, rate: Rate) -> None:
+        """An epoch was validated. ``state.errors`` includes it."""
 
     def note(self, text: str) -> None:
-        """Say one line, such as why something asked for is not done."""
+        """Print one line."""
 
-    def end(self, progress: TrainingState, dataset: AnyDataset, peaks: Sequence[int]) -> None:
-        """The last epoch is done; ``peaks`` are the bytes that each stage took at most."""
+    def end(self, state: TrainingState, peaks: Sequence[int]) -> None:
+        """The last epoch has ended. ``peaks`` is the peak memory of every worker in bytes."""
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the log."""
 
 
 class Reporter(SilentReporter):
-    """Shows the run on the console and writes it down in its folder.
+    """Prints a run's progress and results, and writes its log. The log is opened by :meth:`start`."""
 
-    Args:
-        run: the run folder.
-        step: where the run goes on; later lines of an interrupted past are dropped.
-    """
+    def __init__(self, config: RunConfig, dataset: AnyDataset) -> None:
+        self.config, self.recipe, self.dataset = config, config.recipe, dataset
+        # Lines are never wrapped: a broken path could not be copied.
+        self.console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.chance = 100 * (1 - 1 / len(dataset.classes))
+        self._steps_per_epoch = dataset.count("train") // self.recipe.batch_size
+        self._log: MetricsLog | None = None
+        self._bar: Live | None = None
+        self._total = self._epoch = Rate()
+        self._summed_loss, self._summed_images = 0.0, 0
+        self._last_line = 0.0
 
-    def __init__(self, run: Path, step: int = 0) -> None:
-        self.run = run
-        self.console = Console(soft_wrap=True, highlight=False)
-        self.log = MetricsLog(run, step)
-        self.total = Rate(0, 0.0, 0.0)
-        self._bar: ProgressBar | None = None
-
-    def start(self, config: RunConfig, dataset: AnyDataset, progress: TrainingState) -> None:
-        recipe, layout, devices = config.recipe, config.layout, parse_devices(config.devices)
+    def start(self, state: TrainingState) -> None:
+        """Open the log and print what is trained on what."""
+        config, recipe, dataset = self.config, self.recipe, self.dataset
+        self._log = MetricsLog(config.folder, state.step)
         architecture = config.network.build_architecture()
         parameters = sum(shape.parameters for shape in block_shapes(architecture))
-        parts = parse_split(architecture, config.split, layout.stages)
-        names = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
-        # With several replicas or machines these are the first one's.
-        places = [str(device) for device in devices]
-        if len(set(places)) < len(places):  # workers on the CPU
-            places = [f"{place} (worker {i})" for i, place in enumerate(places)]
-        stages = [f"{name} on {places[i % layout.ranks % len(places)]}" for i, name in enumerate(names)]
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
             "network": f"{config.network.summary()}: {parameters:,} parameters",
             "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, "
             + recipe.lr_summary(architecture.block_names[-1]),
-            "stages": ", ".join(stages),
-            "micro-batches": f"{config.micro_batches}" + (f", {config.schedule}" if layout.stages > 1 else ""),
+            "devices": describe_plan(config.parallel, recipe.batch_size),
             "precision": config.precision,
-            "run folder": str(self.run),
+            "run folder": str(config.folder),
         }
-        if layout.replicas > 1:
-            of = f", on {config.machines} machines" if config.machines > 1 else ""
-            rows["replicas"] = f"{layout.replicas}, each of {recipe.batch_size // layout.replicas} images a step{of}"
-        if progress.step:
-            rows["resumed"] = f"at step {progress.step}, in epoch {progress.epoch + 1}"
-        print_whole(self.console, name_value_table("training", rows))
+        if state.step:
+            rows["resumed"] = f"at step {state.step}, in epoch {state.epoch + 1}"
+        self._print_rows(rows)
 
     @contextmanager
-    def epoch(self, progress: TrainingState, recipe: Recipe, steps: int) -> Iterator[None]:
-        self._title = f"epoch {progress.epoch + 1}/{recipe.epochs}"
-        self._steps, self._batch_size = steps, recipe.batch_size
-        self._shown = self._done(progress)
-        self._epoch_rate = Rate(0, 0.0, 0.0)
+    def epoch(self, state: TrainingState) -> Iterator[None]:
+        """On a terminal, show a bar inside the ``with`` block."""
+        self._epoch = Rate()
+        self._summed_loss, self._summed_images = 0.0, 0
+        self._last_line = time.monotonic()
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn(self._title), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        with ProgressBar(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=self.console
-        ) as self._bar:
-            self._bar.add_task("", total=steps, completed=self._shown, text="")
+        first = Text(self._bar_line(state, []))
+        with Live(first, console=self.console, auto_refresh=False, transient=True) as self._bar:
             yield
+        self._bar = None
 
-    def trained(self, progress: TrainingState, metrics: Metrics, rate: Rate, learning_rate: float) -> None:
-        more = {"waiting_percent": round(rate.waiting_percent, 2), "learning_rate": learning_rate}
-        self.log.write("train", progress.epoch, progress.step, metrics, rate, **more)
-        self.total += rate
-        self._epoch_rate += rate
-        done = self._done(progress)
-        speed = self._epoch_rate.images_per_second
-        text = (
-            f"loss {metrics.loss:.3f}  top-1 error {metrics.top1_error:.1f} %  top-5 error {metrics.top5_error:.1f} %  "
-            f"{speed:.1f} images/s  waiting for data {self._epoch_rate.waiting_percent:.0f} %"
-        )
+    def trained(self, report: Report) -> None:
+        """Log a stretch of training steps and show it."""
+        state, metrics, rate = report.state, report.metrics, report.rate
+        assert self._log is not None
+        more = {"waiting_percent": round(rate.waiting_percent, 2), "learning_rate": report.learning_rate}
+        self._log.write("train", state.epoch, state.step, metrics, rate, **more)
+        self._total += rate
+        self._epoch += rate
+        self._summed_loss += metrics.loss * metrics.images
+        self._summed_images += metrics.images
+
+        # What matters most comes first, because a narrow bar leaves out the rest.
+        done = self._steps_done(state)
+        seconds_left = (self._steps_per_epoch - done) * self.recipe.batch_size / self._epoch.images_per_second
+        parts = [f"loss {metrics.loss:.3f}", f"error {metrics.top1_error:.1f} %", f"{duration(seconds_left)} left"]
+        extra = [_speed(self._epoch), f"waiting for data {self._epoch.waiting_percent:.0f} %"]
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, text=text)
-        elif done - self._shown >= self._steps / 5 or done == self._steps:
-            left = duration((self._steps - done) * self._batch_size / speed)
-            self.console.print(f"{self._title}  step {done}/{self._steps}  {text}  {left} left in this epoch")
-            self._shown = done
+            self._bar.update(Text(self._bar_line(state, parts, extra)), refresh=True)
+        elif done < self._steps_per_epoch and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._print("  ".join([self._title(state), *parts, *extra]))
+            self._last_line = time.monotonic()
 
-    def validated(self, progress: TrainingState, recipe: Recipe, metrics: Metrics, rate: Rate) -> None:
-        self.log.write("val", progress.epoch, progress.step, metrics, rate)
-        self.console.print(
-            f"epoch {progress.epoch + 1}/{recipe.epochs}  validation: loss {metrics.loss:.3f}  "
-            f"top-1 error {metrics.top1_error:.2f} %  top-5 error {metrics.top5_error:.2f} %  "
-            f"{rate.images_per_second:.1f} images/s"
-        )
+    def validated(self, state: TrainingState, metrics: Metrics, rate: Rate) -> None:
+        """Log a validation and print the epoch's line."""
+        assert self._log is not None
+        self._log.write("val", state.epoch, state.step, metrics, rate)
+        parts = [f"epoch {state.epoch + 1}/{self.recipe.epochs}"]
+        if self._summed_images:  # a run that resumes before a validation has made no step
+            parts.append(f"loss {self._summed_loss / self._summed_images:.3f}")
+        top5 = f", top-5 {metrics.top5_error:.2f} %" if len(self.dataset.classes) > 10 else ""
+        parts.append(f"val top-1 error {metrics.top1_error:.2f} %{top5}")
+        parts.append(f"best {min(state.errors):.2f} % (chance {self.chance:.2f} %)")
+        if self._epoch.images:
+            parts.append(_speed(self._epoch))
+        parts.append(duration(self._epoch.seconds + rate.seconds))
+        self._print("  ".join(parts))
 
     def note(self, text: str) -> None:
-        self.console.print(text)
+        """Print one line."""
+        self._print(text)
 
-    def end(self, progress: TrainingState, dataset: AnyDataset, peaks: Sequence[int]) -> None:
-        errors, total = progress.errors, self.total
+    def end(self, state: TrainingState, peaks: Sequence[int]) -> None:
+        """Print the results, and the commands that come next."""
+        run, errors, total = self.config.folder, state.errors, self._total
+        best = min(errors)
+        seconds = f"{duration(state.seconds)} of training"
+        if round(state.seconds) != round(total.seconds):
+            seconds += f", {duration(total.seconds)} of it since resuming"
         rows = {
-            "epochs": str(progress.epoch),
-            "last top-1 error": f"{errors[-1]:.2f} %",
-            "best top-1 error": f"{min(errors):.2f} % (epoch {errors.index(min(errors)) + 1})",
-            "time": f"{duration(progress.seconds)} training, {duration(total.seconds)} of it since the start or resume",
-            "speed": f"{total.images_per_second:.1f} images/s in training",
-            "waiting for data": f"{duration(total.waiting)} ({total.waiting_percent:.1f} %)",
-            "computing": duration(total.seconds - total.waiting),
-            "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by stage" if peaks[1:] else ""),
-            "weights": f"{self.run / 'best.safetensors'}, {self.run / 'last.safetensors'}",
-            "curve": str(draw_curve(self.run)),
+            "top-1 error": f"last {errors[-1]:.2f} %, best {best:.2f} % (epoch {errors.index(best) + 1}), "
+            f"chance {self.chance:.2f} %",
+            "time": f"{seconds}, {_speed(total)}, waiting for data {total.waiting_percent:.1f} %",
+            "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by worker" if peaks[1:] else ""),
+            "files": ", ".join(str(run / name) for name in ("best.safetensors", "last.safetensors")),
+            "curve": str(draw_curve(run)),
         }
-        if progress.skipped:
-            rows["skipped"] = f"{progress.skipped} steps whose loss or gradients were not finite"
-        if any(progress.replaced.values()):
-            counts = ", ".join(f"{len(samples)} of {split}" for split, samples in progress.replaced.items())
-            rows["damaged images"] = f"{counts}: others of their class took their place"
-        print_whole(self.console, name_value_table("results", rows))
-        self.console.print(
-            f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {dataset.count('val')} validation images"
+        if state.skipped:
+            rows["skipped"] = f"{state.skipped} steps with a non-finite loss or gradient"
+        if any(state.replaced.values()):
+            counts = ", ".join(f"{len(samples)} of {split}" for split, samples in state.replaced.items())
+            rows["damaged images"] = f"{counts}: replaced by others of their class"
+        rows["evaluate"] = command("fastalex.evaluate", run)
+        rows["train longer"] = command("fastalex.train", "--resume", run, "--epochs", state.epoch + 5)
+        self._print_rows(rows)
+        self._print(
+            f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {self.dataset.count('val')} validation images"
         )
 
     def close(self) -> None:
-        self.log.close()
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
 
-    def _done(self, progress: TrainingState) -> int:
-        return progress.samples // self._batch_size
+    def _print(self, line: str) -> None:
+        self.console.print(line)
+
+    def _print_rows(self, rows: Mapping[str, str]) -> None:
+        """Print names and values in two columns."""
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            self._print(f"{name:<{width}}  {value}")
+
+    def _title(self, state: TrainingState) -> str:
+        epoch = f"epoch {state.epoch + 1}/{self.recipe.epochs}"
+        return f"{epoch}  step {self._steps_done(state)}/{self._steps_per_epoch}"
+
+    def _steps_done(self, state: TrainingState) -> int:
+        return state.samples // self.recipe.batch_size
+
+    def _bar_line(self, state: TrainingState, parts: Sequence[str], extra: Sequence[str] = ()) -> str:
+        share = self._steps_done(state) / self._steps_per_epoch
+        symbols = "#-" if self.console.options.ascii_only else "━─"
+        return bar_line(self.console.width - 1, self._title(state), share, parts, extra, symbols)
+
+
+def bar_line(
+    width: int, title: str, share: float, parts: Sequence[str], extra: Sequence[str] = (), symbols: str = "━─"
+) -> str:
+    """One line of at most ``width`` columns: a title, a bar and text.
+
+    Args:
+        share: how much of the bar is full, 0 to 1.
+        parts: text that always stays; the bar gets shorter first.
+        extra: text that is left out, from the last one on, where there is no room for it.
+        symbols: of the full and the empty part of the bar.
+    """
+    shown = list(parts)
+    for text in extra:
+        if len("  ".join([title, "-" * _SHORTEST_BAR, *shown, text])) > width:
+            break
+        shown.append(text)
+    room = width - len("  ".join([title, "", *shown]))
+    length = max(_SHORTEST_BAR, min(_LONGEST_BAR, room))
+    full = round(share * length)
+    bar = symbols[0] * full + symbols[1] * (length - full)
+    return "  ".join([title, bar, *shown])[:width]
+
+
+def describe_plan(plan: ParallelPlan, batch_size: int) -> str:
+    """How the devices share the work, in one line."""
+    layout = plan.layout
+    parts = []
+    if layout.replicas > 1:
+        machines = f" on {plan.machines} machines" if plan.machines > 1 else ""
+        parts.append(f"{layout.replicas} replicas{machines}, {plan.rows(batch_size)} images per step each")
+    if layout.stages > 1:
+        shared = len(set(plan.devices)) < len(plan.devices)  # several workers on the CPU
+        stages = []
+        for index, names in enumerate(plan.split):
+            blocks = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            worker = f" (worker {index % layout.ranks})" if shared else ""
+            stages.append(f"{blocks} on {plan.device_of(index)}{worker}")
+        parts += [f"{layout.stages} stages: {', '.join(stages)}", plan.schedule]
+    else:
+        parts.append(", ".join(map(str, plan.devices)))
+    if plan.micro_batches > 1:
+        parts.append(f"{plan.micro_batches} micro-batches of {plan.rows(batch_size) // plan.micro_batches} images")
+    return "; ".join(parts)
+
+
+def _speed(rate: Rate) -> str:
+    return f"{rate.images_per_second:,.{0 if rate.images_per_second >= 10 else 1}f} images/s"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The counters from which a run resumes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TrainingState:
-    """How far a run has come; with the seed this is all that resuming needs.
+    """How far a run has come. Together with the seed and the weights, resuming needs nothing else.
 
-    ``samples`` counts what the unfinished epoch has consumed. ``errors`` are top-1 validation errors in percent, one
-    for each finished epoch. ``replaced`` are the damaged samples of each split in whose place others were used.
-    ``skipped`` counts the steps whose update was left out because loss or gradients were not finite.
+    Attributes:
+        epoch: finished epochs.
+        samples: training images that the unfinished epoch has consumed.
+        step: steps made, including skipped ones.
+        seconds: time spent in training steps.
+        errors: top-1 validation error in percent of every finished epoch.
+        replaced: for each split, the damaged samples that were replaced by others of their class.
+        skipped: steps without an update because the loss or a gradient was not finite.
     """
 
     epoch: int = 0
@@ -25,10 +30,10 @@ class TrainingState:
     skipped: int = 0
 
     def add_replaced(self, split: str, samples: Iterable[int]) -> None:
-        """Note damaged samples, each of them once."""
+        """Record replaced samples of a split, each once."""
         self.replaced[split] = sorted({*self.replaced.get(split, ()), *samples})
 
     @property
     def is_best(self) -> bool:
-        """Whether an epoch has just ended with a lower validation error than all before it."""
+        """Whether an epoch has just ended with the lowest validation error so far."""
         return self.samples == 0 and bool(self.errors) and self.errors[-1] < min(self.errors[:-1], default=math.inf)

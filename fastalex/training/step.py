@@ -1,14 +1,15 @@
-"""One training step as the trainer calls it: forward, loss, backward and update, with what keeps it from waiting.
+"""One training step: forward, loss, backward and update of one batch.
 
-The same calls on every device. On one GPU the step is captured in CUDA graphs, because its hundred launches take the
-host longer than the GPU takes to compute them; over stages the passes are, if that is asked for. What differs from step
-to step is read from the device's memory: images, labels, the key of the dropout masks and the learning rates.
+The calls are the same on every device. :mod:`fastalex.training.graphed_step` runs the same step from CUDA graphs.
+Everything that changes between steps is therefore read from device memory: images, labels, the dropout seed and the
+learning rates.
 
-torch.compile has no part in this: what it would fuse is fused by hand in :mod:`kernels`, the launches that it would
-save are in the graphs, and it would have to compile anew for every architecture, batch size and cut.
-``bench/train_step.py`` times it beside this step.
+torch.compile is not used. The fusions that it would find are written by hand in :mod:`kernels`, CUDA graphs save the
+launches, and it would have to recompile for every architecture, batch size and split. ``bench/train_step.py`` compares
+the two.
 
-Nothing here waits for the device. Counts stay on it; :class:`DelayedReadback` copies them while later steps run.
+Nothing here waits for the device. Counts stay on it, and :class:`~fastalex.training.readback.DelayedReadback` copies
+them to the host while later steps run.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ class TrainingStep:
     Args:
         engine: computes the gradients.
         optimizer: updates the engine's parameters.
-        on_non_finite: ``stop`` leaves it to the caller to look at the losses; ``skip`` leaves weights and velocities as
-            they are in steps whose loss or gradients are not finite.
-        agree: replaces a tensor of one element, in place, by its minimum over all workers; wanted for ``skip`` with
-            several stages.
+        on_non_finite: ``stop`` updates in any case and leaves checking the losses to the caller; ``skip`` keeps weights
+            and velocities unchanged in steps with a non-finite loss or gradient.
+        agree: replaces a one-element tensor, in place, by its minimum over all workers, so that all workers skip the
+            same steps. Needed for ``skip`` with several workers.
 
     Attributes:
-        skipped: how many steps were skipped: int64, on the device.
-        first_bad: the first step, counted from 1, whose loss was not finite, or 0: int64, on the device. Known where
-            the last stage is.
+        steps: number of steps made, int64 on the device.
+        skipped: number of skipped steps, int64 on the device.
+        first_bad: number of the first step, counted from 1, with a non-finite loss; 0 if there was none. int64 on the
+            device. Only the last stage computes losses, so only its worker knows this.
     """
 
     def __init__(
@@ -49,16 +51,21 @@ class TrainingStep:
     ) -> None:
         self.engine, self.optimizer = engine, optimizer
         self.on_non_finite, self.agree = on_non_finite, agree
-        self.made, self.skipped, self.first_bad = (
+        self.steps, self.skipped, self.first_bad = (
             torch.zeros((), dtype=torch.int64, device=engine.device) for _ in range(3)
         )
 
+    @property
+    def learning_rate(self) -> float:
+        """The current learning rate of the first block's weights, including warm-up."""
+        return self.optimizer.param_groups[0]["lr"] * self.optimizer.warmup
+
     def __call__(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
-        """Make one step; see :meth:`fastalex.parallel.engine.SingleDevice.train_step` for the arguments.
+        """Make one step. :meth:`fastalex.parallel.engine.Engine.train_step` documents the arguments.
 
         Returns:
-            The batch's counts, on the device, where the last stage is, else None; zeros for a skipped step. They are
-            overwritten by the next call.
+            The batch's counts on the device where the last stage is, else None. They are zeros for a skipped step, and
+            the next call may overwrite them.
         """
         counts, enabled = self.compute_gradients(images, labels, seed)
         self.optimizer.step(enabled=enabled)
@@ -68,14 +75,20 @@ class TrainingStep:
     def compute_gradients(
         self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The step up to its update: the counts, and whether the update is to be made (None: it is)."""
+        """The step up to its update.
+
+        Returns:
+            The batch's counts, and whether to update (1 or 0, one element on the device; None always updates).
+        """
         counts = self.engine.train_step(images, labels, seed)
-        self.made += 1
+        self.steps += 1
         if counts is not None:
             is_first_bad = (self.first_bad == 0) & ~torch.isfinite(counts[0])
-            self.first_bad += self.made * is_first_bad
+            self.first_bad += self.steps * is_first_bad
         if self.on_non_finite == "stop":
             return counts, None
+
+        # All workers update, or none does.
         enabled = self._all_finite(counts)
         if self.agree is not None:
             self.agree(enabled)
@@ -85,7 +98,7 @@ class TrainingStep:
         return counts, enabled
 
     def _all_finite(self, counts: Tensor | None) -> Tensor:
-        """1 if this worker's loss and gradients are finite, else 0: float64, one element, on the device."""
+        """1 if this worker's loss and gradients are finite, else 0: one float64 element on the device."""
         gradients = [p.grad for p in self.engine.stage.parameters() if p.grad is not None]
         sums = [norm.double() for norm in torch._foreach_norm(gradients)]
         if counts is not None:

@@ -1,4 +1,4 @@
-"""Error rates of a network over a data set, with one view of each image or ten."""
+"""Error rates of a network on a data set, from one view of each image or from several."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import torch
 from torch import Tensor
 
 import kernels
-from dataloading.loader import Batch
-from fastalex.parallel.engine import SingleDevice
-from fastalex.parallel.pipeline import Pipeline
+from dataloading import Batch
+from fastalex.parallel.engine import Engine
 
 
 def count_errors(
-    engine: SingleDevice | Pipeline,
+    engine: Engine,
     batches: Iterable[Batch],
     *,
     views: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
-    """Counts (:func:`kernels.cross_entropy`, on the CPU) over all batches.
+    """The counts (:func:`kernels.cross_entropy`) over all batches: float64, on the CPU.
 
-    Images of one view have the shape N x 3 x S x S. Those of several, N x V x 3 x S x S, are classified by the mean of
-    their softmax outputs, as the paper does with ten.
+    Images have shape N x 3 x S x S with one view, N x V x 3 x S x S with several. Several views are combined by the
+    mean of their softmax outputs, as in the paper.
 
     Args:
-        engine: runs the network; every worker of a pipeline calls this with batches of its own loader.
-        batches: the labels are needed where the last stage is, the images where the first is.
-        stopped: asked after each batch, and on all workers with one answer; True gives up.
+        engine: runs the network. Every worker of a pipeline calls this function, with batches of its own loader.
+        batches: need images where the first stage is, and labels where the last stage is.
+        stopped: called after each batch; must return the same answer on all workers. True ends the evaluation.
 
     Returns:
-        The counts where the last stage is and zeros elsewhere, or None after giving up.
+        The counts where the last stage is, zeros elsewhere; None if ``stopped`` ended the evaluation.
     """
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
@@ -46,11 +45,11 @@ def count_errors(
     return totals
 
 
-def classify(engine: SingleDevice | Pipeline, batch: Batch, views: int) -> Tensor | None:
-    """The scores of a batch's images, N x classes: logits of one view, or the logarithm of the mean softmax of several.
+def classify(engine: Engine, batch: Batch, views: int) -> Tensor | None:
+    """Scores of a batch's images, N x classes, whose softmax is the predicted probability; None without the last stage.
 
-    Softmax makes probabilities of either. A batch smaller than the engine's is filled up and cut again. None where the
-    last stage is not.
+    Scores are the logits of one view, or the logarithm of the mean softmax of several views. A batch smaller than the
+    engine's is padded, and the padding's scores are removed.
     """
     if views == 1:
         logits = engine.logits(fill_up(batch.images, engine.batch_size))
@@ -61,12 +60,12 @@ def classify(engine: SingleDevice | Pipeline, batch: Batch, views: int) -> Tenso
         logits = engine.logits(fill_up(images, engine.batch_size))
         if logits is not None:
             scores.append(logits[: len(batch.samples)].float().log_softmax(1))
-    # In logarithms throughout: the mean of probabilities that round to zero would have none.
+    # The mean in log space: a mean of probabilities could underflow to zero.
     return torch.stack(scores).logsumexp(0) - math.log(views) if scores else None
 
 
 def fill_up(images: Tensor | None, rows: int) -> Tensor | None:
-    """The images with zeros appended up to ``rows``, because a pipeline runs one batch shape only."""
+    """Pad a batch with zeros to ``rows`` images, because a pipeline runs batches of one shape only."""
     if images is None or images.shape[0] == rows:
         return images
     return torch.cat([images, images.new_zeros(rows - images.shape[0], *images.shape[1:])])

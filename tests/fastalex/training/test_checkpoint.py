@@ -12,7 +12,7 @@ import torch
 from fastalex import AlexNet, ConfigurationError, load_model
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
-from fastalex.training.checkpoint import latest_checkpoint, load_state, publish, save_checkpoint
+from fastalex.training.checkpoint import latest_checkpoint, load_state, load_velocities, publish, save_checkpoint
 from fastalex.training.state import TrainingState
 
 ROOT = Path(__file__).parents[3]
@@ -40,8 +40,8 @@ def test_a_checkpoint_comes_back_whole(run: Path):
     checkpoint = latest_checkpoint(run)
     assert load_state(checkpoint) == TrainingState(1, 0, 7, 2.5, list(BEST))
     for path in (run / "last.safetensors", run / "best.safetensors", checkpoint / "model.safetensors"):
-        loaded, description = load_model(path)
-        assert description == NETWORK
+        loaded, spec = load_model(path)
+        assert spec == NETWORK
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
@@ -66,7 +66,7 @@ def test_a_file_system_without_hard_links(run: Path, monkeypatch):
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
-import fastalex.checkpoint as checkpoint
+import fastalex.training.checkpoint as checkpoint
 from tests.fastalex.training.test_checkpoint import BEST, save
 
 left = int(sys.argv[2])
@@ -117,7 +117,7 @@ def test_killed_at_any_moment_of_saving(tmp_path: Path):
         publish(run, latest_checkpoint(run))  # as a resumed run does
         for name in ("last", "best"):
             assert torch.equal(load_model(run / f"{name}.safetensors")[0].conv1.weight, expected), (moment, name)
-        save(run, 3)  # and the leftovers are in nobody's way
+        save(run, 3)  # and the leftovers do no harm
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000003"]
     assert steps == {1, 2}
 
@@ -129,12 +129,12 @@ def fresh(folder: Path, name: str) -> Path:
     return run
 
 
-def test_best_is_strictly_lower_than_all_before_at_the_end_of_an_epoch():
-    assert TrainingState(1, 0, 5, 1.0, [50.0]).is_best
-    assert TrainingState(2, 0, 5, 1.0, [50.0, 49.0]).is_best
-    assert not TrainingState(2, 0, 5, 1.0, [50.0, 50.0]).is_best
-    assert not TrainingState(2, 64, 5, 1.0, [50.0, 49.0]).is_best
-    assert not TrainingState().is_best
+def test_velocities_come_back_by_name(run: Path):
+    save(run, 7)
+    (velocity,) = load_velocities(latest_checkpoint(run), ["conv1.bias"]).values()
+    assert torch.equal(velocity, torch.full_like(velocity, 7))
+    with pytest.raises(ConfigurationError, match=r"has no conv4.bias"):
+        load_velocities(latest_checkpoint(run), ["conv4.bias"])
 
 
 def test_no_run_and_no_checkpoint(run: Path):
@@ -146,6 +146,10 @@ def test_no_run_and_no_checkpoint(run: Path):
 
 def test_damage_is_named(run: Path):
     save(run, 1)
+    trainer = latest_checkpoint(run) / "trainer.safetensors"
+    trainer.write_bytes(trainer.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match=r"trainer.safetensors is damaged"):
+        load_state(latest_checkpoint(run))
     path = run / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigurationError, match=r"last.safetensors is damaged"):
@@ -162,6 +166,9 @@ def test_files_of_others_are_refused(run: Path):
     save_file({"conv1.weight": torch.zeros(3)}, run / "other.safetensors")
     with pytest.raises(ConfigurationError, match="was not written by fastalex"):
         load_spec(run / "other.safetensors")
+    save_file({"conv1.weight": torch.zeros(3)}, run / "trainer.safetensors")
+    with pytest.raises(ConfigurationError, match="has no training state of fastalex in its header: 'progress'"):
+        load_state(run)
 
 
 def test_another_architecture_is_refused(run: Path):

@@ -1,4 +1,4 @@
-"""Peaks, what there is, and batches that do not fit. What a step needs is tested in test_planning."""
+"""Peak and available memory, and batches that do not fit."""
 
 import resource
 from dataclasses import replace
@@ -7,31 +7,39 @@ import pytest
 import torch
 
 from fastalex.errors import ConfigurationError
+from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.training import memory
 from fastalex.training.memory import check_memory, does_not_fit, stages_memory
+
+CPU = torch.device("cpu")
+BATCH_OF_1002 = r"a batch size of 1002 does not fit .*needs .* a batch size of about (9\d\d|1000) would fit"
 
 
 def test_a_batch_that_cannot_fit_is_refused_and_the_largest_that_can_is_named(config, monkeypatch):
     (stage,) = stages_memory(config)
     there = stage.total(1000)
-    monkeypatch.setattr(memory, "_available", lambda _: [there])
-    with pytest.raises(ConfigurationError, match=r"a batch of 1002 does not fit .*needs .* --batch-size (9\d\d|1000),"):
+    monkeypatch.setattr(memory, "_available_per_device", lambda _: [there])
+    with pytest.raises(ConfigurationError, match=BATCH_OF_1002):
         check_memory(replace(config, recipe=replace(config.recipe, batch_size=1002)))
     check_memory(replace(config, recipe=replace(config.recipe, batch_size=1000)))
-    monkeypatch.setattr(memory, "_available", lambda _: None)  # unknown
+    monkeypatch.setattr(memory, "_available_per_device", lambda _: None)  # unknown
     check_memory(replace(config, recipe=replace(config.recipe, batch_size=10**6)))
 
 
 def test_what_failed_is_never_recommended(config):
     for plenty in (10**15, None):
         error = does_not_fit(config, "CUDA out of memory", {0: plenty})
-        assert "about 6 would fit: --batch-size 6" in str(error)  # 8 did not; micro-batches are pairs
-    assert "not even the smallest would fit" in str(does_not_fit(config, "CUDA out of memory", {0: 1}))
+        assert "a batch size of about 6 would fit" in str(error)  # 8 did not; micro-batches are pairs
+    assert "not even the smallest batch would fit" in str(does_not_fit(config, "CUDA out of memory", {0: 1}))
 
 
 def test_a_worker_counts_its_own_stages(config):
     recipe = replace(config.recipe, batch_size=1000)
-    config = replace(config, devices="cpu,cpu", stages=2, split="conv3", recipe=recipe)
+    names = config.parallel.split[0]
+    plan = replace(
+        config.parallel, devices=(CPU, CPU), layout=Layout(1, 2, 2), split=(names[:2], names[2:]), schedule="1f1b"
+    )
+    config = replace(config, parallel=plan, recipe=recipe)
     stages = stages_memory(config)
     there = stages[1].total(500)
     assert stages[1].total(1000) < stages[0].total(500)  # the first stage would not fit into that
@@ -40,8 +48,8 @@ def test_a_worker_counts_its_own_stages(config):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpus_are_asked_by_another_process(config):
-    (free,) = memory._available(replace(config, devices="0"))
+def test_gpus_are_asked_by_another_process():
+    (free,) = memory._available_per_device(ParallelPlan.single(torch.device("cuda", 0), ()))
     assert 0 < free <= torch.cuda.get_device_properties(0).total_memory
 
 

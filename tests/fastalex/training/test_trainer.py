@@ -1,5 +1,6 @@
 """Whole runs in this process, or over worker processes: the same curve everywhere, and again after every resume."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,19 +10,23 @@ import torch
 from safetensors.torch import load_file
 
 from dataloading import DatasetError
+from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.metrics import Metrics
-from fastalex.parallel.engine import SingleDevice
+from fastalex.parallel.engine import WholeNetwork
 from fastalex.parallel.launch import run_workers
+from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName
+from fastalex.parallel.partition import parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.schedule import Plateau
+from fastalex.training import trainer
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
+from fastalex.training.counters import Counters
 from fastalex.training.metrics_log import Rate, read_metrics
 from fastalex.training.readback import DelayedReadback
-from fastalex.training.trainer import Trainer, train
+from fastalex.training.trainer import Trainer, find_checkpoint, open_loaders, restore_model, train
 from tests.dataloading.damage import copied, overwritten
-from tests.fastalex import workers
 
 CPU = torch.device("cpu")
 
@@ -39,6 +44,24 @@ def moved(config: RunConfig, name: str, **changes) -> RunConfig:
     config = replace(config, output=str(output), **changes)
     config.save()
     return config
+
+
+def with_plan(config: RunConfig, **changes) -> RunConfig:
+    """The same run with another parallel plan."""
+    return replace(config, parallel=replace(config.parallel, **changes))
+
+
+def two_stages(config: RunConfig, schedule: ScheduleName = "eager-1f1b", split: str = "conv3") -> ParallelPlan:
+    """Two workers on the CPU, with one stage or more each."""
+    names = config.network.build_architecture().block_names
+    stages = split.count(",") + 2
+    return replace(
+        config.parallel,
+        devices=(CPU, CPU),
+        layout=Layout(1, 2, stages),
+        split=parse_split(split, names, stages),
+        schedule=schedule,
+    )
 
 
 def curve(lines: list[dict]) -> list[tuple]:
@@ -92,37 +115,65 @@ def test_tensorboard_events_hold_the_same_figures(config):
 
 
 def test_micro_batches_leave_the_curve_alone(config):
-    one = curve(run_here(moved(config, "one", micro_batches=1)))
-    four = curve(run_here(moved(config, "four", micro_batches=4)))
+    one = curve(run_here(with_plan(moved(config, "one"), micro_batches=1)))
+    four = curve(run_here(with_plan(moved(config, "four"), micro_batches=4)))
     for (kind, step, *figures), (other_kind, other_step, *others) in zip(one, four, strict=True):
         assert (kind, step) == (other_kind, other_step)
         assert figures == pytest.approx(others, rel=1e-4)
 
 
-@pytest.mark.parametrize("shared", [{}, {"schedule": "zero-bubble", "stages": 3, "split": "conv3,fc6"}])
-def test_two_devices_make_the_same_run_as_one(config, monkeypatch, shared):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    two = moved(config, "two", devices="cpu,cpu", **shared)
-    run_workers(train, two, [CPU, CPU])
+def one_thread(config: RunConfig) -> list[dict]:
+    """Train in this process on one thread, as each worker of two on this machine does."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = run_here(moved(config, "one"))
+        return run_here(config)
     finally:
         torch.set_num_threads(threads)
-    assert curve(read_metrics(Path(two.output))) == curve(one)
-    assert_same_state(two.output, Path(two.output).with_name("one"))
-    assert (Path(two.output) / "costs.json").is_file() == bool(shared)  # what the order of zero-bubble's passes is from
 
 
-def test_costs_are_measured_in_the_runs_precision(config, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(("schedule", "split"), [("eager-1f1b", "conv3"), ("interleaved", "conv2,conv4,fc6")])
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch, schedule, split):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    two = moved(config, "two", parallel=two_stages(config, schedule, split))
+    run_workers(train, two, [CPU, CPU])
+    one = moved(config, "one")
+    assert curve(read_metrics(two.folder)) == curve(one_thread(one))
+    assert_same_state(two.output, one.output)
+
+
+def test_a_measured_split_is_kept(config, monkeypatch, capsys):
+    names = config.parallel.split[0]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(
-        "fastalex.trainer.settle", lambda _, config: seen.append(torch.backends.cudnn.allow_tf32) or config
-    )
-    Trainer(World(0, 1, CPU), config).close()
-    assert seen == [False]
+
+    def balance(world, model, plan, batch_size):
+        assert not torch.backends.cudnn.allow_tf32  # measured in the precision of the run
+        assert (plan, batch_size, next(model.blocks()).weight.device) == (two.parallel, 8, CPU)
+        return names[:3], names[3:]
+
+    monkeypatch.setattr(trainer, "balance_split", balance)
+    two = replace(config, parallel=replace(two_stages(config), layout=Layout(1, 1, 2)), measure_split=True)
+    two = with_plan(two, schedule="interleaved", devices=(CPU,))
+    run_here(replace(two, recipe=replace(config.recipe, epochs=1)))
+    saved = RunConfig.load(two.folder)
+    assert (saved.parallel.split, saved.measure_split) == ((names[:3], names[3:]), False)
+    assert capsys.readouterr().out.startswith("split by measured block times: later stages begin with conv4\n")
+
+
+def test_building_writes_nothing(config, capsys):
+    before = sorted(path.name for path in config.folder.iterdir())
+    build(config).close()
+    assert sorted(path.name for path in config.folder.iterdir()) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_small_run_prints_few_lines(config, capsys):
+    run_here(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 6 + 1 + config.recipe.epochs + 8  # what is trained, a note, the epochs, the results
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]
+    assert lines[-1].startswith("trained and evaluated: top-1 error ")
+    assert lines[-1].endswith(" % on 7 validation images")
 
 
 def test_machines_that_do_not_share_the_run_folder_are_refused(config):
@@ -132,9 +183,16 @@ def test_machines_that_do_not_share_the_run_folder_are_refused(config):
         def gather_objects(self, value):
             return [value, "none"]
 
-    message = r"the latest checkpoint in .*run is 0000-00000001 for worker 0 and none for worker 1; put the run folder"
+    message = r"the latest checkpoint in .*run is 0000-00000001 for worker 0 and none for worker 1; choose a run folder"
     with pytest.raises(ConfigurationError, match=message):
-        Trainer(Apart(0, 1, CPU), config)
+        find_checkpoint(Apart(0, 1, CPU), config.folder)
+
+
+def build(config: RunConfig, kind: type[Trainer] = Trainer) -> Trainer:
+    """What :func:`train` builds before it runs."""
+    world = World(0, 1, CPU)
+    checkpoint = find_checkpoint(world, config.folder)
+    return kind(world, config, restore_model(config, checkpoint), checkpoint)
 
 
 class _StopAfter(Trainer):
@@ -142,21 +200,19 @@ class _StopAfter(Trainer):
 
     steps: int
 
-    def _step(self, batch):
-        counts = super()._step(batch)
-        if self.progress.step == self.steps:
+    def train_step(self, batch):
+        counts = super().train_step(batch)
+        if self.state.step == self.steps:
             self.world.signal_number = 2
         return counts
 
 
 def stop_after(config: RunConfig, steps: int) -> None:
-    trainer = _StopAfter(World(0, 1, CPU), config)
-    trainer.steps = steps
-    try:
-        with pytest.raises(Interrupted, match=f"stopped at step {steps}, .* --resume"):
-            trainer.run()
-    finally:
-        trainer.close()
+    stopping = build(config, _StopAfter)
+    assert isinstance(stopping, _StopAfter)
+    stopping.steps = steps
+    with closing(stopping), pytest.raises(Interrupted, match=f"stopped and saved at step {steps}, .* --resume"):
+        stopping.run()
 
 
 @pytest.mark.parametrize("stops", [[1, 3], [4], [5, 6, 7], [8]])
@@ -199,7 +255,7 @@ def test_a_run_of_more_epochs_goes_on(config):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_out(config):
     half = {"warmup_epochs": 1e6, "warmup_start": 0.5}  # of the rate, for the whole run
     wild = moved(config, "wild", recipe=replace(config.recipe, lr=2e6, epochs=5, **half))
-    message = r"the loss is (nan|inf) at step \d+ with learning rate 1e\+06; there is no checkpoint yet: .*lower --lr"
+    message = r"the loss is (nan|inf) at step \d+ with learning rate 1e\+06; there is no checkpoint yet"
     with pytest.raises(ConfigurationError, match=message):
         run_here(wild)
     assert not (Path(wild.output) / "last.safetensors").exists() or all(
@@ -228,22 +284,22 @@ def test_a_damaged_image_can_be_skipped_and_the_count_survives_resuming(damaged,
     assert load_state(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
     run_here(replace(skipping, data=config.data))  # where nothing is damaged
     assert load_state(latest_checkpoint(Path(skipping.output))).replaced == {"train": [13], "val": []}
-    assert "1 of train, 0 of val: others of their class took their place" in capsys.readouterr().out
+    assert "1 of train, 0 of val: replaced by others of their class" in capsys.readouterr().out
 
 
 def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
     run_here(replace(config, recipe=replace(config.recipe, epochs=1)))
     good = state(config.output)
-    step = Trainer._step
+    step = Trainer.train_step
 
     def ruin(self, batch):
         counts = step(self, batch)
-        if self.progress.step == 8:  # the last update of the epoch: no training loss will ever show it
+        if self.state.step == 8:  # the last update of the epoch: no training loss will ever show it
             with torch.no_grad():
                 self.engine.stage.fc8.weight.fill_(float("inf"))
         return counts
 
-    monkeypatch.setattr(Trainer, "_step", ruin)
+    monkeypatch.setattr(Trainer, "train_step", ruin)
     with pytest.raises(ConfigurationError, match=r"the loss is (nan|inf) at step 8 .* checkpoint is .*--resume"):
         run_here(config)
     assert all(torch.equal(tensor, good[name]) for name, tensor in state(config.output).items())
@@ -251,48 +307,64 @@ def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
 
 def test_counts_read_late_make_the_same_curve(config, monkeypatch):
     expected = curve(run_here(moved(config, "at-once")))
-    build = Trainer.__init__
+    build_counters = Counters.__init__
 
-    def late(self, world, config):
-        build(self, world, config)
-        self.late = DelayedReadback(2)
+    def late(self, *arguments, **more):
+        build_counters(self, *arguments, **more)
+        self.readback = DelayedReadback(2)
 
-    monkeypatch.setattr(Trainer, "__init__", late)
+    monkeypatch.setattr(Counters, "__init__", late)
     assert curve(run_here(moved(config, "late"))) == expected
     stopped = moved(config, "stopped")
-    trainer = _StopAfter(World(0, 1, CPU), stopped)
-    trainer.steps = 1
-    with pytest.raises(Interrupted, match="stopped at step 3"):  # the news of a signal is shared with the counts
-        trainer.run()
-    trainer.close()
+    stopping = build(stopped, _StopAfter)
+    assert isinstance(stopping, _StopAfter)
+    stopping.steps = 1
+    # The request to stop is shared with the counts.
+    with closing(stopping), pytest.raises(Interrupted, match="stopped and saved at step 3"):
+        stopping.run()
     assert curve(read_metrics(Path(stopped.output))) == expected[:3]
     assert curve(run_here(stopped)) == expected
+
+
+def train_with_bad_images(world: World, config: RunConfig) -> None:
+    """A run whose third step gets images that are not finite; worker processes call this."""
+    step = Trainer.train_step
+
+    def spoiled(self, batch):
+        if self.state.step == 2 and batch.images is not None:
+            batch = batch._replace(images=batch.images * float("nan"))
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", spoiled)
+        train(world, config)
 
 
 def test_steps_that_are_not_finite_are_skipped_by_all_stages_and_counted(config, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     skipping = replace(config, on_non_finite="skip", recipe=replace(config.recipe, epochs=1, changes=()))
-    two = moved(skipping, "two", devices="cpu,cpu")
-    run_workers(workers.train_with_bad_images, two, [CPU, CPU])
+    two = moved(skipping, "two", parallel=two_stages(config))
+    run_workers(train_with_bad_images, two, [CPU, CPU])
     one = moved(skipping, "one")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        workers.train_with_bad_images(World(0, 1, CPU), one)
+        train_with_bad_images(World(0, 1, CPU), one)
     finally:
         torch.set_num_threads(threads)
     assert_same_state(two.output, one.output)
     for run in (one, two):
-        assert load_state(latest_checkpoint(Path(run.output))).skipped == 1
+        assert load_state(latest_checkpoint(run.folder)).skipped == 1
     assert all(torch.isfinite(tensor).all() for tensor in state(one.output).values())
 
 
 def test_a_run_without_any_finite_step_ends(config, monkeypatch):
-    step = Trainer._step
+    step = Trainer.train_step
     monkeypatch.setattr(
-        Trainer, "_step", lambda self, batch: step(self, batch._replace(images=batch.images * float("nan")))
+        Trainer, "train_step", lambda self, batch: step(self, batch._replace(images=batch.images * float("nan")))
     )
-    with pytest.raises(ConfigurationError, match=r"all 4 steps up to step 4 were skipped, .* not finite; there is no"):
+    message = r"all 4 steps up to step 4 were skipped because .* not finite; there is no"
+    with pytest.raises(ConfigurationError, match=message):
         run_here(replace(config, on_non_finite="skip"))
 
 
@@ -310,29 +382,27 @@ def full_cpu(*_, **__):
 @pytest.mark.parametrize("where", ["train_step", "logits", "__init__"])
 @pytest.mark.parametrize(("full", "what"), [(full_gpu, "CUDA out of memory"), (full_cpu, r"can't allocate memory: .*")])
 def test_memory_that_runs_out_anywhere_names_a_batch_that_would_fit(config, monkeypatch, where, full, what):
-    monkeypatch.setattr(SingleDevice, where, full)
-    message = rf"a batch of 8 does not fit into memory \({what}\); about [246] would fit: --batch-size [246]"
+    monkeypatch.setattr(WholeNetwork, where, full)
+    message = rf"a batch size of 8 does not fit into memory \({what}\); a batch size of about [246] would fit, or use"
     with pytest.raises(ConfigurationError, match=message):
         run_here(config)
 
 
 def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
-    trainer = Trainer(World(0, 1, CPU), replace(config, recipe=replace(config.recipe, crops_shared_by=4)))
-    try:
-        engine = trainer.engine
-        for first, last in ((True, False), (False, False), (False, True)):
-            trainer.engine = SimpleNamespace(is_first=first, is_last=last, stage=engine.stage, batch_size=8)
-            for loader in trainer._open_loaders():
+    config = replace(config, recipe=replace(config.recipe, crops_shared_by=4))
+    dataset, model = open_prepared(config.data), config.network.build(seed=0)
+    stage = model.stage(model.architecture.block_names)
+    for first, last in ((True, False), (False, False), (False, True)):
+        engine = SimpleNamespace(is_first=first, is_last=last, stage=stage, batch_size=8)
+        for loader in open_loaders(World(0, 1, CPU), config, dataset, engine):  # type: ignore[arg-type]
+            with closing(loader):
                 batch = next(loader.epoch(0))
                 assert (batch.images is not None, batch.labels is not None) == (first, last)
-                loader.close()
-        assert trainer.training_data.augment.crops_shared_by == 4
-    finally:
-        trainer.close()
+                assert loader.augment is None or loader.augment.crops_shared_by == 4
 
 
 def test_other_errors_stay_what_they_are(config, monkeypatch):
-    monkeypatch.setattr(SingleDevice, "train_step", lambda *_: torch.zeros(2) + torch.zeros(3))
+    monkeypatch.setattr(WholeNetwork, "train_step", lambda *_: torch.zeros(2) + torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"must match the size of tensor"):
         run_here(config)
 

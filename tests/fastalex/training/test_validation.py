@@ -6,7 +6,7 @@ import torch
 import dataloading
 from fastalex import AlexNet
 from fastalex.metrics import Metrics
-from fastalex.parallel.engine import SingleDevice
+from fastalex.parallel.engine import WholeNetwork
 from fastalex.training.validation import count_errors
 
 
@@ -26,7 +26,7 @@ def loader(prepared, views: int) -> dataloading.Loader:
 
 
 def test_ten_views_are_the_mean_of_ten_softmax_outputs(model, prepared):
-    engine = SingleDevice(model, torch.device("cpu"), 4)
+    engine = WholeNetwork(model, torch.device("cpu"), 4)
     counts = count_errors(engine, loader(prepared, 10).epoch(0), views=10)
     assert counts is not None
     model.eval()
@@ -46,12 +46,12 @@ def test_views_that_are_sure_of_something_else_leave_a_finite_loss(model, prepar
     with torch.no_grad():
         model.fc8.weight.zero_()
         model.fc8.bias.copy_(torch.tensor([0.0, 400.0, 0.0]))
-    counts = count_errors(SingleDevice(model, torch.device("cpu"), 4), loader(prepared, 10).epoch(0), views=10)
+    counts = count_errors(WholeNetwork(model, torch.device("cpu"), 4), loader(prepared, 10).epoch(0), views=10)
     assert counts is not None
     assert torch.isfinite(counts).all()
     assert counts[0] > 400
 
 
 def test_giving_up(model, prepared):
-    engine = SingleDevice(model, torch.device("cpu"), 4)
+    engine = WholeNetwork(model, torch.device("cpu"), 4)
     assert count_errors(engine, loader(prepared, 1).epoch(0), stopped=lambda: True) is None

@@ -1,0 +1,48 @@
+"""metrics.jsonl and TensorBoard events, rates, and the plot."""
+
+from fastalex.metrics import Metrics
+from fastalex.training.metrics_log import MetricsLog, Rate, Stopwatch, draw_curve, read_metrics
+
+METRICS = Metrics(loss=1.23456789, top1_error=50.0, top5_error=12.5, images=8)
+
+
+def test_a_line_has_these_fields(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("train", 0, 1, METRICS, Rate(8, 2.0, 0.5), waiting_percent=25.0, learning_rate=0.01)
+    log.write("val", 0, 1, METRICS, Rate(8, 4.0, 0.0))
+    log.close()
+    common = {"loss": 1.234568, "top1_error": 50.0, "top5_error": 12.5, "images": 8}
+    rates = {"images_per_second": 4.0, "waiting_percent": 25.0, "learning_rate": 0.01}
+    assert read_metrics(tmp_path) == [
+        {"kind": "train", "epoch": 0, "step": 1, **common, **rates},
+        {"kind": "val", "epoch": 0, "step": 1, **common, "images_per_second": 2.0},
+    ]
+    assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_resumed_log_drops_later_lines_and_a_broken_one(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write("train", 0, step, METRICS, Rate(8, 2.0, 0.5))
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"kind": "tra')
+    log = MetricsLog(tmp_path, 2)
+    log.write("train", 0, 3, METRICS, Rate(8, 2.0, 0.5))
+    log.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_rates_add_up():
+    total = Rate(10, 1.0, 0.5) + Rate(20, 2.0, 0.0)
+    assert (total.images_per_second, round(total.waiting_percent, 2)) == (10.0, 16.67)
+    assert Rate().images_per_second == Rate().waiting_percent == 0.0
+
+
+def test_laps_are_counted_from_zero():
+    watch = Stopwatch()
+    with watch.waiting_for_data():
+        watch.images += 8
+    first, second = watch.lap(), watch.lap()
+    assert (first.images, second.images) == (8, 0)
+    assert first.seconds >= first.waiting > 0 == second.waiting

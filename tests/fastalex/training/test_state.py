@@ -1,0 +1,30 @@
+"""The counters from which a run resumes."""
+
+import json
+from dataclasses import asdict
+
+from fastalex.training.state import TrainingState
+
+
+def test_best_is_strictly_lower_than_all_before_at_the_end_of_an_epoch():
+    assert TrainingState(1, 0, 5, 1.0, [50.0]).is_best
+    assert TrainingState(2, 0, 5, 1.0, [50.0, 49.0]).is_best
+    assert not TrainingState(2, 0, 5, 1.0, [50.0, 50.0]).is_best
+    assert not TrainingState(2, 64, 5, 1.0, [50.0, 49.0]).is_best
+    assert not TrainingState().is_best
+
+
+def test_replaced_samples_count_once():
+    state = TrainingState()
+    state.add_replaced("train", [13, 5])
+    state.add_replaced("train", [5, 20])
+    state.add_replaced("val", [])
+    assert state.replaced == {"train": [5, 13, 20], "val": []}
+
+
+def test_json_keeps_its_fields():
+    values = {
+        "epoch": 1, "samples": 8, "step": 5, "seconds": 1.5, "errors": [50.0], "replaced": {"train": [3]}, "skipped": 2,
+    }  # fmt: skip
+    assert asdict(TrainingState(**values)) == values
+    assert TrainingState(**json.loads(json.dumps(values))) == TrainingState(**values)
