@@ -22,6 +22,7 @@ def test_the_tables_fit_80_columns(devices, capsys, monkeypatch):
     # No cell is broken into two lines.
     assert sum(line.startswith(("│ conv", "│ fc")) for line in lines) == 8
     assert sum(line.startswith(("│ NVIDIA", "│ AMD", "│ Intel")) for line in lines) == len(known_speeds("krizhevsky"))
+    assert not any(line.startswith("│" + 20 * " ") for line in lines)
 
 
 def test_the_report_counts_memory_and_knows_speeds(capsys, monkeypatch):
