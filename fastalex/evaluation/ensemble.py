@@ -1,9 +1,9 @@
-"""Trained networks judged over a split, alone or together: errors, and what was said of every image.
+"""Error rates and predictions of one network or an ensemble over a split of a data set.
 
-Several networks answer with the weighted mean of their softmax outputs, as the entries of 2012 did. Their weights, the
-coefficients, are given, equal, or fitted on a split of their own. (In 2012 a search over coefficients lowered the top-5
-error of the validation set; here they maximise the likelihood of its labels, which has one maximum, found from two
-numbers an image and network, and no ties.)
+An ensemble predicts the weighted mean of its networks' softmax outputs, as the entries of 2012 did. The weights are
+called coefficients: given, equal, or fitted on another split. The authors of 2012 searched for the coefficients with
+the lowest top-5 error on the validation set. Here they maximise the likelihood of the labels: that function is concave,
+and needs one number per image and network.
 """
 
 from __future__ import annotations
@@ -12,44 +12,49 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 import kernels
-from dataloading.loader import Batch, Loader
+from dataloading import Batch, Loader
 from fastalex.console import batch_progress
 from fastalex.datasets import open_prepared
 from fastalex.errors import Interrupted
 from fastalex.evaluation.trained_network import TrainedNetwork, open_loader
 from fastalex.metrics import Metrics
 from fastalex.network.precision import Precision
-from fastalex.parallel.engine import SingleDevice
-from fastalex.parallel.pipeline import Pipeline
+from fastalex.parallel.engine import Engine
+from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.world import World
 from fastalex.training.validation import classify
 from kernels.reference import misses
 
 TOP = 5
 
+# What a network needs from its loader: the crop size, and the data set whose mean image is subtracted.
+Inputs = tuple[int, str | None]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which networks are judged on what.
+    """One evaluation, fully resolved.
 
     Args:
-        networks: one or more, all of the same classes as the data, in any order.
+        networks: the networks of the ensemble; all have the classes of the data, in any order.
+        plans: the parallel plan of each network; all have the same layout.
         data: the prepared data set.
-        split: which part of it.
-        views: 1 or 10 of each image.
-        coefficients: of the networks' softmax outputs, summing to 1; None fits them on ``fitted_on``.
-        fitted_on: the split that coefficients are fitted on; None where they are given.
-        batch_size: images at a time.
-        precision: ``fp32`` or ``bf16``.
+        split: the split to evaluate on.
+        views: views per image, 1 or 10.
+        coefficients: weights of the networks' softmax outputs, with sum 1; None to fit them on ``fitted_on``.
+        fitted_on: the split that coefficients are fitted on; None if they are given.
+        batch_size: images per batch.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
     """
 
     networks: tuple[TrainedNetwork, ...]
+    plans: tuple[ParallelPlan, ...]
     data: str
     split: str
     views: int
@@ -61,12 +66,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was said of N images: M networks, K = 5 or, with fewer classes, all of them.
+    """Predictions for N images by M networks; K is 5, or the number of classes if there are fewer.
 
-    Classes are numbered as the data set numbers them. ``labels`` (int64, N); ``top1_misses`` and ``top5_misses``
-    (bool, N), by the rule of :func:`fastalex.metrics.misses`; ``top_classes`` (int64, N x K) and ``top_probabilities``
-    (fp32, N x K), most probable first; ``losses`` (float64, N): cross-entropy in nats; ``members`` (float64, M x 4):
-    each network's own counts as :func:`kernels.cross_entropy` has them.
+    Classes are numbered as in the data set.
+
+    Args:
+        labels: int64, N.
+        top1_misses: bool, N, as :func:`kernels.reference.misses` defines them.
+        top5_misses: bool, N.
+        top_classes: int64, N x K, most probable first.
+        top_probabilities: fp32, N x K.
+        losses: float64, N: cross-entropy in nats.
+        network_counts: float64, M x 4: the counts of each network alone, as :func:`kernels.cross_entropy` returns them.
     """
 
     labels: Tensor
@@ -75,7 +86,7 @@ class Predictions:
     top_classes: Tensor
     top_probabilities: Tensor
     losses: Tensor
-    members: Tensor
+    network_counts: Tensor
 
     @property
     def metrics(self) -> Metrics:
@@ -87,7 +98,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """An evaluation's outcome, on the first worker. ``seconds`` is how long the judged split took."""
+    """The result of an evaluation. ``seconds`` is the time taken by ``split``, without fitting."""
 
     predictions: Predictions
     coefficients: tuple[float, ...]
@@ -95,29 +106,29 @@ class EvaluationResult:
 
 
 def evaluate(world: World, evaluation: Evaluation) -> EvaluationResult | None:
-    """Judge the networks; all workers call this, the first one gets the outcome.
+    """Evaluate the networks. All workers call this; the first one gets the result, the others None.
 
     Raises:
-        Interrupted: told to stop.
+        Interrupted: a signal asked to stop.
         dataloading.DatasetError: an image is damaged.
     """
-    judge = _Evaluator(world, evaluation)
+    world.arrange(evaluation.plans[0].layout)
+    evaluator = _Evaluator(world, evaluation)
     coefficients = evaluation.coefficients
     if coefficients is None:
         assert evaluation.fitted_on is not None
-        # The last stage fits; all others learn the result as a sum.
+        # Only the last stage has scores to fit to. The other workers contribute zeros to the sum.
         fitted = torch.zeros(len(evaluation.networks), dtype=torch.float64)
-        likelihoods = list(judge.label_scores(evaluation.fitted_on))
-        if likelihoods:
-            fitted = fit_coefficients(torch.cat(likelihoods))
+        log_likelihoods = list(evaluator.label_log_likelihoods(evaluation.fitted_on))
+        if log_likelihoods:
+            fitted = fit_coefficients(torch.cat(log_likelihoods))
         coefficients = tuple(world.sum(fitted).tolist())
     started = time.perf_counter()
-    parts = list(judge.predictions(evaluation.split, coefficients))
-    names = list(Predictions.__dataclass_fields__)
+    batches = list(evaluator.predictions(evaluation.split, coefficients))
     merged: dict[str, Tensor] = {}
-    if parts:
-        merged = {name: torch.cat([getattr(part, name) for part in parts]) for name in names if name != "members"}
-        merged["members"] = torch.stack([part.members for part in parts]).sum(0)
+    if batches:
+        merged = {field.name: torch.cat([getattr(b, field.name) for b in batches]) for field in fields(Predictions)}
+        merged["network_counts"] = torch.stack([batch.network_counts for batch in batches]).sum(0)
     gathered = world.gather(merged)
     if not world.is_first:
         return None
@@ -125,68 +136,78 @@ def evaluate(world: World, evaluation: Evaluation) -> EvaluationResult | None:
 
 
 def mix(scores: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """The logarithm of the weighted mean softmax of networks' scores, N x classes each; a single one's stay as is."""
+    """The logarithm of the weighted mean of the networks' softmax outputs.
+
+    Args:
+        scores: of each network, N x classes: logits, or logarithms of probabilities. A single network's scores are
+            returned as they are.
+        coefficients: the weight of each network.
+    """
     if len(scores) == 1:
         return scores[0]
-    # In logarithms throughout: a mean of probabilities that round to zero would have none.
+    # Logarithms throughout: probabilities that round to zero would lose their ranking.
     weighted = [s.float().log_softmax(1) + math.log(c) for s, c in zip(scores, coefficients, strict=True) if c > 0]
     return torch.stack(weighted).logsumexp(0)
 
 
-def fit_coefficients(likelihoods: Tensor, *, tolerance: float = 1e-7, limit: int = 10_000) -> Tensor:
-    """The coefficients c, summing to 1, under which the labels are likeliest: max over c of sum_n log sum_m c_m p_nm.
+def fit_coefficients(log_likelihoods: Tensor, *, tolerance: float = 1e-7, limit: int = 10_000) -> Tensor:
+    """Maximum-likelihood coefficients: argmax over c >= 0, sum(c) = 1, of sum_n log sum_m c_m p_nm.
 
-    The sum is concave in c, so expectation maximisation finds its one maximum: each network's coefficient becomes its
-    mean share in the labels' probabilities, until none changes by more than ``tolerance`` (or ``limit`` times).
+    The objective is concave. Expectation maximisation sets each coefficient to the network's mean share of the mixed
+    probability, and stops when no coefficient changes by more than ``tolerance``, or after ``limit`` iterations.
 
     Args:
-        likelihoods: log p, float64, N x M: the log-probability that each network gives each image's label.
+        log_likelihoods: log p, float64, N x M: the log-probability of each image's label under each network.
+
+    Returns:
+        float64, M.
     """
-    coefficients = torch.full(likelihoods.shape[1:], 1 / likelihoods.shape[1], dtype=torch.float64)
+    coefficients = torch.full(log_likelihoods.shape[1:], 1 / log_likelihoods.shape[1], dtype=torch.float64)
     for _ in range(limit):
-        updated = (likelihoods + coefficients.log()).softmax(1).mean(0)
-        settled = (updated - coefficients).abs().max() <= tolerance
+        updated = (log_likelihoods + coefficients.log()).softmax(1).mean(0)
+        converged = (updated - coefficients).abs().max() <= tolerance
         coefficients = updated
-        if settled:
+        if converged:
             break
     return coefficients / coefficients.sum()
 
 
 class _Evaluator:
-    """This worker's part: an engine for each network, and the loaders that feed them."""
+    """This worker's engines, one per network, and the loaders that feed them."""
 
     def __init__(self, world: World, evaluation: Evaluation) -> None:
         self.world, self.evaluation = world, evaluation
-        self.dataset = open_prepared(evaluation.data)
-        self.engines: list[SingleDevice | Pipeline] = []
-        self.orders: list[Tensor | None] = []  # where the data set's classes are among a network's outputs
-        self.inputs: list[tuple[int, str | None]] = []  # crop size and mean image of each network
-        for network in evaluation.networks:
-            engine = network.build_engine(world, evaluation.batch_size, evaluation.precision)
+        dataset = open_prepared(evaluation.data)
+        self.engines: list[Engine] = []
+        self.class_orders: list[Tensor | None] = []
+        self.inputs: list[Inputs] = []
+        for network, plan in zip(evaluation.networks, evaluation.plans, strict=True):
+            engine = network.build_engine(world, plan, evaluation.batch_size, evaluation.precision)
             self.engines.append(engine)
-            self.orders.append(_class_order(network, self.dataset.classes, world.device))
-            self.inputs.append((engine.stage.architecture.image_size, network.mean_image_for(self.dataset)))
+            self.class_orders.append(_class_order(network, dataset.classes, world.device))
+            self.inputs.append((engine.stage.architecture.image_size, network.mean_image_for(dataset)))
 
-    def label_scores(self, split: str) -> Iterator[Tensor]:
-        """Batches of what :func:`fit_coefficients` takes, where the last stage is."""
+    def label_log_likelihoods(self, split: str) -> Iterator[Tensor]:
+        """The argument of :func:`fit_coefficients`, batch by batch, on the worker with the last stage."""
         for labels, scores in self._scores(split, f"fitting on {split}"):
-            own = [s.double().log_softmax(1).gather(1, labels.unsqueeze(1)) for s in scores]
-            yield torch.cat(own, 1).cpu()
+            columns = [s.double().log_softmax(1).gather(1, labels.unsqueeze(1)) for s in scores]
+            yield torch.cat(columns, 1).cpu()
 
     def predictions(self, split: str, coefficients: Sequence[float]) -> Iterator[Predictions]:
-        """The predictions of each batch, where the last stage is."""
+        """Predictions of each batch, on the worker with the last stage."""
         for labels, scores in self._scores(split, f"evaluating {split}"):
             mixed = mix(scores, coefficients)
             top = mixed.float().softmax(1).topk(min(TOP, mixed.shape[1]), 1)
             top1, top5 = misses(mixed, labels)
-            losses = _losses(mixed, labels)
-            members = torch.stack([kernels.cross_entropy(s, labels)[1] for s in scores])
-            found = (labels, top1, top5, top.indices, top.values, losses, members)
-            yield Predictions(*(tensor.cpu() for tensor in found))
+            losses = torch.nn.functional.cross_entropy(mixed.float(), labels, reduction="none").double()
+            counts = torch.stack([kernels.cross_entropy(s, labels)[1] for s in scores])
+            tensors = (labels, top1, top5, top.indices, top.values, losses, counts)
+            yield Predictions(*(tensor.cpu() for tensor in tensors))
 
     def _scores(self, split: str, title: str) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Labels and each network's scores, in the data set's order of classes, batch by batch."""
+        """Labels and the scores of each network, with classes in the order of the data set, batch by batch."""
         evaluation, world = self.evaluation, self.world
+        # Networks with the same inputs share a loader.
         loaders = {
             (size, mean): open_loader(
                 world, evaluation.data, mean, split, evaluation.batch_size, size, evaluation.views
@@ -195,20 +216,19 @@ class _Evaluator:
         }
         try:
             for batches in self._batches(loaders, title):
-                scores = [self._classify(number, batches) for number in range(len(self.engines))]
-                found = [s for s in scores if s is not None]
-                if found:
+                scores = [self._classify(index, batches) for index in range(len(self.engines))]
+                on_last_stage = [s for s in scores if s is not None]
+                if on_last_stage:
                     labels = batches[self.inputs[0]].labels
                     assert labels is not None
-                    yield labels.to(found[0].device), found
-                _stop_if_told(world)
+                    yield labels.to(on_last_stage[0].device), on_last_stage
+                if world.stop_requested():
+                    raise Interrupted("interrupted; nothing was written", world.signal_number or signal.SIGINT)
         finally:
             for loader in loaders.values():
                 loader.close()
 
-    def _batches(
-        self, loaders: dict[tuple[int, str | None], Loader], title: str
-    ) -> Iterator[dict[tuple[int, str | None], Batch]]:
+    def _batches(self, loaders: dict[Inputs, Loader], title: str) -> Iterator[dict[Inputs, Batch]]:
         total = len(next(iter(loaders.values())))
         epochs = (loader.epoch(0) for loader in loaders.values())
         with batch_progress(title, total, shown=self.world.is_first) as advance:
@@ -216,26 +236,16 @@ class _Evaluator:
                 yield dict(zip(loaders, batches, strict=True))
                 advance()
 
-    def _classify(self, number: int, batches: dict[tuple[int, str | None], Batch]) -> Tensor | None:
-        scores = classify(self.engines[number], batches[self.inputs[number]], self.evaluation.views)
-        order = self.orders[number]
+    def _classify(self, index: int, batches: dict[Inputs, Batch]) -> Tensor | None:
+        scores = classify(self.engines[index], batches[self.inputs[index]], self.evaluation.views)
+        order = self.class_orders[index]
         return scores if scores is None or order is None else scores[:, order]
 
 
 def _class_order(network: TrainedNetwork, classes: Sequence[str], device: torch.device) -> Tensor | None:
-    own = network.description.classes
-    if tuple(classes) == own:
+    """The index of each of the data set's classes among the network's outputs; None if the orders agree."""
+    outputs = network.spec.classes
+    if tuple(classes) == outputs:
         return None
-    places = {name: place for place, name in enumerate(own)}
-    return torch.tensor([places[name] for name in classes], device=device)
-
-
-def _losses(scores: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(scores.float(), labels, reduction="none").double()
-
-
-def _stop_if_told(world: World) -> None:
-    """All workers stop at the same batch."""
-    told = world.sum(torch.tensor([float(world.signal_number)]))
-    if told.item():
-        raise Interrupted("interrupted; nothing was written", world.signal_number or signal.SIGINT)
+    indices = {name: index for index, name in enumerate(outputs)}
+    return torch.tensor([indices[name] for name in classes], device=device)

@@ -1,4 +1,4 @@
-"""What ``python -m fastalex.features`` takes, and how it becomes an extraction."""
+"""The options of ``python -m fastalex.features``: parsed into an :class:`Extraction`, and its report."""
 
 from __future__ import annotations
 
@@ -9,98 +9,102 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from fastalex.cli import check_positive, optional
-from fastalex.console import name_value_table, print_whole
-from fastalex.datasets import open_data, open_prepared
+from fastalex.console import console, name_value_table, print_whole
+from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
-from fastalex.evaluation.trained_network import TrainedNetwork, check_split, default_split
-from fastalex.network.precision import Precision
+from fastalex.evaluation.trained_network import TrainedNetwork, check_split, default_split, inference_plan
+from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import default_device, parse_devices
-from fastalex.parallel.partition import partition
+from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
 
 
 @dataclass(frozen=True)
 class FeaturesOptions:
-    """Write a trained network's activations over a set of images to NumPy files.
+    """Write the activations of a trained network on a set of images to NumPy files.
 
-    The folder gets one NAME.npy for each activation (images x channels x height x width, or images x features; open
-    them with numpy.load(path, mmap_mode="r")), samples.csv with the name and class of each row's image, and
-    features.json. The images' classes need not be the network's.
+    The folder gets one NAME.npy per activation (images x channels x height x width, or images x features; open with
+    numpy.load(path, mmap_mode="r")), samples.csv with the image and class of each row, and features.json. The images
+    may have other classes than the network.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run folder, or a .safetensors file with weights."""
+    """A run folder, or a .safetensors file of weights."""
     data: Annotated[Positional[Path], arg(metavar="DATA")]
     """A prepared data set or class folders."""
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]", help_behavior_hint="")]
-    """Such as conv1 (a block's output), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7; an unknown name is
-    answered with all of them."""
+    """Such as conv1 (the output of a block), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7. An unknown name
+    lists all names."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")]
-    """The folder to make."""
+    """The folder to create."""
     split: Annotated[str | None, optional("SPLIT")] = None
-    """Which part of the data set, such as train. Default: val, or the only one that there is."""
+    """Split of the data set, such as train. Default: val, or the only split with images."""
     weights: Literal["best", "last"] = "best"
-    """Which of the run's weights."""
+    """Which weights of the run to use."""
     dtype: DType = "float32"
-    """Of the files."""
+    """Data type of the files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
-    """One per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
+    """One device per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
-    """Images at a time."""
+    """Images per batch."""
     precision: Precision = "fp32"
-    """fp32 or bf16."""
+    """fp32, tf32 or bf16."""
 
     def on(self, devices: Sequence[torch.device]) -> FeaturesOptions:
         """The same options with these devices."""
         return replace(self, devices=",".join(map(str, devices)))
 
 
-def resolve(options: FeaturesOptions) -> tuple[Extraction, str]:
-    """Check the options; the extraction, and the devices it runs on.
+def resolve(options: FeaturesOptions) -> Extraction:
+    """Check the options and decide everything that they leave open.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
+        ConfigurationError, dataloading.DatasetError: the extraction is not possible.
     """
     check_positive("--batch-size", options.batch_size)
     output = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(f"{output} exists already; choose another --output")
-    devices = options.devices or default_device()
-    stages = len(parse_devices(devices))
+    devices = parse_devices(options.devices or default_device())
+    check_precision(options.precision, devices)
     network = TrainedNetwork.find(options.run, options.weights)
-    partition(network.description.build_architecture(), stages)
+    plan = inference_plan(devices, machines(), network.spec.build_architecture(), options.batch_size)
     names = tuple(dict.fromkeys(options.names))
     if not names:
-        raise ConfigurationError("name at least one activation, such as fc7; an unknown name is answered with all")
-    activation_shapes(network.description, names)
-    dataset = open_data(options.data, network.stored_size, for_training=False)
+        raise ConfigurationError("name at least one activation, such as fc7; an unknown name lists all of them")
+    activation_shapes(network.spec, names)
+    dataset = open_data(options.data, network.stored_size, for_training=False, may_prepare=not is_worker())
     split = options.split or default_split(dataset)
     check_split(dataset, split)
     extraction = Extraction(
-        network, str(dataset.root), split, names, output, options.dtype, options.batch_size, options.precision
+        network, plan, str(dataset.root), split, names, output, options.dtype, options.batch_size, options.precision
     )
+    _check_disk_space(extraction, dataset)
+    return extraction
+
+
+def _check_disk_space(extraction: Extraction, dataset: AnyDataset) -> None:
+    output = extraction.output.absolute()
     needed = bytes_needed(extraction, dataset)
-    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (output, *output.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigurationError(
-            f"{output} needs {needed / 2**30:.1f} GiB and {there} has {free / 2**30:.1f} GiB free; choose fewer "
-            "activations, --dtype float16 or another --output"
+            f"{extraction.output} needs {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free in "
+            f"{existing}; choose fewer activations, --dtype float16 or another --output"
         )
-    return extraction, devices
 
 
 def extract_and_report(world: World, extraction: Extraction) -> None:
-    """Extract; the first worker prints what was written."""
+    """Extract on all workers; the first one prints what was written."""
     extract(world, extraction)
     if world.is_first:
         dataset = open_prepared(extraction.data)
-        shapes = activation_shapes(extraction.network.description, extraction.names)
+        shapes = activation_shapes(extraction.network.spec, extraction.names)
         count = dataset.count(extraction.split)
         rows = {
             "weights": str(extraction.network.weights),
@@ -109,10 +113,9 @@ def extract_and_report(world: World, extraction: Extraction) -> None:
             "size": f"{bytes_needed(extraction, dataset) / 2**20:.1f} MiB of {extraction.dtype}",
             "folder": str(extraction.output),
         }
-        print_whole(Console(soft_wrap=True, highlight=False), name_value_table("activations", rows))
+        print_whole(console(), name_value_table("activations", rows))
 
 
 def resolve_and_extract(world: World, options: FeaturesOptions) -> None:
-    """As one of torchrun's workers: the first one resolves, all extract the same."""
-    extraction, _ = world.from_first(lambda: resolve(options))
-    extract_and_report(world, extraction)
+    """Run as a worker of torchrun: the first worker resolves the options for all."""
+    extract_and_report(world, world.from_first(lambda: resolve(options)))

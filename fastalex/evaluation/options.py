@@ -1,4 +1,4 @@
-"""What ``python -m fastalex.evaluate`` takes, how it becomes an evaluation, and what is said of the outcome."""
+"""The options of ``python -m fastalex.evaluate``: parsed into an :class:`EvaluationJob`, and its report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from fastalex.cli import check_positive, optional
-from fastalex.console import name_value_table, print_whole
+from fastalex.console import console, name_value_table, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
@@ -25,44 +24,44 @@ from fastalex.evaluation.prediction_files import (
     write_class_errors,
     write_predictions,
 )
-from fastalex.evaluation.trained_network import TrainedNetwork, check_split
+from fastalex.evaluation.trained_network import TrainedNetwork, check_split, inference_plan
 from fastalex.metrics import Metrics
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import default_device, parse_devices
-from fastalex.parallel.partition import partition
+from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Error rates of a trained network, or of several together, on images with known classes."""
+    """Error rates of a trained network, or of an ensemble, on labelled images."""
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...] [DATA]", help_behavior_hint="")]
-    """Run folders or .safetensors files; several answer with the mean of their softmax outputs. Last, a prepared data
-    set or class folders. Default: the data that the first run was trained on."""
+    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. The last path may be
+    a prepared data set or class folders. Default: the training data of the first run."""
     crops: Literal[1, 10] = 1
-    """1: the centre. 10: the four corners and the centre, each also mirrored, softmax outputs averaged."""
+    """1: the centre crop. 10: four corners and the centre, each also mirrored; softmax outputs are averaged."""
     split: str = "val"
-    """Which part of the data set: val, test, train."""
+    """Split of the data set: val, test or train."""
     weights: Literal["best", "last"] = "best"
-    """Which of a run's weights."""
+    """Which weights of a run to use."""
     coefficients: Annotated[tuple[float, ...], optional("C [C ...]")] = ()
-    """Weight of each run's softmax outputs in the mean. Default: equal."""
+    """Weight of each run in the ensemble. Default: equal weights."""
     fit_coefficients: Annotated[str | None, optional("SPLIT")] = None
-    """Find the coefficients under which the labels of this split are likeliest. Take another split than the one that
-    is judged, or the errors come out too low."""
+    """Fit the coefficients to this split by maximum likelihood. Use another split than --split, or the errors are too
+    low."""
     worst: int = 5
-    """How many of the worst classes to list."""
+    """Number of classes to list, those with the highest errors first."""
     class_errors: Annotated[Path | None, optional("FILE.csv")] = None
     """Write the errors of every class to this file."""
     predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
-    """Write each image's name, class and five most probable classes to this file."""
+    """Write the name, class and five most probable classes of each image to this file."""
     overwrite: bool = False
-    """Replace files that are there already."""
+    """Replace existing files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
-    """One per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
+    """One device per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
-    """Images at a time."""
+    """Images per batch."""
     precision: Precision = "fp32"
     """fp32, tf32 or bf16."""
 
@@ -73,45 +72,54 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """An evaluation, on which devices, and where its outcome goes."""
+    """An evaluation, the number of classes to list, and the files to write."""
 
     evaluation: Evaluation
-    devices: str
     worst: int
     class_errors: Path | None
     predictions: Path | None
 
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices of this machine, one per worker."""
+        return self.evaluation.plans[0].devices
+
 
 def resolve(options: EvaluateOptions) -> EvaluationJob:
-    """Check the options against each other and against what is there.
+    """Check the options and decide everything that they leave open.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: what is asked for cannot be done.
+        ConfigurationError, dataloading.DatasetError: the evaluation is not possible.
     """
+    # Checks that need no files come first.
     check_positive("--batch-size", options.batch_size)
     if options.worst < 0:
-        raise ConfigurationError(f"--worst is {options.worst}; 0 or more is wanted")
-    for path, endings in ((options.class_errors, (".csv",)), (options.predictions, (".csv", ".npz"))):
+        raise ConfigurationError(f"--worst must be 0 or more, got {options.worst}")
+    for path, suffixes in ((options.class_errors, (".csv",)), (options.predictions, (".csv", ".npz"))):
         if path is not None:
-            check_output(path, endings, options.overwrite)
+            _check_output(path, suffixes, options.overwrite)
     if options.predictions and options.predictions == options.class_errors:
         raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
-    devices = options.devices or default_device()
-    check_precision(options.precision, parse_devices(devices))
-    stages = len(parse_devices(devices))
+    devices = parse_devices(options.devices or default_device())
+    check_precision(options.precision, devices)
+    # The networks.
     runs, data = _runs_and_data(options.paths)
     networks = tuple(TrainedNetwork.find(run, options.weights) for run in runs)
     coefficients = _coefficients(options, len(networks))
-    _check_alike(networks)
-    for network in networks:
-        partition(network.description.build_architecture(), stages)
-    dataset = _open(data, networks)
+    _check_compatible(networks)
+    plans = tuple(
+        inference_plan(devices, machines(), network.spec.build_architecture(), options.batch_size)
+        for network in networks
+    )
+    # The data.
+    dataset = _open_dataset(data, networks)
     check_split(dataset, options.split)
     if options.fit_coefficients:
         check_split(dataset, options.fit_coefficients)
     _check_classes(networks[0], dataset)
     evaluation = Evaluation(
         networks,
+        plans,
         str(dataset.root),
         options.split,
         options.crops,
@@ -120,128 +128,137 @@ def resolve(options: EvaluateOptions) -> EvaluationJob:
         options.batch_size,
         options.precision,
     )
-    return EvaluationJob(evaluation, devices, options.worst, options.class_errors, options.predictions)
+    return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions)
 
 
 def evaluate_and_report(world: World, job: EvaluationJob) -> None:
-    """Evaluate; the first worker prints the tables and writes the files."""
-    judgement = evaluate(world, job.evaluation)
-    if judgement is not None:
-        _report(job, judgement)
-    world.barrier()  # nobody ends before the files are written
+    """Evaluate on all workers; the first one prints the tables and writes the files."""
+    result = evaluate(world, job.evaluation)
+    if result is not None:
+        _report(job, result)
+    world.barrier()  # no worker returns before the files are written
 
 
 def resolve_and_evaluate(world: World, options: EvaluateOptions) -> None:
-    """As one of torchrun's workers: the first one resolves, all evaluate the same."""
+    """Run as a worker of torchrun: the first worker resolves the options for all."""
     evaluate_and_report(world, world.from_first(lambda: resolve(options)))
 
 
-def check_output(path: Path, endings: Sequence[str], overwrite: bool) -> None:
-    """Refuse a file that could not be written, before hours are spent on what goes into it.
+def _check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Check that a file can be written, before the evaluation takes hours.
 
     Raises:
-        ConfigurationError: it exists and must not be replaced, its folder is missing, or its ending is unknown.
+        ConfigurationError: the suffix is wrong, the file exists, or its folder is missing or read-only.
     """
-    if path.suffix not in endings:
-        raise ConfigurationError(f"{path} ends with {path.suffix!r}; name a file that ends with {' or '.join(endings)}")
+    if path.suffix not in suffixes:
+        raise ConfigurationError(f"{path} must end with {' or '.join(suffixes)}, got {path.suffix!r}")
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConfigurationError(f"{path} exists already; choose another file, or add --overwrite")
     if not path.absolute().parent.is_dir():
-        raise ConfigurationError(f"{path}: there is no folder {path.parent}; make it first")
+        raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigurationError(f"{path}: the folder {path.parent} cannot be written to; choose another one")
+        raise ConfigurationError(f"{path}: the folder {path.parent} is not writable; choose another one")
 
 
 def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
-    """The last of several paths is the data, unless it is a run too."""
+    """Split the paths into runs and data: the last of several paths is the data unless it is a run."""
     if not paths:
-        raise ConfigurationError("name at least one run folder or file of weights")
-    *before, last = paths
-    if not before or (last / "config.json").is_file() or last.suffix == ".safetensors":
+        raise ConfigurationError("name at least one run folder or weights file")
+    *runs, last = paths
+    if not runs or (last / "config.json").is_file() or last.suffix == ".safetensors":
         return paths, None
-    return before, last
+    return runs, last
 
 
 def _coefficients(options: EvaluateOptions, networks: int) -> tuple[float, ...] | None:
-    given = options.coefficients
+    """The normalised coefficients; None if they are to be fitted."""
+    coefficients = options.coefficients
     if options.fit_coefficients:
-        if given:
+        if coefficients:
             raise ConfigurationError("--coefficients and --fit-coefficients exclude each other; leave one out")
         if networks == 1:
-            raise ConfigurationError("--fit-coefficients needs several runs; there is 1")
+            raise ConfigurationError("--fit-coefficients needs several runs, got 1")
         return None
-    given = given or (1.0,) * networks
-    if len(given) != networks:
-        raise ConfigurationError(f"--coefficients names {len(given)} numbers for {networks} runs; give one for each")
-    if not all(math.isfinite(c) and c >= 0 for c in given) or not sum(given) > 0:
+    coefficients = coefficients or (1.0,) * networks
+    if len(coefficients) != networks:
         raise ConfigurationError(
-            f"--coefficients {' '.join(f'{c:g}' for c in given)}: none may be negative, and one must be positive"
+            f"--coefficients has {len(coefficients)} numbers for {networks} runs; give one number per run"
         )
-    return tuple(c / sum(given) for c in given)
+    if not all(math.isfinite(c) and c >= 0 for c in coefficients) or not sum(coefficients) > 0:
+        raise ConfigurationError(
+            f"--coefficients {' '.join(f'{c:g}' for c in coefficients)}: none may be negative, and one must be positive"
+        )
+    return tuple(c / sum(coefficients) for c in coefficients)
 
 
-def _open(data: Path | None, networks: Sequence[TrainedNetwork]) -> AnyDataset:
+def _open_dataset(data: Path | None, networks: Sequence[TrainedNetwork]) -> AnyDataset:
+    """The given data in the networks' stored size, or the training data of the first network."""
+    may_prepare = not is_worker()
+    if data is not None:
+        size = next((network.stored_size for network in networks if network.stored_size is not None), None)
+        return open_data(data, size, for_training=False, may_prepare=may_prepare)
     network = networks[0]
-    if data is None and network.data is None:
-        raise ConfigurationError(f"{network.weights} is a file of weights: name the data set to evaluate it on")
-    if data is None:
-        return open_data(Path(str(network.data)))
-    size = next((network.stored_size for network in networks if network.stored_size is not None), None)
-    return open_data(data, size, for_training=False)
+    if network.data is None:
+        raise ConfigurationError(f"{network.weights} is not in a run folder: name the data set to evaluate on")
+    return open_data(Path(network.data), may_prepare=may_prepare)
 
 
-def _check_alike(networks: Sequence[TrainedNetwork]) -> None:
+def _check_compatible(networks: Sequence[TrainedNetwork]) -> None:
+    """Check that the networks of an ensemble have the same classes and see the same stored images."""
     first = networks[0]
     for network in networks[1:]:
-        if set(network.description.classes) != set(first.description.classes):
+        if set(network.spec.classes) != set(first.spec.classes):
             raise ConfigurationError(
                 f"{network.weights} has other classes than {first.weights} "
-                f"({_difference(network.description.classes, first.description.classes)}); networks that answer "
-                "together need the same classes"
+                f"({_class_difference(network.spec.classes, first.spec.classes)}); the networks of an ensemble need "
+                "the same classes"
             )
     sizes = {network.stored_size: network.weights for network in networks if network.stored_size is not None}
     if len(sizes) > 1:
         texts = [f"{weights} with images stored in {size} pixels" for size, weights in sorted(sizes.items())]
         raise ConfigurationError(
-            f"networks that answer together see the same images: {', '.join(texts)}; evaluate them one by one"
+            f"the networks of an ensemble need the same images, got {', '.join(texts)}; evaluate them one by one"
         )
 
 
 def _check_classes(network: TrainedNetwork, dataset: AnyDataset) -> None:
-    own = network.description.classes
-    if set(dataset.classes) != set(own):
+    classes = network.spec.classes
+    if set(dataset.classes) != set(classes):
         raise ConfigurationError(
-            f"{dataset.root} has {len(dataset.classes)} classes that are not the network's {len(own)} "
-            f"({_difference(dataset.classes, own)}); evaluate on data with the same class names, in any order"
+            f"{dataset.root} has {len(dataset.classes)} classes that are not the network's {len(classes)} "
+            f"({_class_difference(dataset.classes, classes)}); evaluate on data with the same class names, in any order"
         )
 
 
-def _difference(these: Sequence[str], those: Sequence[str]) -> str:
-    only, missing = sorted(set(these) - set(those)), sorted(set(those) - set(these))
-    return "it " + " and ".join(f"{verb} {names[0]!r}" for verb, names in (("has", only), ("lacks", missing)) if names)
+def _class_difference(classes: Sequence[str], expected: Sequence[str]) -> str:
+    extra, missing = sorted(set(classes) - set(expected)), sorted(set(expected) - set(classes))
+    pairs = (("has", extra), ("lacks", missing))
+    return "it " + " and ".join(f"{verb} {names[0]!r}" for verb, names in pairs if names)
 
 
-def _report(job: EvaluationJob, judgement: EvaluationResult) -> None:
-    evaluation, predictions = job.evaluation, judgement.predictions
+def _report(job: EvaluationJob, result: EvaluationResult) -> None:
+    evaluation, predictions = job.evaluation, result.predictions
     dataset, metrics = open_prepared(evaluation.data), predictions.metrics
     networks = evaluation.networks
+    # What was evaluated, and anything unusual about it.
     rows = {
         "weights": ", ".join(str(network.weights) for network in networks),
         "data": f"{dataset.name}, {evaluation.split}: {metrics.images} images",
     }
-    if tuple(dataset.classes) != networks[0].description.classes:
-        rows["classes"] = "the data's order differs from the network's; matched by name"
-    others = {network.mean_image_for(dataset) for network in networks} - {None}
-    if others:
-        rows["mean image"] = f"of the training images, from {', '.join(sorted(map(str, others)))}"
-    rows["views of each"] = str(evaluation.views)
+    if tuple(dataset.classes) != networks[0].spec.classes:
+        rows["classes"] = "matched by name: the data set orders them differently"
+    mean_images = {network.mean_image_for(dataset) for network in networks} - {None}
+    if mean_images:
+        rows["mean image"] = f"of the training images, from {', '.join(sorted(map(str, mean_images)))}"
+    rows["views per image"] = str(evaluation.views)
     if len(networks) > 1:
-        rows["coefficients"] = _coefficients_row(evaluation, judgement.coefficients)
+        rows["coefficients"] = _coefficients_text(evaluation, result.coefficients)
+    # Results and files.
     rows |= {
         "loss": f"{metrics.loss:.4f}",
         "top-1 error": f"{metrics.top1_error:.2f} %",
         "top-5 error": f"{metrics.top5_error:.2f} %",
-        "speed": f"{metrics.images / judgement.seconds:.1f} images/s",
+        "speed": f"{metrics.images / result.seconds:.1f} images/s",
     }
     errors = errors_by_class(predictions, dataset)
     if job.class_errors:
@@ -250,31 +267,32 @@ def _report(job: EvaluationJob, judgement: EvaluationResult) -> None:
     if job.predictions:
         write_predictions(job.predictions, predictions, dataset, evaluation.split)
         rows["predictions"] = str(job.predictions)
-    console = Console(soft_wrap=True, highlight=False)
-    print_whole(console, name_value_table("evaluation", rows))
+    out = console()
+    print_whole(out, name_value_table("evaluation", rows))
     if len(networks) > 1:
-        print_whole(console, _members_table(job, judgement))
+        print_whole(out, _networks_table(job, result))
     if job.worst:
-        print_whole(console, worst_classes_table(errors, job.worst))
+        print_whole(out, worst_classes_table(errors, job.worst))
 
 
-def _coefficients_row(evaluation: Evaluation, coefficients: Sequence[float]) -> str:
+def _coefficients_text(evaluation: Evaluation, coefficients: Sequence[float]) -> str:
     text = " ".join(f"{c:.4f}" for c in coefficients)
     if evaluation.fitted_on is None:
         return text
     if evaluation.fitted_on == evaluation.split:
-        return f"{text}, fitted on {evaluation.fitted_on}, the images judged here: the errors are too low"
+        return f"{text}, fitted on {evaluation.fitted_on}, the split evaluated here: the errors are too low"
     return f"{text}, fitted on {evaluation.fitted_on}"
 
 
-def _members_table(job: EvaluationJob, judgement: EvaluationResult) -> Table:
-    table = Table(title="each network alone", title_justify="left")
+def _networks_table(job: EvaluationJob, result: EvaluationResult) -> Table:
+    """The errors of each network of an ensemble alone."""
+    table = Table(title="single networks", title_justify="left")
     table.add_column("weights", overflow="fold")
     for name in ("coefficient", "loss", "top-1 error", "top-5 error"):
         table.add_column(name, justify="right")
-    members = zip(job.evaluation.networks, judgement.coefficients, judgement.predictions.members.unbind(0), strict=True)
-    for network, coefficient, counts in members:
-        alone = Metrics.from_counts(counts)
-        errors = (f"{alone.top1_error:.2f} %", f"{alone.top5_error:.2f} %")
-        table.add_row(str(network.weights), f"{coefficient:.4f}", f"{alone.loss:.4f}", *errors)
+    columns = (job.evaluation.networks, result.coefficients, result.predictions.network_counts.unbind(0))
+    for network, coefficient, counts in zip(*columns, strict=True):
+        metrics = Metrics.from_counts(counts)
+        errors = (f"{metrics.top1_error:.2f} %", f"{metrics.top5_error:.2f} %")
+        table.add_row(str(network.weights), f"{coefficient:.4f}", f"{metrics.loss:.4f}", *errors)
     return table

@@ -1,10 +1,10 @@
-"""Files and tables of what networks said about images: predictions, and errors by class."""
+"""Predictions and per-class errors as tables and as CSV or NumPy files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,83 +18,92 @@ from fastalex.files import write_atomically
 
 @dataclass(frozen=True)
 class ClassErrors:
-    """How one class fared: error rates in percent, and what its images were most often taken for instead."""
+    """Errors on the images of one class.
+
+    Args:
+        name, words: of the class.
+        images: their number.
+        top1_error, top5_error: error rates in percent.
+        confused_with: the wrong class that is predicted most often; empty if no prediction is wrong.
+        confusions: how often it is predicted.
+    """
 
     name: str
     words: str
     images: int
     top1_error: float
     top5_error: float
-    taken_for: str
-    times: int
+    confused_with: str
+    confusions: int
 
 
 def errors_by_class(predictions: Predictions, dataset: AnyDataset) -> list[ClassErrors]:
-    """One entry for each class that has images, in the data set's order."""
-    labels, guesses = predictions.labels.numpy(), predictions.top_classes[:, 0].numpy()
+    """One entry per class that has images, in the order of the data set."""
+    labels, top_classes = predictions.labels.numpy(), predictions.top_classes[:, 0].numpy()
     top1, top5 = predictions.top1_misses.numpy(), predictions.top5_misses.numpy()
     order = np.argsort(labels, kind="stable")
-    found = []
+    result = []
     for label, rows in enumerate(np.split(order, np.searchsorted(labels[order], range(1, len(dataset.classes))))):
         if not len(rows):
             continue
-        wrong = guesses[rows][guesses[rows] != label]
-        others, times = np.unique(wrong, return_counts=True)
-        most = times.argmax() if len(times) else None
-        found.append(
+        wrong = top_classes[rows][top_classes[rows] != label]
+        classes, counts = np.unique(wrong, return_counts=True)
+        most = counts.argmax() if len(counts) else None
+        result.append(
             ClassErrors(
                 dataset.classes[label],
                 dataset.words[label] if dataset.words else "",
                 len(rows),
                 100 * float(top1[rows].mean()),
                 100 * float(top5[rows].mean()),
-                "" if most is None else dataset.classes[others[most]],
-                0 if most is None else int(times[most]),
+                "" if most is None else dataset.classes[classes[most]],
+                0 if most is None else int(counts[most]),
             )
         )
-    return found
+    return result
 
 
 def worst_classes_table(errors: Sequence[ClassErrors], count: int) -> Table:
-    """The classes with the highest top-1 error; among equals, those with more images."""
+    """The ``count`` classes with the highest top-1 error; of equal errors, the class with more images comes first."""
     worst = sorted(errors, key=lambda entry: (-entry.top1_error, -entry.images))[:count]
-    described = any(entry.words for entry in worst)
-    table = Table(title=f"{len(worst)} of {len(errors)} classes, worst first", title_justify="left")
-    for name in ("class", *(("words",) if described else ())):
+    has_words = any(entry.words for entry in worst)
+    table = Table(title=f"worst {len(worst)} of {len(errors)} classes", title_justify="left")
+    for name in ("class", *(("words",) if has_words else ())):
         table.add_column(name, overflow="fold")
     for name in ("images", "top-1 error", "top-5 error"):
         table.add_column(name, justify="right")
-    table.add_column("most often taken for", overflow="fold")
+    table.add_column("most often confused with", overflow="fold")
     for entry in worst:
-        taken_for = f"{entry.taken_for} ({entry.times})" if entry.times else ""
-        texts = (str(entry.images), f"{entry.top1_error:.1f} %", f"{entry.top5_error:.1f} %", taken_for)
-        table.add_row(entry.name, *((entry.words,) if described else ()), *texts)
+        confused_with = f"{entry.confused_with} ({entry.confusions})" if entry.confusions else ""
+        texts = (str(entry.images), f"{entry.top1_error:.1f} %", f"{entry.top5_error:.1f} %", confused_with)
+        table.add_row(entry.name, *((entry.words,) if has_words else ()), *texts)
     return table
 
 
 def write_class_errors(path: Path, errors: Sequence[ClassErrors]) -> None:
-    """All classes as CSV."""
-    rows = [
-        (e.name, e.words, e.images, f"{e.top1_error:.4f}", f"{e.top5_error:.4f}", e.taken_for, e.times) for e in errors
-    ]
+    """Write the errors of all classes as CSV."""
     header = ("class", "words", "images", "top1_error", "top5_error", "most_often_taken_for", "times")
+    rows = [
+        (e.name, e.words, e.images, f"{e.top1_error:.4f}", f"{e.top5_error:.4f}", e.confused_with, e.confusions)
+        for e in errors
+    ]
     write_atomically(path, _csv([header, *rows]))
 
 
 def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset, split: str) -> None:
-    """Each image's name, class and most probable classes: CSV, or NumPy's ``.npz`` by the name's ending.
+    """Write each image's name, class and most probable classes as CSV, or as ``.npz`` if ``path`` ends so.
 
     The columns of the CSV are ``sample`` (in the prepared data set), ``file`` (in its source), ``class``, ``class_1``,
     ``probability_1``, ... The arrays are ``samples``, ``files``, ``labels`` (N), ``classes`` (all names),
     ``top_classes`` and ``top_probabilities`` (N x 5).
     """
-    names = [dataset.key(split, sample) for sample in range(len(predictions.labels))]
-    files = [dataset.source(split, sample) for sample in range(len(predictions.labels))]
+    samples = [dataset.key(split, row) for row in range(len(predictions.labels))]
+    files = [dataset.source(split, row) for row in range(len(predictions.labels))]
     if path.suffix == ".npz":
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
-            samples=np.array(names),
+            samples=np.array(samples),
             files=np.array(files),
             classes=np.array(dataset.classes),
             labels=predictions.labels.numpy(),
@@ -102,24 +111,22 @@ def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset,
             top_probabilities=predictions.top_probabilities.numpy(),
         )
         write_atomically(path, buffer.getvalue())
-        return
+    else:
+        write_atomically(path, _csv(list(_prediction_rows(predictions, dataset, samples, files))))
+
+
+def _prediction_rows(
+    predictions: Predictions, dataset: AnyDataset, samples: Sequence[str], files: Sequence[str]
+) -> Iterator[Sequence[object]]:
+    """The header, then one row per image."""
     ranks = range(1, predictions.top_classes.shape[1] + 1)
-    rows: list[Sequence[object]] = [
-        ("sample", "file", "class", *(f"{name}_{rank}" for rank in ranks for name in ("class", "probability")))
-    ]
-    table = zip(
-        names,
-        files,
-        predictions.labels.tolist(),
-        predictions.top_classes.tolist(),
-        predictions.top_probabilities.tolist(),
-        strict=True,
-    )
-    for name, file, label, guesses, probabilities in table:
-        pairs = zip(guesses, probabilities, strict=True)
-        answers = (text for guess, p in pairs for text in (dataset.classes[guess], f"{p:.6g}"))
-        rows.append((name, file, dataset.classes[label], *answers))
-    write_atomically(path, _csv(rows))
+    yield ("sample", "file", "class", *(f"{name}_{rank}" for rank in ranks for name in ("class", "probability")))
+    labels, top_classes = predictions.labels.tolist(), predictions.top_classes.tolist()
+    columns = (samples, files, labels, top_classes, predictions.top_probabilities.tolist())
+    for sample, file, label, classes, probabilities in zip(*columns, strict=True):
+        pairs = zip(classes, probabilities, strict=True)
+        texts = (text for predicted, p in pairs for text in (dataset.classes[predicted], f"{p:.6g}"))
+        yield (sample, file, dataset.classes[label], *texts)
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> bytes:

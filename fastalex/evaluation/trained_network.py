@@ -1,80 +1,83 @@
-"""A trained network as the commands that only read it use it: where it lies, what it was trained on, how it runs."""
+"""A trained network as evaluation uses it: its weights file, its training data, and an engine that runs it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
-from dataloading import DatasetError, is_prepared
-from dataloading.loader import Loader
+from dataloading import DatasetError, Loader, is_prepared
 from fastalex.datasets import AnyDataset, open_prepared
 from fastalex.errors import ConfigurationError
+from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision, configure_libraries
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
-from fastalex.parallel.engine import SingleDevice
+from fastalex.parallel.engine import Engine
+from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import partition
-from fastalex.parallel.pipeline import Pipeline
+from fastalex.parallel.pipeline import build_engine
 from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """Weights in a file, and what their run says of them.
+    """A file of trained weights, and what is known about the run that wrote it.
 
     Args:
         weights: the ``.safetensors`` file.
-        description: which network they belong to.
-        data: the prepared data set that the run was trained on; None where the weights lie outside a run folder.
+        spec: the network that the weights belong to.
+        data: the prepared data set of the training run; None for a weights file outside a run folder.
     """
 
     weights: Path
-    description: NetworkSpec
+    spec: NetworkSpec
     data: str | None
 
     @classmethod
     def find(cls, path: Path, which: Literal["best", "last"] = "best") -> TrainedNetwork:
-        """The network of a run folder, or of a file of weights.
+        """The network of a run folder or of a weights file.
 
         Raises:
-            ConfigurationError: there is neither, the run has no weights yet, or its files are damaged.
+            ConfigurationError: ``path`` is neither, the run has no weights yet, or a file is damaged.
         """
         if path.is_dir():
             config = RunConfig.load(path)
             weights = path / f"{which}.safetensors"
             if not weights.exists():
-                raise ConfigurationError(f"{path} has no {weights.name} yet: {_remedy(path, which)}")
+                raise ConfigurationError(f"{path} has no {weights.name} yet: {_missing_weights(path, which)}")
             return cls(weights, load_spec(weights), config.data)
         if not path.exists():
-            raise ConfigurationError(f"no such run folder or file of weights: {path}")
+            raise ConfigurationError(f"no such run folder or weights file: {path}")
         in_run = (path.parent / "config.json").is_file()
         return cls(path, load_spec(path), RunConfig.load(path.parent).data if in_run else None)
 
     def mean_image_for(self, dataset: AnyDataset) -> str | None:
-        """The data set whose mean image this network wants subtracted from the images of ``dataset``.
+        """The data set whose mean image is subtracted from the images of ``dataset``.
 
-        A network has learnt with the mean of its own training images. None: that of ``dataset`` itself, because it is
-        the same, or because the training data are not there any more or were stored in another size.
+        A network expects the mean of its own training images. None stands for the mean of ``dataset`` itself: both
+        means are equal, or the training data are gone or were stored in another size.
         """
-        trained_on = self._open_data()
-        if trained_on is None or trained_on.size != dataset.size:
+        training_data = self._open_training_data()
+        if training_data is None or training_data.size != dataset.size:
             return None
-        return None if np.array_equal(trained_on.mean_image, dataset.mean_image) else self.data
+        return None if np.array_equal(training_data.mean_image, dataset.mean_image) else self.data
 
     @property
     def stored_size(self) -> int | None:
-        """The shorter side in pixels of the images that it was trained on; None if that is not known any more.
+        """The shorter side in pixels of the stored training images; None if the training data are gone.
 
-        Crops of one size show objects at another scale where images were stored in another size.
+        A crop of a given size shows objects at another scale if the images were stored in another size.
         """
-        trained_on = self._open_data()
-        return None if trained_on is None else trained_on.size
+        training_data = self._open_training_data()
+        return None if training_data is None else training_data.size
 
-    def _open_data(self) -> AnyDataset | None:
+    def _open_training_data(self) -> AnyDataset | None:
         if self.data is None or not (self.data == "synthetic" or is_prepared(self.data)):
             return None
         try:
@@ -82,27 +85,45 @@ class TrainedNetwork:
         except DatasetError:
             return None
 
-    def build_engine(self, world: World, batch_size: int, precision: Precision) -> SingleDevice | Pipeline:
-        """The network, ready to run on this worker's device: whole, or one stage of it."""
-        model = self.description.build(seed=0)
+    def build_engine(self, world: World, plan: ParallelPlan, batch_size: int, precision: Precision) -> Engine:
+        """Load the weights and build the engine of this worker: the whole network, or one stage of a pipeline."""
+        model = self.spec.build(seed=0)
         load_parameters(model, self.weights)
         model.set_precision(precision)
         configure_libraries(precision)
-        if world.size == 1:
-            return SingleDevice(model, world.device, batch_size)
-        stages = partition(model.architecture, world.size)
-        micro_batches = max(parts for parts in range(1, world.size + 1) if batch_size % parts == 0)
-        return Pipeline(model, stages, world.rank, world.device, batch_size, micro_batches, "gpipe")
+        return build_engine(model, world, plan, batch_size)
+
+
+def inference_plan(
+    devices: Sequence[torch.device], machines: int, architecture: Architecture, batch_size: int
+) -> ParallelPlan:
+    """The parallel plan of a forward pass: one stage per device, GPipe, at most one micro-batch per stage.
+
+    Args:
+        devices: the devices of this machine, one per worker.
+        machines: the number of machines with that many devices.
+        batch_size: images per batch; the number of micro-batches divides it.
+
+    Raises:
+        ConfigurationError: the network has fewer blocks than there are workers.
+    """
+    workers = len(devices) * machines
+    split = partition(architecture, workers)
+    if workers == 1:
+        return ParallelPlan.single(devices[0], architecture.block_names)
+    micro_batches = max(count for count in range(1, workers + 1) if batch_size % count == 0)
+    layout = Layout(replicas=1, ranks=workers, stages=workers)
+    return ParallelPlan(tuple(devices), machines, layout, split, "gpipe", micro_batches)
 
 
 def open_loader(
     world: World, data: str, mean_image: str | None, split: str, batch_size: int, crop_size: int, views: int
 ) -> Loader:
-    """Images in the order of the index where the first stage is, labels everywhere.
+    """A loader of all images of a split in index order. Images are delivered to the first worker, labels to all.
 
     Args:
         data: the prepared data set.
-        mean_image: the data set whose mean image is subtracted; None for the same.
+        mean_image: the data set whose mean image is subtracted; None for that of ``data``.
     """
     dataset = open_prepared(data)
     if mean_image is not None:
@@ -125,23 +146,28 @@ def open_loader(
 
 
 def default_split(dataset: AnyDataset) -> str:
-    """The validation set, or the only split that has images."""
-    there = [name for name in dataset.splits if dataset.count(name)]
-    return there[0] if len(there) == 1 else "val"
+    """``val``, or the only split that has images."""
+    splits = _splits_with_images(dataset)
+    return splits[0] if len(splits) == 1 else "val"
 
 
 def check_split(dataset: AnyDataset, split: str) -> None:
-    """Refuse a split that is not there, or has no images.
+    """Check that a split has images.
 
     Raises:
-        ConfigurationError: naming those that there are.
+        ConfigurationError: it has none; the message lists the splits that do.
     """
-    if split not in dataset.splits or not dataset.count(split):
-        there = ", ".join(name for name in dataset.splits if dataset.count(name))
-        raise ConfigurationError(f"{dataset.root} has no images in split {split!r}; choose --split from {there}")
+    splits = _splits_with_images(dataset)
+    if split not in splits:
+        raise ConfigurationError(f"{dataset.root} has no images in split {split!r}; choose from {', '.join(splits)}")
 
 
-def _remedy(run: Path, which: str) -> str:
+def _splits_with_images(dataset: AnyDataset) -> list[str]:
+    return [name for name in dataset.splits if dataset.count(name)]
+
+
+def _missing_weights(run: Path, which: str) -> str:
+    """Why a run lacks a weights file, and what to do about it."""
     if which == "best" and (run / "last.safetensors").exists():
-        return "its first epoch is not finished; take --weights last"
+        return "its first epoch is not finished; use its last weights instead"
     return "it has not saved a checkpoint"

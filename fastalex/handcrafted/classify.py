@@ -1,7 +1,7 @@
-"""Image classification as it was before 2012: fixed features of every image, and linear classifiers over them.
+"""Train and evaluate a classifier on hand-crafted features of a prepared data set.
 
-The images of a prepared data set are decoded by Pillow, in threads; their features lie in a temporary file, so that
-memory does not grow with the data. The same seed gives the same result for any number of threads.
+Images are decoded by Pillow, in threads. Features are kept in a temporary file, so memory does not grow with the data
+set. A seed gives the same result for any number of threads.
 """
 
 from __future__ import annotations
@@ -32,33 +32,25 @@ from fastalex.handcrafted.linear_svm import train_linear
 from fastalex.metrics import Metrics
 
 Floats = NDArray[np.float32]
-
-
 Item = TypeVar("Item")
-
-
 Value = TypeVar("Value")
-
 
 FEATURES = ("sift", "hog")
 
-
 _DESCRIPTORS_PER_GAUSSIAN = 2_000
-
-
-_SAMPLED_IMAGES = 1_000
+_SAMPLED_IMAGES = 1_000  # at most; the Gaussians are fitted to descriptors of these
 
 
 @dataclass(frozen=True)
-class Traditional:
-    """Which features, and how they are made.
+class HandcraftedMethod:
+    """The features and their parameters.
 
     Args:
-        features: ``sift``: dense SIFT and Fisher vectors; ``hog``: histograms of oriented gradients.
-        gaussians: of the Fisher vectors.
-        stripes: Fisher vectors of the image and its thirds, instead of the image alone.
-        seed: of all that is random: which descriptors the Gaussians are fitted to, from where, and the order of images.
-        threads: how many work at a time.
+        features: ``sift``: dense SIFT encoded as Fisher vectors; ``hog``: histograms of oriented gradients.
+        gaussians: number of Gaussians of the Fisher vectors.
+        stripes: encode the whole image and its three horizontal stripes instead of the whole image alone.
+        seed: determines the descriptors that the Gaussians are fitted to, and the order of the images.
+        threads: images processed at a time.
     """
 
     features: str = "sift"
@@ -69,72 +61,78 @@ class Traditional:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Error rates, the regularisation that was chosen, and the features' length."""
+class ClassificationResult:
+    """Error rates, the chosen regularisation strength, and the length of a feature vector."""
 
     metrics: Metrics
     alpha: float
     length: int
 
 
-def check_traditional(dataset: Dataset, method: Traditional, split: str) -> None:
-    """Refuse what could not be done, before it takes its time.
+def check_method(dataset: Dataset, method: HandcraftedMethod, split: str) -> None:
+    """Check that a method can run on a data set.
 
     Raises:
-        ConfigurationError: an option, or the data set, does not fit; or OpenCV is missing.
+        ConfigurationError: a parameter is out of range, the data set does not suit the method, or OpenCV is missing.
     """
     opencv()
     if method.features not in FEATURES:
-        raise ConfigurationError(f"--features is {method.features!r}; {' or '.join(FEATURES)} is wanted")
-    if not 1 <= method.gaussians <= 4096:
-        raise ConfigurationError(f"--gaussians is {method.gaussians}; 1 to 4096 is wanted")
-    if method.threads < 1:
-        raise ConfigurationError(f"--threads is {method.threads}; 1 or more is wanted")
-    if not 0 <= method.seed < 2**32:
-        raise ConfigurationError(f"--seed is {method.seed}; 0 to 2**32 - 1 is wanted")
-    others = [name for name in dataset.splits if name != "train"]
-    if split not in others:
-        raise ConfigurationError(
-            f"{dataset.root} has no part {split!r} to measure errors on; it has {', '.join(others) or 'none'}"
-        )
-    if len(dataset.classes) < 2:
-        raise ConfigurationError(f"{dataset.root} has {len(dataset.classes)} class; a classifier needs 2 or more")
-    for name, least in (("train", 2), (split, 1)):  # one of them is held out to choose the regularisation
-        if dataset.count(name) < least:
-            raise ConfigurationError(
-                f"{dataset.root} has {dataset.count(name)} images in its part {name!r}; {least} or more are wanted"
-            )
+        raise ConfigurationError(f"features must be {' or '.join(FEATURES)}, got {method.features!r}")
+    for name, least, most in (("gaussians", 1, 4096), ("threads", 1, None), ("seed", 0, 2**32 - 1)):
+        value = getattr(method, name)
+        if value < least or (most is not None and value > most):
+            wanted = f"at least {least}" if most is None else f"from {least} to {most:,}"
+            raise ConfigurationError(f"{name} must be {wanted}, got {value}")
+    _check_dataset(dataset, split)
     if method.features == "sift" and dataset.count("train") < method.gaussians:
         raise ConfigurationError(
             f"{dataset.root} has {dataset.count('train')} training images, fewer than {method.gaussians} Gaussians; "
-            "lower --gaussians"
+            "lower the number of Gaussians"
         )
     if method.features == "sift" and dataset.size < 2 * PATCH:
         raise ConfigurationError(
-            f"{dataset.root} has images of {dataset.size} pixels; dense SIFT wants {2 * PATCH} or more: prepare it "
-            "with another --size, or take --features hog"
+            f"{dataset.root} has images of {dataset.size} pixels, but dense SIFT needs at least {2 * PATCH}; prepare "
+            "the images in a larger size, or choose hog features"
         )
 
 
-def classify(dataset: Dataset, method: Traditional, split: str, scratch: Path, *, shown: bool = True) -> Result:
-    """Train on the training images and return the errors on `split`.
+def _check_dataset(dataset: Dataset, split: str) -> None:
+    others = [name for name in dataset.splits if name != "train"]
+    if split not in others:
+        raise ConfigurationError(
+            f"{dataset.root} has no split {split!r} to measure errors on; choose from {', '.join(others) or 'none'}"
+        )
+    if len(dataset.classes) < 2:
+        raise ConfigurationError(f"{dataset.root} has {len(dataset.classes)} class, but a classifier needs at least 2")
+    for name, least in (("train", 2), (split, 1)):  # one training image is held out to choose the regularisation
+        if dataset.count(name) < least:
+            raise ConfigurationError(
+                f"{dataset.root} needs at least {least} images in split {name!r}, got {dataset.count(name)}"
+            )
+
+
+def classify(
+    dataset: Dataset, method: HandcraftedMethod, split: str, scratch: Path, *, shown: bool = True
+) -> ClassificationResult:
+    """Train on the training images and return the errors on ``split``.
 
     Args:
-        scratch: a folder for temporary files: 4 bytes times the features' length for each image.
+        scratch: a folder for temporary files: 4 bytes per feature value and image.
         shown: report progress on stderr.
 
     Raises:
-        ConfigurationError: as `check_traditional`, or there is not enough room.
+        ConfigurationError: as :func:`check_method`, or the disk is too full.
         dataloading.DatasetError: an image is damaged.
     """
-    check_traditional(dataset, method, split)
-    opencv().setNumThreads(1)  # images are worked on in threads of ours
-    with threadpool_limits(1), tempfile.TemporaryDirectory(dir=scratch) as folder:  # nor does their sum depend on them
+    check_method(dataset, method, split)
+    # Images are processed in our own threads. One thread per library call makes sums independent of their number.
+    opencv().setNumThreads(1)
+    with threadpool_limits(1), tempfile.TemporaryDirectory(dir=scratch) as folder:
         extract, length = _extractor(dataset, method, shown)
-        # Images lie in the file in an order without meaning, so that any part of it is a sample of all.
+        # Features are stored in random order, so any contiguous part of the file is a random sample.
         order = epoch_order(dataset.count("train"), seed=method.seed, epoch=0)
         splits = {"train": order, split: np.arange(dataset.count(split))}
-        _check_room(Path(folder), sum(len(samples) for samples in splits.values()) * length)
+        _check_disk_space(Path(folder), sum(len(samples) for samples in splits.values()) * length)
         features = {
             name: _features(dataset, name, samples, extract, length, Path(folder), method.threads, shown)
             for name, samples in splits.items()
@@ -143,37 +141,38 @@ def classify(dataset: Dataset, method: Traditional, split: str, scratch: Path, *
         classifier = train_linear(
             features["train"], labels, len(dataset.classes), seed=method.seed, threads=method.threads, shown=shown
         )
-        return Result(classifier.errors(features[split], dataset.labels(split)), classifier.alpha, length)
+        metrics = classifier.errors(features[split], dataset.labels(split))
+        return ClassificationResult(metrics, classifier.alpha, length)
 
 
-def _extractor(dataset: Dataset, method: Traditional, shown: bool) -> tuple[Callable[[Image.Image], Floats], int]:
-    """The function from an image to its features, and how many values these are."""
+def _extractor(dataset: Dataset, method: HandcraftedMethod, shown: bool) -> tuple[Callable[[Image.Image], Floats], int]:
+    """The function from an image to its features, and their number."""
     if method.features == "hog":
         return lambda image: hog(np.asarray(image)), HOG_LENGTH
     encoder = _fit_encoder(dataset, method, shown)
     return lambda image: encoder.encode(*dense_sift(np.asarray(image.convert("L")))), encoder.length
 
 
-def _fit_encoder(dataset: Dataset, method: Traditional, shown: bool) -> FisherEncoder:
-    """Fit the Gaussians to some descriptors each of some training images."""
+def _fit_encoder(dataset: Dataset, method: HandcraftedMethod, shown: bool) -> FisherEncoder:
+    """Fit the Gaussians to a random sample: some descriptors from each of some training images."""
     images = epoch_order(dataset.count("train"), seed=method.seed, epoch=1)[:_SAMPLED_IMAGES]
-    each = math.ceil(method.gaussians * _DESCRIPTORS_PER_GAUSSIAN / len(images))
+    per_image = math.ceil(method.gaussians * _DESCRIPTORS_PER_GAUSSIAN / len(images))
 
-    def some(sample: int) -> Floats:
+    def sample_descriptors(sample: int) -> Floats:
         descriptors, _ = dense_sift(np.asarray(_image(dataset, "train", sample).convert("L")))
         random = np.random.default_rng([method.seed, sample])
-        return descriptors[random.permutation(len(descriptors))[:each]]
+        return descriptors[random.permutation(len(descriptors))[:per_image]]
 
-    found = np.empty((len(images) * each, SIFT_LENGTH), dtype=np.float32)
+    descriptors = np.empty((len(images) * per_image, SIFT_LENGTH), dtype=np.float32)
     filled = 0
     with ProgressReport("sampling descriptors", len(images), shown=shown) as report:
-        for part in _in_order(some, images.tolist(), method.threads):
-            found[filled : filled + len(part)] = part
+        for part in _map_in_order(sample_descriptors, images.tolist(), method.threads):
+            descriptors[filled : filled + len(part)] = part
             filled += len(part)
             report.update(report.done + 1)
     if shown:
         print(f"fitting {method.gaussians} Gaussians to {filled:,} descriptors", flush=True)
-    return FisherEncoder.fit(found[:filled], method.gaussians, seed=method.seed, stripes=method.stripes)
+    return FisherEncoder.fit(descriptors[:filled], method.gaussians, seed=method.seed, stripes=method.stripes)
 
 
 def _features(
@@ -186,14 +185,14 @@ def _features(
     threads: int,
     shown: bool,
 ) -> Floats:
-    """The features of the samples, in their order: float32, shape (N, length), in a file."""
+    """The features of the samples, in their order, in a memory-mapped file: float32, N x length."""
     path = folder / f"{split}.npy"
     features: Floats = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(samples), length))
-    with ProgressReport(f"describing the images of {split}", len(samples), shown=shown) as report:
-        found = _in_order(lambda sample: extract(_image(dataset, split, sample)), samples.tolist(), threads)
-        for number, values in enumerate(found):
-            features[number] = values
-            report.update(number + 1)
+    with ProgressReport(f"extracting features of {split}", len(samples), shown=shown) as report:
+        rows = _map_in_order(lambda sample: extract(_image(dataset, split, sample)), samples.tolist(), threads)
+        for index, values in enumerate(rows):
+            features[index] = values
+            report.update(index + 1)
     return features
 
 
@@ -202,25 +201,25 @@ def _image(dataset: Dataset, split: str, sample: int) -> Image.Image:
     try:
         return centre_square(decode(dataset.read(split, sample).tobytes()), dataset.size)
     except Rejected as reason:
-        raise DatasetError(f"{dataset.describe(split, sample)}: {reason}; prepare the data set anew") from None
+        raise DatasetError(f"{dataset.describe(split, sample)}: {reason}; prepare the data set again") from None
 
 
-def _in_order(work: Callable[[Item], Value], items: Iterable[Item], threads: int) -> Iterator[Value]:
-    """Do the work in threads and yield the results in order, with only a few items under way."""
+def _map_in_order(work: Callable[[Item], Value], items: Iterable[Item], threads: int) -> Iterator[Value]:
+    """Apply ``work`` in threads and yield results in order. At most 4 items per thread are pending."""
     with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[Future[Value]] = deque()
+        pending: deque[Future[Value]] = deque()
         for item in items:
-            under_way.append(pool.submit(work, item))
-            if len(under_way) > 4 * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(pool.submit(work, item))
+            if len(pending) > 4 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _check_room(folder: Path, values: int) -> None:
+def _check_disk_space(folder: Path, values: int) -> None:
     needed, free = 4 * values, shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigurationError(
-            f"not enough room in {folder.parent}: the features need {needed / 1e9:,.1f} GB for a while, "
-            f"{free / 1e9:,.1f} GB are free; free some, choose another --output, or lower --gaussians"
+            f"{folder.parent} has {free / 1e9:,.1f} GB free, but the features need {needed / 1e9:,.1f} GB for a while; "
+            "free some space, choose another folder, or lower the number of Gaussians"
         )

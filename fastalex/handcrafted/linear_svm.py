@@ -1,4 +1,4 @@
-"""Linear classifiers over features that may not fit into memory: one-versus-rest support vector machines by SGD."""
+"""One-versus-rest linear support vector machines, trained by SGD on features that need not fit into memory."""
 
 from __future__ import annotations
 
@@ -17,27 +17,24 @@ from fastalex.metrics import Metrics
 
 Floats = NDArray[np.float32]
 
+ALPHAS = (1e-3, 1e-4, 1e-5, 1e-6)
+"""The regularisation strengths to choose from."""
 
-REGULARISATIONS = (1e-3, 1e-4, 1e-5, 1e-6)
+_CHUNK = 1024  # images read at a time
 
+_LEAST_UPDATES = 20_000  # a small training set is visited more often
 
-_BLOCK = 1024  # images at a time
-
-
-_UPDATES = 20_000  # at least so many steps are made, however few the images are
-
-
-_HELD_OUT, _TRIED = 2_000, 10_000  # at most so many images choose the regularisation
+_MOST_HELD_OUT, _MOST_TRIED = 2_000, 10_000  # images for choosing alpha
 
 
 class LinearClassifier:
-    """One hinge-loss classifier per class, regularised by alpha / 2 times the squared weights, with averaged weights.
+    """One hinge-loss classifier per class, with averaged weights and the penalty alpha / 2 times the squared weights.
 
     Args:
-        classes: how many.
-        alpha: strength of the regularisation.
-        seed: of the order in which images are visited.
-        threads: classes are trained in so many threads; the result does not depend on it.
+        classes: number of classes.
+        alpha: regularisation strength.
+        seed: determines the order of the images.
+        threads: number of classes trained at a time; the result does not depend on it.
     """
 
     def __init__(self, classes: int, alpha: float, *, seed: int, threads: int) -> None:
@@ -46,23 +43,23 @@ class LinearClassifier:
         self._random = np.random.default_rng(seed)
 
     def fit(self, features: Floats, labels: NDArray[np.int32], report: ProgressReport) -> LinearClassifier:
-        """Train on N x D features, which lie in an order without meaning, and int32 labels of shape (N,)."""
-        # Few images are given several times at once: starting costs more than a few steps.
+        """Train on features, N x D, in random order, and their labels, int32, N."""
+        # Few images are repeated within a call: starting a call costs more than some steps.
         images, repeats = len(labels), _repeats(len(labels))
         for _ in range(passes(images) // repeats):
-            for start in self._random.permutation(np.arange(0, images, _BLOCK)):
-                rows = np.tile(np.arange(start, min(start + _BLOCK, images)), repeats)
+            for start in self._random.permutation(np.arange(0, images, _CHUNK)):
+                rows = np.tile(np.arange(start, min(start + _CHUNK, images)), repeats)
                 self._svm.partial_fit(features[rows], labels[rows], np.arange(self.classes))
                 report.update(report.done + len(rows))
         return self
 
     def errors(self, features: Floats, labels: NDArray[np.int32]) -> Metrics:
-        """Top-1 and top-5 error rates, counted as the network's are. There is no loss to speak of: 0."""
+        """Top-1 and top-5 error rates, counted as for the network. The loss is 0: these classifiers have none."""
         totals = torch.zeros(4, dtype=torch.float64)
-        for start in range(0, len(labels), _BLOCK):
-            scores = torch.from_numpy(self._scores(features[start : start + _BLOCK]))
-            wanted = torch.from_numpy(labels[start : start + _BLOCK].astype(np.int64))
-            totals += kernels.cross_entropy(scores, wanted)[1]
+        for start in range(0, len(labels), _CHUNK):
+            scores = torch.from_numpy(self._scores(features[start : start + _CHUNK]))
+            chunk_labels = torch.from_numpy(labels[start : start + _CHUNK].astype(np.int64))
+            totals += kernels.cross_entropy(scores, chunk_labels)[1]
         totals[0] = 0
         return Metrics.from_counts(totals)
 
@@ -73,30 +70,31 @@ class LinearClassifier:
 
 
 def passes(images: int) -> int:
-    """How often all images are visited: 5 times or more."""
+    """Number of passes over the training images, at least 5."""
     repeats = _repeats(images)
-    return repeats * math.ceil(max(5, _UPDATES / images) / repeats)
+    return repeats * math.ceil(max(5, _LEAST_UPDATES / images) / repeats)
 
 
 def _repeats(images: int) -> int:
-    return max(1, _BLOCK // images)
+    return max(1, _CHUNK // images)
 
 
 def train_linear(
     features: Floats, labels: NDArray[np.int32], classes: int, *, seed: int, threads: int, shown: bool
 ) -> LinearClassifier:
-    """Choose alpha by the errors on up to a fifth of the images, held out, then train on all of them."""
-    held_out = min(max(len(labels) // 5, 1), _HELD_OUT)
-    tried = slice(held_out, held_out + _TRIED)
-    count_tried = len(labels[tried])
-    total = len(REGULARISATIONS) * passes(count_tried) * count_tried + passes(len(labels)) * len(labels)
+    """Choose alpha by the error on up to a fifth of the images, held out, then train on all images."""
+    held_out = min(max(len(labels) // 5, 1), _MOST_HELD_OUT)
+    tried = slice(held_out, held_out + _MOST_TRIED)
+    tried_images = len(labels[tried])
+    total = len(ALPHAS) * passes(tried_images) * tried_images + passes(len(labels)) * len(labels)
     with ProgressReport("training the classifiers", total, unit="steps", shown=shown) as report:
 
         def candidates() -> Iterator[tuple[float, float]]:
-            for alpha in REGULARISATIONS:
+            for alpha in ALPHAS:
                 classifier = LinearClassifier(classes, alpha, seed=seed, threads=threads)
                 classifier.fit(features[tried], labels[tried], report)
                 yield classifier.errors(features[:held_out], labels[:held_out]).top1_error, alpha
 
-        _, alpha = min(candidates(), key=lambda found: (found[0], -found[1]))
+        # Of equal errors, the stronger regularisation wins.
+        _, alpha = min(candidates(), key=lambda candidate: (candidate[0], -candidate[1]))
         return LinearClassifier(classes, alpha, seed=seed, threads=threads).fit(features, labels, report)

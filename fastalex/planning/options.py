@@ -1,4 +1,4 @@
-"""TODO."""
+"""The options of ``python -m fastalex.plan``, parsed into a :class:`TrainingPlan`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
+from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision
 from fastalex.network.variation import build_architecture
 from fastalex.parallel.devices import default_devices, parse_devices
-from fastalex.parallel.layout import ScheduleName
+from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
 from fastalex.parallel.partition import partition
-from fastalex.parallel.schedules import check_micro_batches
-from fastalex.planning.speed import (
-    PAPER_EPOCHS,
-    PAPER_IMAGES,
-    Trial,
-)
+from fastalex.parallel.schedules import check_micro_batches, default_micro_batches
+from fastalex.planning.speed import PAPER_EPOCHS, PAPER_IMAGES
 from fastalex.training.options import NetworkOptions
 
 GIB = 2**30
@@ -30,89 +27,126 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What would fit, and how long training would take: parameters, memory, days. Nothing is trained."""
+    """Parameters, memory and time that training would need. Nothing is trained."""
 
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     classes: int = 1000
     """Outputs of the last layer."""
     devices: Annotated[str | None, optional("DEVICES")] = None
-    """One per stage, as for training. With --device-memory they need not be there."""
+    """One device per stage, as for training. With --device-memory they need not exist."""
     device_memory: Annotated[float | None, optional("GIB")] = None
-    """Memory of each device in GiB. Default: what the devices here have (CPU workers share the machine's)."""
+    """Memory of each device in GiB. Default: that of the devices of this machine (CPU workers share its memory)."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 128
     """Images per update."""
     micro_batches: Annotated[int | None, optional("N")] = None
-    """In how many parts a batch passes through. Default: as many as devices on CPUs, 4 on GPUs, 1 on one device;
-    training measures instead, and where to cut as well."""
-    schedule: ScheduleName = "1f1b"
-    """Order of the micro-batches' forward and backward passes: 1f1b, eager-1f1b or gpipe, with one stage a
-    device."""
+    """Micro-batches per batch. Default: 1 on a single device, else 2 per device on CPUs and 4 per device on GPUs, or
+    fewer if they do not divide the batch."""
+    schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe}")] = None
+    """Pipeline schedule. Default: eager-1f1b."""
     precision: Precision = "fp32"
     """fp32, tf32 or bf16."""
     images: int = PAPER_IMAGES
-    """Training images; the default is ILSVRC-2012's."""
+    """Training images; ILSVRC-2012 has the default number."""
     epochs: int = PAPER_EPOCHS
-    """Passes over them."""
+    """Passes over the training images."""
     measure: bool = False
-    """Time 20 training steps on the devices, on random images."""
+    """Time some training steps on the devices, with random images."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is planned: the trial says network, stages and batches."""
+class TrainingPlan:
+    """What would be trained, on which devices.
 
-    trial: Trial
+    Args:
+        network: the options of the network.
+        architecture: the network.
+        parallel: how the devices share the work; they need not exist unless ``measure`` is set.
+        memory: bytes of each device.
+        batch_size, precision, images, epochs: of the training.
+        measure: whether to measure the speed here.
+    """
+
     network: NetworkOptions
-    devices: str
-    on_gpus: bool
+    architecture: Architecture
+    parallel: ParallelPlan
     memory: tuple[int, ...]
+    batch_size: int
+    precision: Precision
     images: int
     epochs: int
     measure: bool
 
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices, one per worker."""
+        return self.parallel.devices
 
-def resolve(options: PlanOptions) -> Plan:
-    """Check the options.
+
+def resolve(options: PlanOptions) -> TrainingPlan:
+    """Check the options and decide everything that they leave open.
 
     Raises:
-        ConfigurationError: what is asked for cannot be.
+        ConfigurationError: such a training is not possible.
     """
     for name in ("classes", "batch_size", "images", "epochs"):
         check_positive(f"--{name.replace('_', '-')}", getattr(options, name))
-    if options.schedule in ("interleaved", "zero-bubble"):
+    if options.schedule == "interleaved":
         raise ConfigurationError(
-            f"--schedule {options.schedule} puts several stages on a device, of which plan knows nothing; take another "
-            "one"
+            "--schedule interleaved puts several stages on a device, which plan does not support; choose another one"
         )
     architecture = build_architecture(options.network.arch, options.classes, options.network.variation)
-    devices = options.devices or default_devices()
-    count, on_gpus, memory = _devices(options, devices)
-    stages = partition(architecture, count)
+    devices, memory = _devices_and_memory(options)
+    return TrainingPlan(
+        options.network,
+        architecture,
+        _parallel_plan(options, architecture, devices),
+        memory,
+        options.batch_size,
+        options.precision,
+        options.images,
+        options.epochs,
+        options.measure,
+    )
+
+
+def _parallel_plan(options: PlanOptions, architecture: Architecture, devices: tuple[torch.device, ...]) -> ParallelPlan:
+    """The plan that training chooses by default, also for devices that this machine lacks."""
+    layout, schedule = resolve_layout(len(devices), schedule=options.schedule)
+    split = partition(architecture, layout.stages)
     micro_batches = options.micro_batches
     if micro_batches is None:
-        micro_batches = 1 if count == 1 else 4 if on_gpus else count
-    check_micro_batches(options.batch_size, micro_batches, count, options.schedule)
-    trial = Trial(architecture, tuple(stages), options.batch_size, micro_batches, options.schedule, options.precision)
-    return Plan(trial, options.network, devices, on_gpus, memory, options.images, options.epochs, options.measure)
+        micro_batches = default_micro_batches(layout, schedule, options.batch_size, devices[0].type)
+    check_micro_batches(options.batch_size, micro_batches, layout.stages, schedule)
+    return ParallelPlan(devices, 1, layout, split, schedule, micro_batches)
 
 
-def _devices(options: PlanOptions, text: str) -> tuple[int, bool, tuple[int, ...]]:
-    """How many devices, whether they are GPUs, and the bytes that each has."""
+def _devices_and_memory(options: PlanOptions) -> tuple[tuple[torch.device, ...], tuple[int, ...]]:
+    """The devices, and the bytes of each."""
+    text = options.devices or default_devices()
     if options.device_memory is not None:
         if not (math.isfinite(options.device_memory) and options.device_memory > 0):
-            raise ConfigurationError(f"--device-memory is {options.device_memory:g}; a positive number is wanted")
-        names = [name.strip() for name in text.split(",")]
-        if options.measure:
-            parse_devices(text)  # to be measured they must be there
-        on_cpu = [name == "cpu" for name in names]
-        if not all(name == "cpu" or name.removeprefix("cuda:").isdecimal() for name in names) or len(set(on_cpu)) > 1:
-            raise ConfigurationError(f"--devices {text}: write GPU numbers (0,1) or cpu (cpu,cpu)")
-        return len(names), names[0] != "cpu", (round(options.device_memory * GIB),) * len(names)
+            raise ConfigurationError(f"--device-memory must be positive, got {options.device_memory:g}")
+        # A measurement needs real devices.
+        devices = parse_devices(text) if options.measure else _imagined_devices(text)
+        return devices, (round(options.device_memory * GIB),) * len(devices)
     try:
         devices = parse_devices(text)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{error}; for devices that are elsewhere, add --device-memory GIB") from None
+        raise ConfigurationError(f"{error}; for devices of another machine, add --device-memory GIB") from None
     if devices[0].type == "cuda":
-        return len(devices), True, tuple(torch.cuda.get_device_properties(d).total_memory for d in devices)
+        return devices, tuple(torch.cuda.get_device_properties(device).total_memory for device in devices)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return len(devices), False, (machine // len(devices),) * len(devices)
+    return devices, (machine // len(devices),) * len(devices)
+
+
+def _imagined_devices(text: str) -> tuple[torch.device, ...]:
+    """Devices that need not exist."""
+    devices = []
+    for name in text.split(","):
+        index = name.strip().removeprefix("cuda:")
+        if index != "cpu" and not index.isdecimal():
+            raise ConfigurationError(f"--devices {text}: write GPU numbers (0,1) or cpu (cpu,cpu)")
+        devices.append(torch.device("cpu") if index == "cpu" else torch.device("cuda", int(index)))
+    if len({device.type for device in devices}) > 1:
+        raise ConfigurationError(f"--devices {text}: write GPU numbers (0,1) or cpu (cpu,cpu)")
+    return tuple(devices)

@@ -1,146 +1,135 @@
-"""What ``python -m fastalex.plan`` takes, and the tables that it prints."""
+"""The tables that ``python -m fastalex.plan`` prints. They fit on 80 columns with up to two devices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from fastalex.console import print_whole
+from fastalex.console import console
 from fastalex.network.footprint import LayerCost, layer_costs
 from fastalex.network.variation import Variation
 from fastalex.parallel.stage_memory import StageMemory, stage_memory
 from fastalex.parallel.world import World
-from fastalex.planning.options import GIB, Plan
-from fastalex.planning.speed import (
-    GTX_580_BYTES,
-    PAPER_DAYS,
-    PAPER_EPOCHS,
-    PAPER_IMAGES,
-    RECORDS,
-    Speed,
-    Trial,
-    paper_statements,
-    recorded_speeds,
-    time_steps,
-)
+from fastalex.planning.options import GIB, TrainingPlan
+from fastalex.planning.speed import ROUNDS, STEPS_PER_ROUND, Speed, known_speeds, measure_speed, paper_speeds
+
+GTX_580_BYTES = 3 * GIB
 
 
-def report(world: World, plan: Plan) -> None:
-    """Print the tables on the first worker; all of them take part where steps are timed."""
-    measured = time_steps(world, plan.trial) if plan.measure else None
+def report(world: World, plan: TrainingPlan) -> None:
+    """Print the tables on the first worker. All workers call this; they take part in a measurement."""
+    measured = None
+    if plan.measure:
+        measured = measure_speed(world, plan.architecture, plan.parallel, plan.batch_size, plan.precision)
     if not world.is_first:
         return
-    trial = plan.trial
-    implementation = "triton" if plan.on_gpus else "native"
-    layers = layer_costs(trial.architecture, trial.precision, implementation)
+    parallel = plan.parallel
+    implementation = "native" if plan.devices[0].type == "cpu" else "triton"
+    layers = layer_costs(plan.architecture, plan.precision, implementation)
     stages = stage_memory(
-        trial.architecture, layers, trial.stages, trial.micro_batches, trial.schedule, trial.precision
+        plan.architecture, layers, parallel.split, parallel.micro_batches, parallel.schedule, plan.precision
     )
-    whole = stage_memory(trial.architecture, layers, [trial.architecture.block_names], 1, "1f1b", trial.precision)[0]
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(_layer_table(layers))
-    console.print(_statement_table(layers, whole, trial.batch_size))
-    console.print(_memory_table(plan, stages))
-    print_whole(console, _time_table(plan, measured))
+    out = console()
+    out.print(_layer_table(layers))
+    out.print(_memory_table(plan, stages))
+    out.print(_time_table(plan, measured))
     for note in _notes(plan):
-        console.print(note)
+        out.print(note)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """The first column to the left, all others to the right."""
+def _new_table(title: str, *columns: str) -> Table:
+    """A table with its first column left-aligned and all others right-aligned."""
     table = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
     return table
 
 
 def _layer_table(layers: Sequence[LayerCost]) -> Table:
     parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
-    kept = sum(layer.kept_bytes for layer in layers)
-    table = _table(
-        "layers", "layer", "output", "parameters", "share", "arithmetic of a step", "share", "kept per image"
-    )
+    activations = sum(layer.kept_bytes for layer in layers)
+    columns = ("layer", "output", "parameters", "share", "MMAC", "share", "KiB kept")
+    table = _new_table("layers; MMAC and KiB are per image of a training step", *columns)
     for layer in layers:
         table.add_row(
             layer.name,
             "x".join(map(str, layer.output)),
             f"{layer.parameters:,}",
             f"{100 * layer.parameters / parameters:.2f} %",
-            f"{layer.macs / 1e6:,.1f} MMAC",
+            f"{layer.macs / 1e6:,.1f}",
             f"{100 * layer.macs / macs:.1f} %",
-            f"{layer.kept_bytes / 1024:,.0f} KiB",
+            f"{layer.kept_bytes / 1024:,.0f}",
         )
     table.add_section()
-    table.add_row("all", "", f"{parameters:,}", "", f"{macs / 1e6:,.1f} MMAC", "", f"{kept / 1024:,.0f} KiB")
+    table.add_row("total", "", f"{parameters:,}", "", f"{macs / 1e6:,.1f}", "", f"{activations / 1024:,.0f}")
     return table
 
 
-def _statement_table(layers: Sequence[LayerCost], whole: StageMemory, batch_size: int) -> Table:
-    table = _table("what the paper says of its network", "paper", "this network", "holds")
-    for statement in paper_statements(layers, whole, batch_size):
-        table.add_row(statement.paper, statement.here, "yes" if statement.holds else "no")
-    return table
-
-
-def _memory_table(plan: Plan, stages: Sequence[StageMemory]) -> Table:
-    trial = plan.trial
-    batches = f"batch {trial.batch_size} in {trial.micro_batches} parts, {trial.precision}"
-    table = _table(f"memory in GiB: {batches}", "", *(f"{_span(stage.blocks)}" for stage in stages))
-    table.add_row("device", *plan.devices.split(","))
+def _memory_table(plan: TrainingPlan, stages: Sequence[StageMemory]) -> Table:
+    parallel, batch_size = plan.parallel, plan.batch_size
+    batches = f"batch {batch_size} in {parallel.micro_batches} micro-batches"
+    if len(stages) > 1:
+        batches += f" ({parallel.schedule})"
+    table = _new_table(f"memory in GiB: {batches}, {plan.precision}", "", *(_span(stage.blocks) for stage in stages))
+    table.add_row("device", *map(str, parallel.devices))
     rows: dict[str, Sequence[float]] = {
-        "weights, gradients, velocities": [3 * stage.weights for stage in stages],
+        "weights, gradients, momentum": [3 * stage.weights for stage in stages],
         "low-precision copies": [stage.copies for stage in stages],
-        "activations under way": [stage.activations * stage.in_flight * trial.batch_size for stage in stages],
-        "images, boundaries, fc rows": [stage.whole_batch * trial.batch_size for stage in stages],
-        "together": [stage.total(trial.batch_size) for stage in stages],
-        "device has": list(plan.memory),
+        "activations": [stage.activations * stage.in_flight * batch_size for stage in stages],
+        "images, boundaries, deferred": [stage.whole_batch * batch_size for stage in stages],
+        "total": [stage.total(batch_size) for stage in stages],
+        "device memory": list(plan.memory),
     }
     for name, values in rows.items():
         table.add_row(name, *(f"{value / GIB:.2f}" for value in values))
     pairs = list(zip(stages, plan.memory, strict=True))
-    table.add_row("fits", *("yes" if stage.total(trial.batch_size) <= has else "no" for stage, has in pairs))
-    table.add_row("largest batch that fits", *(_largest(stage, has, trial) for stage, has in pairs))
-    table.add_row("on one GTX 580 (3 GiB)", *(_largest(stage, GTX_580_BYTES, trial) for stage in stages))
+    table.add_row("fits", *("yes" if stage.total(batch_size) <= memory else "no" for stage, memory in pairs))
+    table.add_row("largest batch", *(_largest_batch(plan, stage, memory) for stage, memory in pairs))
+    table.add_row("largest on a GTX 580 (3 GiB)", *(_largest_batch(plan, stage, GTX_580_BYTES) for stage in stages))
     return table
 
 
-def _largest(stage: StageMemory, memory: int, trial: Trial) -> str:
-    """The largest batch that fits and that the micro-batches divide."""
-    return f"{stage.largest_batch(memory) // trial.micro_batches * trial.micro_batches:,}"
+def _largest_batch(plan: TrainingPlan, stage: StageMemory, memory: int) -> str:
+    """The largest batch that fits and that the number of micro-batches divides."""
+    micro_batches = plan.parallel.micro_batches
+    return f"{stage.largest_batch(memory) // micro_batches * micro_batches:,}"
 
 
-def _time_table(plan: Plan, measured: float | None) -> Table:
+def _time_table(plan: TrainingPlan, measured: float | None) -> Table:
     title = f"time for {plan.epochs} epochs of {plan.images:,} images"
-    table = _table(title, "device", "setting", "images/s", "days", "known from")
-    fast, slow = (Speed("", "", "", PAPER_IMAGES * PAPER_EPOCHS / 86_400 / days) for days in PAPER_DAYS)
-    speed = f"{slow.images_per_second:.0f} to {fast.images_per_second:.0f}"
-    days = f"{fast.days(plan.images, plan.epochs):.2f} to {slow.days(plan.images, plan.epochs):.2f}"
-    table.add_row("two GTX 580, 3 GB each", "2012, batch 128", speed, days, "the paper: 90 epochs in 5 to 6 days")
-    speeds = _records(plan)
+    table = _new_table(title, "device", "setting", "images/s", "days")
+    slowest, fastest = (Speed("", "", speed) for speed in paper_speeds())
+    speed = f"{slowest.images_per_second:.0f} to {fastest.images_per_second:.0f}"
+    days = f"{fastest.days(plan.images, plan.epochs):.2f} to {slowest.days(plan.images, plan.epochs):.2f}"
+    table.add_row("two GTX 580", "the paper, batch 128", speed, days)
+    speeds = _known(plan)
     if measured is not None:
-        trial = plan.trial
-        setting = f"{plan.devices}, batch {trial.batch_size}, {trial.precision}"
-        speeds = [Speed(f"{trial.steps} steps here, without data", "this machine", setting, measured), *speeds]
+        devices = ",".join(map(str, plan.devices))
+        speeds = [Speed("this machine", f"{devices}, {plan.precision}, batch {plan.batch_size}", measured), *speeds]
     for known in speeds:
-        cells = (f"{known.images_per_second:,.1f}", f"{known.days(plan.images, plan.epochs):,.2f}", known.source)
-        table.add_row(known.device, known.setting, *cells)
+        days = f"{known.days(plan.images, plan.epochs):,.2f}"
+        table.add_row(known.device, known.setting, f"{known.images_per_second:,.1f}", days)
     return table
 
 
-def _records(plan: Plan) -> list[Speed]:
-    return recorded_speeds(plan.network.arch) if plan.network.variation == Variation() else []
+def _known(plan: TrainingPlan) -> list[Speed]:
+    return known_speeds(plan.network.arch) if plan.network.variation == Variation() else []
 
 
-def _notes(plan: Plan) -> list[str]:
-    notes = ["memory is counted, not measured; the libraries' own (CUDA's context, cuDNN's workspace) comes on top"]
+def _notes(plan: TrainingPlan) -> list[str]:
+    notes = [
+        "Memory is counted, not measured. Libraries need more: CUDA's context and cuDNN's",
+        "workspaces are not included.",
+    ]
+    if _known(plan):
+        notes.append('Known speeds: "steps" are without image loading, "training" is a whole run.')
+    if plan.measure:
+        notes.append(f"This machine: {ROUNDS * STEPS_PER_ROUND} training steps on random images, without a loader.")
     if plan.network.variation != Variation():
-        notes.append("no records: they are of the named networks, unvaried; --measure times 20 steps here")
-    elif not RECORDS.is_dir():
-        notes.append("no records: bench/results is part of a checkout, not of a package; --measure times 20 steps here")
-    elif not _records(plan):
-        notes.append(f"no records of {plan.network.arch} in bench/results; --measure times 20 steps here")
+        notes.append("Known speeds are of networks without variations; measure this one here.")
+    elif not _known(plan):
+        notes.append(f"No speed of {plan.network.arch} is known; measure it here.")
     return notes
 
 

@@ -1,40 +1,82 @@
-"""The paper's claims as experiments: which networks are compared, and what was published about them.
+"""The paper's claims and published figures, read from ``claims.toml``.
 
 A study trains variants that differ from a base in one thing. A variant is data: the options of ``fastalex.train`` in
-which it differs. The base comes first and is the network of 2012 as it was run.
-
-A published difference is the variant's error minus the base's in percentage points. "Paper" is Krizhevsky, Sutskever
-and Hinton (2012); "source" are results recorded in the source code that was released in 2025
-(github.com/computerhistory/AlexNet-Source-Code), in which configuration 145 is the paper's network.
+which it differs. The base is the first variant and reproduces the network of 2012. A published difference is the
+variant's error minus the base's, in percentage points.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.resources import files
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fastalex.errors import ConfigurationError
+from fastalex.training.options import NetworkOptions, RecipeOptions
 
 Measure = Literal["error", "epochs"]
+T = TypeVar("T")
 
-
-# ReLU against tanh: training error that the runs are timed to, in percent.
-TRAINING_ERROR_GOAL = 25.0
+_ERROR_KEYS = ("error", "base_error")
 
 
 @dataclass(frozen=True)
-class Published:
-    """A difference as published: top-1 and top-5 error in percentage points, where, and what goes before the figure."""
+class PublishedError:
+    """Published error rates in percent.
+
+    Args:
+        method: what was evaluated.
+        images: on which images.
+        source: where the figures were published.
+        top5, top1: error rates; ``top1`` is None where it was not published.
+        views: views per image; None for methods without views.
+    """
+
+    method: str
+    images: str
+    source: str
+    top5: float
+    top1: float | None = None
+    views: int | None = None
+
+    def __str__(self) -> str:
+        digits = 2 if self.source.startswith("2012 source") else 1
+        top1 = "-" if self.top1 is None else f"{self.top1:.{digits}f}"
+        return f"{top1} / {self.top5:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class PublishedDifference:
+    """A published difference between two networks, in percentage points.
+
+    Args:
+        top1, top5: the differences; ``top5`` is None where it was not published.
+        source: where.
+        qualifier: precedes the figure, such as "about".
+        error, base_error: the published errors behind the difference, if known.
+    """
 
     top1: float
-    top5: float | None
-    where: str
-    about: str = ""
+    source: str
+    top5: float | None = None
+    qualifier: str = ""
+    error: PublishedError | None = None
+    base_error: PublishedError | None = None
 
     def __str__(self) -> str:
         top5 = "" if self.top5 is None else f" / {self.top5:+.1f}"
-        return f"{self.about} {self.top1:+.1f}{top5}".strip()
+        return f"{self.qualifier} {self.top1:+.1f}{top5}".strip()
+
+    @property
+    def details(self) -> str:
+        """The source, and the errors behind the difference."""
+        if self.error is None or self.base_error is None:
+            return self.source
+        errors = f"{self.error.source}: {self.error} against {self.base_error}"
+        return f"{self.source}; {errors}, {self.error.views} views, {self.error.images}"
 
 
 @dataclass(frozen=True)
@@ -42,19 +84,19 @@ class Variant:
     """One row of a study.
 
     Args:
-        name: what it is; with hyphens for spaces also the folder of its runs.
-        network, training: fields of the network's and the training options in which it differs from the base.
-        published: its difference from the base, or None where none was published.
+        name: also the name of the folder of its runs, with hyphens for spaces.
+        network, training: fields of :class:`NetworkOptions` and :class:`RecipeOptions` that differ from the base.
+        published: its published difference from the base, or None.
     """
 
     name: str
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    published: Published | None = None
+    published: PublishedDifference | None = None
 
     @property
     def folder(self) -> str:
-        """The name as a file's."""
+        """The name as a folder name."""
         return "-".join("".join(c if c.isalnum() or c in ".-" else " " for c in self.name).split())
 
 
@@ -63,13 +105,16 @@ class Study:
     """A claim and the networks that test it.
 
     Args:
-        claim: what was said.
+        name: as the command line takes it.
+        claim: the claim, as a sentence.
         variants: the base first.
-        measure: ``error`` compares validation errors; ``epochs`` the epochs until the mean training error of one is
-            below :data:`TRAINING_ERROR_GOAL`, between families of variants.
-        network, training: options of all variants, which the user's replace.
-        families: for ``epochs``: the first words of the variants' names; the fastest variant of each is compared.
-        note: what a reader of the figures has to know.
+        measure: ``error`` compares validation errors; ``epochs`` compares the number of epochs until the mean training
+            error of an epoch is at most :data:`TRAINING_ERROR_GOAL`, between families of variants.
+        network, training: options of all variants; the user's options override them.
+        families: for ``epochs``: the first words of the variants' names. The fastest variants of each are compared.
+        published_ratio: for ``epochs``: epochs of the second family divided by those of the first.
+        source: where the ratio was published.
+        note: what a reader of the results must know.
     """
 
     name: str
@@ -80,185 +125,177 @@ class Study:
     training: Mapping[str, Any] = field(default_factory=dict)
     families: tuple[str, ...] = ()
     published_ratio: float | None = None
+    source: str = ""
     note: str = ""
 
 
-def _without(layer: str) -> Variant:
-    where = "paper, section 7: removing any of the middle layers loses about 2 % top-1"
-    return Variant(f"without {layer}", {"without": (layer,)}, published=Published(2.0, None, where, "about"))
+@dataclass(frozen=True)
+class OtherClaim:
+    """A claim that other commands test.
+
+    Args:
+        claim: the claim, as a sentence.
+        commands: what to run after ``python -m fastalex.``, in order.
+        comparisons: pairs of published errors, from worse to better.
+        published: the published figures that are not errors.
+    """
+
+    claim: str
+    commands: tuple[str, ...]
+    comparisons: tuple[tuple[PublishedError, PublishedError], ...] = ()
+    published: str = ""
 
 
-DEPTH = Study(
-    "depth",
-    "Removing any convolutional layer costs accuracy.",
-    (
-        Variant("five conv layers"),
-        _without("conv3"),
-        _without("conv4"),
-        _without("conv5"),
-        Variant("with conv6", {"conv6": True}),
-    ),
-    note="The sixth layer was published only with pre-training on other data, so there is no figure to compare with.",
-)
+@dataclass(frozen=True)
+class Claims:
+    """The contents of ``claims.toml``."""
+
+    training_error_goal: float
+    errors: Mapping[str, PublishedError]
+    studies: Mapping[str, Study]
+    others: tuple[OtherClaim, ...]
 
 
-WIDTH = Study(
-    "width",
-    "More capable models recognise better: width.",
-    (
-        Variant("width x 1"),
-        Variant("width x 0.75", {"width": 0.75}),
-        Variant("width x 0.5", {"width": 0.5}),
-        Variant("width x 0.25", {"width": 0.25}),
-    ),
-    note="Multiples of the width that is asked for. Initial weights are those of the whole width unless --init scaled.",
-)
+def read_claims(text: str) -> Claims:
+    """Parse the text of ``claims.toml``.
+
+    Raises:
+        ConfigurationError: a key is unknown or missing, a value has the wrong type, or a name refers to nothing. The
+            message names the key.
+    """
+    values = tomllib.loads(text)
+    errors = {
+        name: _build(PublishedError, _table(table, f"errors.{name}"), f"errors.{name}")
+        for name, table in _table(values.get("errors", {}), "errors").items()
+    }
+    studies = {
+        name: _study(name, _table(table, f"studies.{name}"), errors)
+        for name, table in _table(values.get("studies", {}), "studies").items()
+    }
+    others = [_other_claim(table, where, errors) for table, where in _tables(values.get("others", []), "others")]
+    return _build(Claims, values, "the top level", errors=errors, studies=studies, others=tuple(others))
 
 
-DATASET_SIZE = Study(
-    "dataset-size",
-    "Larger data sets give better recognition.",
-    (
-        Variant("100 % of the images"),
-        Variant("30 % of the images", training={"fraction": 0.3}),
-        Variant("10 % of the images", training={"fraction": 0.1}),
-    ),
-    note="All variants make about the same number of updates: smaller sets are gone through more often. The smaller "
-    "sets are parts of the larger ones, and each seed has its own.",
-)
+def _study(name: str, table: dict[str, Any], errors: Mapping[str, PublishedError]) -> Study:
+    where = f"studies.{name}"
+    tables = _tables(table.get("variants", []), f"{where}.variants")
+    variants = tuple(_variant(variant, place, errors) for variant, place in tables)
+    if not variants:
+        raise ConfigurationError(f"claims.toml: {where} has no variants; add a base and the variants to compare")
+    return _build(Study, table, where, name=name, variants=variants, **_options(table, where))
 
 
-DROPOUT = Study(
-    "dropout",
-    "Dropout in fc6 and fc7 is needed against overfitting.",
-    (Variant("dropout 0.5", {"dropout": 0.5}), Variant("no dropout", {"dropout": 0.0})),
-    note="The paper (section 4.2) gives no error without dropout: it says that the network overfits substantially "
-    "then, and that dropout roughly doubles the iterations to converge.",
-)
+def _variant(table: dict[str, Any], where: str, errors: Mapping[str, PublishedError]) -> Variant:
+    built: dict[str, Any] = _options(table, where)
+    if "published" in table:
+        place = f"{where}.published"
+        published = _table(table["published"], place)
+        found = {name: _find_error(published[name], place, errors) for name in _ERROR_KEYS if name in published}
+        built["published"] = _build(PublishedDifference, published, place, **found)
+    return _build(Variant, table, where, **built)
 
 
-AUGMENTATION = Study(
-    "augmentation",
-    "Crops, reflections and colour noise reduce overfitting.",
-    (
-        Variant("crops, flips, colour", training={"random_crops": True, "flip": True, "color_noise": 0.1}),
-        Variant(
-            "crops, flips",
-            training={"random_crops": True, "flip": True, "color_noise": 0.0},
-            published=Published(1.0, None, "paper, section 4.1: colour noise gains over 1 % top-1", "more than"),
-        ),
-        Variant("none", training={"random_crops": False, "flip": False, "color_noise": 0.0}),
-    ),
-    note="The paper (section 4.1) says that without crops and reflections the network overfits substantially, and "
-    "gives no figure.",
-)
+def _other_claim(table: dict[str, Any], where: str, errors: Mapping[str, PublishedError]) -> OtherClaim:
+    pairs = []
+    for names in table.get("comparisons", []):
+        if not isinstance(names, list) or len(names) != 2:
+            raise ConfigurationError(f"claims.toml: {where}.comparisons must hold pairs of error names, got {names!r}")
+        pairs.append(tuple(_find_error(name, f"{where}.comparisons", errors) for name in names))
+    return _build(OtherClaim, table, where, comparisons=tuple(pairs))
 
 
-LRN = Study(
-    "lrn",
-    "Local response normalisation aids generalisation.",
-    (
-        Variant("with normalisation"),
-        Variant(
-            "without any",
-            {"lrn": False},
-            published=Published(
-                1.4,
-                1.2,
-                "paper, section 3.3; source, configuration 148: 42.03 / 19.36 against 40.66 / 18.21, ten views, "
-                "ILSVRC-2012 validation",
-            ),
-        ),
-    ),
-)
+def _find_error(name: Any, where: str, errors: Mapping[str, PublishedError]) -> PublishedError:
+    if name not in errors:
+        raise ConfigurationError(f"claims.toml: {where} names the unknown error {name!r}; add it to the table errors")
+    return errors[name]
 
 
-OVERLAP = Study(
-    "overlap",
-    "Overlapping pooling reduces errors.",
-    (
-        Variant("3x3 windows, stride 2"),
-        Variant(
-            "2x2 windows, stride 2",
-            {"overlapping": False},
-            published=Published(
-                0.4,
-                0.3,
-                "paper, section 3.4; source, configuration 147: 41.06 / 18.51 against 40.66 / 18.21, ten views, "
-                "ILSVRC-2012 validation",
-            ),
-        ),
-    ),
-)
+def _options(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options in ``network`` and ``training``; lists become tuples."""
+    result = {}
+    for key, options in (("network", NetworkOptions), ("training", RecipeOptions)):
+        if key not in table:
+            continue
+        known = [option.name for option in fields(options)]
+        for name in _table(table[key], f"{where}.{key}"):
+            if name not in known:
+                raise ConfigurationError(
+                    f"claims.toml: {where}.{key} has the unknown option {name!r}; choose from {', '.join(known)}"
+                )
+        result[key] = {name: tuple(v) if isinstance(v, list) else v for name, v in table[key].items()}
+    return result
 
 
-TOWERS = Study(
-    "towers",
-    "Two towers on two GPUs beat the network that fits on one.",
-    (
-        Variant("two towers", {"arch": "krizhevsky"}),
-        Variant("one tower, ungrouped", {"arch": "ungrouped"}),
-        Variant(
-            "half the kernels",
-            {"arch": "half"},
-            published=Published(
-                1.7,
-                1.2,
-                "paper, section 3.2; source, configuration 145-half: 39.17 / 18.23 against 37.47 / 17.00, ten views, "
-                "ILSVRC-2010 test",
-            ),
-        ),
-        Variant(
-            "towers never talk",
-            {"arch": "separate"},
-            published=Published(
-                1.2,
-                1.1,
-                "source only, configuration 150: 41.83 / 19.33 against 40.66 / 18.21, ten views, ILSVRC-2012 "
-                "validation",
-            ),
-        ),
-    ),
-)
+def _build(cls: type[T], table: dict[str, Any], where: str, **built: Any) -> T:
+    """An object of a dataclass from a TOML table. ``built`` holds values that have been converted already."""
+    types = get_type_hints(cls)
+    for name in table:
+        if name not in types:
+            raise ConfigurationError(
+                f"claims.toml: {where} has the unknown key {name!r}; choose from {', '.join(types)}"
+            )
+    checked = {name: _checked(table[name], types[name], f"{where}.{name}") for name in table if name not in built}
+    values = checked | built
+    for entry in fields(cls):  # type: ignore[arg-type]
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ConfigurationError(f"claims.toml: {where} lacks the key {entry.name!r}")
+    return cls(**values)
 
 
-INIT = Study(
-    "init",
-    "The paper's initial weights (0.01 everywhere) against those that were run (0.03 in conv3 to conv5).",
-    (Variant("as run"), Variant("as in the text", {"init": "text"})),
-    note="Not a claim of the paper: its text and its source differ here, and nobody published what that makes.",
-)
+def _checked(value: Any, expected: Any, where: str) -> Any:
+    """The value as the expected type: integers become floats, and arrays become tuples."""
+    if isinstance(expected, UnionType):  # such as float | None; TOML has no null
+        (expected,) = (option for option in get_args(expected) if option is not NoneType)
+    if get_origin(expected) is tuple and isinstance(value, list):
+        return tuple(_checked(item, get_args(expected)[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if get_origin(expected) is Literal and value in get_args(expected):
+        return value
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is expected:
+        return value
+    raise ConfigurationError(f"claims.toml: {where} must be {_type_name(expected)}, got {value!r}")
 
 
-ACTIVATION = Study(
-    "activation",
-    "A four-layer network of ReLUs reaches 25 % training error six times faster than one of tanh units.",
-    tuple(
-        Variant(f"{activation} lr {lr:g}", {"activation": activation}, {"lr": lr})
-        for activation in ("relu", "tanh")
-        for lr in (0.0003, 0.001, 0.003, 0.01)
-    ),
-    measure="epochs",
-    network={"arch": "four-layer"},
-    training={"recipe": "four-layer"},
-    families=("relu", "tanh"),
-    published_ratio=6.0,
-    note="Paper, figure 1: CIFAR-10, the fastest learning rate for each, no regularisation of any kind. The paper does "
-    "not say which four layers.",
-)
+def _type_name(expected: Any) -> str:
+    if get_origin(expected) is Literal:
+        return " or ".join(map(repr, get_args(expected)))
+    return "an array" if get_origin(expected) is tuple else f"a {expected.__name__}"
 
 
-STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (DEPTH, WIDTH, DATASET_SIZE, DROPOUT, AUGMENTATION, LRN, OVERLAP, ACTIVATION, TOWERS, INIT)
-}
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"claims.toml: {where} must be a table, got {value!r}")
+    return value
+
+
+def _tables(value: Any, where: str) -> list[tuple[dict[str, Any], str]]:
+    """The tables of an array, each with its path."""
+    if not isinstance(value, list):
+        raise ConfigurationError(f"claims.toml: {where} must be an array of tables, got {value!r}")
+    return [(_table(item, f"{where}[{index}]"), f"{where}[{index}]") for index, item in enumerate(value)]
+
+
+_CLAIMS = read_claims(files("fastalex.studies").joinpath("claims.toml").read_text(encoding="utf-8"))
+
+TRAINING_ERROR_GOAL = _CLAIMS.training_error_goal
+"""Training error in percent that the study of activations counts epochs to."""
+
+PUBLISHED_ERRORS = _CLAIMS.errors
+"""All published errors, by name."""
+
+STUDIES = _CLAIMS.studies
+"""All studies, by name."""
+
+OTHER_CLAIMS = _CLAIMS.others
+"""Claims that other commands test."""
 
 
 def find_study(name: str) -> Study:
     """The study of that name.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the name is unknown.
     """
     if name not in STUDIES:
         raise ConfigurationError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")

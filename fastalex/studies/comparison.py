@@ -1,14 +1,14 @@
-"""A study's result: means and spreads over seeds, differences from the base, and the paper's beside them.
+"""The result of a study: errors as mean and spread over seeds, and differences from the base and from the paper's.
 
-The spread is the standard deviation over seeds (with n - 1). A difference that is not larger than the base's or the
-variant's spread is called so: it may well be chance.
+The spread is the sample standard deviation over seeds. A difference is marked as uncertain if it is not larger than
+the spread of the variant and of the base: it may be chance.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,20 @@ from fastalex.console import duration
 from fastalex.datasets import open_prepared
 from fastalex.files import write_atomically
 from fastalex.network.architecture import block_shapes
-from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
-from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, outcome
+from fastalex.studies.claims import TRAINING_ERROR_GOAL, PublishedDifference, Study, Variant
+from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, read_result
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Mean and spread over seeds; the spread of one seed is not known."""
+    """Mean and spread over seeds; the spread is None for a single seed."""
 
     mean: float
     spread: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure | None:
-        """Of as many values as there are; None of none."""
+        """The figure of some values; None if there are none."""
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
@@ -43,14 +43,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure minus the base's; ``is_larger`` says whether it exceeds both spreads, None where a spread is unknown."""
+    """A figure minus the base's. ``is_larger``: whether it exceeds both spreads, None if a spread is unknown."""
 
     value: float
     is_larger: bool | None
 
     @classmethod
     def between(cls, figure: Figure | None, base: Figure | None) -> Difference | None:
-        """None where one of the two is missing."""
+        """The difference of two figures; None if one is missing."""
         if figure is None or base is None:
             return None
         value = figure.mean - base.mean
@@ -64,12 +64,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its finished runs and what they came to."""
+    """One variant and the results of its finished runs."""
 
     variant: Variant
     parameters: int
     epochs: int
-    outcomes: tuple[RunResult, ...]
+    results: tuple[RunResult, ...]
     diverged: int
     top1: Figure | None
     top5: Figure | None
@@ -78,155 +78,156 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Mean time of training."""
-        return statistics.fmean(o.seconds for o in self.outcomes) if self.outcomes else None
+        """Mean training time of a run."""
+        return statistics.fmean(result.seconds for result in self.results) if self.results else None
 
     @property
     def epochs_to_goal(self) -> Figure | None:
-        """Epochs to the training error asked for, if all seeds reached it."""
-        reached = [o.epochs_to_goal for o in self.outcomes if o.epochs_to_goal is not None]
-        return Figure.of(reached) if reached and len(reached) == len(self.outcomes) and not self.diverged else None
+        """Epochs to the training error goal; None unless all seeds reached it."""
+        reached = [result.epochs_to_goal for result in self.results if result.epochs_to_goal is not None]
+        return Figure.of(reached) if reached and len(reached) == len(self.results) and not self.diverged else None
 
 
-def rows(study: Study, members: Sequence[StudyRun]) -> list[Row]:
-    """One row a variant, of the runs that are finished so far; the base's first."""
-    result: list[Row] = []
+def compare(study: Study, runs: Sequence[StudyRun]) -> list[Row]:
+    """One row per variant from the runs that are finished; the base first."""
+    rows: list[Row] = []
     for variant in study.variants:
-        mine = [member for member in members if member.variant == variant]
-        config = mine[0].config
-        outcomes = tuple(outcome(member) for member in mine if is_finished(member) and not has_diverged(member))
-        top1, top5 = Figure.of([o.top1_error for o in outcomes]), Figure.of([o.top5_error for o in outcomes])
-        # Learning rates to choose among have no base.
-        base = result[0] if result and study.measure == "error" else None
-        shapes = block_shapes(config.network.build_architecture())
-        result.append(
+        own = [run for run in runs if run.variant == variant]
+        config = own[0].config
+        results = tuple(read_result(run) for run in own if is_finished(run) and not has_diverged(run))
+        top1 = Figure.of([result.top1_error for result in results])
+        top5 = Figure.of([result.top5_error for result in results])
+        # Learning rates to choose from have no base.
+        base = rows[0] if rows and study.measure == "error" else None
+        rows.append(
             Row(
                 variant,
-                sum(shape.parameters for shape in shapes),
+                sum(shape.parameters for shape in block_shapes(config.network.build_architecture())),
                 config.recipe.epochs,
-                outcomes,
-                sum(has_diverged(member) for member in mine),
+                results,
+                sum(has_diverged(run) for run in own),
                 top1,
                 top5,
                 Difference.between(top1, base.top1) if base else None,
                 Difference.between(top5, base.top5) if base else None,
             )
         )
-    return result
+    return rows
 
 
-def fastest(study: Study, table: Sequence[Row]) -> dict[str, Row]:
-    """Of each family the variant with the fewest epochs to the goal; families that never reached it are left out."""
+def fastest_variants(study: Study, rows: Sequence[Row]) -> dict[str, Row]:
+    """The variant of each family with the fewest epochs to the goal, without families that never reached it."""
     result = {}
     for family in study.families:
-        reached = [row for row in table if row.variant.name.startswith(family) and row.epochs_to_goal is not None]
+        reached = [row for row in rows if row.variant.name.startswith(family) and row.epochs_to_goal is not None]
         if reached:
             result[family] = min(reached, key=lambda row: row.epochs_to_goal.mean)  # type: ignore[union-attr]
     return result
 
 
-def shown(study: Study, table: Sequence[Row]) -> Table:
-    """The study as a table for the console."""
-    result = Table(title=f"{study.name}: {study.claim}", title_justify="left")
-    result.add_column("variant", overflow="fold")
+def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
+    """The rows as a table for the console."""
+    table = Table(title=f"{study.name}: {study.claim}", title_justify="left")
+    table.add_column("variant", overflow="fold")
     if study.measure == "epochs":
-        third = [f"epochs to {TRAINING_ERROR_GOAL:g} %"]
+        compared = [f"epochs to {TRAINING_ERROR_GOAL:g} %"]
     else:
-        third = ["difference", "published"]
-    headings = ["runs", "top-1 error %", "top-5 error %", *third, "time", "parameters"]
-    for name in headings:
-        result.add_column(name, justify="right", overflow="fold")
-    for row in table:
-        runs = f"{len(row.outcomes)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
+        compared = ["difference", "published"]
+    for name in ("runs", "top-1 error %", "top-5 error %", *compared, "time", "parameters"):
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        runs = f"{len(row.results)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
         differences = " / ".join(str(d) for d in (row.top1_difference, row.top5_difference) if d is not None)
         if study.measure == "epochs":
-            third = [_text(row.epochs_to_goal, _why_missing(row))]
-        elif row is table[0]:
-            third = ["base", "base"]
+            compared = [_text(row.epochs_to_goal, _why_missing(row))]
+        elif row is rows[0]:
+            compared = ["base", "base"]
         else:
-            third = [differences or "-", _text(row.variant.published, "none")]
+            compared = [differences or "-", _text(row.variant.published, "none")]
         time = "-" if row.seconds is None else duration(row.seconds)
-        cells = [runs, _text(row.top1), _text(row.top5), *third, time, f"{row.parameters:,}"]
-        result.add_row(row.variant.name, *cells)
-    return result
+        cells = [runs, _text(row.top1), _text(row.top5), *compared, time, f"{row.parameters:,}"]
+        table.add_row(row.variant.name, *cells)
+    return table
 
 
 def _why_missing(row: Row) -> str:
-    """What stands in place of a variant's figure."""
-    return "not reached" if row.outcomes else "diverged" if row.diverged else "-"
+    """What to show instead of a missing figure."""
+    return "not reached" if row.results else "diverged" if row.diverged else "-"
 
 
-def _text(value: object | None, otherwise: str = "-") -> str:
-    return otherwise if value is None else str(value)
+def _text(value: object | None, default: str = "-") -> str:
+    return default if value is None else str(value)
 
 
-def remarks(study: Study, members: Sequence[StudyRun], table: Sequence[Row]) -> list[str]:
-    """What has to be said beside the table."""
-    lines = []
-    if study.measure == "epochs":
-        lines.append(ratio(study, table))
-    images = open_prepared(members[0].config.data).count("val")
+def remarks(study: Study, runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
+    """Sentences that explain the table."""
+    lines = [epoch_ratio(study, rows)] if study.measure == "epochs" else []
+    images = open_prepared(runs[0].config.data).count("val")
+    differences = "Differences are top-1 / top-5, in points. " if study.measure == "error" else ""
     lines.append(
         f"Errors after the last epoch on {images} validation images, one centre crop; one image is {100 / images:.2g} "
-        "points. ± is the standard deviation over seeds, "
-        + ("the differences are top-1 / top-5 in points, " if study.measure == "error" else "")
-        + "time is a run's training."
+        f"points. ± is the standard deviation over seeds. {differences}Time is the training time of a run."
     )
-    lines += verdicts(table)
-    published = ((row.variant.name, row.variant.published) for row in table)
-    lines += [f"Published for {name}: {difference.where}." for name, difference in published if difference]
+    lines += uncertain_differences(rows)
+    published = ((row.variant.name, row.variant.published) for row in rows)
+    lines += [f"Published for {name}: {difference.details}." for name, difference in published if difference]
     return [*lines, study.note] if study.note else lines
 
 
-def verdicts(table: Sequence[Row]) -> list[str]:
-    """Which differences may be chance."""
-    compared = [(row.variant.name, row.top1_difference, row.top5_difference) for row in table[1:]]
+def uncertain_differences(rows: Sequence[Row]) -> list[str]:
+    """Sentences that name the differences that may be chance."""
+    compared = [(row.variant.name, row.top1_difference, row.top5_difference) for row in rows[1:]]
     small = [
-        f"{name} ({' and '.join(kind for kind, d in (('top-1', one), ('top-5', five)) if d and d.is_larger is False)})"
-        for name, one, five in compared
-        if any(d is not None and d.is_larger is False for d in (one, five))
+        f"{name} ({' and '.join(kind for kind, d in (('top-1', top1), ('top-5', top5)) if d and d.is_larger is False)})"
+        for name, top1, top5 in compared
+        if any(d is not None and d.is_larger is False for d in (top1, top5))
     ]
-    lines = [f"~: smaller than the spread over seeds, so perhaps chance: {', '.join(small)}."] if small else []
-    if any(one is not None and one.is_larger is None for _, one, _ in compared):
-        lines.append("?: one run says nothing about the spread, so the differences may be chance.")
+    lines = [f"~: not larger than the spread over seeds, may be chance: {', '.join(small)}."] if small else []
+    if any(top1 is not None and top1.is_larger is None for _, top1, _ in compared):
+        lines.append("?: one run has no spread, so the differences may be chance.")
     return lines
 
 
-def ratio(study: Study, table: Sequence[Row]) -> str:
-    """The fastest variant of each family, and how many times as many epochs the second family takes."""
-    best = fastest(study, table)
-    texts = [f"{row.variant.name} {_text(row.epochs_to_goal)} epochs" for row in best.values()]
-    missing = [family for family in study.families if family not in best]
+def epoch_ratio(study: Study, rows: Sequence[Row]) -> str:
+    """A sentence: the fastest variant of each family, and the ratio of their epochs."""
+    fastest = fastest_variants(study, rows)
+    texts = [f"{row.variant.name} {_text(row.epochs_to_goal)} epochs" for row in fastest.values()]
+    missing = [family for family in study.families if family not in fastest]
+    start = f"Fastest to {TRAINING_ERROR_GOAL:g} % training error"
     if missing:
-        texts.append(f"{', '.join(missing)} not in the epochs given")
-        return f"Fastest to {TRAINING_ERROR_GOAL:g} % training error: {'; '.join(texts)}."
-    measured = _measured_ratio(study, best)
-    first, second = (best[family].epochs_to_goal for family in study.families)
+        texts.append(f"{', '.join(missing)} did not reach it")
+        return f"{start}: {'; '.join(texts)}."
+    first, second = (fastest[family].epochs_to_goal for family in study.families)
     difference = Difference.between(second, first)
     assert difference is not None
-    chance = {
+    doubt = {
         True: "",
-        False: " The difference is smaller than the spread over seeds, so perhaps chance.",
-        None: " One run says nothing about the spread, so this may be chance.",
+        False: " The difference is not larger than the spread over seeds and may be chance.",
+        None: " One run has no spread, so the difference may be chance.",
     }[difference.is_larger]
-    return (
-        f"Fastest to {TRAINING_ERROR_GOAL:g} % training error: {'; '.join(texts)}. Ratio {measured:.1f} (paper: "
-        f"{study.published_ratio:g}).{chance}"
-    )
+    ratio = _measured_ratio(study, fastest)
+    return f"{start}: {'; '.join(texts)}. Ratio {ratio:.1f} (paper: {study.published_ratio:g}).{doubt}"
 
 
-def _measured_ratio(study: Study, best: dict[str, Row]) -> float | None:
-    if len(best) < len(study.families):
+def _measured_ratio(study: Study, fastest: Mapping[str, Row]) -> float | None:
+    if len(fastest) < len(study.families):
         return None
-    first, second = (best[family].epochs_to_goal for family in study.families)
+    first, second = (fastest[family].epochs_to_goal for family in study.families)
     assert first is not None
     assert second is not None
     return second.mean / first.mean
 
 
-def record(study: Study, members: Sequence[StudyRun], table: Sequence[Row]) -> dict[str, Any]:
-    """The study as JSON: everything that the table says, and each run."""
-    config = members[0].config
+def write_comparison(study: Study, runs: Sequence[StudyRun], folder: Path) -> list[Row]:
+    """Write ``study.json`` from the runs that are finished, and return its rows."""
+    rows = compare(study, runs)
+    write_atomically(folder / "study.json", json.dumps(_record(study, runs, rows), indent=1) + "\n")
+    return rows
+
+
+def _record(study: Study, runs: Sequence[StudyRun], rows: Sequence[Row]) -> dict[str, Any]:
+    """The study as JSON values: everything in the table, and every run."""
+    config = runs[0].config
     dataset = open_prepared(config.data)
     result: dict[str, Any] = {
         "study": study.name,
@@ -238,16 +239,21 @@ def record(study: Study, members: Sequence[StudyRun], table: Sequence[Row]) -> d
             "train": dataset.count("train"),
             "val": dataset.count("val"),
         },
-        "base": {"network": asdict(config.network.variation), "recipe": asdict(config.recipe)}
-        | {"architecture": config.network.architecture, "precision": config.precision, "devices": config.devices},
-        "seeds": sorted({member.config.seed for member in members}),
-        "rows": [_row_record(row) for row in table],
-        "remarks": remarks(study, members, table),
+        "base": {
+            "network": asdict(config.network.variation),
+            "recipe": asdict(config.recipe),
+            "architecture": config.network.architecture,
+            "precision": config.precision,
+            "devices": ",".join(map(str, config.parallel.devices)),
+        },
+        "seeds": sorted({run.config.seed for run in runs}),
+        "rows": [_row_record(row) for row in rows],
+        "remarks": remarks(study, runs, rows),
     }
     if study.measure == "epochs":
-        best = fastest(study, table)
-        result["fastest"] = {family: row.variant.name for family, row in best.items()}
-        result["ratio"] = _measured_ratio(study, best)
+        fastest = fastest_variants(study, rows)
+        result["fastest"] = {family: row.variant.name for family, row in fastest.items()}
+        result["ratio"] = _measured_ratio(study, fastest)
         result["published_ratio"] = study.published_ratio
     return result
 
@@ -267,43 +273,41 @@ def _row_record(row: Row) -> dict[str, Any]:
         "top5_error": rounded(row.top5),
         "top1_difference": rounded(row.top1_difference),
         "top5_difference": rounded(row.top5_difference),
-        "published": asdict(row.variant.published) if row.variant.published else None,
+        "published": _published_record(row.variant.published),
         "seconds": None if row.seconds is None else round(row.seconds, 1),
         "epochs_to_goal": rounded(row.epochs_to_goal),
         "diverged": row.diverged,
-        "runs": [asdict(o) | {"seconds": round(o.seconds, 1)} for o in row.outcomes],
+        "runs": [asdict(result) | {"seconds": round(result.seconds, 1)} for result in row.results],
     }
 
 
-def write(study: Study, members: Sequence[StudyRun], folder: Path) -> list[Row]:
-    """Write ``study.json`` of the runs finished so far, and return its rows."""
-    table = rows(study, members)
-    write_atomically(folder / "study.json", json.dumps(record(study, members, table), indent=1) + "\n")
-    return table
+def _published_record(published: PublishedDifference | None) -> dict[str, Any] | None:
+    if published is None:
+        return None
+    return {"top1": published.top1, "top5": published.top5, "where": published.details, "about": published.qualifier}
 
 
-def draw(study: Study, table: Sequence[Row], path: Path) -> None:
-    """Draw a point a run and a bar a variant: errors, or epochs to the goal; in words where a variant has none."""
-    from matplotlib.figure import Figure as Picture
+def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
+    """Draw errors, or epochs to the goal: a bar per variant and a point per run."""
+    from matplotlib.figure import Figure as Picture  # a slow import, which only this function needs
 
-    picture = Picture(figsize=(9, 1.2 + 0.45 * len(table)), layout="constrained")
+    picture = Picture(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     panels: list[tuple[str, list[list[float]]]] = [
-        ("top-1 error (%)", [[o.top1_error for o in row.outcomes] for row in table]),
-        ("top-5 error (%)", [[o.top5_error for o in row.outcomes] for row in table]),
+        ("top-1 error (%)", [[result.top1_error for result in row.results] for row in rows]),
+        ("top-5 error (%)", [[result.top5_error for result in row.results] for row in rows]),
     ]
     if study.measure == "epochs":
-        goals = [[o.epochs_to_goal for o in row.outcomes if o.epochs_to_goal is not None] for row in table]
-        panels = [(f"epochs to {TRAINING_ERROR_GOAL:g} % training error", [[float(v) for v in g] for g in goals])]
+        epochs = [[float(r.epochs_to_goal) for r in row.results if r.epochs_to_goal is not None] for row in rows]
+        panels = [(f"epochs to {TRAINING_ERROR_GOAL:g} % training error", epochs)]
     for axes, (label, values) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        places = range(len(table))
-        for place, (row, points) in enumerate(zip(table, values, strict=True)):
+        for y, (row, points) in enumerate(zip(rows, values, strict=True)):
             has_bar = row.epochs_to_goal is not None if study.measure == "epochs" else bool(points)
             if has_bar:
-                axes.barh(place, statistics.fmean(points), color="0.85")
+                axes.barh(y, statistics.fmean(points), color="0.85")
             else:
-                axes.text(0.02, place, _why_missing(row), transform=axes.get_yaxis_transform(), va="center")
-            axes.plot(points, [place] * len(points), "ko", markersize=3)
-        axes.set(xlabel=label, yticks=list(places), yticklabels=[row.variant.name for row in table])
+                axes.text(0.02, y, _why_missing(row), transform=axes.get_yaxis_transform(), va="center")
+            axes.plot(points, [y] * len(points), "ko", markersize=3)
+        axes.set(xlabel=label, yticks=range(len(rows)), yticklabels=[row.variant.name for row in rows])
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
     picture.suptitle(study.claim, fontsize=10)

@@ -1,8 +1,8 @@
-"""The runs of a study: what they are, which are done, and how they are made one after the other.
+"""The runs of a study: their configurations, their state, and their training.
 
-A study's folder holds one folder for each variant and in it one ordinary run for each seed, as ``fastalex.train`` with
-the same options makes it. Nothing else is remembered: a run that is finished is read, one that has a checkpoint goes on
-from there, all others begin.
+The folder of a study holds one folder per variant, and in it one ordinary run folder per seed, as ``fastalex.train``
+with the same options writes it. There is no other state: a finished run is read, a run with a checkpoint resumes, and
+all others start from the beginning.
 """
 
 from __future__ import annotations
@@ -11,49 +11,50 @@ import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
-from fastalex.parallel.devices import parse_devices
 from fastalex.parallel.launch import run_workers
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
 from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
-from fastalex.training.resolve import MACHINE_FIELDS, check, machine_again, make_folder, new_run
+from fastalex.training.resolve import check, make_folder, new_run, resume_parallel
 from fastalex.training.trainer import train
 
-# What may differ when a run goes on; everything else makes another run.
-_FREE = (*MACHINE_FIELDS, "output", "hardware_decoder_load")
+# Fields of RunConfig that may change when a run resumes. Any other change makes it another run.
+_FREE_FIELDS = ("parallel", "measure_split", "output", "hardware_decoder_load")
 
-
-_DIVERGED = "diverged.txt"
+_DIVERGED_FILE = "diverged.txt"
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study."""
+    """One run of a study: a variant with one seed."""
 
     variant: Variant
     config: RunConfig
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """The run folder."""
         return Path(self.config.output)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
-    ``top1_error`` and ``top5_error`` are those after the last epoch, in percent; nobody chose among epochs by looking
-    at them. ``seconds`` are those of training. ``epochs_to_goal`` counts the epochs until one's mean training error was
-    within :data:`TRAINING_ERROR_GOAL`; None if none was.
+    Args:
+        seed: of the run.
+        top1_error, top5_error: after the last epoch, in percent. No epoch is selected by its errors.
+        seconds: of training.
+        epochs_to_goal: epochs until the mean training error of one was at most :data:`TRAINING_ERROR_GOAL`; None if no
+            epoch reached it.
     """
 
     seed: int
@@ -63,65 +64,37 @@ class RunResult:
     epochs_to_goal: int | None
 
 
-def plan(study: Study, options: TrainOptions, seeds: int, folder: Path) -> list[StudyRun]:
-    """All runs of a study, those of the first seed first, checked.
+def plan_runs(study: Study, options: TrainOptions, seeds: int, folder: Path) -> list[StudyRun]:
+    """All runs of a study, checked, ordered by seed and then by variant.
 
     Args:
-        options: what all variants share; a variant's own come on top.
-        seeds: how many, from the one in the options on.
+        options: shared by all variants; those of a variant override them.
+        seeds: number of seeds, counted from the one in the options.
+        folder: of the study.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: one of the runs could not be made, or the folder holds another.
+        ConfigurationError, dataloading.DatasetError: a run is not possible, or the folder holds another study.
     """
-    if seeds < 1:
-        raise ConfigurationError(f"--seeds is {seeds}; at least 1 is wanted")
-    _check_free(study, options)
-    # Prepared once, and then named by where it lies.
-    shared = replace(options, data=Path(new_run(_with(study, study.variants[0], options)).data))
-    members: list[StudyRun] = []
-    for seed in range(options.training.seed or 0, (options.training.seed or 0) + seeds):
+    # The data are prepared once. Later runs name the prepared data set.
+    first = new_run(_variant_options(study, study.variants[0], options))
+    shared = replace(options, data=Path(first.data))
+    runs: list[StudyRun] = []
+    for seed in range(first.seed, first.seed + seeds):
         for variant in study.variants:
+            own = _variant_options(study, variant, shared)
             output = folder / variant.folder / f"seed-{seed}"
-            own = _with(study, variant, shared)
             own = replace(own, training=replace(own.training, seed=seed), output=output)
-            config = _same_updates(own, new_run(own))
-            _check_same(config)
-            config = _going_on(config, own.machine)
+            config = _with_equal_updates(own, new_run(own))
+            _check_unchanged(config)
+            config = _resumed(config, own.parallel)
             check(config)
-            members.append(StudyRun(variant, config))
-        _check_different(study, members[-len(study.variants) :])
-    return members
+            runs.append(StudyRun(variant, config))
+        _check_distinct(study, runs[-len(study.variants) :])
+    return runs
 
 
-def _check_free(study: Study, options: TrainOptions) -> None:
-    """Refuse an option that the study itself sets."""
-    for given, plain, which in (
-        (options.network, NetworkOptions(), "network"),
-        (options.training, RecipeOptions(), "training"),
-    ):
-        compared = {name for variant in study.variants for name in getattr(variant, which)} - {"width"}
-        for name in sorted(compared):
-            if getattr(given, name) != getattr(plain, name):
-                raise ConfigurationError(
-                    f"study {study.name} compares values of --{name.replace('_', '-')} itself; leave it out"
-                )
-
-
-def _check_different(study: Study, members: Sequence[StudyRun]) -> None:
-    """Refuse to compare a network with itself, such as one without any normalisation with and without it."""
-    seen: dict[Any, str] = {}
-    for member in members:
-        config, name = member.config, member.variant.name
-        first = seen.setdefault((config.network.build_architecture(), config.recipe, config.fraction), name)
-        if first != name:
-            raise ConfigurationError(
-                f"study {study.name}: {first!r} and {name!r} are the same run with --arch "
-                f"{config.network.architecture} and these options; choose others"
-            )
-
-
-def _with(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions:
-    """The options of one variant: the user's over the study's, the variant's over both, widths multiplied."""
+def _variant_options(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions:
+    """The options of one variant: they override the user's, which override the study's. Widths are multiplied."""
     network, training = options.network, options.training
     for name, value in study.network.items():
         if getattr(network, name) == getattr(NetworkOptions(), name):
@@ -135,135 +108,148 @@ def _with(study: Study, variant: Variant, options: TrainOptions) -> TrainOptions
     return replace(options, network=replace(network, **changes), training=replace(training, **variant.training))
 
 
-def _same_updates(options: TrainOptions, config: RunConfig) -> RunConfig:
-    """On a part of the images, as many more epochs as it takes to make the updates of all images.
+def _with_equal_updates(options: TrainOptions, config: RunConfig) -> RunConfig:
+    """For a fraction of the images, more epochs: about as many updates as all images would make.
 
     Raises:
-        ConfigurationError: an edit of the schedule, whose epoch would come at another time in each variant.
+        ConfigurationError: the schedule was edited; the edit's epoch would mean another update in each variant.
     """
     if config.fraction == 1:
         return config
     if config.edits:
         raise ConfigurationError(
-            f"runs on a fraction of {config.fraction:g} make more epochs of fewer images, so --set "
-            f"{config.edits[0].text} would come at another time than with all images; leave it out"
+            f"a run on a fraction of {config.fraction:g} trains for more epochs of fewer images, so the edit "
+            f"{config.edits[0].text} would apply at another update than with all images; leave it out"
         )
     batch = config.recipe.batch_size
     whole, part = (
         open_prepared(config.data, fraction, config.seed).count("train") // batch for fraction in (1.0, config.fraction)
     )
-    longer = whole / max(1, part)
-    epochs = round(config.recipe.epochs * longer)
+    factor = whole / max(1, part)
+    epochs = round(config.recipe.epochs * factor)
     config = new_run(replace(options, training=replace(options.training, epochs=epochs)))
-    recipe = replace(config.recipe, warmup_epochs=config.recipe.warmup_epochs * longer)
+    recipe = replace(config.recipe, warmup_epochs=config.recipe.warmup_epochs * factor)
     if recipe.plateau:
-        recipe = replace(recipe, plateau=replace(recipe.plateau, patience=round(recipe.plateau.patience * longer)))
+        recipe = replace(recipe, plateau=replace(recipe.plateau, patience=round(recipe.plateau.patience * factor)))
     return replace(config, recipe=recipe)
 
 
-def _check_same(config: RunConfig) -> None:
-    """Refuse to go on with a run of other options."""
+def _check_unchanged(config: RunConfig) -> None:
+    """Check that an existing run in the folder has the same configuration."""
     folder = Path(config.output)
     if not (folder / "config.json").is_file():
         return
-    there, asked = dict(_flat(asdict(RunConfig.load(folder)))), dict(_flat(asdict(config)))
-    for name, value in asked.items():
-        if name.split(".")[0] not in _FREE and there.get(name) != value:
+    existing, requested = _flat(RunConfig.load(folder).to_json()), _flat(config.to_json())
+    for name, value in requested.items():
+        if name.split(".")[0] not in _FREE_FIELDS and existing.get(name) != value:
             raise ConfigurationError(
-                f"{folder} was made with {name} {there.get(name)}, asked for {value}; give the same options, or "
-                "another --output"
+                f"{folder} was made with {name} {existing.get(name)}, got {value}; give the same options, or choose "
+                "another output folder"
             )
 
 
-def _going_on(config: RunConfig, machine: ParallelOptions) -> RunConfig:
-    """A run that has a checkpoint keeps what it found out at its start, such as where its network is cut."""
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def _resumed(config: RunConfig, options: ParallelOptions) -> RunConfig:
+    """A run with a checkpoint keeps its parallel plan unless the options ask for another one."""
     folder = Path(config.output)
     if not _has_checkpoint(folder):
         return config
-    asked = replace(machine, devices=config.devices, split=None if machine.split == "auto" else machine.split)
-    return replace(config, **machine_again(asked, RunConfig.load(folder)))
+    # The split was measured when the run started; it stays unless the devices change.
+    options = replace(options, split=None if options.split == "auto" else options.split)
+    plan, measure_split = resume_parallel(options, RunConfig.load(folder))
+    return replace(config, parallel=plan, measure_split=measure_split)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _check_distinct(study: Study, runs: Sequence[StudyRun]) -> None:
+    """Check that no two variants are the same run, as with and without normalisation for a network that has none."""
+    seen: dict[Any, str] = {}
+    for run in runs:
+        config, name = run.config, run.variant.name
+        first = seen.setdefault((config.network.build_architecture(), config.recipe, config.fraction), name)
+        if first != name:
+            raise ConfigurationError(
+                f"study {study.name}: {first!r} and {name!r} are the same run with the architecture "
+                f"{config.network.architecture} and these options; choose others"
+            )
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make the study's folder if need be, and keep other commands out of it.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Create the study's folder if necessary, and lock it for this process. The kernel releases the lock on exit.
 
     Raises:
-        ConfigurationError: another command is at work in it.
+        ConfigurationError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:  # the kernel lets go of it however the command ends
+    with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigurationError(
-                f"another command is carrying out the study in {folder}; wait for it, or give another --output"
+                f"another command is running the study in {folder}; wait for it, or choose another output folder"
             ) from None
         yield
 
 
-def run_to_completion(member: StudyRun, restarts: int = 0) -> None:
-    """Make the run, or the rest of it; return at once where it is finished.
+def run_to_completion(run: StudyRun, restarts: int = 0) -> None:
+    """Train the run from the start or from its checkpoint; return at once if it is finished.
 
     Args:
-        restarts: how often to go on from the last checkpoint after a worker has failed.
+        restarts: how often to restart from the last checkpoint after a worker has failed.
 
     Raises:
-        Interrupted: told to stop; a checkpoint was written first.
+        Interrupted: a signal asked to stop; a checkpoint was saved.
         ConfigurationError, WorkerError: as :func:`fastalex.training.trainer.train`.
     """
-    if is_finished(member):
+    if is_finished(run):
         return
-    folder = member.folder
+    folder = run.folder
     if not _has_checkpoint(folder):
         if (folder / "config.json").is_file():
-            shutil.rmtree(folder)  # ended before its first checkpoint
+            shutil.rmtree(folder)  # it ended before its first checkpoint
         make_folder(folder)
-    member.config.save()
+    run.config.save()
     try:
-        run_workers(train, member.config, parse_devices(member.config.devices), restarts)
-    except NonFiniteLoss as error:  # a result like any other: it would come again
-        (folder / _DIVERGED).write_text(f"{error}\n")
+        run_workers(train, run.config, run.config.parallel.devices, restarts)
+    except NonFiniteLoss as error:  # also a result: the same run would diverge again
+        (folder / _DIVERGED_FILE).write_text(f"{error}\n")
 
 
-def is_finished(member: StudyRun) -> bool:
-    """Whether the run has made all its epochs, or cannot."""
-    if has_diverged(member):
+def is_finished(run: StudyRun) -> bool:
+    """Whether the run has completed all its epochs, or has diverged."""
+    if has_diverged(run):
         return True
-    return _has_checkpoint(member.folder) and (
-        load_state(latest_checkpoint(member.folder)).epoch >= member.config.recipe.epochs
-    )
+    return _has_checkpoint(run.folder) and load_state(latest_checkpoint(run.folder)).epoch >= run.config.recipe.epochs
 
 
-def has_diverged(member: StudyRun) -> bool:
-    """Whether the loss went beyond all bounds."""
-    return (member.folder / _DIVERGED).exists()
+def has_diverged(run: StudyRun) -> bool:
+    """Whether the run ended because its loss became infinite or NaN."""
+    return (run.folder / _DIVERGED_FILE).exists()
 
 
 def _has_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any((folder / "checkpoints").glob("[0-9]*-[0-9]*"))
 
 
-def outcome(member: StudyRun) -> RunResult:
-    """Read a finished run.
+def read_result(run: StudyRun) -> RunResult:
+    """Read the result of a finished run.
 
     Raises:
-        ConfigurationError: its log lacks the end.
+        ConfigurationError: the end of its log is missing.
     """
-    lines = read_metrics(member.folder)
-    last, epochs = next((line for line in reversed(lines) if line["kind"] == "val"), None), member.config.recipe.epochs
+    lines, epochs = read_metrics(run.folder), run.config.recipe.epochs
+    last = next((line for line in reversed(lines) if line["kind"] == "val"), None)
     if last is None or last["epoch"] != epochs - 1:
         raise ConfigurationError(
-            f"{member.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has made; "
-            f"remove the run (rm -r {member.folder}) and give the same command again"
+            f"{run.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has completed; "
+            f"remove the run (rm -r {run.folder}) and give the same command again"
         )
     errors: dict[int, list[tuple[float, int]]] = {}
     for line in lines:
@@ -274,5 +260,5 @@ def outcome(member: StudyRun) -> RunResult:
         for epoch, parts in sorted(errors.items())
         if sum(error * images for error, images in parts) / sum(images for _, images in parts) <= TRAINING_ERROR_GOAL
     )
-    seconds = load_state(latest_checkpoint(member.folder)).seconds
-    return RunResult(member.config.seed, last["top1_error"], last["top5_error"], seconds, next(reached, None))
+    seconds = load_state(latest_checkpoint(run.folder)).seconds
+    return RunResult(run.config.seed, last["top1_error"], last["top5_error"], seconds, next(reached, None))

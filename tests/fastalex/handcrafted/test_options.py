@@ -1,0 +1,97 @@
+"""The baseline command: its table, its record, and what it refuses."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dataloading
+from fastalex.errors import ConfigurationError
+from fastalex.handcrafted.options import BaselineOptions, run_baseline
+from tests.dataloading.damage import copied, overwritten
+from tests.fastalex.commands import command, refused
+
+
+def test_the_command_prints_the_papers_errors_and_writes_a_record(textures, tmp_path):
+    arguments = [textures, "--features", "hog", "--output", "out"]
+    code, out, err = command(tmp_path, "fastalex.baseline", *arguments)
+    assert code == 0, err
+    record = json.loads((tmp_path / "out/baseline.json").read_text())
+    assert (record["features"], record["images"], record["training_images"], record["seed"]) == ("hog", 18, 45, 0)
+    assert f"{record['top1_error']:.2f} %" in out
+    for figure in ("45.70 %", "25.70 %", "37.50 %", "17.00 %", "ILSVRC-2010 test"):
+        assert figure in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["baseline.json"]
+    assert "out exists already" in refused(tmp_path, "fastalex.baseline", *arguments)
+
+
+def test_a_training_run_joins_the_table(textures, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    about = {"kind": "val", "step": 1, "top5_error": 0.5, "images": 18}
+    lines = [about | {"epoch": epoch, "top1_error": error} for epoch, error in enumerate((11.1, 22.2))]
+    (Path(config.output) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = BaselineOptions(textures, features="hog", run=Path(config.output), output=tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=r"was trained on .*, which is not the data set in .*: their finger"):
+        run_baseline(options)
+    shutil.copytree(textures, tmp_path / "elsewhere")
+    replace(config, data=str(tmp_path / "elsewhere"), fraction=0.5).save()
+    run_baseline(options)
+    out = capsys.readouterr().out
+    assert "22.20 %" in out
+    assert "2 epochs of 50 % of the images" in out
+    assert "11.10 %" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "surf"}, "features must be sift or hog, got 'surf'"),
+        ({"gaussians": 46}, "has 45 training images, fewer than 46 Gaussians; lower the number of Gaussians"),
+        ({"gaussians": 0}, "gaussians must be from 1 to 4,096, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be from 0 to .*, got -1"),
+        ({"split": "test"}, "has no split 'test' to measure errors on; choose from val"),
+        ({"split": "train"}, "has no split 'train' to measure errors on"),
+        ({"data": Path("synthetic")}, "synthetic images are noise"),
+        ({"run": Path("nowhere")}, "nowhere is not a run folder"),
+    ],
+)
+def test_options_that_do_not_fit(textures, tmp_path, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        run_baseline(BaselineOptions(**{"data": textures, "gaussians": 4, "output": tmp_path / "out"} | options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_class_and_tiny_images_are_refused(tmp_path):
+    for size, kinds in ((32, ("a", "b")), (64, ("a",)), (65, ("a", "b"))):
+        for split in ("train", "val"):
+            for name in kinds:
+                (tmp_path / f"in{size}" / split / name).mkdir(parents=True)
+                Image.new("RGB", (64, 64)).save(tmp_path / f"in{size}" / split / name / "1.jpg")
+        if size == 65:
+            (tmp_path / "in65" / "train" / "b" / "1.jpg").write_bytes(b"?")  # and is rejected
+        source, dest = tmp_path / f"in{size}", tmp_path / f"out{size}"
+        dataloading.prepare_dataset(source, dest, size=size, workers=0, progress=False)
+    with pytest.raises(ConfigurationError, match=r"has 1 class, but a classifier needs at least 2"):
+        run_baseline(BaselineOptions(tmp_path / "out64", gaussians=1))
+    with pytest.raises(ConfigurationError, match=r"needs at least 2 images in split 'train', got 1"):
+        run_baseline(BaselineOptions(tmp_path / "out65", features="hog"))
+    with pytest.raises(ConfigurationError, match=r"images of 32 pixels, but dense SIFT needs at least 48"):
+        run_baseline(BaselineOptions(tmp_path / "out32", gaussians=1))
+
+
+def test_a_damaged_image_is_named_and_leaves_no_folder_behind(textures, tmp_path):
+    overwritten(copied(textures, tmp_path / "data"), "val", 7, b"?")
+    with pytest.raises(dataloading.DatasetError, match=r"sample 7 of val .* is damaged"):
+        run_baseline(BaselineOptions(tmp_path / "data", features="hog", output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_opencv_nothing_is_read(textures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ConfigurationError, match="OpenCV is not installed"):
+        run_baseline(BaselineOptions(textures))

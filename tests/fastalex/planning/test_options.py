@@ -1,0 +1,45 @@
+"""Options of the plan: its defaults, and what is refused."""
+
+import pytest
+import torch
+
+from fastalex.errors import ConfigurationError
+from fastalex.parallel.layout import Layout
+from fastalex.planning.options import GIB, PlanOptions, resolve
+from fastalex.training.options import NetworkOptions
+
+
+def test_devices_of_another_machine_need_not_exist():
+    plan = resolve(PlanOptions(devices="0, cuda:1", device_memory=3, batch_size=128))
+    assert plan.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
+    assert plan.memory == (3 * GIB, 3 * GIB)
+    parallel = plan.parallel
+    assert (parallel.layout, parallel.schedule, parallel.micro_batches) == (Layout(1, 2, 2), "eager-1f1b", 8)
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "micro_batches"), [("cpu", 9, 1), ("cpu,cpu", 128, 4), ("cpu,cpu", 6, 3)]
+)
+def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches):
+    assert resolve(PlanOptions(devices=devices, batch_size=batch_size)).parallel.micro_batches == micro_batches
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": "7"}, "device 7 does not exist.* --device-memory GIB"),
+        ({"devices": "cpu,0", "device_memory": 3}, "write GPU numbers"),
+        ({"devices": "cpu,gpu", "device_memory": 3}, "write GPU numbers"),
+        ({"devices": "0,1", "device_memory": 0}, "--device-memory must be positive, got 0"),
+        ({"devices": "7", "device_memory": 3, "measure": True}, "device 7 does not exist"),
+        ({"devices": "cpu", "batch_size": 0}, "--batch-size .* 0"),
+        ({"devices": "cpu", "epochs": 0}, "--epochs .* 0"),
+        ({"devices": "cpu,cpu", "schedule": "interleaved"}, "--schedule interleaved puts several stages on a device"),
+        ({"devices": "cpu,cpu", "batch_size": 9, "micro_batches": 2}, "a batch of 9 cannot be divided into 2"),
+        ({"devices": ",".join(["cpu"] * 9)}, "9 stages"),
+        ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(PlanOptions(**options))

@@ -1,0 +1,119 @@
+"""The tables of ``docs/claims.md``, from ``fastalex/studies/claims.toml`` and the committed records of the benchmarks.
+
+``python -m tests.fastalex.studies.claims_page`` writes them into the page again after one of these has changed.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastalex.handcrafted.options import METHODS
+from fastalex.studies.claims import OTHER_CLAIMS, PUBLISHED_ERRORS, STUDIES, OtherClaim, Study, Variant
+
+ROOT = Path(__file__).parents[3]
+RECORDS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "claims.md"
+
+
+def claims_table() -> str:
+    """Every claim: its command, the published figures, and whether there is a record."""
+    rows = [("claim", "command", "published, top-1 / top-5", "measured here")]
+    measured = {record["settings"]["study"] for record in _records("study-*.json")}
+    for study in STUDIES.values():
+        here = "[below](#measured)" if study.name in measured else "-"
+        rows.append((study.claim, f"`study {study.name}`", _published_differences(study), here))
+    for claim in OTHER_CLAIMS:
+        is_baseline = any(command.startswith("baseline") for command in claim.commands)
+        has_record = is_baseline and any(_records("baseline.json"))
+        commands = ", then ".join(f"`{command}`" for command in claim.commands)
+        rows.append((claim.claim, commands, _published_errors(claim), "[below](#measured)" if has_record else "-"))
+    return _markdown(rows)
+
+
+def studies_table() -> str:
+    """The results of all recorded studies."""
+    rows = [("study", "variant", "top-1 error %", "top-5 error %", "difference", "published")]
+    records = {record["settings"]["study"]: record for record in _records("study-*.json")}
+    for study in STUDIES.values():
+        for index, row in enumerate(records.get(study.name, {"rows": []})["rows"]):
+            (variant,) = (variant for variant in study.variants if variant.name == row["variant"])
+            difference, published = "base", "base"
+            if index:
+                difference = " / ".join(_difference(row[f"{kind}_difference"]) for kind in ("top1", "top5"))
+                published = str(variant.published or "none")
+            errors = [f"{row[name]['mean']:.1f} ± {row[name]['spread']:.1f}" for name in ("top1_error", "top5_error")]
+            rows.append((f"`{study.name}`", variant.name, *errors, difference, published))
+    return _markdown(rows)
+
+
+def baseline_table() -> str:
+    """The recorded errors of hand-crafted features."""
+    rows = [("features", "top-1 error %", "top-5 error %", "published, ILSVRC-2010 test")]
+    for record in _records("baseline.json"):
+        for row in record["rows"]:
+            name = METHODS[row["features"]]
+            published = "none"
+            if row["features"] == "sift":
+                name += f", {row['gaussians']} Gaussians"
+                published = str(PUBLISHED_ERRORS["sift-fisher-vectors-2010"])
+            rows.append((name, f"{row['top1_error']:.1f}", f"{row['top5_error']:.1f}", published))
+    return _markdown(rows)
+
+
+TABLES = {"claims": claims_table, "studies": studies_table, "baseline": baseline_table}
+
+
+def with_tables(page: str) -> str:
+    """The page with every table between its markers replaced."""
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+        (match,) = marked.finditer(page)
+        page = page[: match.start()] + f"{match[1]}\n{table()}\n{match[2]}" + page[match.end() :]
+    return page
+
+
+def _records(pattern: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(RECORDS.glob(f"*/{pattern}")):
+        yield json.loads(path.read_text())
+
+
+def _published_differences(study: Study) -> str:
+    if study.measure == "epochs":
+        return f"{study.published_ratio:g} times ({study.source})"
+    names: dict[str, list[str]] = {}
+    for variant in study.variants[1:]:
+        names.setdefault(_published_difference(variant), []).append(variant.name)
+    if list(names) == ["none"]:
+        return "none"
+    return "; ".join(f"{', '.join(f'*{name}*' for name in variants)}: {text}" for text, variants in names.items())
+
+
+def _published_difference(variant: Variant) -> str:
+    published = variant.published
+    if published is None:
+        return "none"
+    source = published.source if published.error is None else f"{published.source}; {published.error.source}"
+    return f"{published} ({source})"
+
+
+def _published_errors(claim: OtherClaim) -> str:
+    pairs = [
+        f"{worse} ({worse.method}) to {better} ({better.method}), {better.source}"
+        for worse, better in claim.comparisons
+    ]
+    return "; ".join(pairs) or claim.published
+
+
+def _difference(difference: dict[str, Any]) -> str:
+    return f"{difference['value']:+.1f}{ {True: '', False: '~', None: '?'}[difference['is_larger']] }"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text()))

@@ -1,0 +1,56 @@
+"""A small finished study, and the options that make it."""
+
+from pathlib import Path
+
+import pytest
+
+from fastalex.studies.options import StudyOptions
+from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
+from tests.fastalex.commands import command
+
+
+def study_of(name: str, data: Path, devices: str = "cpu") -> list[str | Path]:
+    """The command line of a small study."""
+    return [
+        "fastalex.study", name, data, "--width", "0.0625", "--no-lrn", "-b", "8", "--recipe", "small",
+        "--devices", devices,
+    ]  # fmt: skip
+
+
+def options(prepared: Path, **training) -> TrainOptions:
+    return TrainOptions(
+        prepared,
+        NetworkOptions(width=0.0625),
+        RecipeOptions(**{"recipe": "small", "batch_size": 8, "epochs": 2, **training}),
+        ParallelOptions(devices="cpu"),
+    )
+
+
+def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
+    """What the command lines of this file ask for."""
+    network, training = {"width": 0.0625, "lrn": False}, {"recipe": "small", "batch_size": 8, "epochs": 4}
+    seeds, devices = more.pop("seeds", 2), more.pop("devices", "cpu")
+    network |= {name: more.pop(name) for name in list(more) if name in ("dropout",)}
+    return StudyOptions(
+        study,
+        prepared,
+        seeds,
+        NetworkOptions(**network),
+        RecipeOptions(**training | more),
+        ParallelOptions(devices=devices),
+        output=folder,
+    )
+
+
+@pytest.fixture(scope="session")
+def straight(prepared, tmp_path_factory) -> Path:
+    """A small study, never interrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    code, out, err = command(
+        folder, *study_of("dropout", prepared), "--epochs", "4", "--seeds", "2", "--output", "study"
+    )
+    assert code == 0, err
+    assert "2 x 4 epochs" in out
+    assert "none" in out
+    assert "±" in out
+    return folder / "study"

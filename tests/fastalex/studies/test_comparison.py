@@ -1,0 +1,109 @@
+"""The comparison of a study: its figures are those of its runs, and chance is named."""
+
+import json
+import re
+from dataclasses import replace
+
+from matplotlib.figure import Figure as Picture
+from rich.console import Console
+
+from fastalex.studies.claims import Variant, find_study
+from fastalex.studies.comparison import (
+    Difference,
+    Figure,
+    Row,
+    compare,
+    comparison_table,
+    draw_comparison,
+    epoch_ratio,
+    fastest_variants,
+    uncertain_differences,
+)
+from fastalex.studies.runs import RunResult, plan_runs, run_to_completion
+from fastalex.training.metrics_log import read_metrics
+from tests.fastalex.studies.conftest import options
+
+
+def test_epochs_to_the_goal_are_read_from_the_training_error(prepared, tmp_path):
+    chosen = find_study("activation")
+    chosen = replace(chosen, variants=(chosen.variants[0], chosen.variants[4]), network={}, training={})
+    runs = plan_runs(chosen, options(prepared, lr=None), seeds=2, folder=tmp_path)
+    first_epoch_within = {"relu": (3, 5), "tanh": (8, 8)}
+    for run in runs:
+        family = run.variant.name.split()[0]
+        within = first_epoch_within[family][run.config.seed]
+        run = replace(run, config=replace(run.config))
+        write_history(run, within)
+    table = compare(chosen, [*runs])
+    best = fastest_variants(chosen, table)
+    assert (best["relu"].epochs_to_goal, best["tanh"].epochs_to_goal) == (Figure(4.0, 2**0.5), Figure(8.0, 0.0))
+
+
+def write_history(run, within: int) -> None:
+    """Make the run, then put another training history in its place."""
+    run_to_completion(run)
+    lines = [line for line in read_metrics(run.folder) if line["kind"] == "val"][-1:]
+    for epoch in range(9):
+        good = epoch + 1 >= within
+        for error, images in ((20.0, 24) if good else (40.0, 24)), (40.0, 8):  # in windows of unequal size
+            lines.insert(-1, {**lines[-1], "kind": "train", "epoch": epoch, "top1_error": error, "images": images})
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
+    """A variant whose runs reached the training error in these epochs."""
+    results = tuple(RunResult(seed, 10.0 + seed, 5.0, 1.0, epoch) for seed, epoch in enumerate(epochs))
+    error = Figure.of([result.top1_error for result in results])
+    return Row(variant, 1, 9, results, diverged, error, error, None, None)
+
+
+def test_what_was_not_reached_is_said_and_not_drawn(tmp_path, monkeypatch, capsys):
+    chosen = find_study("activation")
+    table = [row(v, *e) for v, e in zip(chosen.variants, [(4, 5), (None, 6), (), (8, 9), (7, None)], strict=False)]
+    table[2] = replace(table[2], diverged=2)
+    drawn: list[Picture] = []
+    monkeypatch.setattr(Picture, "savefig", lambda picture, *_, **__: drawn.append(picture))
+    draw_comparison(chosen, table, tmp_path / "study.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [4.5, 8.5]
+    assert [(text.get_position()[1], text.get_text()) for text in axes.texts] == [
+        (1, "not reached"),
+        (2, "diverged"),
+        (4, "not reached"),
+    ]
+    draw_comparison(find_study("dropout"), table[1:3], tmp_path / "study.png")
+    for axes in drawn[1].axes:
+        assert len(axes.patches) == 1
+        assert [text.get_text() for text in axes.texts] == ["diverged"]
+    Console(width=200).print(comparison_table(chosen, table))
+    out = capsys.readouterr().out
+    assert "difference" not in out
+    assert out.count("not reached") == 2
+
+
+def test_a_ratio_within_the_spread_is_called_so():
+    chosen = find_study("activation")
+    relu, tanh = chosen.variants[0], chosen.variants[4]
+    for epochs, expected in (
+        (((4, 4), (8, 9)), r"Ratio 2\.1 \(paper: 6\)\.$"),
+        (((4, 4), (3, 9)), r"Ratio 1\.5 .* not larger than the spread over seeds and may be chance"),
+        (((4,), (8,)), r"Ratio 2\.0 .* One run has no spread"),
+    ):
+        assert re.search(expected, epoch_ratio(chosen, [row(relu, *epochs[0]), row(tanh, *epochs[1])]))
+
+
+def test_both_kinds_of_chance_are_explained():
+    base, small, alone = (row(variant) for variant in find_study("depth").variants[:3])
+    small = replace(small, top1_difference=Difference(0.1, False))
+    alone = replace(alone, top1_difference=Difference(3.0, None))
+    assert [line[:2] for line in uncertain_differences([base, small, alone])] == ["~:", "?:"]
+
+
+def test_differences_within_the_spread_are_called_so():
+    base = Figure.of([50.0, 52.0, 54.0])
+    assert base == Figure(52.0, 2.0)
+    assert str(Difference.between(Figure(53.9, 0.1), base)) == "+1.90~"
+    assert str(Difference.between(Figure(54.1, 0.1), base)) == "+2.10"
+    assert str(Difference.between(Figure(49.0, 4.0), base)) == "-3.00~"
+    assert str(Difference.between(Figure.of([60.0]), base)) == "+8.00?"
+    assert Difference.between(None, base) is None
