@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from fastalex.network.footprint import training_macs
-from fastalex.network.variation import build_architecture
 from fastalex.parallel.costs import seconds_at
-from fastalex.parallel.layout import Layout
-from fastalex.parallel.partition import parse_split
 from fastalex.parallel.simulate import Plan, orders
 from fastalex.parallel.tuning import (
     _possible,
@@ -23,6 +18,11 @@ from fastalex.parallel.tuning import (
     orders_of,
     settle,
 )
+
+from fastalex.network.footprint import training_macs
+from fastalex.network.variation import build_architecture
+from fastalex.parallel.layout import Layout
+from fastalex.parallel.partition import parse_split
 from fastalex.parallel.world import World
 
 CPU = torch.device("cpu")

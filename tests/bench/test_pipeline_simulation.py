@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from fastalex.parallel.costs import BlockCost, Link, seconds_at
+from fastalex.parallel.simulate import Plan, Span, bubble_fractions, fewest_seconds, orders, rank_order, simulate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fastalex.parallel.costs import BlockCost, Link, seconds_at
 from fastalex.parallel.partition import all_cuts
-from fastalex.parallel.simulate import Plan, Span, bubble_fractions, fewest_seconds, orders, rank_order, simulate
 
 NAMES = tuple("abcdefgh")
 
