@@ -66,7 +66,7 @@ def measure_blocks(
     The times are those of a step's later micro-batches: convolutions transform their weights in the first one.
 
     Args:
-        model: moved to `device`; its weights stay as they are, its gradients are dropped.
+        model: moved to `device` and left in training mode, without gradients; its weights stay as they are.
         batch_size: images per step, from which the deferred weight gradients are computed.
         micro_batch_sizes: numbers of images for which the passes are timed.
         convolutions: also measure deferred weight gradients of convolutions.

@@ -313,7 +313,7 @@ def _measure(
 ) -> tuple[dict[Settings, float], float, dict[Settings, str]] | None:
     """Measure a product as :func:`measured` does, without the candidates that make the GPU unusable.
 
-    Returns None if the measurement failed or there was no time. `share` is this product's share of the time until `end`.
+    Returns None if the measurement failed or there was no time. `share` is its share of the time until `end`.
     """
     direction, problem = key
     lost: dict[Settings, str] = {}
