@@ -23,8 +23,8 @@ from fastalex.parallel.pipeline import build_engine
 from fastalex.parallel.world import World
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.published import krizhevsky
-from fastalex.training.allocator import keep_freed_memory
 from fastalex.training.graphed_step import WARM_UP_STEPS, build_step
+from fastalex.training.memory import keep_freed_memory
 
 WARM_UP = 1
 """Untimed steps without CUDA graphs; the first one allocates memory."""

@@ -21,9 +21,8 @@ from fastalex.network.variation import build_architecture
 from fastalex.parallel.engine import WholeNetwork
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.published import build_recipe
-from fastalex.training.allocator import keep_freed_memory
 from fastalex.training.graphed_step import build_step
-from fastalex.training.memory import peak_bytes
+from fastalex.training.memory import keep_freed_memory, peak_bytes
 
 # Images in the check. A CPU uses other algorithms for fewer than eight.
 CHECKED_IMAGES = 8
@@ -171,9 +170,8 @@ class Step:
         replayed = self.step(self.images, self.labels, self.number)
         assert replayed is not None
         off = abs(replayed.tolist()[0] - wanted[0]) / abs(wanted[0])
-        return (
-            None if off <= LOSS_TOLERANCES[self.variant.precision] else f"the replayed step's loss is off by {off:.1e}"
-        )
+        tolerance = LOSS_TOLERANCES[self.variant.precision]
+        return None if off <= tolerance else f"the replayed step's loss is off by {off:.1e}"
 
     def time(self, steps: int) -> float:
         """Milliseconds per step of several in a row."""
@@ -201,6 +199,7 @@ class Step:
         configure_libraries(self.variant.precision)
         if self.variant.ours:
             module: nn.Module = self.engine.stage.eval()
+            self.engine.stage.begin_step()
             loss, _ = kernels.cross_entropy(self.engine.stage(images), labels, scale=1 / len(labels))
         else:
             module = self.network.eval()

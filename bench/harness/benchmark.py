@@ -13,11 +13,10 @@ from typing import Any
 import rich.console
 import torch
 
-from fastalex.training.allocator import keep_freed_memory
 from harness.cases import Case, failure_reason, find_error, in_memory_format, random_inputs, timed_work
 from harness.charts import draw_times
 from harness.device import CUDA, TRAINING_DTYPE
-from harness.memory import peak_bytes, saved_and_peak_bytes
+from harness.memory import keep_freed_memory, peak_bytes, saved_and_peak_bytes
 from harness.records import RESULTS, write_record
 from harness.tables import results_table
 from harness.timing import copy_bandwidth, product_speed, timed

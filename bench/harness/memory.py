@@ -1,7 +1,8 @@
-"""Memory that an operator saves for its backward pass, and its peak."""
+"""Memory that an operator saves for its backward pass, its peak, and the setting of the CPU allocator."""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -14,6 +15,20 @@ import torch
 from torch import Tensor
 
 from harness.device import CUDA
+
+# Parameters of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """Make glibc's allocator keep freed memory, like `fastalex.training.memory.keep_freed_memory`.
+
+    Operator benchmarks import nothing of fastalex, so that they run where its other dependencies are not installed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def saved_and_peak_bytes(operator: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[int, int]:
