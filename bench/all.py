@@ -1,8 +1,8 @@
-"""Every benchmark one after the other, and a summary at the end: python bench/all.py [--quick]
+"""Run all benchmarks and print a summary: python bench/all.py [--quick]
 
-Writes ``bench/results/<device>/all.json`` beside the benchmarks' own records: for every operator and for the training
-step, ours against the fastest other provider, and how long each benchmark took. A benchmark that fails is named and
-makes the exit code 1; the others still run.
+Writes `bench/results/<device>/all.json` next to the records of the benchmarks: for every operator and for the training
+step, our time and that of the fastest other provider, and the duration of each benchmark. If a benchmark fails, the
+others still run, the summary names it, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SCRIPTS = (
     *("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"),
     *("loader", "training", "train_step", "pipeline"),
 )
-# With a GPU everything together is to take minutes; each script by itself measures more.
-SHORTER = {
+# On a GPU all benchmarks together take a few minutes; each script on its own measures more.
+GPU_OPTIONS = {
     **{name: ["--dtypes", "bfloat16"] for name in ("lrn", "max_pool", "dropout", "fusions", "cross_entropy")},
     "loader": ["--seconds", "2", "--rounds", "2"],
     "train_step": ["--architectures", "krizhevsky", "--batches", "128", "1024"],
@@ -32,8 +32,8 @@ SHORTER = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Every benchmark one after the other, and a summary at the end.")
-    parser.add_argument("--quick", action="store_true", help="small sizes, for those that have them; no training run")
+    parser = argparse.ArgumentParser(description="Run all benchmarks and print a summary.")
+    parser.add_argument("--quick", action="store_true", help="small sizes where possible; no training run")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -44,20 +44,20 @@ def main() -> None:
             continue
         started, begin = time.time(), time.perf_counter()
         command = [sys.executable, str(harness.ROOT / "bench" / f"{name}.py"), "--output", str(arguments.output)]
-        command += ["--quick"] if arguments.quick else SHORTER.get(name, []) if harness.CUDA else []
+        command += ["--quick"] if arguments.quick else GPU_OPTIONS.get(name, []) if harness.CUDA else []
         print(f"--- {name}", flush=True)
         if subprocess.run(command).returncode:
             failed.append(name)
         seconds[name] = round(time.perf_counter() - begin, 1)
-        rows += summarised(name, arguments.output, arguments.quick, since=started)
+        rows += summarise(name, arguments.output, arguments.quick, since=started)
     settings = {"quick": arguments.quick, "seconds": seconds, "failed": failed}
     harness.write_record("all", settings, rows, arguments.output)
     show(rows, seconds, failed)
     sys.exit(1 if failed else 0)
 
 
-def summarised(name: str, output: Path, quick: bool, since: float) -> list[dict[str, Any]]:
-    """Ours against the fastest other provider, from the record that a benchmark has just written, if it has one."""
+def summarise(name: str, output: Path, quick: bool, since: float) -> list[dict[str, Any]]:
+    """Rows of the summary from the record that a benchmark has just written, if there is one."""
     path = output / harness.slug(harness.device_name()) / f"{harness.record_name(name, {'quick': quick})}.json"
     if not path.exists() or path.stat().st_mtime < since:
         return []
@@ -66,7 +66,7 @@ def summarised(name: str, output: Path, quick: bool, since: float) -> list[dict[
         if row.get("ms_p50") is None:
             continue
         if name == "train_step":
-            what, provider, ours = f"{row['architecture']}, batch {row['batch']}", row["way"], row["ours"]
+            what, provider, ours = f"{row['architecture']}, batch {row['batch']}", row["variant"], row["ours"]
         elif row["direction"] in ("both", "forward"):
             shape = "x".join(map(str, row["shape"]))
             what, provider = f"{row['op']} {shape} {row['dtype']} {row['direction']}", row["provider"]
@@ -74,13 +74,13 @@ def summarised(name: str, output: Path, quick: bool, since: float) -> list[dict[
         else:
             continue
         groups.setdefault(what, []).append((ours, provider, row["ms_p50"]))
-    return [compared(name, what, timed) for what, timed in groups.items()]
+    return [compare(name, what, timed) for what, timed in groups.items()]
 
 
-def compared(name: str, what: str, timed: list[tuple[bool, str, float]]) -> dict[str, Any]:
-    """One row of the summary."""
-    ours = min(((ms, provider) for mine, provider, ms in timed if mine), default=None)
-    other = min(((ms, provider) for mine, provider, ms in timed if not mine), default=None)
+def compare(name: str, what: str, timed: list[tuple[bool, str, float]]) -> dict[str, Any]:
+    """One row of the summary: our fastest provider and the fastest other one."""
+    ours = min(((ms, provider) for is_ours, provider, ms in timed if is_ours), default=None)
+    other = min(((ms, provider) for is_ours, provider, ms in timed if not is_ours), default=None)
     return {
         "benchmark": name,
         "what": what,
@@ -100,7 +100,7 @@ def show(rows: list[dict[str, Any]], seconds: dict[str, float], failed: list[str
     table = rich.table.Table(title=f"Summary: {harness.device_name()}")
     for column in ("benchmark", "what", "ours", "best other"):
         table.add_column(column)
-    table.add_column("times faster", justify="right")
+    table.add_column("speed-up", justify="right")
     for row in rows:
         cells = [f"{row[f'{who}_ms']:.2f} ms, {row[who]}" if row[who] else "-" for who in ("ours", "best_other")]
         table.add_row(
@@ -108,7 +108,7 @@ def show(rows: list[dict[str, Any]], seconds: dict[str, float], failed: list[str
         )
     console.print(table)
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    console.print(f"{sum(seconds.values()):.0f} s in all: {times}")
+    console.print(f"{sum(seconds.values()):.0f} s in total: {times}")
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="bold")
 

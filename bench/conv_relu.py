@@ -1,6 +1,6 @@
-"""Time convolution, bias and ReLU at the five layers of the 2012 network: python bench/conv_relu.py
+"""Time convolution, bias and ReLU for the five layers of the 2012 network: python bench/conv_relu.py
 
-On a GPU, `--tune` finds the launch settings that `kernels/tuned/` ships for it, and times nothing else.
+On a GPU, `--tune` measures launch settings and writes the table in `kernels/tuned/` instead.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import tune
 from harness import CUDA, Benchmark, Case, Operator, compiled
 from torch import Tensor
 
 import kernels
-from kernels import conv_settings
+from kernels import launch_settings
 
 # Channels, side, filters, kernel, stride, padding (top, bottom, left, right), groups.
 LAYERS = {
@@ -31,7 +32,7 @@ LAYERS = {
 GRADIENTS = {"data gradient": (0,), "weight gradient": (1, 2)}
 
 
-def pytorchs(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
+def pytorch(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
     top, bottom, left, right = padding
     if top == bottom and left == right:
         return F.conv2d(x, weight, bias, stride, (top, left), 1, groups).relu()
@@ -39,21 +40,21 @@ def pytorchs(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tupl
 
 
 def ours(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
-    return kernels.conv2d_relu(x, weight, bias, stride, padding, groups)
+    return kernels.conv2d_relu(x, weight, bias, stride, padding, groups=groups)
 
 
 def triton_alone(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple[int, ...], groups: int) -> Tensor:
     with kernels.using("triton"):
-        return kernels.conv2d_relu(x, weight, bias, stride, padding, groups)
+        return kernels.conv2d_relu(x, weight, bias, stride, padding, groups=groups)
 
 
-def most_tuned(operator: Operator) -> Operator:
-    """Without CUDA graphs, which none of the others has."""
+def max_autotuned(operator: Operator) -> Operator:
+    """`torch.compile` with autotuning; without CUDA graphs, which the other providers do not use either."""
     return torch.compile(operator, dynamic=False, mode="max-autotune-no-cudagraphs")
 
 
 def providers(stride: int, padding: tuple[int, ...], groups: int) -> dict[str, tuple[Operator, str]]:
-    theirs: Operator = partial(pytorchs, stride=stride, padding=padding, groups=groups)
+    theirs: Operator = partial(pytorch, stride=stride, padding=padding, groups=groups)
     found: dict[str, tuple[Operator, str]] = {
         "ours": (partial(ours, stride=stride, padding=padding, groups=groups), "channels_last"),
         "torch eager channels_last": (theirs, "channels_last"),
@@ -66,7 +67,7 @@ def providers(stride: int, padding: tuple[int, ...], groups: int) -> dict[str, t
                 "channels_last",
             ),
             "torch.compile": (compiled(theirs), "channels_last"),
-            "torch.compile max-autotune": (most_tuned(theirs), "channels_last"),
+            "torch.compile max-autotune": (max_autotuned(theirs), "channels_last"),
         }
     return found
 
@@ -75,44 +76,42 @@ def layer_case(name: str, batch: int, dtype: torch.dtype) -> Case:
     channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
     out = (padding[0] + side + padding[1] - kernel) // stride + 1
     product = 2 * batch * out**2 * filters * channels // groups * kernel**2
-    # Images need no gradient.
+    # The images of conv1 need no gradient.
     gradients = {direction: wanted for direction, wanted in GRADIENTS.items() if name != "conv1" or 0 not in wanted}
     return Case(
         name,
         (batch, channels, side, side),
         dtype,
-        partial(pytorchs, stride=stride, padding=padding, groups=groups),
+        partial(pytorch, stride=stride, padding=padding, groups=groups),
         providers(stride, padding, groups),
         operations=dict.fromkeys(("forward", *gradients), product) | {"both": product * (1 + len(gradients))},
         gradients=gradients,
-        others=((filters, channels // groups, kernel, kernel), (filters,)),
-        fixed=(0,) if name == "conv1" else (),
-        # Up to 2304 products of such numbers add up to a multiple of 1/64 that fp32 holds.
-        step=1 / 8,
+        other_shapes=((filters, channels // groups, kernel, kernel), (filters,)),
+        no_gradient=(0,) if name == "conv1" else (),
+        # Up to 2304 products of such numbers add up to a multiple of 1/64, which fp32 represents exactly.
+        grid=1 / 8,
     )
 
 
 def tuned_problems(
     names: Sequence[str], batch: int, dtype: torch.dtype
-) -> list[tuple[conv_settings.Direction, conv_settings.Problem]]:
-    """What training the network asks for, and with a bias and a ReLU what this benchmark does."""
-    found: list[tuple[conv_settings.Direction, conv_settings.Problem]] = []
+) -> list[tuple[launch_settings.Direction, launch_settings.Problem]]:
+    """The products of these layers in training, and with a bias and a ReLU as in this benchmark."""
+    found: list[tuple[launch_settings.Direction, launch_settings.Problem]] = []
     for name in names:
         channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
         x = torch.empty((batch, channels, side, side), dtype=dtype, device="meta")
         weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device="meta")
-        problem = conv_settings.problem_of(x, weight, stride, padding, groups)
+        problem = launch_settings.problem_of(x, weight, stride, padding, groups)
         found += [("forward", dataclasses.replace(problem, epilogue=epilogue)) for epilogue in (False, True)]
         found += [("weight_gradient", problem)] + ([] if name == "conv1" else [("data_gradient", problem)])
     return found
 
 
 def find_settings(bench: Benchmark) -> None:
+    """Measure launch settings and write this GPU's table."""
     if not CUDA:
-        sys.exit("error: --tune measures a GPU, and torch finds none here; leave it out to time the CPU")
-    # Not before a GPU is known to be there: a table is named after it.
-    import tune
-
+        sys.exit("error: --tune needs a GPU, torch finds none; run without --tune to time the CPU")
     chosen = bench.arguments
     problems = [
         problem
@@ -123,27 +122,27 @@ def find_settings(bench: Benchmark) -> None:
     print(f"wrote {tune.tune(problems, chosen.tables, chosen.seconds)}")
 
 
-FLAGS: dict[str, dict[str, Any]] = {
-    "tune": {"action": "store_true", "help": "find this GPU's launch settings, and nothing else"},
-    "layers": {"nargs": "+", "choices": list(LAYERS), "default": list(LAYERS), "help": "of --tune (all five)"},
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tune": {"action": "store_true", "help": "measure this GPU's launch settings instead"},
+    "layers": {"nargs": "+", "choices": list(LAYERS), "default": list(LAYERS), "help": "layers for --tune (all)"},
     "tables": {
         "type": Path,
-        "default": conv_settings.TABLES,
-        "help": "folder of the table that --tune writes (kernels/tuned)",
+        "default": launch_settings.TABLES,
+        "help": "folder of the table for --tune (kernels/tuned)",
     },
-    "seconds": {"type": float, "default": 3600.0, "help": "after which --tune ends with what it has (3600)"},
+    "seconds": {"type": float, "default": 3600.0, "help": "time limit of --tune (3600)"},
 }
 
 
 def main() -> None:
-    bench = Benchmark("conv_relu", "Convolution, bias and ReLU", flags=FLAGS)
+    bench = Benchmark("conv_relu", "Convolution, bias and ReLU", options=OPTIONS)
     torch.backends.cudnn.benchmark = True
     if bench.arguments.tune:
         find_settings(bench)
         return
-    # Half of what the other operators take on a CPU: this one computes for seconds.
-    usual = 128 if CUDA else 8 if bench.quick else 32
-    for batch in bench.batches([usual]):
+    # Half of the batch of the other operators on a CPU: this one computes for seconds.
+    default = 128 if CUDA else 8 if bench.quick else 32
+    for batch in bench.batches([default]):
         for dtype in bench.dtypes([torch.bfloat16 if CUDA else torch.float32]):
             done = len(bench.rows)
             for name in LAYERS:

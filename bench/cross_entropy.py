@@ -1,6 +1,6 @@
-"""Time the loss of a batch and the counting of its errors: python bench/cross_entropy.py
+"""Time the loss and the error counts of a batch: python bench/cross_entropy.py
 
-On a CPU, ours is plain PyTorch: the logits are few, and nothing is launched.
+On a CPU our implementation is plain PyTorch: logits are small, and there are no kernel launches to save.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 import kernels
 
 CLASSES = 1000
-# Where the counts go, so that no compiler leaves them out.
+# Receives the counts, so that no compiler removes them.
 TOTALS = torch.zeros(4, dtype=torch.float64, device=DEVICE)
 
 
@@ -36,7 +36,7 @@ def ours(labels: Tensor) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def pytorchs(labels: Tensor) -> Callable[[Tensor], Tensor]:
+def pytorch(labels: Tensor) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         losses = F.cross_entropy(x.float(), labels, reduction="sum")
         with torch.no_grad():
@@ -63,8 +63,8 @@ def main() -> None:
                     definition(labels),
                     {
                         "ours": (ours(labels), "flat"),
-                        "torch eager": (pytorchs(labels), "flat"),
-                        "torch.compile": (compiled(pytorchs(labels)), "flat"),
+                        "torch eager": (pytorch(labels), "flat"),
+                        "torch.compile": (compiled(pytorch(labels)), "flat"),
                     },
                     {"forward": size, "backward": 2 * size, "both": 3 * size},
                 )

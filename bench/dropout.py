@@ -1,6 +1,6 @@
-"""Time dropout, alone and behind a bias and a ReLU: python bench/dropout.py
+"""Time dropout, alone and after a bias and a ReLU: python bench/dropout.py
 
-PyTorch's dropout draws other random numbers, so it is judged by what it keeps and how often.
+PyTorch draws other random numbers, so its result is checked by the share and the values of the features it keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 import kernels
 from kernels.philox import keep_mask
 
-# On the device, as in training, so that no call copies them there.
+# On the device, as in training: calls do not copy them.
 SEED, FIRST_ROW = torch.tensor(1, device=DEVICE), torch.tensor(0, device=DEVICE)
 
 
@@ -33,19 +33,19 @@ def ours_fused(x: Tensor, bias: Tensor) -> Tensor:
     return kernels.bias_relu_dropout(x, bias, seed=SEED, first_row=FIRST_ROW)
 
 
-def pytorchs(x: Tensor) -> Tensor:
+def pytorch(x: Tensor) -> Tensor:
     return F.dropout(x)
 
 
-def pytorchs_fused(x: Tensor, bias: Tensor) -> Tensor:
+def pytorch_fused(x: Tensor, bias: Tensor) -> Tensor:
     return F.dropout((x + bias).relu())
 
 
-def judge(y: Tensor, inputs: list[Tensor]) -> str | None:
-    """Half of the features are kept, and twice as large."""
+def check(y: Tensor, inputs: list[Tensor]) -> str | None:
+    """What is wrong: half of the features must be kept and doubled."""
     whole = inputs[0] if len(inputs) == 1 else (inputs[0] + inputs[1]).relu()
-    kept, there = y != 0, whole != 0
-    rate = float(kept.sum() / there.sum())
+    kept, present = y != 0, whole != 0
+    rate = float(kept.sum() / present.sum())
     if abs(rate - 0.5) > 0.01:
         return f"{rate:.3f} of the features were kept"
     return None if torch.allclose(y[kept], 2 * whole[kept], rtol=1e-2) else "kept features are not doubled"
@@ -59,8 +59,8 @@ def main() -> None:
             size = image_bytes(shape, dtype)
             names = ("torch eager", "torch.compile")
             for op, wanted, own, theirs, backward in (
-                ("dropout", definition, ours, pytorchs, 2),
-                ("bias_relu_dropout", fused_definition, ours_fused, pytorchs_fused, 3),
+                ("dropout", definition, ours, pytorch, 2),
+                ("bias_relu_dropout", fused_definition, ours_fused, pytorch_fused, 3),
             ):
                 bench.run(
                     Case(
@@ -70,13 +70,13 @@ def main() -> None:
                         wanted,
                         {
                             "ours": (own, "flat"),
-                            "torch eager, our bits": (wanted, "flat"),
+                            "torch eager, our mask": (wanted, "flat"),
                             names[0]: (theirs, "flat"),
                             names[1]: (compiled(theirs), "flat"),
                         },
                         {"forward": 2 * size, "backward": backward * size, "both": (2 + backward) * size},
-                        others=((4096,),) if op == "bias_relu_dropout" else (),
-                        judges=dict.fromkeys(names, judge),
+                        other_shapes=((4096,),) if op == "bias_relu_dropout" else (),
+                        checks=dict.fromkeys(names, check),
                     )
                 )
     bench.finish()

@@ -1,4 +1,4 @@
-"""Time bias, ReLU, normalisation and max-pooling in one operator: python bench/fusions.py"""
+"""Time the fused operator of bias, ReLU, normalisation and max-pooling: python bench/fusions.py"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import kernels
 from kernels import reference
 
 
-def pytorchs(x: Tensor, bias: Tensor, relu: str) -> Tensor:
+def pytorch(x: Tensor, bias: Tensor, relu: str) -> Tensor:
     y = x + bias.view(-1, 1, 1)
     if relu == "before":
         y = y.relu()
@@ -24,7 +24,7 @@ def separate(x: Tensor, bias: Tensor, relu: str) -> Tensor:
     y = x + bias.view(-1, 1, 1)
     if relu == "before":
         y = y.relu()
-    y = kernels.max_pool2d(kernels.local_response_norm(y))
+    y = kernels.max_pool2d(kernels.local_response_norm(y, 5, 1e-4, 0.75, 2.0), 3, 2)
     return y.relu() if relu == "after" else y
 
 
@@ -33,7 +33,7 @@ def definition(x: Tensor, bias: Tensor, relu: str) -> Tensor:
 
 
 def ours(x: Tensor, bias: Tensor, relu: str) -> Tensor:
-    return kernels.lrn_max_pool2d(x, bias=bias, relu=relu)
+    return kernels.lrn_max_pool2d(x, 5, 1e-4, 0.75, 2.0, kernel_size=3, stride=2, bias=bias, relu=relu)
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
                 size = image_bytes(shape, dtype)
                 out = image_bytes((batch, channels, (side - 3) // 2 + 1, (side - 3) // 2 + 1), dtype)
                 moved = {"forward": size + out, "backward": 2 * size + out}
-                eager: Operator = partial(pytorchs, relu=relu)
+                eager: Operator = partial(pytorch, relu=relu)
                 bench.run(
                     Case(
                         f"bias, LRN, pool, ReLU {relu}",
@@ -60,9 +60,9 @@ def main() -> None:
                             "torch.compile": (compiled(eager), "channels_last"),
                         },
                         moved | {"both": sum(moved.values())},
-                        others=((channels,),),
-                        scale=10.0,
-                        chooses=True,
+                        other_shapes=((channels,),),
+                        std=10.0,
+                        gradients_by_norm=True,
                     )
                 )
     bench.finish()

@@ -1,20 +1,21 @@
-"""How many images a second come out of prepared shards, and out of the obvious alternatives.
+"""Images/s from prepared shards, and from alternatives to them.
 
-    python bench/loader.py                         # photographs made up on the spot: nothing to download
-    python bench/loader.py --data prepared/mine    # a data set of one's own (without rows on originals)
+    python bench/loader.py                         # synthetic photographs: nothing to download
+    python bench/loader.py --data prepared/mine    # your own prepared data set (without rows for originals)
 
-Every reader does the same work: decode, crop 224 at random, flip at random, subtract the mean image, add colour noise,
+Every reader does the same work: decode, random 224-pixel crop, random flip, subtract the mean image, add colour noise,
 and deliver float32 batches (float16 on a GPU). Rows:
 
-- ``prepare``: originals to prepared shards, by processes
-- ``shards, DALI``: `dataloading.Loader`, by threads; on a GPU also by the share that its JPEG hardware decodes
-- ``shards, source only``: what Python and NumPy do for each image before DALI gets it: order, draws, reading, CRC-32;
-  ``python_percent`` is its share of the processor time that an image costs in all
-- ``shards, Pillow`` and ``shards, simplejpeg`` (where installed): torch's DataLoader on the same prepared files, by
-  workers
-- ``originals, Pillow``: torch's DataLoader that also resizes originals, by workers
+- `prepare`: originals to prepared shards, by number of processes
+- `shards, DALI`: `dataloading.Loader`, by number of threads; on a GPU also by the share of images that its JPEG
+  hardware decodes
+- `shards, source only`: the work of Python and NumPy per image before DALI: order, random draws, reading, CRC-32;
+  `python_percent` is its share of the processor time per image
+- `shards, Pillow` and `shards, simplejpeg` (if installed): torch's DataLoader on the same shards, by number of workers
+- `originals, Pillow`: torch's DataLoader, which also resizes originals, by number of workers
 """
 
+import io
 import itertools
 import os
 import random
@@ -30,14 +31,15 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 import torch
+from dataloading.loading.batch_feeder import BatchFeeder
+from dataloading.loading.order import EpochBatches
+from dataloading.preparation.images import centre_square, resize_shorter_side
+from harness.charts import plt
 from numpy.typing import NDArray
 from PIL import Image
 
 from dataloading import Augmentation, Dataset, Loader, prepare_dataset
 from dataloading.command_line import parse
-from dataloading.feed import Feeder
-from dataloading.images import centre_square, resize_shorter_side
-from dataloading.order import Schedule
 
 CROP = 224
 WARM_UP = 5  # batches
@@ -45,7 +47,7 @@ NOISE = Augmentation().color_noise
 
 
 class Reader(NamedTuple):
-    """A way of reading: what it is, with what setting, and its batches without end."""
+    """A reader with one setting, and its endless batches."""
 
     name: str
     setting: str
@@ -54,7 +56,7 @@ class Reader(NamedTuple):
 
 @dataclass
 class Row:
-    """One measurement: images per second overall, and milliseconds between batches as the consumer sees them."""
+    """One measurement: images/s overall, and milliseconds between batches for the consumer."""
 
     reader: str
     setting: str
@@ -67,17 +69,17 @@ class Row:
 
 @dataclass
 class Options:
-    """Compare ways of reading training images.
+    """Compare readers of training images.
 
     Args:
-        data: A prepared data set. Default: photographs that this program makes up and prepares.
-        images: How many photographs to make up.
+        data: A prepared data set. Default: synthetic photographs, prepared by this program.
+        images: Number of synthetic photographs.
         batch_size: Images per batch.
-        seconds: How long each row is measured in each round.
-        rounds: All rows are measured in turn so many times; the fastest counts, as the least disturbed.
-        workers: Threads or processes to try.
-        quick: Few images and short rounds, to try the program.
-        output: Folder for the record and the picture.
+        seconds: Seconds per row and round.
+        rounds: Number of rounds, in which all rows are measured in turn; the fastest round counts.
+        workers: Numbers of threads or processes.
+        quick: Few images and one short round.
+        output: Folder of the records.
     """
 
     data: Path | None = None
@@ -90,11 +92,11 @@ class Options:
     output: Path = harness.RESULTS
 
 
-# --- material ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
-def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Return noise with the spectrum, contrast and correlated colours of photographs: uint8, height x width x 3."""
+def synthetic_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Noise with the spectrum, contrast and correlated colours of photographs: uint8, height x width x 3."""
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
@@ -110,25 +112,25 @@ def made_up_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
     )
 
 
-def make_up_photographs(root: Path, count: int) -> Path:
-    """Write `count` photographs of ImageNet's usual size, 500 x 375, into class folders."""
+def write_photographs(root: Path, count: int) -> Path:
+    """Write `count` photographs of ImageNet's typical size, 500 x 375, into class folders."""
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(partial(_make_up, root), range(count), chunksize=20))
+        list(pool.map(partial(_write_photograph, root), range(count), chunksize=20))
     return root
 
 
-def _make_up(root: Path, i: int) -> None:
+def _write_photograph(root: Path, i: int) -> None:
     path = root / ("val" if i % 20 == 19 else "train") / f"class{i // 20 % 5}" / f"{i:05d}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = (375, 500) if i % 4 == 3 else (500, 375)
-    Image.fromarray(made_up_photograph(i, width, height)).save(path, quality=92)
+    Image.fromarray(synthetic_photograph(i, width, height)).save(path, quality=92)
 
 
 # --- the alternatives -------------------------------------------------------------------------------------------------
 
 
 class TorchImages(torch.utils.data.Dataset[torch.Tensor]):
-    """The training images for torch's DataLoader: `decode` turns `files` into pixels, the rest is NumPy."""
+    """The training images for torch's DataLoader: `decode` turns what `read` returns into pixels, the rest is NumPy."""
 
     def __init__(
         self, dataset: Dataset, read: Callable[[int], Any], decode: Callable[[Any], NDArray[np.uint8]]
@@ -152,8 +154,6 @@ class TorchImages(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def pillow(data: Any) -> NDArray[np.uint8]:
-    import io
-
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -180,8 +180,8 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def measured(reader: Reader, size: int, seconds: float) -> Row:
-    """Take batches for `seconds`, after a few that do not count: those that were waiting."""
+def measure(reader: Reader, size: int, seconds: float) -> Row:
+    """Take batches for `seconds`, after a few untimed ones that were prefetched."""
     for _ in range(WARM_UP):
         next(reader.batches)
     times, began = [time.perf_counter()], cpu_seconds()
@@ -194,31 +194,31 @@ def measured(reader: Reader, size: int, seconds: float) -> Row:
     gaps = np.diff(times) * 1000
     done = len(gaps) * size
     row = Row(reader.name, reader.setting, done / (times[-1] - times[0]), *np.percentile(gaps, [50, 99]).tolist())
-    if "DALI" in reader.name or "source" in reader.name:  # children are counted only when they end
+    if "DALI" in reader.name or "source" in reader.name:  # worker processes are counted only when they end
         row.cpu_us_per_image = used / done * 1e6
     return row
 
 
 def fastest(readers: list[Reader], options: Options) -> list[Row]:
-    """Measure all readers in turn, round by round, so that what disturbs one round disturbs them alike."""
+    """Measure all readers in turn, round after round, and return the fastest round of each."""
     best: dict[tuple[str, str], Row] = {}
     for number in range(options.rounds):
         for reader in readers:
-            row = measured(reader, options.batch_size, options.seconds)
+            row = measure(reader, options.batch_size, options.seconds)
             print(f"{number + 1}  {row.reader:20} {row.setting:26} {row.images_per_second:9,.0f} images/s", flush=True)
-            before = best.setdefault(reader[:2], row)
-            if row.images_per_second > before.images_per_second:
+            previous = best.setdefault(reader[:2], row)
+            if row.images_per_second > previous.images_per_second:
                 best[reader[:2]] = row
     return list(best.values())
 
 
 def share_of_python(rows: list[Row]) -> None:
-    """Note with each row of DALI's how much of its processor time Python and NumPy take."""
+    """Add the share of Python and NumPy in the processor time to the rows of DALI."""
     (source,) = (row for row in rows if "source only" in row.reader)
     for row in rows:
         if "DALI" in row.reader and row.cpu_us_per_image and source.cpu_us_per_image:
             row.python_percent = 100 * source.cpu_us_per_image / row.cpu_us_per_image
-            print(f"   {row.reader:20} {row.setting:26} {row.python_percent:9.1f} % of it in Python and NumPy")
+            print(f"   {row.reader:20} {row.setting:26} {row.python_percent:9.1f} % in Python and NumPy")
 
 
 def endless(loader: Loader) -> Iterator[Any]:
@@ -228,13 +228,13 @@ def endless(loader: Loader) -> Iterator[Any]:
         epoch += 1
 
 
-def fed(dataset: Dataset, batch_size: int) -> Iterator[Any]:
-    """What DALI is fed, without end, made by this thread."""
-    schedule = Schedule(dataset.count("train"), seed=0, shuffle=True, batch_size=batch_size, last="drop")
-    feeder = Feeder(dataset, "train", schedule, crop_size=CROP, augment=Augmentation(), skip=False)
-    batches = ((epoch, window) for epoch in itertools.count() for window in schedule.windows(0))
+def feeds(dataset: Dataset, batch_size: int) -> Iterator[Any]:
+    """The endless input of DALI, prepared by this thread."""
+    batches = EpochBatches(dataset.count("train"), seed=0, shuffle=True, batch_size=batch_size, drop_last=True)
+    feeder = BatchFeeder(dataset, "train", batches, crop_size=CROP, augment=Augmentation(), skip=False)
+    upcoming = ((epoch, batch) for epoch in itertools.count() for batch in batches.ranges())
     while True:
-        yield feeder.make(0, batches)
+        yield feeder.make(0, upcoming)
 
 
 def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
@@ -247,7 +247,7 @@ def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
             loader = load(threads=cores, device=0, dtype="float16", hardware_decoder_load=share)
             setting = f"GPU, {_count(cores, 'thread')}, hardware share {share:g}"
             yield Reader("shards, DALI", setting, endless(loader))
-    yield Reader("shards, source only", "1 thread", fed(dataset, options.batch_size))
+    yield Reader("shards, source only", "1 thread", feeds(dataset, options.batch_size))
 
 
 def torch_readers(dataset: Dataset, originals: Path | None, options: Options) -> Iterator[Reader]:
@@ -255,7 +255,7 @@ def torch_readers(dataset: Dataset, originals: Path | None, options: Options) ->
     try:
         from simplejpeg import decode_jpeg
     except ImportError:
-        print("simplejpeg is not installed: its rows are left out")
+        print("simplejpeg is not installed: its rows are skipped")
     else:
         images["shards, simplejpeg"] = TorchImages(dataset, partial(dataset.read, "train"), decode_jpeg)
     if originals is not None:
@@ -288,8 +288,8 @@ def settings(dataset: Dataset, options: Options) -> dict[str, Any]:
     return {
         "quick": options.quick,
         "processors": len(os.sched_getaffinity(0)),
-        "load_average": round(os.getloadavg()[0], 1),  # what else ran shows in it
-        "images": "made up, 500 x 375" if options.data is None else dataset.name,
+        "load_average": round(os.getloadavg()[0], 1),  # shows what else was running
+        "images": "synthetic, 500 x 375" if options.data is None else dataset.name,
         "samples": dataset.count("train"),
         "mean_file_bytes": int(dataset.index("train")["length"].mean()),
         "batch_size": options.batch_size,
@@ -300,20 +300,15 @@ def settings(dataset: Dataset, options: Options) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    import nvidia.dali
+    import nvidia.dali  # slow to import
     import PIL
 
     return {"dali": nvidia.dali.__version__, "pillow": PIL.__version__}
 
 
-def save_picture(rows: list[Row], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+def draw_chart(rows: list[Row], title: str, path: Path) -> None:
     shown = [row for row in rows if "source only" not in row.reader][::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(shown) + 1.2), layout="constrained")
     colors = [
         "tab:green" if "DALI" in row.reader else "tab:orange" if row.reader == "prepare" else "tab:gray"
         for row in shown
@@ -322,15 +317,15 @@ def save_picture(rows: list[Row], title: str, path: Path) -> None:
         [f"{row.reader}, {row.setting}" for row in shown], [row.images_per_second for row in shown], color=colors
     )
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.set_xlabel("images per second")
+    axes.set_xlabel("images/s")
     axes.margins(x=0.12)
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
 def main(options: Options) -> None:
-    """Measure all rows, print them, and write JSON and PNG."""
-    device = harness.device_name()  # with the number of threads that torch takes by itself
+    """Measure all rows, print them, and write the record and the chart."""
+    device = harness.device_name()  # before the number of threads changes
     torch.set_num_threads(1)
     if options.quick:
         options.images, options.seconds, options.rounds = min(options.images, 300), 1.0, 1
@@ -338,14 +333,14 @@ def main(options: Options) -> None:
         folder, originals = Path(scratch), None
         rows: list[Row] = []
         if options.data is None:
-            print(f"making up {options.images:,} photographs")
-            originals = make_up_photographs(folder / "originals", options.images)
+            print(f"generating {options.images:,} photographs")
+            originals = write_photographs(folder / "originals", options.images)
             rows += prepare_rows(originals, folder, options)
             dataset = Dataset(folder / f"prepared{options.workers[-1]}")
         else:
             dataset = Dataset(options.data)
         readers = list(torch_readers(dataset, originals, options))
-        for reader in readers:  # their workers are forked, so they start before DALI's threads do
+        for reader in readers:  # their workers are forked, so they must start before the threads of DALI
             next(reader.batches)
         rows += fastest(readers + list(dali_readers(dataset, options)), options)
         share_of_python(rows)
@@ -357,7 +352,7 @@ def main(options: Options) -> None:
             device=device,
             versions=versions(),
         )
-    save_picture(rows, device, path.with_suffix(".png"))
+    draw_chart(rows, device, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

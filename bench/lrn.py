@@ -1,4 +1,4 @@
-"""Time local response normalisation and the normalisation within a map: python bench/lrn.py"""
+"""Time local response normalisation and same-map normalisation: python bench/lrn.py"""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import kernels
 from kernels import reference
 
 
-def pytorchs(x: Tensor) -> Tensor:
+def pytorch(x: Tensor) -> Tensor:
     return F.local_response_norm(x, 5, 1e-4, 0.75, 2.0)
 
 
 def one_formula(x: Tensor) -> Tensor:
-    """What a compiler can make one loop of: no pooling, no power function."""
+    """A formula that a compiler can turn into one loop: no pooling, no power function."""
     squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
     channels = x.shape[1]
     scale = 2.0 + 1e-4 / 5 * sum(squares[:, shift : shift + channels] for shift in range(5))
@@ -23,7 +23,7 @@ def one_formula(x: Tensor) -> Tensor:
     return x * (root * root.sqrt())
 
 
-def pytorchs_map(x: Tensor) -> Tensor:
+def pytorch_map(x: Tensor) -> Tensor:
     return x / (1 + 1e-3 * F.avg_pool2d(x * x, 5, 1, 2)) ** 0.75
 
 
@@ -41,14 +41,14 @@ def main() -> None:
                         dtype,
                         lambda x: reference.local_response_norm(x, 5, 1e-4, 0.75, 2.0, groups=1),
                         {
-                            "ours": (kernels.local_response_norm, "channels_last"),
-                            "torch eager channels_last": (pytorchs, "channels_last"),
-                            "torch eager NCHW": (pytorchs, "nchw"),
-                            "torch.compile": (compiled(pytorchs), "channels_last"),
+                            "ours": (lambda x: kernels.local_response_norm(x, 5, 1e-4, 0.75, 2.0), "channels_last"),
+                            "torch eager channels_last": (pytorch, "channels_last"),
+                            "torch eager NCHW": (pytorch, "nchw"),
+                            "torch.compile": (compiled(pytorch), "channels_last"),
                             "torch.compile, one formula": (compiled(one_formula), "channels_last"),
                         },
                         {"forward": 2 * size, "backward": 3 * size, "both": 5 * size},
-                        scale=10.0,
+                        std=10.0,
                     )
                 )
             shape = (batch, 256, 27, 27)
@@ -60,10 +60,10 @@ def main() -> None:
                     dtype,
                     lambda x: reference.same_map_norm(x, 5, 1e-3, 0.75, 1.0),
                     {
-                        "ours": (kernels.same_map_norm, "channels_last"),
-                        "torch eager channels_last": (pytorchs_map, "channels_last"),
-                        "torch eager NCHW": (pytorchs_map, "nchw"),
-                        "torch.compile": (compiled(pytorchs_map), "channels_last"),
+                        "ours": (lambda x: kernels.same_map_norm(x, 5, 1e-3, 0.75, 1.0), "channels_last"),
+                        "torch eager channels_last": (pytorch_map, "channels_last"),
+                        "torch eager NCHW": (pytorch_map, "nchw"),
+                        "torch.compile": (compiled(pytorch_map), "channels_last"),
                     },
                     {"forward": 2 * size, "backward": 3 * size, "both": 5 * size},
                 )

@@ -1,76 +1,79 @@
-"""What the workers of bench/pipeline.py run; here because a new process imports it by name."""
+"""The worker processes of bench/pipeline.py, in a module of their own because new processes import it by name."""
 
 from __future__ import annotations
 
 import gc
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from block_timing import measure_costs, measure_links
+from pipeline_simulation import Key, Span
+from torch.distributed.pipelining import PipelineStage
 
 from fastalex.network.architecture import Architecture
-from fastalex.network.blocks import Convolution
-from fastalex.network.model import AlexNet
-from fastalex.network.precision import configure_libraries
-from fastalex.parallel.engine import DataParallel, Replica, SingleDevice
-from fastalex.parallel.layout import Layout, ScheduleName
-from fastalex.parallel.pipeline import Pipeline
-from fastalex.parallel.simulate import Key, Orders, Span
-from fastalex.parallel.tuning import measure_costs, measure_links
+from fastalex.network.model import AlexNet, Stage
+from fastalex.network.precision import Precision, configure_libraries
+from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.parallel.pipeline import build_engine
 from fastalex.parallel.world import World
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.published import krizhevsky
-from fastalex.training.allocator import keep_freed_memory
 from fastalex.training.graphed_step import WARM_UP_STEPS, build_step
+from fastalex.training.memory import keep_freed_memory
 
-WARM_UP = 1  # steps without graphs; the first one takes memory from the system
+WARM_UP = 1
+"""Untimed steps without CUDA graphs; the first one allocates memory."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to compute steps.
+    """One configuration to time.
 
     Attributes:
+        plan: how workers share the work.
         batch_size: images of all replicas per step.
         threads: of each worker.
-        deferred: whether weight gradients are put off where training does so: fully connected ones to be made once a
-            step, later stages' convolutional ones at its end. False makes all of them in their backward passes.
-        orders: of the passes, by rank, where the schedule is zero-bubble.
+        deferred: whether weight gradients are deferred as in training. False computes all of them in the backward
+            pass of their micro-batch.
+        graphs: whether steps run from CUDA graphs.
     """
 
-    layout: Layout
-    stages: tuple[tuple[str, ...], ...]
-    micro_batches: int
-    schedule: ScheduleName
+    plan: ParallelPlan
     batch_size: int
     threads: int = 1
     deferred: bool = True
     graphs: bool = False
-    orders: Orders | None = None
+
+    @property
+    def rows(self) -> int:
+        """Images per step of one replica."""
+        return self.batch_size // self.plan.layout.replicas
 
     def __str__(self) -> str:
-        layout, parts = self.layout, []
+        layout, parts = self.plan.layout, []
         for count, name in ((layout.replicas, "replica"), (layout.ranks, "worker"), (layout.stages, "stage")):
             parts.append(f"{count} {name}" + "s" * (count > 1))
-        schedule = f", {self.schedule}" if layout.stages > 1 else ""
-        return (
-            f"{', '.join(parts)}{schedule}, micro-batches of {self.batch_size // layout.replicas // self.micro_batches}"
-        )
+        schedule = f", {self.plan.schedule}" if layout.stages > 1 else ""
+        return f"{', '.join(parts)}{schedule}, micro-batches of {self.rows // self.plan.micro_batches}"
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """What a group of workers does: measure costs and links, then time all trials in turn, round after round.
 
     Attributes:
-        trials: those of one worker are run by the first, while the others wait.
-        sizes: micro-batch sizes to measure costs at; none measures none.
-        layouts: of which the links are measured.
-        steps: timed steps of each trial in a round, after `WARM_UP`.
-        threads: of each worker while costs are measured at those sizes.
+        trials: those with a single worker run on the first worker while the others wait.
+        sizes: micro-batch sizes at which costs are measured; empty measures none.
+        layouts: layouts whose links are measured.
+        batch_size: images per step for which costs are measured.
+        steps: timed steps of each trial in a round, after the warm-up.
+        threads: of each worker while costs are measured.
+        path: file for the results.
     """
 
     architecture: Architecture
@@ -81,173 +84,176 @@ class Work:
     steps: int
     rounds: int
     threads: int
-    precision: str
+    precision: Precision
     path: str
 
 
-def run(world: World, work: Work) -> None:
-    """Save ``{"costs", "links": {layout: (link, reduce_link)}, "rounds"}``, where each round has a
-    ``{"seconds", "spans", "costs"}`` for every trial."""
+def run(world: World, job: Job) -> None:
+    """Save `{"costs", "links": {layout: (link, reduce_link)}, "rounds"}`.
+
+    Each round has a `{"seconds", "spans", "costs"}` for every trial.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # there is nothing to save: end at once
     if world.device.type == "cpu":
-        torch.set_num_threads(work.threads)
-        keep_freed_memory()  # as the trainer
-    configure_libraries(work.precision)  # type: ignore[arg-type]
-    model = AlexNet(work.architecture, seed=0)
-    model.set_precision(work.precision)  # type: ignore[arg-type]
+        torch.set_num_threads(job.threads)
+        keep_freed_memory()  # like the trainer
+    configure_libraries(job.precision)
+    model = AlexNet(job.architecture, seed=0)
+    model.set_precision(job.precision)
     saved: dict[str, Any] = {"links": {}}
-    if work.sizes:
+    if job.sizes:
         world.arrange(Layout(1, world.size, world.size))
-        saved["costs"], _ = measure_costs(world, model, work.batch_size, work.sizes)
-    for layout in work.layouts:
+        saved["costs"] = measure_costs(world, model, job.batch_size, job.sizes)
+    for layout in job.layouts:
         world.arrange(layout)
         saved["links"][layout] = measure_links(world)
     saved["rounds"] = []
-    for number in range(1, work.rounds + 1):
+    for number in range(1, job.rounds + 1):
         saved["rounds"].append([])
-        for trial in work.trials:
-            found = measured(world, model, trial, work.steps)
-            saved["rounds"][-1].append(found)
+        for trial in job.trials:
+            measurement = measure_trial(world, model, trial, job.steps)
+            saved["rounds"][-1].append(measurement)
             if world.is_first:
-                rate = work.steps * trial.batch_size / found["seconds"]
-                print(f"round {number} of {work.rounds}: {trial}: {rate:.1f} images/s", flush=True)
+                rate = job.steps * trial.batch_size / measurement["seconds"]
+                print(f"round {number} of {job.rounds}: {trial}: {rate:.1f} images/s", flush=True)
     if world.is_first:
-        torch.save(saved, work.path)
+        torch.save(saved, job.path)
 
 
-def measured(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
-    """What the blocks cost just now, and how long steps take."""
-    alone = trial.layout.workers == 1 < world.size
+def measure_trial(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
+    """The costs of the blocks at this moment, and the time of a trial's steps."""
+    alone = trial.plan.layout.workers == 1 < world.size
     result = {}
     if world.is_first or not alone:
         torch.set_num_threads(trial.threads)
-        place = World(0, 1, world.device) if alone else world
-        place.arrange(trial.layout)
-        rows = trial.batch_size // trial.layout.replicas
-        costs, _ = measure_costs(place, model, rows, [rows // trial.micro_batches])
-        result = timed(place, model, trial, steps) | {"costs": costs}
+        own = World(0, 1, world.device) if alone else world
+        own.arrange(trial.plan.layout)
+        costs = measure_costs(own, model, trial.rows, [trial.rows // trial.plan.micro_batches])
+        result = time_steps(own, model, trial, steps) | {"costs": costs}
     world.barrier()
     return result
 
 
-def timed(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
-    """Seconds of the timed steps together, and the passes of the last one on all workers.
+def time_steps(world: World, model: AlexNet, trial: Trial, steps: int) -> dict[str, Any]:
+    """Seconds of all timed steps, and the spans of the last one on all workers.
 
-    Each worker's steps are timed from its own end of the last one to warm up: a pipeline is filled once in a training
-    run, not every few steps.
+    Each worker is timed from the end of its last warm-up step: a training run fills the pipeline once, not every few
+    steps.
     """
-    engine = _engine(world, model, trial)
+    # Build the engine, the optimizer and one batch.
+    engine = build_engine(model, world, trial.plan, trial.batch_size)
     if not trial.deferred:
-        for block in engine.stage.blocks():
-            block.kept = None
-            if isinstance(block, Convolution):
-                block.put_off = None
+        engine.stage.configure_deferral(1, convolutions=False)
     optimizer = KrizhevskySGD(engine.stage, krizhevsky(), engine.stage.compute_copies())
-    size = engine.stage.architecture.image_size
+    architecture = engine.stage.architecture
     generator = torch.Generator().manual_seed(world.replica)
-    images = 60 * torch.randn(engine.batch_size, 3, size, size, generator=generator)
+    images = 60 * torch.randn(trial.rows, 3, architecture.image_size, architecture.image_size, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last).to(world.device)
-    labels = torch.arange(engine.batch_size, device=world.device) % engine.stage.architecture.num_classes
-    marks: list[tuple[Key, Any, Any]] = []
-    passed: list[Any] = []
-    if isinstance(engine, Pipeline) and not trial.graphs:  # no event of ours in a graph
-        for stage in _pipelined(engine):
-            _record(stage, world, marks)
-        finish = engine.stage.finish_gradients
-
-        def recorded_finish() -> None:
-            passed.append(_mark(world))
-            finish()
-
-        engine.stage.finish_gradients = recorded_finish  # type: ignore[method-assign]
+    labels = torch.arange(trial.rows, device=world.device) % architecture.num_classes
+    inputs = images if engine.is_first else None, labels if engine.is_last else None
+    # Run the steps; the recording of the last one is kept.
     start, warm_up = 0.0, WARM_UP_STEPS + 2 if trial.graphs else WARM_UP
     step = build_step(engine, optimizer, graphs=trial.graphs)
-    for number in range(steps + warm_up):
-        if number == warm_up:
-            start = _now(world)
-        marks.clear()
-        step(images if engine.is_first else None, labels if engine.is_last else None, number)
-        if passed:
-            marks.append((("finish", world.replica, 0, 0, 0), passed.pop(), _mark(world)))
+    is_recorded = trial.plan.layout.stages > 1 and not trial.graphs  # a graph cannot contain our events
+    recorder = Recorder(world)
+    with recorder.recording() if is_recorded else recorder.idle():
+        for number in range(steps + warm_up):
+            if number == warm_up:
+                start = _now(world)
+            recorder.begin_step()
+            step(*inputs, number)
+            recorder.end_step()
     seconds = _now(world) - start
-    gathered = world.gather_objects(_seconds(world, marks))
-    every = [Span(rank, *span) for rank, one in enumerate(gathered) for span in one]
+    # Collect the spans of all workers, and free what the trial allocated.
+    gathered = world.gather_objects(recorder.seconds())
+    spans = [Span(rank, *span) for rank, own in enumerate(gathered) for span in own]
     for parameter in model.parameters():
         parameter.grad = None
     del engine, optimizer, step
-    gc.collect()  # a replica's hooks on the parameters end with it
-    return {"seconds": max(world.gather_objects(seconds)), "spans": every}
+    gc.collect()  # removes the hooks of DistributedDataParallel from the parameters
+    return {"seconds": max(world.gather_objects(seconds)), "spans": spans}
 
 
-def _engine(world: World, model: AlexNet, trial: Trial) -> SingleDevice | Pipeline:
-    layout = trial.layout
-    rows = trial.batch_size // layout.replicas
-    replica = Replica(world.replica, world.replica_group) if layout.replicas > 1 else None
-    if layout.stages > 1:
-        return Pipeline(
-            model,
-            trial.stages,
-            world.pipeline_rank,
-            world.device,
-            rows,
-            trial.micro_batches,
-            trial.schedule,
-            orders=trial.orders,
-            ranks=layout.ranks,
-            group=world.pipeline_group,
-            replica=replica,
-        )
-    if replica:
-        return DataParallel(model, world.device, rows, trial.micro_batches, replica)
-    return SingleDevice(model, world.device, rows, trial.micro_batches)
+class Recorder:
+    """Records when the passes of a pipeline's stages start and end, and when the step is finished."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._spans: list[tuple[Key, Any, Any]] = []
+        self._finish: Any = None
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Wrap the methods that run passes and finish gradients, for all pipelines of this process."""
+        wrapped = {"forward_one_chunk": "forward", "backward_one_chunk": "backward"}
+        originals = {name: getattr(PipelineStage, name) for name in wrapped}
+        finish_gradients = Stage.finish_gradients
+        for name, kind in wrapped.items():
+            setattr(PipelineStage, name, self._recorded(originals[name], kind))
+
+        def finish(stage: Stage) -> None:
+            if self._finish is None:
+                self._finish = self._mark()
+            finish_gradients(stage)
+
+        Stage.finish_gradients = finish  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for name, method in originals.items():
+                setattr(PipelineStage, name, method)
+            Stage.finish_gradients = finish_gradients  # type: ignore[method-assign]
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Record nothing."""
+        yield
+
+    def begin_step(self) -> None:
+        """Forget the previous step."""
+        self._spans.clear()
+        self._finish = None
+
+    def end_step(self) -> None:
+        """Note the end of the update."""
+        if self._finish is not None:
+            self._spans.append((("finish", self._world.replica, 0, 0, 0), self._finish, self._mark()))
+
+    def seconds(self) -> list[tuple[Key, float, float]]:
+        """The recorded spans in seconds of `perf_counter`, which is the same clock in all processes of a machine."""
+        if self._world.device.type == "cpu":
+            return self._spans
+        torch.cuda.synchronize()
+        now, event = time.perf_counter(), self._mark()
+        event.synchronize()
+
+        def at(mark: Any) -> float:
+            return now - mark.elapsed_time(event) / 1000
+
+        return [(key, at(start), at(end)) for key, start, end in self._spans]
+
+    def _recorded(self, run_pass: Any, kind: Any) -> Any:
+        def recorded(stage: Any, micro_batch: int, *arguments: Any, **options: Any) -> Any:
+            start = self._mark()
+            result = run_pass(stage, micro_batch, *arguments, **options)
+            key: Key = (kind, self._world.replica, stage.stage_index, micro_batch, 0)
+            self._spans.append((key, start, self._mark()))
+            return result
+
+        return recorded
+
+    def _mark(self) -> Any:
+        """The current time; on a GPU an event, which needs no synchronisation."""
+        if self._world.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def _now(world: World) -> float:
-    """The time at which this worker's device is done."""
+    """The time at which this worker's device has finished its work."""
     if world.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _pipelined(engine: Pipeline) -> list[Any]:
-    schedule = engine._train
-    return schedule._stages if hasattr(schedule, "_stages") else [schedule._stage]
-
-
-def _record(stage: Any, world: World, marks: list[tuple[Key, Any, Any]]) -> None:
-    """Note when each pass of a stage begins and ends."""
-    for name, whole in (("forward", "forward"), ("backward", "backward"), ("backward_weight", "weight")):
-        run_pass = getattr(stage, f"{name}_one_chunk")
-
-        def recorded(micro_batch: int, *arguments: Any, run_pass: Any = run_pass, whole: Any = whole, **options: Any):
-            start = _mark(world)
-            result = run_pass(micro_batch, *arguments, **options)
-            kind = whole if options.get("full_backward", True) else "input"
-            marks.append(((kind, world.replica, stage.stage_index, micro_batch, 0), start, _mark(world)))
-            return result
-
-        setattr(stage, f"{name}_one_chunk", recorded)
-
-
-def _mark(world: World) -> Any:
-    """This moment: of the device where that is a GPU, so that nothing has to wait for it."""
-    if world.device.type == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds(world: World, marks: list[tuple[Key, Any, Any]]) -> list[tuple[Key, float, float]]:
-    """The marks as seconds. ``perf_counter`` is the same clock in all processes, and a GPU's is set by it."""
-    if world.device.type == "cpu":
-        return marks
-    torch.cuda.synchronize()
-    now, event = time.perf_counter(), _mark(world)
-    event.synchronize()
-
-    def at(mark: Any) -> float:
-        return now - mark.elapsed_time(event) / 1000
-
-    return [(key, at(start), at(end)) for key, start, end in marks]

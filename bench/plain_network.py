@@ -1,6 +1,6 @@
-"""The networks of `fastalex.architecture` in plain PyTorch, as anyone would write them: what our step competes with.
+"""The networks of `fastalex.network.architecture` in plain PyTorch: the baseline of bench/train_step.py.
 
-Parameters have the names of `fastalex.AlexNet`, so that both load one state dict.
+Parameters have the same names as in `fastalex.AlexNet`, so that both load the same state dict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastalex.network.architecture import (
 
 
 class PlainNetwork(nn.Module):
-    """Convolutions, norms, pooling and dropout of `torch.nn` and nothing else; takes and returns what AlexNet does."""
+    """AlexNet from the layers of `torch.nn` alone, with the same inputs and outputs as `fastalex.AlexNet`."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
     python bench/precision.py                                     # the bundled digits
     python bench/precision.py photos --width 0.25 --epochs 3      # class folders, a narrower network
 
-Runs `python -m fastalex.train` once in each precision, with the same seed, and writes down both runs' validation losses
-and errors after every epoch, their training losses, and how far bf16's are from fp32's.
+Runs `python -m fastalex.train` in each precision with the same seed, and records the training loss, validation loss and
+errors of every epoch, and their difference from the first precision.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def epochs(run: Path) -> list[dict[str, Any]]:
-    """One row for each epoch of a run: the mean training loss, validation loss and errors."""
+    """One row per epoch of a run: mean training loss, validation loss and errors."""
     precision = RunConfig.load(run).precision
     lines = read_metrics(run)
     rows = []
@@ -67,12 +67,12 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Print both runs side by side, and note in every row how far it is from the first precision's."""
+    """Print all runs, and add to every row its difference from the first precision."""
     first = {row["epoch"]: row for row in rows if row["precision"] == rows[0]["precision"]}
     for row in rows:
-        beside = first[row["epoch"]]
+        baseline = first[row["epoch"]]
         for name in ("training_loss", "validation_loss", "validation_top1_error"):
-            row[f"{name}_difference"] = round(row[name] - beside[name], 4)
+            row[f"{name}_difference"] = round(row[name] - baseline[name], 4)
         print(
             f"epoch {row['epoch']}  {row['precision']}  training loss {row['training_loss']:.4f} "
             f"({row['training_loss_difference']:+.4f})  validation loss {row['validation_loss']:.4f} "

@@ -1,18 +1,18 @@
-"""What one training step must cost at least: python bench/roofline.py [--architecture krizhevsky] [--batch 128]
+"""The least time of one training step: python bench/roofline.py [--architecture krizhevsky] [--batch 128]
 
-Every operator takes at least its arithmetic at the device's matrix rate, and at least its bytes at the device's copy
-bandwidth. The larger of the two is its limit, and the sum of the limits is the step's: the operators depend on each
-other, so they cannot overlap. Both ceilings are measured, in the same run as the step that is compared with them.
+The limit of an operator is the larger of two times: its arithmetic at the speed of a large matrix product, and its
+bytes at the bandwidth of a copy. The limit of the step is the sum over its operators, which depend on each other and
+cannot overlap. Both ceilings are measured in the same run as the step that is compared with them.
 
-The operators are those that this network can be fused into without changing what it computes:
+The operators are those that the network can be fused into without changing what it computes:
 
 - a convolution or matrix product with bias and ReLU reads its input and its weights and writes its output; backward
   reads the incoming gradient twice, the input and the weights, and writes the gradients of both;
-- the normalisations and poolings behind a convolution are one pass: forward reads its output and writes the
-  block's; backward reads both the convolution's output and the incoming gradient, and writes the gradient;
-- the update reads weight, velocity and gradient and writes weight, velocity and, beside bf16, the copy.
+- the normalisations and poolings after a convolution are one pass: forward reads the convolution's output and writes
+  the block's; backward reads the convolution's output and the incoming gradient, and writes the gradient;
+- the update reads weight, velocity and gradient and writes weight, velocity and, with bf16, the bf16 copy.
 
-Activations and gradients count in the dtype of the arithmetic, weights and velocities in fp32.
+Activations and gradients have the dtype of the arithmetic, weights and velocities are fp32.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from fastalex.network.architecture import (
 )
 from fastalex.network.variation import build_architecture
 
-MATRIX = 8192 if CUDA else 2048  # rows and columns of the largest product measured
+MATRIX_SIZE = 8192 if CUDA else 2048  # rows and columns of the largest product measured
 COPIED_BYTES = 2**29 if CUDA else 2**27
 NAMES = {LocalResponseNorm: "norm", SameMapNorm: "same-map norm", MaxPool: "pool"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operator of a step: floating-point operations and bytes, each the fewest possible."""
+    """One operator of a step, with the fewest floating-point operations and bytes possible."""
 
     name: str
     part: str
@@ -57,13 +57,13 @@ class Operation:
     bytes: int
 
     def limit_ms(self, ceilings: Ceilings) -> float:
-        """The least time that it takes, in milliseconds."""
+        """The least time of the operator in milliseconds."""
         return max(self.flops / ceilings.gflop_per_s, self.bytes / ceilings.gb_per_s) / 1e6
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches: a large matrix product in the dtype, and a copy (bytes read and written)."""
+    """The speeds of a large matrix product in a dtype and of a copy (bytes read and written)."""
 
     dtype: torch.dtype
     gflop_per_s: float
@@ -71,17 +71,17 @@ class Ceilings:
 
 
 def measure(dtype: torch.dtype, *, tf32: bool = False, seconds: float = 1.0) -> Ceilings:
-    """Measure both ceilings now."""
+    """Measure both ceilings."""
     return Ceilings(dtype, matrix_rate(dtype, tf32=tf32, seconds=seconds), copy_bandwidth(seconds))
 
 
 def matrix_rate(dtype: torch.dtype, *, tf32: bool = False, seconds: float = 1.0) -> float:
-    """GFLOP/s of a product of square matrices: large ones, unless the device is so slow that smaller ones will do."""
+    """GFLOP/s of a product of square matrices, which are smaller on slow devices."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     size, milliseconds = 256, 0.0
     try:
-        while size < MATRIX and milliseconds < 20:
+        while size < MATRIX_SIZE and milliseconds < 20:
             size *= 2
             a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
             milliseconds = median_ms(partial(torch.mm, a, b), 0)
@@ -98,7 +98,7 @@ def copy_bandwidth(seconds: float = 1.0) -> float:
 
 
 def median_ms(work: Callable[[], object], seconds: float) -> float:
-    """The median of the milliseconds that ``work`` takes, over so many seconds."""
+    """The median milliseconds of `work`, repeated for `seconds`."""
     times: list[float] = []
     clock = DeviceClock() if CUDA else None
     end = time.perf_counter() + seconds
@@ -113,7 +113,7 @@ def median_ms(work: Callable[[], object], seconds: float) -> float:
 
 
 def operations(architecture: Architecture, batch: int, dtype: torch.dtype) -> list[Operation]:
-    """The operators of one training step, in order: forward, then backward, then the update."""
+    """The operators of one training step in order: forward, backward, update."""
     forward, backward = [], []
     size = architecture.image_size
     shape: tuple[int, ...] = (3, size, size)
@@ -131,7 +131,7 @@ def operations(architecture: Architecture, batch: int, dtype: torch.dtype) -> li
             forward.append(Operation(f"{block.name} {rest}", "forward", 0, product + outputs))
             backward.append(Operation(f"{block.name} {rest}", "backward", 0, outputs + 2 * product))
         backward.append(Operation(f"{block.name} weights", "backward", flops, inputs + product + weights))
-        if index:  # nobody asks for the gradient of the images
+        if index:  # images need no gradient
             backward.append(Operation(f"{block.name} inputs", "backward", flops, product + weights + inputs))
         shape = shapes.output
         parameters += shapes.parameters
@@ -154,7 +154,7 @@ def limit_ms(architecture: Architecture, batch: int, ceilings: Ceilings) -> floa
 
 
 def table(architecture: Architecture, batch: int, ceilings: Ceilings) -> rich.table.Table:
-    """Every operator's arithmetic, bytes and limit."""
+    """The arithmetic, the bytes and the limit of every operator."""
     total = limit_ms(architecture, batch, ceilings)
     name = str(ceilings.dtype).removeprefix("torch.")
     result = rich.table.Table(

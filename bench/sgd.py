@@ -1,7 +1,7 @@
 """Time the 2012 update of all of AlexNet's parameters: python bench/sgd.py
 
-PyTorch's optimizer multiplies by the learning rate outside of the velocity. With a constant learning rate that gives
-the same weights, so it can be judged; it does not do what the 2012 rule does when the learning rate changes.
+PyTorch's optimizer applies the learning rate outside of the velocity. With a constant learning rate the weights are
+the same and can be checked; when the learning rate changes, the 2012 rule differs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 import kernels
 from kernels import reference
 
-# The 2012 network's weights and biases.
+# Shapes of the weights and biases of the 2012 network.
 SHAPES = [
     (96, 3, 11, 11), (96,), (256, 48, 5, 5), (256,), (384, 256, 3, 3), (384,), (384, 192, 3, 3), (384,),
     (256, 192, 3, 3), (256,), (4096, 9216), (4096,), (4096, 4096), (4096,), (1000, 4096), (1000,),
@@ -67,7 +67,7 @@ def update(
 def ours(weights: list[Tensor], gradients: list[Tensor], copies: bool) -> Callable[[], None]:
     numbers: Numbers = NUMBERS
     if CUDA:
-        # As in training: no update copies them to the device.
+        # On the device, as in training: updates do not copy them.
         numbers = {name: torch.tensor(values, dtype=torch.float64).to(DEVICE) for name, values in NUMBERS.items()}
     return update(kernels.sgd_update_, weights, gradients, copies, numbers)
 
@@ -84,7 +84,7 @@ def providers() -> dict[str, Callable[[list[Tensor], list[Tensor]], Callable[[],
     }
 
 
-def error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> str | None:
+def find_error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> str | None:
     """What is wrong with the weights after a few updates of small tensors, or None."""
     shapes = [(13, 7), (5,)] * (len(SHAPES) // 2)
     weights, gradients = tensors(0, shapes), tensors(1, shapes)
@@ -104,16 +104,16 @@ def main() -> None:
     given, gradients = tensors(0, shapes), tensors(1, shapes)
     count = sum(weight.numel() for weight in given)
     for name, make in providers().items():
-        # Weight, gradient and velocity are read, weight and velocity written, and a copy in half the bytes.
-        moved = count * (5 * 4 + (2 if "copies" in name else 0))
+        # Reads weight, gradient and velocity; writes weight and velocity, and a copy in half precision.
+        bytes_moved = count * (5 * 4 + (2 if "copies" in name else 0))
         bench.run_in_place(
             "sgd_update_",
             (count,),
             torch.float32,
             name,
             lambda make=make: make([weight.clone() for weight in given], gradients),
-            moved,
-            lambda make=make: error(make),
+            bytes_moved,
+            lambda make=make: find_error(make),
         )
     bench.finish()
 

@@ -1,9 +1,9 @@
-"""One of the paper's claims on a CPU or GPU, as `python -m fastalex.study` tests it: the table as a record.
+"""Record one of the paper's claims, tested with `python -m fastalex.study`.
 
     python bench/study.py dropout photos --epochs 12 --devices cpu   # the study's own options
-    python bench/study.py dropout photos --record                    # of a study that is finished already
+    python bench/study.py dropout photos --record                    # records a finished study
 
-Runs the study in the current folder, where an interrupted one goes on, and writes `study-<name>.json` and its picture.
+Runs the study in the current folder, resuming an interrupted one, and writes `study-<name>.json` and its chart.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Carry out a study and write down its table.")
-    parser.add_argument("name", help="dropout, depth, ... as fastalex.study names them")
-    parser.add_argument("data", help="as for fastalex.study")
+    parser = argparse.ArgumentParser(description="Run a study and record its table.")
+    parser.add_argument("name", help="name of the study: dropout, depth, ...")
+    parser.add_argument("data", help="data set, as for fastalex.study")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
-    parser.add_argument("--record", action="store_true", help="record the finished study, with the options it had")
+    parser.add_argument("--record", action="store_true", help="record a finished study")
     arguments, options = parser.parse_known_args()
     folder = Path("studies") / f"{Path(arguments.data).resolve().name}-{arguments.name}"
     asked = folder / "options.json"

@@ -1,9 +1,9 @@
-"""The whole training command on the bundled digits, as `make train` runs it: speed, share of waiting, errors, time.
+"""The training command on the bundled digits, as `make train` runs it: speed, time waiting for data, errors.
 
     python bench/training.py [--devices cpu,cpu] [--epochs N]
-    python bench/training.py --run runs/20261123-...            # records a run that is there already
+    python bench/training.py --run runs/20261123-...            # records a finished run
 
-Runs `python -m fastalex.train` in an empty folder, preparation included, and reads what it wrote.
+Runs `python -m fastalex.train` in an empty folder, including the preparation of the data, and reads its log.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fastalex.training.metrics_log import read_metrics
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train on the bundled digits and write down how fast it went.")
+    parser = argparse.ArgumentParser(description="Train on the bundled digits and record the speed.")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
     parser.add_argument("--run", type=Path, help="record this finished run instead of training")
     arguments, options = parser.parse_known_args()
@@ -37,14 +37,14 @@ def main() -> None:
 
 
 def record(run: Path, output: Path, row: dict[str, object], options: list[str]) -> None:
-    """Write the record, and the run's curve beside it."""
+    """Write the record, and the run's training curve next to it."""
     settings = {"options": options, "cores": len(os.sched_getaffinity(0))}
     path = harness.write_record("training", settings, [row], output)
     path.with_suffix(".png").write_bytes((run / "curve.png").read_bytes())
 
 
 def measured(run: Path) -> dict[str, object]:
-    """One row from a finished run: training steps only, validation and start-up left out."""
+    """The row of a finished run: training steps without validation and start-up."""
     config = RunConfig.load(run)
     lines = read_metrics(run)
     training = [line for line in lines if line["kind"] == "train"]
@@ -57,9 +57,9 @@ def measured(run: Path) -> dict[str, object]:
         "provider": "fastalex",
         "architecture": config.network.architecture,
         "recipe": config.recipe.name,
-        "devices": config.devices,
+        "devices": ",".join(map(str, config.parallel.devices)),
         "batch_size": config.recipe.batch_size,
-        "micro_batches": config.micro_batches,
+        "micro_batches": config.parallel.micro_batches,
         "precision": config.precision,
         "images": images,
         "training_seconds": round(seconds, 1),

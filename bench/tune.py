@@ -1,15 +1,14 @@
-"""The fastest launch settings of the convolution's kernels, among those that compute rightly.
+"""Finds the fastest launch settings of the convolution's kernels among those with correct results.
 
     python bench/conv_relu.py --tune [--layers conv3] [--dtypes bfloat16] [--batches 128] [--seconds 500]
 
-writes `kernels/tuned/<gpu>.json`. A candidate that does not compile, does not fit the GPU, computes something else than
-PyTorch in fp64, leaves a part of its result unwritten, or does not compute the same twice, gets no time and cannot be
-chosen.
+writes `kernels/tuned/<gpu>.json`. A candidate is rejected if it does not compile, does not fit the GPU, differs from
+PyTorch in fp64, leaves a part of its result unwritten, or is not deterministic.
 
-All candidates are compiled first, in as many processes as there are cores; Triton keeps them on disk. Each product is
-then measured in a process of its own until a candidate makes the GPU unusable for that process: the next one goes on
-without that candidate. Of a product that was measured at another batch size, only the fastest candidates are tried.
-What is found is written after each product, so that running out of time loses nothing.
+All candidates are compiled first, in one process per core; Triton caches them on disk. The products are then measured
+in a separate process. If a candidate makes the GPU unusable for that process, a new one continues without it. For a
+product measured at another batch size before, only the fastest candidates are tried. The table is written after each
+product, so that an interruption loses nothing.
 """
 
 from __future__ import annotations
@@ -25,27 +24,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import harness
 import torch
 import torch.nn.functional as F
+from kernels.launch_settings import Direction, Entry, Problem, Settings
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from kernels import conv_relu, conv_settings
-from kernels.conv_settings import Direction, Entry, Problem, Settings
+from kernels import conv_gemm, conv_relu, launch_settings
 
-# Rows, columns and terms per step of a tile.
+# Rows, columns and terms per step of a tile (block_m, block_n, block_k).
 _TILES = (
     (128, 128, 64), (128, 128, 32), (128, 256, 64), (256, 128, 64), (128, 64, 64), (64, 128, 64), (128, 64, 32),
     (64, 64, 64), (64, 64, 32), (128, 32, 64),
 )  # fmt: skip
 _STAGES = (3, 4)
-# Of one candidate's timing; and the part of all the time that may go into compiling ahead.
-_SECONDS, _COMPILING = 0.03, 0.4
-# Candidates that are tried at a further batch size.
+# Seconds per candidate, and the share of the time limit for compilation.
+_SECONDS, _COMPILATION_SHARE = 0.03, 0.4
+# Candidates tried at further batch sizes.
 _SHORTLIST = 8
-# TF32 rounds the factors to 11 bits, as fp16 does.
+# TF32 rounds operands to 11 bits, like fp16.
 _TF32_TOLERANCE = harness.TOLERANCES[torch.float16]
 
 Timer = Callable[[Callable[[], Tensor], Settings | None], float]
@@ -54,7 +54,7 @@ Problems = Sequence[Key]
 
 
 class DeviceLost(Exception):
-    """A candidate has made the GPU unusable for this process."""
+    """A candidate made the GPU unusable for this process."""
 
     def __init__(self, settings: Settings, reason: str) -> None:
         super().__init__(settings, reason)
@@ -62,8 +62,8 @@ class DeviceLost(Exception):
 
 
 def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
-    """The heuristic's choice first; then tiles that do not mostly hang over the edge, with few and many warps."""
-    first = conv_settings.heuristic(direction, problem)
+    """The heuristic's choice first, then tiles that are not much larger than the result, with 4 or 8 warps."""
+    first = launch_settings.heuristic(direction, problem)
     yield first
     tried = {first}
     forms = [False] if direction == "data_gradient" or not problem.can_be_rearranged() else [True, False]
@@ -78,14 +78,14 @@ def candidates(direction: Direction, problem: Problem) -> Iterator[Settings]:
 
 def _tiles(direction: Direction, problem: Problem) -> Iterator[Settings]:
     rows, columns, _ = problem.product(direction)
-    # A step's bytes are what counts.
+    # Tiles are limited by their bytes per step.
     scale = 2 / problem.itemsize
     splits = [1]
     if direction == "weight_gradient":
-        usual = conv_settings.heuristic(direction, problem).splits
-        splits = sorted({max(1, usual * factor // 2) for factor in (1, 2, 4)})
+        default = launch_settings.heuristic(direction, problem).splits
+        splits = sorted({max(1, default * factor // 2) for factor in (1, 2, 4)})
     for (block_m, block_n, block_k), num_stages, num_warps in itertools.product(_TILES, _STAGES, (4, 8)):
-        # Four warps have no registers for the sums of the largest tiles, and eight little to do in the small ones.
+        # The largest tiles need the registers of 8 warps; small tiles have too little work for 8.
         if (num_warps == 8) != (block_m * block_n > 128 * 128) and block_m * block_n != 128 * 128:
             continue
         if block_m >= 2 * max(64, rows) or block_n >= 2 * max(32, columns):
@@ -95,7 +95,7 @@ def _tiles(direction: Direction, problem: Problem) -> Iterator[Settings]:
 
 
 def operands(direction: Direction, problem: Problem) -> list[Tensor]:
-    """What a product takes: of random x, weight, gradient of z, and bias where bias and ReLU follow."""
+    """Random operands of a product: x, weight, gradient of z, and the bias if bias and ReLU are fused."""
     channels = problem.channels // problem.groups
     x_shape = (problem.batch, problem.channels, problem.height, problem.width)
     weight_shape = (problem.filters, channels, *problem.kernel)
@@ -112,26 +112,26 @@ def operands(direction: Direction, problem: Problem) -> list[Tensor]:
 
 
 def run(direction: Direction, operands: Sequence[Tensor], problem: Problem, settings: Settings) -> Tensor:
-    """The product by our kernels."""
+    """Compute the product with our kernels."""
     if direction == "forward":
         bias = operands[2] if problem.epilogue else None
-        return conv_relu._run_forward(operands[0], operands[1], bias, problem, problem.epilogue, settings)
+        return conv_gemm.run_forward(operands[0], operands[1], bias, problem, problem.epilogue, settings)
     if direction == "data_gradient":
-        return conv_relu._run_backward_data(operands[0], operands[1], problem, settings)
-    return conv_relu._run_backward_weight(operands[0], operands[1], problem, settings)
+        return conv_gemm.run_backward_data(operands[0], operands[1], problem, settings)
+    return conv_gemm.run_backward_weight(operands[0], operands[1], problem, settings)
 
 
 def run_library(direction: Direction, operands: Sequence[Tensor], problem: Problem) -> Tensor:
-    """The product as it is computed where cuDNN is chosen: by PyTorch, and what is left by our kernels."""
+    """Compute the product as training does if cuDNN is chosen: PyTorch for the product, our kernels for the rest."""
     if direction == "forward":
         bias = operands[2] if problem.epilogue else None
-        return conv_relu._library_forward(operands[0], operands[1], bias, problem, problem.epilogue)
+        return conv_relu.library_forward(operands[0], operands[1], bias, problem, problem.epilogue)
     grad, other = operands
     if direction == "data_gradient":
-        return conv_relu._library_backward(grad, None, other, problem, direction)
+        return conv_relu.library_backward(grad, None, other, problem, direction)
     shape = (problem.filters, problem.channels // problem.groups, *problem.kernel)
     weight = other.new_empty(shape).to(memory_format=torch.channels_last)
-    return conv_relu._library_backward(grad, other, weight, problem, direction)
+    return conv_relu.library_backward(grad, other, weight, problem, direction)
 
 
 def definition(direction: Direction, operands: Sequence[Tensor], problem: Problem) -> Tensor:
@@ -162,21 +162,21 @@ def timings(
     refused: dict[Settings, str],
     in_time: Callable[[], bool] = lambda: True,
 ) -> dict[Settings, float]:
-    """Milliseconds of the settings that compute rightly, the fastest first.
+    """Milliseconds of the settings with correct results, the fastest first.
 
     Args:
         tried: the candidates.
-        time: what a piece of work takes, in milliseconds.
-        refused: filled with the candidates that may not be chosen, and why.
-        in_time: whether there is time for another candidate.
+        time: returns the milliseconds of a piece of work.
+        refused: filled with the rejected candidates and the reasons.
+        in_time: returns whether there is time for another candidate.
 
     Raises:
-        DeviceLost: nothing more can be computed in this process.
+        DeviceLost: the GPU is unusable for this process.
     """
     given = operands(direction, problem)
     wanted = definition(direction, given, problem)
     tolerance = _TF32_TOLERANCE if problem.precision == "tf32" else harness.TOLERANCES[given[0].dtype]
-    taken: dict[Settings, float] = {}
+    times: dict[Settings, float] = {}
     for settings in tried:
         if not in_time():
             break
@@ -184,10 +184,10 @@ def timings(
             with uninitialised_as_nan():
                 found, again = (run(direction, given, problem, settings) for _ in range(2))
             if harness.CUDA:
-                # What a launch does wrong is told at the next occasion, which is to be this one.
+                # Errors of a launch are reported at the next synchronisation.
                 torch.cuda.synchronize()
         except Exception as error:
-            # Too much shared memory, or more registers than there are: Triton has no common type for them.
+            # Too much shared memory or too many registers: Triton has no common type for these errors.
             refused[settings] = f"{type(error).__name__}: {error}"
             if _device_is_lost():
                 raise DeviceLost(settings, refused[settings]) from None
@@ -196,15 +196,15 @@ def timings(
         if not distance <= tolerance:
             refused[settings] = f"is off by {distance:.1e}"
         elif not torch.equal(found, again):
-            refused[settings] = "does not compute the same twice"
+            refused[settings] = "is not deterministic"
         else:
-            taken[settings] = time(lambda settings=settings: run(direction, given, problem, settings), settings)
-    return dict(sorted(taken.items(), key=lambda item: item[1]))
+            times[settings] = time(lambda settings=settings: run(direction, given, problem, settings), settings)
+    return dict(sorted(times.items(), key=lambda item: item[1]))
 
 
 @contextlib.contextmanager
 def uninitialised_as_nan() -> Iterator[None]:
-    """Memory arrives full of NaN. It would hold the result of the candidate before, and hide what is never written."""
+    """Fill new memory with NaN. Otherwise it may hold the previous candidate's result and hide unwritten parts."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -225,81 +225,113 @@ def _device_is_lost() -> bool:
 def measured(
     direction: Direction, problem: Problem, tried: Sequence[Settings], seconds: float
 ) -> tuple[dict[Settings, float], float, dict[Settings, str]]:
-    """Milliseconds of the candidates, the fastest first; of cuDNN; and who may not be chosen, with the reasons."""
+    """Milliseconds of the candidates, fastest first; of cuDNN; and the rejected candidates with reasons."""
     end = time.monotonic() + seconds
 
     def median(work: Callable[[], Tensor], _: Settings | None) -> float:
         return harness.timed(lambda: None, lambda _: work(), _SECONDS)[1]
 
     refused: dict[Settings, str] = {}
-    # As in training.
+    # The settings of training.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=problem.precision == "tf32"):
-        taken = timings(direction, problem, tried, median, refused, lambda: time.monotonic() < end)
+        times = timings(direction, problem, tried, median, refused, lambda: time.monotonic() < end)
         given = operands(direction, problem)
         library = median(lambda: run_library(direction, given, problem), None)
-    return taken, library, refused
+    return times, library, refused
 
 
 def new_process() -> Executor:
+    """An executor of one new process."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def tune(
-    problems: Problems, folder: Path, seconds: float, new_executor: Callable[[], Executor] = new_process
-) -> Path:  # fmt: skip
-    """Measure every product, and write what was found to this GPU's table, in place of older entries of the same.
+def tune(problems: Problems, folder: Path, seconds: float, new_executor: Callable[[], Executor] = new_process) -> Path:
+    """Measure every product and write the results to this GPU's table, replacing older entries.
 
     Args:
-        folder: of the table.
-        seconds: after which no further product is begun, and no further candidate of one.
-        new_executor: makes what a product is measured in.
+        problems: the products.
+        folder: folder of the table.
+        seconds: time limit; no product and no candidate is started after it.
+        new_executor: returns an executor in which products are measured.
     """
     gpu = torch.cuda.get_device_name()
-    path = folder / conv_settings.table_path(gpu).name
-    entries = dict(conv_settings.load_table(path))
+    path = folder / launch_settings.table_path(gpu).name
+    entries = dict(launch_settings.load_table(path))
     end = time.monotonic() + seconds
-    # By product, whatever its batch: all candidates, and the fastest ones once it was measured.
+    # The candidates of each product at any batch: all of them, then the fastest ones of its first measurement.
     candidates_of: dict[Key, list[Settings]] = {}
     for key in problems:
         if _of_any_batch(key) not in candidates_of:
             candidates_of[_of_any_batch(key)] = list(candidates(*key))
     if harness.CUDA:
-        compile_ahead(candidates_of, _COMPILING * seconds)
-    executor = new_executor()
+        compile_ahead(candidates_of, _COMPILATION_SHARE * seconds)
+    process = _Process(new_executor)
     for number, key in enumerate(problems):
-        direction, problem = key
-        lost: dict[Settings, str] = {}
-        # What one does not need is left to the others.
+        # Products share the remaining time by their numbers of candidates.
         waiting = [len(candidates_of[product]) for product in map(_of_any_batch, problems[number:])]
-        while (left := end - time.monotonic()) > 0:
-            tried = [settings for settings in candidates_of[_of_any_batch(key)] if settings not in lost]
-            share = left * waiting[0] / sum(waiting)
-            try:
-                taken, library, refused = executor.submit(measured, direction, problem, tried, share).result()
-            except DeviceLost as error:
-                lost[error.settings] = error.reason
-                executor.shutdown()
-                executor = new_executor()
-                continue
-            except Exception as error:
-                print(f"{direction} of {problem}: not measured, {harness.reason(error)}")
-                executor.shutdown()
-                executor = new_executor()
-                break
-            entry = None
-            if taken:
-                best, ms = next(iter(taken.items()))
-                entry = entries[key] = Entry(best, round(ms, 5), round(library, 5))
-                candidates_of[_of_any_batch(key)] = list(taken)[:_SHORTLIST]
-            else:
-                entries.pop(key, None)
-            _report(direction, problem, len(tried), entry, lost | refused)
-            write_table(path, gpu, entries)
-            break
+        tried = candidates_of[_of_any_batch(key)]
+        result = _measure(process, key, tried, end, waiting[0] / sum(waiting))
+        if result is None:
+            continue
+        times, library, refused = result
+        entry = None
+        if times:
+            best, ms = next(iter(times.items()))
+            entry = entries[key] = Entry(best, round(ms, 5), round(library, 5))
+            candidates_of[_of_any_batch(key)] = list(times)[:_SHORTLIST]
         else:
-            print(f"{direction} of {problem}: no time left")
-    executor.shutdown()
+            entries.pop(key, None)
+        _report(*key, len(tried), entry, refused)
+        write_table(path, gpu, entries)
+    process.close()
     return path
+
+
+class _Process:
+    """An executor in which products are measured, and which is replaced when it becomes unusable."""
+
+    def __init__(self, new_executor: Callable[[], Executor]) -> None:
+        self._new_executor = new_executor
+        self._executor = new_executor()
+
+    def run(self, *call: Any) -> Any:
+        """Call a function in the executor; returns its result or raises its exception."""
+        return self._executor.submit(*call).result()
+
+    def restart(self) -> None:
+        """Replace the executor."""
+        self._executor.shutdown()
+        self._executor = self._new_executor()
+
+    def close(self) -> None:
+        """End the executor."""
+        self._executor.shutdown()
+
+
+def _measure(
+    process: _Process, key: Key, tried: Sequence[Settings], end: float, share: float
+) -> tuple[dict[Settings, float], float, dict[Settings, str]] | None:
+    """Measure a product as :func:`measured` does, without the candidates that make the GPU unusable.
+
+    Returns None if the measurement failed or there was no time. `share` is its share of the time until `end`.
+    """
+    direction, problem = key
+    lost: dict[Settings, str] = {}
+    while (left := end - time.monotonic()) > 0:
+        usable = [settings for settings in tried if settings not in lost]
+        try:
+            times, library, refused = process.run(measured, direction, problem, usable, left * share)
+        except DeviceLost as error:
+            lost[error.settings] = error.reason
+            process.restart()
+        except Exception as error:
+            print(f"{direction} of {problem}: not measured, {harness.failure_reason(error)}")
+            process.restart()
+            return None
+        else:
+            return times, library, lost | refused
+    print(f"{direction} of {problem}: no time left")
+    return None
 
 
 def _of_any_batch(key: Key) -> Key:
@@ -311,16 +343,16 @@ def _report(
 ) -> None:
     print(f"{direction} of {problem}: {tried} settings, {len(refused)} refused")
     for settings, reason in refused.items():
-        if "off by" in reason or "twice" in reason or "CUDA error" in reason:
+        if "off by" in reason or "deterministic" in reason or "CUDA error" in reason:
             print(f"  wrong: {settings}: {reason}")
     if entry is not None:
         print(f"  {entry.settings}: {entry.ms} ms, cuDNN {entry.library_ms} ms", flush=True)
 
 
 def compile_ahead(candidates_of: dict[Key, list[Settings]], seconds: float) -> None:
-    """Compile the candidates on all cores, for as long as that; Triton finds them on disk when they are measured."""
-    # Neither the batch nor the number of splits, where there are several, is compiled into a kernel. The first
-    # candidates of all come first: they are what is measured where time is short.
+    """Compile candidates on all cores within a time limit; Triton later finds them in its cache on disk."""
+    # Kernels do not depend on the batch, nor on the number of splits beyond 1. The first candidates of all products
+    # come first: they are measured even if time is short.
     turns = itertools.zip_longest(*([(*key, settings) for settings in tried] for key, tried in candidates_of.items()))
     jobs = dict.fromkeys(
         (
@@ -339,29 +371,30 @@ def compile_ahead(candidates_of: dict[Key, list[Settings]], seconds: float) -> N
 
 
 def _only_compile() -> None:
-    """Let launches in this process compile their kernel and run nothing."""
+    """Make launches in this process compile their kernel without running it."""
     run = JITFunction.run
     JITFunction.run = lambda self, *args, warmup, **options: run(self, *args, warmup=True, **options)
 
 
 def _compile(direction: Direction, problem: Problem, settings: Settings) -> None:
-    # What does not compile is found out again when it is measured.
+    # Compilation errors show up again in the measurement.
     with contextlib.suppress(Exception):
         run(direction, operands(direction, problem), problem, settings)
 
 
-def write_table(path: Path, gpu: str, entries: conv_settings.Table) -> None:
+def write_table(path: Path, gpu: str, entries: launch_settings.Table) -> None:
+    """Write the table of a GPU."""
     table = {
         "device": gpu,
         "versions": harness.package_versions(),
         "commit": harness.commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "entries": [conv_settings.table_entry(*key, entry) for key, entry in entries.items()],
+        "entries": [launch_settings.table_entry(*key, entry) for key, entry in entries.items()],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(table, indent=1) + "\n")
     unfinished.replace(path)
-    # What was read from the table before holds no longer.
-    conv_settings.load_table.cache_clear()
-    conv_settings.choose.cache_clear()
+    # The old table may be cached.
+    launch_settings.load_table.cache_clear()
+    launch_settings.choose.cache_clear()

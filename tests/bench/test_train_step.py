@@ -1,4 +1,4 @@
-"""What the processes of the training step's benchmark do when nobody asks them any more."""
+"""The processes of bench/train_step.py end with it."""
 
 import os
 import signal

@@ -2,19 +2,16 @@
 
 import json
 import sys
-from pathlib import Path
 
+import pipeline
 import pytest
-
-from fastalex.parallel.costs import BlockCost
+from block_costs import BlockCost
 
 
 @pytest.fixture
 def predict(monkeypatch, tmp_path):
-    """`bench/pipeline.py --predict`, with records in a folder of its own that has one."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    """`bench/pipeline.py --predict`, with one record in a temporary folder."""
     monkeypatch.setenv("COLUMNS", "200")
-    import pipeline
 
     # 4 images take 1 s, the update 1 s, and the gradients are 2 GB.
     costs = [BlockCost(name, ((2, 0.25), (4, 0.5)), ((4, 0.0),), 0.5, 10, 10**9) for name in ("a", "b")]
@@ -35,8 +32,8 @@ def predict(monkeypatch, tmp_path):
 def test_replicas_are_predicted_from_the_costs_of_one_device(predict, capsys):
     predict("--predict", "Some GPU:2,4", "--per-device", "4", "--machine", "2", "--within", "2", "--network", "1")
     said = " ".join(capsys.readouterr().out.split())
-    assert "4 images per device and step, from costs that were measured with up to 4" in said
-    assert "at 2 GB/s within machines of 2 and 1 GB/s between them" in said
+    assert "4 images per device and step, with costs measured for up to 4" in said
+    assert "at 2 GB/s within machines of 2 devices and 1 GB/s between them" in said
     # 2 s a step alone; 2 x 1/2 x 2 GB at 2 GB/s; 2 x 3/4 x 2 GB at 1 GB/s
     for row in ("1 │ 4 │ 2 │ 100%", "2 │ 8 │ 3 │ 67%", "4 │ 16 │ 3 │ 40%"):
         assert row in said
@@ -45,13 +42,13 @@ def test_replicas_are_predicted_from_the_costs_of_one_device(predict, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("GPU:2,x", "--predict is 'GPU:2,x'; write a device and numbers of it, such as H100:2,8,64"),
-        ("GPU", "--predict is 'GPU'; write a device"),
-        ("GPU:0", "--predict is 'GPU:0'; write a device"),
+        ("GPU:2,x", "--predict must be a device and numbers of devices, such as H100:2,8,64, got 'GPU:2,x'"),
+        ("GPU", "such as H100:2,8,64, got 'GPU'"),
+        ("GPU:0", "such as H100:2,8,64, got 'GPU:0'"),
         ("H100:2", "no record of H100 in "),
     ],
 )
-def test_what_cannot_be_predicted(predict, capsys, text, message):
+def test_bad_predictions_are_refused(predict, capsys, text, message):
     with pytest.raises(SystemExit) as end:
         predict("--predict", text)
     assert end.value.code == 2

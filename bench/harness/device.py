@@ -1,0 +1,31 @@
+"""The device that benchmarks run on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+TRAINING_DTYPE = torch.bfloat16 if CUDA else torch.float32
+"""The dtype in which training computes on this device."""
+
+
+def device_name() -> str:
+    """The name of the GPU, or of the CPU with the number of threads that torch uses."""
+    if CUDA:
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def slug(name: str) -> str:
+    """A device's name as the name of its folder of records."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
