@@ -31,15 +31,15 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 import torch
-from dataloading.loading.batch_feeder import BatchFeeder
-from dataloading.loading.order import EpochBatches
-from dataloading.preparation.images import centre_square, resize_shorter_side
 from harness.charts import plt
 from numpy.typing import NDArray
 from PIL import Image
 
 from dataloading import Augmentation, Dataset, Loader, prepare_dataset
 from dataloading.command_line import parse
+from dataloading.loading.batch_feeder import BatchFeeder
+from dataloading.loading.order import EpochBatches
+from dataloading.preparation.images import centre_square, resize_shorter_side
 
 CROP = 224
 WARM_UP = 5  # batches

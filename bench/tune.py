@@ -29,11 +29,11 @@ from typing import Any
 import harness
 import torch
 import torch.nn.functional as F
-from kernels.launch_settings import Direction, Entry, Problem, Settings
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from kernels import conv_gemm, conv_relu, launch_settings
+from kernels.launch_settings import Direction, Entry, Problem, Settings
 
 # Rows, columns and terms per step of a tile (block_m, block_n, block_k).
 _TILES = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
+from fastalex.parallel.world import World
 from fastalex.training.options import TrainOptions
-from fastalex.training.resolve import resolve, resolve_and_train
+from fastalex.training.resolve import resolve, resolve_for_torchrun, with_local_devices
 from fastalex.training.trainer import train
 
 
@@ -15,11 +18,20 @@ def main() -> None:
     """Parse the options and train: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(TrainOptions, prog="python -m fastalex.train")
     if is_worker():
-        run_under_torchrun(resolve_and_train, options.on, options.machine.devices, saves_checkpoint=True)
+        run_under_torchrun(
+            train_under_torchrun, lambda devices: (options, devices), options.parallel.devices, saves_checkpoint=True
+        )
         return
-    config, restarts = resolve(options), options.machine.max_restarts
+    config = resolve(options)
     with cli.resume_hint(config.folder):
-        run_workers(train, config, config.parallel.devices, restarts, saves_checkpoint=True)
+        run_workers(train, config, config.parallel.devices, options.parallel.max_restarts, saves_checkpoint=True)
+
+
+def train_under_torchrun(world: World, argument: tuple[TrainOptions, tuple[torch.device, ...]]) -> None:
+    """The first worker resolves the options; all workers train the same run, each on its machine's devices."""
+    options, devices = argument
+    config = world.from_first(lambda: resolve_for_torchrun(options, devices))
+    train(world, with_local_devices(config, devices))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from dataloading import Dataset, DatasetError
-from dataloading.images import Rejected, centre_square, decode
-from dataloading.order import epoch_order
-from dataloading.progress import ProgressReport
+from dataloading.loading.order import epoch_order
+from dataloading.preparation.images import Rejected, centre_square, decode
+from dataloading.progress_bar import ProgressBar
 from fastalex.errors import ConfigurationError
 from fastalex.handcrafted.descriptors import HOG_LENGTH, PATCH, SIFT_LENGTH, dense_sift, hog, opencv
 from fastalex.handcrafted.fisher_vectors import FisherEncoder
@@ -165,7 +165,7 @@ def _fit_encoder(dataset: Dataset, method: HandcraftedMethod, shown: bool) -> Fi
 
     descriptors = np.empty((len(images) * per_image, SIFT_LENGTH), dtype=np.float32)
     filled = 0
-    with ProgressReport("sampling descriptors", len(images), shown=shown) as report:
+    with ProgressBar("sampling descriptors", len(images), shown=shown) as report:
         for part in _map_in_order(sample_descriptors, images.tolist(), method.threads):
             descriptors[filled : filled + len(part)] = part
             filled += len(part)
@@ -188,7 +188,7 @@ def _features(
     """The features of the samples, in their order, in a memory-mapped file: float32, N x length."""
     path = folder / f"{split}.npy"
     features: Floats = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(samples), length))
-    with ProgressReport(f"extracting features of {split}", len(samples), shown=shown) as report:
+    with ProgressBar(f"extracting features of {split}", len(samples), shown=shown) as report:
         rows = _map_in_order(lambda sample: extract(_image(dataset, split, sample)), samples.tolist(), threads)
         for index, values in enumerate(rows):
             features[index] = values

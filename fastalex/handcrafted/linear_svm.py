@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import SGDClassifier
 
 import kernels
-from dataloading.progress import ProgressReport
+from dataloading.progress_bar import ProgressBar
 from fastalex.metrics import Metrics
 
 Floats = NDArray[np.float32]
@@ -42,7 +42,7 @@ class LinearClassifier:
         self._svm: Any = SGDClassifier(loss="hinge", alpha=alpha, average=True, random_state=seed, n_jobs=threads)
         self._random = np.random.default_rng(seed)
 
-    def fit(self, features: Floats, labels: NDArray[np.int32], report: ProgressReport) -> LinearClassifier:
+    def fit(self, features: Floats, labels: NDArray[np.int32], report: ProgressBar) -> LinearClassifier:
         """Train on features, N x D, in random order, and their labels, int32, N."""
         # Few images are repeated within a call: starting a call costs more than some steps.
         images, repeats = len(labels), _repeats(len(labels))
@@ -87,7 +87,7 @@ def train_linear(
     tried = slice(held_out, held_out + _MOST_TRIED)
     tried_images = len(labels[tried])
     total = len(ALPHAS) * passes(tried_images) * tried_images + passes(len(labels)) * len(labels)
-    with ProgressReport("training the classifiers", total, unit="steps", shown=shown) as report:
+    with ProgressBar("training the classifiers", total, unit="steps", shown=shown) as report:
 
         def candidates() -> Iterator[tuple[float, float]]:
             for alpha in ALPHAS:

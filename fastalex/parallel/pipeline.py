@@ -243,7 +243,7 @@ class Pipeline(Engine):
         stages = self._pipeline_stages(modules, training=True)
         # The loss divides by the batch size itself. A schedule's own scaling would divide gradients of earlier steps,
         # too.
-        options = {"loss_fn": self._loss, "scale_grads": False}
+        options: dict[str, Any] = {"loss_fn": self._loss, "scale_grads": False}
         if name in ("eager-1f1b", "interleaved"):  # with one stage per rank, torch's interleaved schedule is eager 1F1B
             return ScheduleInterleaved1F1B(stages, self.micro_batches, **options)
         return (ScheduleGPipe if name == "gpipe" else Schedule1F1B)(stages[0], self.micro_batches, **options)
@@ -267,7 +267,7 @@ class Pipeline(Engine):
         schedule._prepare_schedule_with_comms(actions)
         return schedule
 
-    def _pipeline_stages(self, modules: Sequence[nn.Module], *, training: bool) -> list[PipelineStage]:
+    def _pipeline_stages(self, modules: Sequence[nn.Module], *, training: bool) -> list[Any]:
         return [
             self._pipeline_stage(module, index, training=training)
             for module, index in zip(modules, self._local, strict=True)

@@ -364,6 +364,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def local_plan(config: RunConfig, devices: Sequence[torch.device]) -> RunConfig:
+def with_local_devices(config: RunConfig, devices: Sequence[torch.device]) -> RunConfig:
     """The same run with the devices of this machine: each machine may have others."""
     return replace(config, parallel=replace(config.parallel, devices=tuple(devices)))

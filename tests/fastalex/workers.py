@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dataloading.loader import Batch
+from dataloading.loading.loader import Batch
 from fastalex.errors import Interrupted
 from fastalex.evaluation.ensemble import Evaluation, evaluate
 from fastalex.evaluation.features import Extraction, extract

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dataloading.progress import ProgressReport
+from dataloading.progress_bar import ProgressBar
 from fastalex.handcrafted.linear_svm import LinearClassifier, train_linear
 
 
@@ -22,7 +22,7 @@ def test_separable_classes_are_learnt(classes):
 def test_a_class_that_never_occurs_harms_no_other():
     labels = np.array([0, 2] * 20, dtype=np.int32)
     features = np.eye(3, dtype=np.float32)[labels]
-    silent = ProgressReport("", None, shown=False)
+    silent = ProgressBar("", None, shown=False)
     assert (
         LinearClassifier(3, 1e-4, seed=0, threads=1).fit(features, labels, silent).errors(features, labels).top1_error
         == 0
