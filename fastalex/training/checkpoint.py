@@ -22,12 +22,11 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
-from fastalex.network.weights import NetworkSpec, load_tensors
+from fastalex.network.weights import NetworkSpec, load_header, load_tensors
 from fastalex.training.state import TrainingState
 
 
@@ -105,15 +104,7 @@ def load_state(checkpoint: Path) -> TrainingState:
     Raises:
         ConfigurationError: the checkpoint is damaged.
     """
-    path = checkpoint / "trainer.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return TrainingState(**json.loads(metadata["progress"]))
-    except (SafetensorError, OSError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"{path} has no training state of fastalex in its header: {error}") from None
+    return TrainingState(**json.loads(load_header(checkpoint / "trainer.safetensors", "progress")))
 
 
 def load_velocities(checkpoint: Path, names: Collection[str]) -> dict[str, Tensor]:

@@ -123,11 +123,6 @@ class Counters:
         if self._unreported[3]:
             yield self._report(self._now(rate), rate)
 
-    def share_stop_request(self) -> bool:
-        """Whether any worker was asked to stop. All workers must call this."""
-        self._share(torch.zeros(0, dtype=torch.float64))
-        return self.stop_requested
-
     def check_finite(self, loss: float) -> None:
         """Raise NonFiniteLoss if the current weights have a non-finite loss."""
         if not math.isfinite(loss):

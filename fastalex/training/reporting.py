@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fastalex.console import command, duration
+from fastalex.console import command, console, duration
 from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics
 from fastalex.network.architecture import block_shapes
@@ -62,8 +61,7 @@ class Reporter(SilentReporter):
 
     def __init__(self, config: RunConfig, dataset: AnyDataset) -> None:
         self.config, self.recipe, self.dataset = config, config.recipe, dataset
-        # Lines are never wrapped: a broken path could not be copied.
-        self.console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.console = console()
         self.chance = 100 * (1 - 1 / len(dataset.classes))
         self._steps_per_epoch = dataset.count("train") // self.recipe.batch_size
         self._log: MetricsLog | None = None
@@ -119,7 +117,8 @@ class Reporter(SilentReporter):
 
         # What matters most comes first, because a narrow bar leaves out the rest.
         done = self._steps_done(state)
-        seconds_left = (self._steps_per_epoch - done) * self.recipe.batch_size / self._epoch.images_per_second
+        images_left = (self._steps_per_epoch - done) * self.recipe.batch_size
+        seconds_left = images_left * self._epoch.seconds / self._epoch.images
         parts = [f"loss {metrics.loss:.3f}", f"error {metrics.top1_error:.1f} %", f"{duration(seconds_left)} left"]
         extra = [_speed(self._epoch), f"waiting for data {self._epoch.waiting_percent:.0f} %"]
         if self._bar is not None:

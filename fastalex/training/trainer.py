@@ -288,7 +288,7 @@ class Trainer:
     def _validate(self) -> tuple[Metrics, Rate]:
         """Error rates on the validation images."""
         watch = Stopwatch()
-        counts = count_errors(self.engine, self.validation_data.epoch(0), stopped=self.counters.share_stop_request)
+        counts = count_errors(self.engine, self.validation_data.epoch(0), stopped=self.world.stop_requested)
         if counts is None:
             self._save_and_stop()
         metrics = Metrics.from_counts(self.world.sum(counts))

@@ -167,13 +167,13 @@ def test_files_of_others_are_refused(run: Path):
     with pytest.raises(ConfigurationError, match="was not written by fastalex"):
         load_spec(run / "other.safetensors")
     save_file({"conv1.weight": torch.zeros(3)}, run / "trainer.safetensors")
-    with pytest.raises(ConfigurationError, match="has no training state of fastalex in its header: 'progress'"):
+    with pytest.raises(ConfigurationError, match=r"trainer.safetensors was not written by fastalex"):
         load_state(run)
 
 
 def test_another_architecture_is_refused(run: Path):
     save(run, 1)
-    with pytest.raises(ConfigurationError, match=r"has no conv4.weight, conv4.bias: it is of another architecture"):
+    with pytest.raises(ConfigurationError, match=r"has no conv4.weight, conv4.bias: .* of another architecture"):
         load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 16), run / "last.safetensors")
-    with pytest.raises(ConfigurationError, match=r"conv1.weight has shape .* it is of another architecture"):
+    with pytest.raises(ConfigurationError, match=r"conv1.weight has shape .* of another architecture"):
         load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 8, without=("conv4",)), run / "last.safetensors")

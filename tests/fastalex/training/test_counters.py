@@ -103,13 +103,11 @@ def test_the_rest_is_reported_when_the_run_stops(tmp_path):
 def test_any_worker_stops_all(tmp_path):
     world = _TwoWorkers(0, 2, CPU)
     counting = counters(tmp_path, world=world)
-    assert not counting.share_stop_request()
-    world.other_signal = 15
-    counting.send(None)
-    receive(counting)
-    assert counting.stop_requested
-    world.other_signal = 0
-    assert counting.share_stop_request()  # it stays
+    for other_signal, expected in ((0, False), (15, True), (0, True)):  # it stays
+        world.other_signal = other_signal
+        counting.send(None)
+        receive(counting)
+        assert counting.stop_requested == expected
 
 
 def test_a_non_finite_loss_names_its_step_and_rate(tmp_path):
