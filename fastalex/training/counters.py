@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastalex.console import command
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.metrics import Metrics
 from fastalex.parallel.world import World
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.metrics_log import Rate
+from fastalex.training.options import resume_command
 from fastalex.training.readback import DelayedReadback
 from fastalex.training.state import TrainingState
 from fastalex.training.step import TrainingStep
@@ -165,7 +165,7 @@ class Counters:
         except ConfigurationError:
             return "there is no checkpoint yet: start again with a lower learning rate, or skip non-finite steps"
         lower = f"{self._step.optimizer.recipe.lr / 10:g}"
-        resume = command("fastalex.train", "--resume", self._run, "--lr", lower)
+        resume = resume_command(self._run, lr=lower)
         return (
             f"the last good checkpoint is {checkpoint}: skip non-finite steps, or resume from it with a lower learning "
             f"rate: {resume}"

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastalex.cli import optional
+from fastalex.console import command
 from fastalex.network.architecture import ActivationName
 from fastalex.network.precision import Precision
 from fastalex.network.variation import InitName, Variation
@@ -163,3 +164,9 @@ class TrainOptions:
     """Resume the run in this folder from its latest checkpoint."""
     output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the new run. Default: a new folder in runs/."""
+
+
+def resume_command(run: Path, **options: object) -> str:
+    """The shell command that resumes a run, to show to users: ``resume_command(run, epochs=20)``."""
+    words = [str(word) for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return command("fastalex.train", "--resume", run, *words)

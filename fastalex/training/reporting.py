@@ -21,6 +21,7 @@ from fastalex.parallel.layout import ParallelPlan
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve
+from fastalex.training.options import resume_command
 from fastalex.training.state import TrainingState
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -167,7 +168,7 @@ class Reporter(SilentReporter):
             counts = ", ".join(f"{len(samples)} of {split}" for split, samples in state.replaced.items())
             rows["damaged images"] = f"{counts}: replaced by others of their class"
         rows["evaluate"] = command("fastalex.evaluate", run)
-        rows["train longer"] = command("fastalex.train", "--resume", run, "--epochs", state.epoch + 5)
+        rows["train longer"] = resume_command(run, epochs=state.epoch + 5)
         self._print_rows(rows)
         self._print(
             f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {self.dataset.count('val')} validation images"

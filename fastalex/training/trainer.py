@@ -20,7 +20,6 @@ from torch import Tensor
 import dataloading
 import kernels
 from dataloading import Batch, Loader
-from fastalex.console import command
 from fastalex.datasets import AnyDataset, open_prepared
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.metrics import Metrics
@@ -41,6 +40,7 @@ from fastalex.training.counters import Counters
 from fastalex.training.graphed_step import build_step
 from fastalex.training.memory import keep_freed_memory, out_of_memory_error, peak_bytes
 from fastalex.training.metrics_log import Rate, Stopwatch
+from fastalex.training.options import resume_command
 from fastalex.training.reporting import Reporter, SilentReporter
 from fastalex.training.state import TrainingState
 from fastalex.training.validation import count_errors
@@ -314,7 +314,7 @@ class Trainer:
         state = self.state
         raise Interrupted(
             f"stopped and saved at step {state.step}, in epoch {state.epoch + 1} of {self.recipe.epochs}; resume with: "
-            f"{command('fastalex.train', '--resume', self.config.folder)}",
+            f"{resume_command(self.config.folder)}",
             self.world.signal_number or signal.SIGINT,
         )
 
