@@ -18,7 +18,7 @@ def encoder(gaussians: int = 3, dimensions: int = 4, inputs: int = 6, *, stripes
 
 
 def by_the_formula(encoder: FisherEncoder, descriptors: np.ndarray) -> list[float]:
-    """One number after another, in double precision."""
+    """The Fisher vector in plain Python, in double precision."""
     weights, means, deviations = (
         array.astype(np.float64) for array in (encoder.weights, encoder.means, encoder.deviations)
     )

@@ -18,6 +18,7 @@ def study_of(name: str, data: Path, devices: str = "cpu") -> list[str | Path]:
 
 
 def options(prepared: Path, **training) -> TrainOptions:
+    """Training options that the runs of a small study share."""
     return TrainOptions(
         prepared,
         NetworkOptions(width=0.0625),
@@ -27,7 +28,7 @@ def options(prepared: Path, **training) -> TrainOptions:
 
 
 def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
-    """What the command lines of this file ask for."""
+    """The options that :func:`study_of` gives on the command line."""
     network, training = {"width": 0.0625, "lrn": False}, {"recipe": "small", "batch_size": 8, "epochs": 4}
     seeds, devices = more.pop("seeds", 2), more.pop("devices", "cpu")
     network |= {name: more.pop(name) for name in list(more) if name in ("dropout",)}
@@ -44,7 +45,7 @@ def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
 
 @pytest.fixture(scope="session")
 def straight(prepared, tmp_path_factory) -> Path:
-    """A small study, never interrupted."""
+    """A small study that was not interrupted."""
     folder = tmp_path_factory.mktemp("straight")
     code, out, err = command(
         folder, *study_of("dropout", prepared), "--epochs", "4", "--seeds", "2", "--output", "study"

@@ -1,4 +1,4 @@
-"""The comparison of a study: its figures are those of its runs, and chance is named."""
+"""The comparison of a study: figures follow from its runs, and uncertain differences are marked."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_epochs_to_the_goal_are_read_from_the_training_error(prepared, tmp_path)
 
 
 def write_history(run, within: int) -> None:
-    """Make the run, then put another training history in its place."""
+    """Train the run, then replace its training history."""
     run_to_completion(run)
     lines = [line for line in read_metrics(run.folder) if line["kind"] == "val"][-1:]
     for epoch in range(9):
@@ -57,7 +57,7 @@ def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
     return Row(variant, 1, 9, results, diverged, error, error, None, None)
 
 
-def test_what_was_not_reached_is_said_and_not_drawn(tmp_path, monkeypatch, capsys):
+def test_a_goal_that_was_not_reached_is_a_text_and_not_a_bar(tmp_path, monkeypatch, capsys):
     chosen = find_study("activation")
     table = [row(v, *e) for v, e in zip(chosen.variants, [(4, 5), (None, 6), (), (8, 9), (7, None)], strict=False)]
     table[2] = replace(table[2], diverged=2)
@@ -81,7 +81,7 @@ def test_what_was_not_reached_is_said_and_not_drawn(tmp_path, monkeypatch, capsy
     assert out.count("not reached") == 2
 
 
-def test_a_ratio_within_the_spread_is_called_so():
+def test_a_ratio_within_the_spread_is_marked_as_uncertain():
     chosen = find_study("activation")
     relu, tanh = chosen.variants[0], chosen.variants[4]
     for epochs, expected in (
@@ -92,14 +92,14 @@ def test_a_ratio_within_the_spread_is_called_so():
         assert re.search(expected, epoch_ratio(chosen, [row(relu, *epochs[0]), row(tanh, *epochs[1])]))
 
 
-def test_both_kinds_of_chance_are_explained():
+def test_both_marks_of_uncertain_differences_are_explained():
     base, small, alone = (row(variant) for variant in find_study("depth").variants[:3])
     small = replace(small, top1_difference=Difference(0.1, False))
     alone = replace(alone, top1_difference=Difference(3.0, None))
     assert [line[:2] for line in uncertain_differences([base, small, alone])] == ["~:", "?:"]
 
 
-def test_differences_within_the_spread_are_called_so():
+def test_differences_within_the_spread_are_marked_as_uncertain():
     base = Figure.of([50.0, 52.0, 54.0])
     assert base == Figure(52.0, 2.0)
     assert str(Difference.between(Figure(53.9, 0.1), base)) == "+1.90~"

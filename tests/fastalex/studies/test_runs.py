@@ -25,7 +25,7 @@ def test_every_variant_of_every_study_can_be_trained(name, prepared, tmp_path, m
     assert len({run.folder for run in runs}) == len(runs)
     assert [run.config.seed for run in runs] == [0] * len(chosen.variants) + [1] * len(chosen.variants)
     asked = {json.dumps([str(m.config.network), str(m.config.recipe), m.config.fraction]) for m in runs}
-    assert len(asked) == len(chosen.variants)  # every variant is another run, and both seeds make the same
+    assert len(asked) == len(chosen.variants)  # variants differ, and both seeds train the same ones
     assert not (tmp_path / "study").exists()
 
 
@@ -67,7 +67,7 @@ def test_smaller_sets_make_the_same_number_of_updates(prepared, tmp_path):
     chosen = replace(chosen, variants=(chosen.variants[0], replace(chosen.variants[1], training={"fraction": 0.5})))
     whole, part = plan_runs(chosen, options(prepared, epochs=4), seeds=1, folder=tmp_path)
     assert (whole.config.fraction, whole.config.recipe.epochs) == (1.0, 4)
-    assert (part.config.fraction, part.config.recipe.epochs) == (0.5, 8)  # 2 updates an epoch instead of 4
+    assert (part.config.fraction, part.config.recipe.epochs) == (0.5, 8)  # 2 updates per epoch instead of 4
     whole, part = plan_runs(chosen, options(prepared, recipe="paper", warmup_epochs=0.5), seeds=1, folder=tmp_path)
     assert [run.config.recipe.warmup_epochs for run in (whole, part)] == [0.5, 1.0]
     assert [run.config.recipe.plateau.patience for run in (whole, part)] == [5, 10]

@@ -50,12 +50,12 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
     assert "run 1 of" not in out
     assert "resumed" in out or how == signal.SIGKILL
     assert finished.stat().st_mtime_ns == made
-    if devices != "cpu":  # sums in another order, and one cut for the whole run
+    if devices != "cpu":  # another order of summation, and one split for the whole run
         assert RunConfig.load(second) == planned
         ours, theirs = (read_metrics(folder / "no-dropout" / "seed-0") for folder in (tmp_path / "study", straight))
         assert [line["step"] for line in ours] == [line["step"] for line in theirs]
         assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-3)
-        run_study(given("dropout", prepared, tmp_path / "study", seeds=seeds, devices=devices))  # only shown
+        run_study(given("dropout", prepared, tmp_path / "study", seeds=seeds, devices=devices))  # shown, not repeated
         return
     for variant in ("dropout-0.5", "no-dropout"):
         for seed in range(seeds):
@@ -64,7 +64,7 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
             assert_same_state(ours, theirs)
 
 
-def test_a_finished_study_is_only_shown(straight, prepared, capsys):
+def test_a_finished_study_is_shown_and_not_repeated(straight, prepared, capsys):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")}
     run_study(given("dropout", prepared, straight))
     out = capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_what_a_study_refuses(straight, prepared, name, more, expected):
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
 
 
-def test_a_second_command_is_kept_out_while_one_is_at_work(straight, prepared):
+def test_a_second_command_is_refused_while_one_is_running(straight, prepared):
     before = (straight / "study.json").stat().st_mtime_ns
     with (
         exclusive_lock(straight),
