@@ -335,7 +335,7 @@ def test_no_tensors_is_no_work() -> None:
             {name: [torch.ones(4), torch.ones(4, device="meta")] for name in ("weights", "gradients", "velocities")}
             | {name: [0.1, 0.1] for name in ("learning_rates", "weight_decays")},
             ValueError,
-            r"weights\[1\] must be on the device of weights\[0\], cpu, got meta: update each",
+            r"weights\[1\] must be on the device of weights\[0\], cpu, got meta: update the weights of each",
         ),
         ({"copies": [torch.ones(4)]}, TypeError, r"copies\[0\] must be torch\.bfloat16, got torch\.float32"),
         ({"learning_rates": [0.1, 0.2]}, ValueError, "learning_rates must have 1 value, one per weight, got 2"),
