@@ -13,7 +13,7 @@ def main() -> None:
     """Parse the options and evaluate: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(EvaluateOptions, prog="python -m fastalex.evaluate")
     if is_worker():
-        run_under_torchrun(resolve_and_evaluate, options.on, options.devices)
+        run_under_torchrun(resolve_and_evaluate, options, options.devices)
     else:
         job = resolve(options)
         run_workers(evaluate_and_report, job, job.devices)

@@ -13,7 +13,7 @@ def main() -> None:
     """Parse the options and extract: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(FeaturesOptions, prog="python -m fastalex.features")
     if is_worker():
-        run_under_torchrun(resolve_and_extract, options.on, options.devices)
+        run_under_torchrun(resolve_and_extract, options, options.devices)
     else:
         extraction = resolve(options)
         run_workers(extract_and_report, extraction, extraction.plan.devices)

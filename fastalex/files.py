@@ -1,5 +1,5 @@
-"""Atomic writes, for every package of fastalex."""
+"""Atomic and durable writes, for every package of fastalex."""
 
-from dataloading.files import write_atomically
+from dataloading.files import sync, write_atomically
 
-__all__ = ["write_atomically"]
+__all__ = ["sync", "write_atomically"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from dataloading.command_line import parse
 from fastalex import cli
+from fastalex.parallel.devices import Devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 from fastalex.parallel.world import World
@@ -18,16 +17,14 @@ def main() -> None:
     """Parse the options and train: as one of torchrun's workers, in this process, or in new workers."""
     options = parse(TrainOptions, prog="python -m fastalex.train")
     if is_worker():
-        run_under_torchrun(
-            train_under_torchrun, lambda devices: (options, devices), options.parallel.devices, saves_checkpoint=True
-        )
+        run_under_torchrun(train_under_torchrun, options, options.parallel.devices, saves_checkpoint=True)
         return
     config = resolve(options)
     with cli.resume_hint(config.folder):
         run_workers(train, config, config.parallel.devices, options.parallel.max_restarts, saves_checkpoint=True)
 
 
-def train_under_torchrun(world: World, argument: tuple[TrainOptions, tuple[torch.device, ...]]) -> None:
+def train_under_torchrun(world: World, argument: tuple[TrainOptions, Devices]) -> None:
     """The first worker resolves the options; all workers train the same run, each on its machine's devices."""
     options, devices = argument
     config = world.from_first(lambda: resolve_for_torchrun(options, devices))

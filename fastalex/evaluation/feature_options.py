@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from tyro.conf import Positional, arg
 
 from fastalex.cli import check_positive, optional
@@ -18,7 +16,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
 from fastalex.evaluation.trained_network import TrainedNetwork, check_split, default_split, inference_plan
 from fastalex.network.precision import Precision, check_precision
-from fastalex.parallel.devices import default_device, parse_devices
+from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
 
@@ -54,13 +52,12 @@ class FeaturesOptions:
     precision: Precision = "fp32"
     """fp32, tf32 or bf16."""
 
-    def on(self, devices: Sequence[torch.device]) -> FeaturesOptions:
-        """The same options with these devices."""
-        return replace(self, devices=",".join(map(str, devices)))
 
-
-def resolve(options: FeaturesOptions) -> Extraction:
+def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extraction:
     """Check the options and decide everything that they leave open.
+
+    Args:
+        devices: of this machine, where torchrun has assigned them; None reads them from the options.
 
     Raises:
         ConfigurationError, dataloading.DatasetError: the extraction is not possible.
@@ -69,7 +66,7 @@ def resolve(options: FeaturesOptions) -> Extraction:
     output = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(f"{output} exists already; choose another --output")
-    devices = parse_devices(options.devices or default_device())
+    devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
     network = TrainedNetwork.find(options.run, options.weights)
     plan = inference_plan(devices, machines(), network.spec.build_architecture(), options.batch_size)
@@ -116,6 +113,7 @@ def extract_and_report(world: World, extraction: Extraction) -> None:
         print_whole(console(), name_value_table("activations", rows))
 
 
-def resolve_and_extract(world: World, options: FeaturesOptions) -> None:
+def resolve_and_extract(world: World, argument: tuple[FeaturesOptions, Devices]) -> None:
     """Run as a worker of torchrun: the first worker resolves the options for all."""
-    extract_and_report(world, world.from_first(lambda: resolve(options)))
+    options, devices = argument
+    extract_and_report(world, world.from_first(lambda: resolve(options, devices)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ from fastalex.evaluation.prediction_files import (
 from fastalex.evaluation.trained_network import TrainedNetwork, check_split, inference_plan
 from fastalex.metrics import Metrics
 from fastalex.network.precision import Precision, check_precision
-from fastalex.parallel.devices import default_device, parse_devices
+from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
 
@@ -65,10 +65,6 @@ class EvaluateOptions:
     precision: Precision = "fp32"
     """fp32, tf32 or bf16."""
 
-    def on(self, devices: Sequence[torch.device]) -> EvaluateOptions:
-        """The same options with these devices."""
-        return replace(self, devices=",".join(map(str, devices)))
-
 
 @dataclass(frozen=True)
 class EvaluationJob:
@@ -85,8 +81,11 @@ class EvaluationJob:
         return self.evaluation.plans[0].devices
 
 
-def resolve(options: EvaluateOptions) -> EvaluationJob:
+def resolve(options: EvaluateOptions, devices: Devices | None = None) -> EvaluationJob:
     """Check the options and decide everything that they leave open.
+
+    Args:
+        devices: of this machine, where torchrun has assigned them; None reads them from the options.
 
     Raises:
         ConfigurationError, dataloading.DatasetError: the evaluation is not possible.
@@ -100,7 +99,7 @@ def resolve(options: EvaluateOptions) -> EvaluationJob:
             _check_output(path, suffixes, options.overwrite)
     if options.predictions and options.predictions == options.class_errors:
         raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
-    devices = parse_devices(options.devices or default_device())
+    devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
     # The networks.
     runs, data = _runs_and_data(options.paths)
@@ -139,9 +138,10 @@ def evaluate_and_report(world: World, job: EvaluationJob) -> None:
     world.barrier()  # no worker returns before the files are written
 
 
-def resolve_and_evaluate(world: World, options: EvaluateOptions) -> None:
+def resolve_and_evaluate(world: World, argument: tuple[EvaluateOptions, Devices]) -> None:
     """Run as a worker of torchrun: the first worker resolves the options for all."""
-    evaluate_and_report(world, world.from_first(lambda: resolve(options)))
+    options, devices = argument
+    evaluate_and_report(world, world.from_first(lambda: resolve(options, devices)))
 
 
 def _check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:

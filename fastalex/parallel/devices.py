@@ -7,6 +7,9 @@ import torch
 from fastalex.errors import ConfigurationError
 from kernels.dispatch import check_choice
 
+Devices = tuple[torch.device, ...]
+"""The devices of one machine, one per worker."""
+
 
 def default_devices() -> str:
     """The devices for training: two GPUs, or the only GPU, or one process on the CPU."""
@@ -19,21 +22,37 @@ def default_device() -> str:
     return "0" if torch.cuda.device_count() else "cpu"
 
 
-def parse_devices(text: str) -> tuple[torch.device, ...]:
+def parse_devices(text: str) -> Devices:
     """Parse ``0,1``, ``cuda:0`` or ``cpu,cpu`` into devices, one per worker.
 
     Raises:
-        ConfigurationError: not a device, a GPU that this machine lacks or that is named twice, CPU and GPU mixed, or
-            kernels chosen by FASTALEX_KERNELS that do not run on these devices.
+        ConfigurationError: not a device, or as :func:`check_devices`.
     """
-    devices = tuple(_parse_device(part.strip()) for part in text.split(","))
+    return check_devices(tuple(_parse_device(part.strip()) for part in text.split(",")))
+
+
+def check_devices(devices: Devices) -> Devices:
+    """The same devices, if this machine can run workers on them.
+
+    Raises:
+        ConfigurationError: a GPU that this machine lacks or that is named twice, CPU and GPU mixed, or kernels chosen
+            by FASTALEX_KERNELS that do not run on these devices.
+    """
+    names = ",".join(str(device) for device in devices)
     if len({device.type for device in devices}) > 1:
-        raise ConfigurationError(f"devices must be all GPUs or all CPU, got {text}")
-    gpus = [device.index for device in devices if device.type == "cuda"]
-    if len(set(gpus)) < len(gpus):
-        raise ConfigurationError(
-            f"devices {text} name a GPU twice; name each once (for several stages on one GPU, set stages)"
-        )
+        raise ConfigurationError(f"devices must be all GPUs or all CPU, got {names}")
+    if devices[0].type == "cuda":
+        if len(set(devices)) < len(devices):
+            raise ConfigurationError(
+                f"devices {names} name a GPU twice; name each once (for several stages on one GPU, set stages)"
+            )
+        gpus = torch.cuda.device_count()
+        for device in devices:
+            if device.index >= gpus:
+                there = (
+                    f"this machine has GPUs 0 to {gpus - 1}" if gpus else "this machine has no GPU that torch can use"
+                )
+                raise ConfigurationError(f"device {device.index} does not exist: {there}; choose another one, or cpu")
     try:
         check_choice(devices[0])
     except (ValueError, RuntimeError) as error:
@@ -47,8 +66,4 @@ def _parse_device(part: str) -> torch.device:
     index = part.removeprefix("cuda:")
     if not index.isdecimal():
         raise ConfigurationError(f"{part!r} is not a device; write GPU numbers (0,1) or cpu (cpu,cpu)")
-    gpus = torch.cuda.device_count()
-    if int(index) >= gpus:
-        available = f"this machine has GPUs 0 to {gpus - 1}" if gpus else "this machine has no GPU that torch can use"
-        raise ConfigurationError(f"device {index} does not exist: {available}; choose another one, or cpu")
     return torch.device("cuda", int(index))

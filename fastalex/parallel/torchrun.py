@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,15 +69,15 @@ def devices_under_torchrun(text: str | None) -> tuple[torch.device, ...]:
 
 def run_under_torchrun(
     worker: Worker,
-    argument: Callable[[Sequence[torch.device]], Any],
+    options: Any,
     text: str | None,
     *,
     saves_checkpoint: bool = False,
 ) -> None:
-    """Call ``worker(world, argument(devices))`` in this process, which torchrun has started.
+    """Call ``worker(world, (options, devices))`` in this process, which torchrun has started.
 
     Args:
-        argument: makes the worker's argument from this machine's devices.
+        options: what the user typed; the workers resolve it together, for the devices of each machine.
         text: names the devices; None for one GPU per worker, or CPUs.
         saves_checkpoint: as for :func:`~fastalex.parallel.launch.run_workers`.
 
@@ -95,7 +94,7 @@ def run_under_torchrun(
         except ConfigurationError as error:  # perhaps on this machine only: tell the others, so that they do not wait
             meet(store, World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")), str(error))
             raise
-        run_worker(worker, argument(devices), devices, store, saves_checkpoint=saves_checkpoint)
+        run_worker(worker, (options, devices), devices, store, saves_checkpoint=saves_checkpoint)
     except Exception as error:
         if not has_lost_peer(str(error)):
             error.reported_elsewhere = is_reported(store, str(error))  # type: ignore[attr-defined]

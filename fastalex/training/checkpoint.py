@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
+from fastalex.files import sync
 from fastalex.network.weights import NetworkSpec, load_header, load_tensors
 from fastalex.training.state import TrainingState
 
@@ -62,12 +63,12 @@ def save_checkpoint(
     save_file(velocities, temporary / "trainer.safetensors", metadata={"progress": json.dumps(asdict(state))})
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors creates files that only their owner can read
-        _sync(path)
-    _sync(temporary)
+        sync(path)
+    sync(temporary)
 
     # The checkpoint appears at once and complete.
     temporary.rename(final)
-    _sync(checkpoints)
+    sync(checkpoints)
     publish(run, final)
     return final
 
@@ -124,15 +125,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:  # the file system has no hard links
         shutil.copyfile(source, temporary)
-        _sync(temporary)
+        sync(temporary)
     os.replace(temporary, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)

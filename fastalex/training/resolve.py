@@ -20,7 +20,7 @@ from fastalex.network.architecture import Architecture
 from fastalex.network.precision import check_precision
 from fastalex.network.variation import build_architecture
 from fastalex.network.weights import NetworkSpec, load_spec
-from fastalex.parallel.devices import default_devices, parse_devices
+from fastalex.parallel.devices import Devices, check_devices, default_devices, parse_devices
 from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName, Split, resolve_layout
 from fastalex.parallel.partition import check_stages, parse_split, partition
 from fastalex.parallel.schedules import check_batch, default_micro_batches
@@ -32,8 +32,6 @@ from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
-
-Devices = tuple[torch.device, ...]
 
 
 def resolve(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
@@ -231,13 +229,13 @@ def resume_parallel(
     current = {"stages": plan.layout.stages, "replicas": plan.layout.replicas, "schedule": plan.schedule}
     changed = any(getattr(options, name) not in (None, value) for name, value in current.items())
     if moved or changed or machines() != plan.machines:
-        kept = given or _checked(plan.devices)
+        kept = given or check_devices(plan.devices)
         plan = resolve_parallel(options, architecture, batch_size, kept)
         return plan, _measures_split(options, plan)
     if options.split is not None:
         plan = replace(plan, split=_resolve_split(options.split, architecture, plan.layout.stages))
     plan = replace(
-        plan, devices=given or _checked(plan.devices), micro_batches=options.micro_batches or plan.micro_batches
+        plan, devices=given or check_devices(plan.devices), micro_batches=options.micro_batches or plan.micro_batches
     )
     return plan, _measures_split(options, plan) or (options.split is None and config.measure_split)
 
@@ -273,11 +271,6 @@ def _plan(stages: _Stages, micro_batches: int | None, batch_size: int) -> Parall
 
 def _measures_split(options: ParallelOptions, plan: ParallelPlan) -> bool:
     return options.split == "auto" and plan.layout.stages > 1
-
-
-def _checked(devices: Devices) -> Devices:
-    """Devices from a file, refused if this machine lacks one."""
-    return parse_devices(",".join(str(device) for device in devices))
 
 
 # --- the other options ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from kernels.native.convolution import conv2d_relu
 from kernels.native.dropout import bias_relu_dropout, dropout
 from kernels.native.normalisation import local_response_norm, same_map_norm
 from kernels.native.pooling import lrn_max_pool2d, max_pool2d
-from kernels.native.update import sgd_update_, without_gaps
+from kernels.native.update import sgd_update_
 
 # PyTorch's cross-entropy is fast enough on a CPU, because the logits are small.
 from kernels.reference import cross_entropy
@@ -24,5 +24,4 @@ __all__ = [
     "max_pool2d",
     "same_map_norm",
     "sgd_update_",
-    "without_gaps",
 ]

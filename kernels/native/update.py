@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.memory_format import is_dense
 from kernels.native.buffers import ELEMENTS_PER_THREAD
-
-
-def without_gaps(x: Tensor) -> bool:
-    """Whether x's elements fill one contiguous range of memory, in NCHW or channels_last order."""
-    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 @torch.no_grad()
@@ -34,7 +30,7 @@ def sgd_update_(
     for index, (weight, gradient, velocity) in enumerate(zip(weights, gradients, velocities, strict=True)):
         copy = None if copies is None else copies[index]
         tensors = [weight, gradient, velocity] + ([] if copy is None else [copy])
-        same_layout = all(without_gaps(t) and t.stride() == weight.stride() for t in tensors)
+        same_layout = all(is_dense(t) and t.stride() == weight.stride() for t in tensors)
         if use_reference or not same_layout or weight.dtype not in (torch.float32, torch.float64):
             reference.sgd_update_(
                 [weight],
