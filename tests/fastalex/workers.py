@@ -7,13 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dataloading.loading.loader import Batch
 from fastalex.errors import Interrupted
 from fastalex.evaluation.ensemble import Evaluation, evaluate
 from fastalex.evaluation.features import Extraction, extract
 from fastalex.parallel.world import World
-from fastalex.training.config import RunConfig
-from fastalex.training.trainer import Trainer
 
 
 def note_pids(world: World, folder: str) -> None:
@@ -72,21 +69,3 @@ def evaluate_and_extract(world: World, argument: tuple[Evaluation, Extraction, P
     if world.is_first:
         torch.save(judgement, path)
     extract(world, extraction)
-
-
-class _BadImages(Trainer):
-    """Gets images that are not numbers in its third step."""
-
-    def _step(self, batch: Batch) -> torch.Tensor | None:
-        if self.progress.step == 2 and batch.images is not None:
-            batch = batch._replace(images=batch.images * float("nan"))
-        return super()._step(batch)
-
-
-def train_with_bad_images(world: World, config: RunConfig) -> None:
-    """A run whose third step is not finite."""
-    trainer = _BadImages(world, config)
-    try:
-        trainer.run()
-    finally:
-        trainer.close()

@@ -16,7 +16,7 @@ from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
 from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import resolve
-from fastalex.training.trainer import Trainer, train
+from fastalex.training.trainer import restore_model, train
 from tests.fastalex.conftest import write_images
 from tests.fastalex.training.test_trainer import moved
 
@@ -45,16 +45,14 @@ def first(config: RunConfig) -> Path:
 
 def options(data: Path, run: Path, output: Path, network: NetworkOptions = NETWORK) -> TrainOptions:
     training = RecipeOptions(recipe="small", batch_size=8, epochs=2, seed=9, init_from=run)
-    return TrainOptions(data, network=network, training=training, machine=ParallelOptions(devices="cpu"), output=output)
+    return TrainOptions(
+        data, network=network, training=training, parallel=ParallelOptions(devices="cpu"), output=output
+    )
 
 
 def initial(config: RunConfig) -> dict[str, torch.Tensor]:
     """The weights before the first step."""
-    trainer = Trainer(WORLD, config)
-    try:
-        return {name: parameter.detach().clone() for name, parameter in trainer.engine.stage.named_parameters()}
-    finally:
-        trainer.close()
+    return dict(restore_model(config, None).named_parameters())
 
 
 def test_other_classes_get_a_new_last_layer_and_everything_below_is_kept(first, pets, tmp_path):
@@ -90,10 +88,13 @@ def test_a_run_goes_on_without_the_one_that_it_started_from(first, pets, tmp_pat
     [
         (
             replace(NETWORK, width=1 / 8),
-            "its architecture is krizhevsky width=0.0625 lrn=False conv6=True bottleneck=8",
+            "its network is krizhevsky width=0.0625 lrn=False conv6=True bottleneck=8",
         ),
-        (replace(NETWORK, conv6=False), "not krizhevsky width=0.0625 lrn=False; give the same options"),
-        (replace(NETWORK, arch="paper"), "not paper width=0.0625"),
+        (
+            replace(NETWORK, conv6=False),
+            "this run's is krizhevsky width=0.0625 lrn=False; give the same network options",
+        ),
+        (replace(NETWORK, arch="paper"), "this run's is paper width=0.0625"),
     ],
 )
 def test_another_architecture_is_refused(first, pets, tmp_path, network, message):
@@ -105,5 +106,5 @@ def test_another_architecture_is_refused(first, pets, tmp_path, network, message
 
 
 def test_no_weights_to_start_from(pets, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"--init-from .*nowhere: no file of weights, and no run folder"):
+    with pytest.raises(ConfigurationError, match=r"--init-from .*nowhere: neither a file of weights nor a run"):
         resolve(options(pets, tmp_path / "nowhere", tmp_path / "second"))
