@@ -19,10 +19,10 @@ from pathlib import Path
 
 import harness
 import torch
-from block_costs import Link
-from pipeline_measurement import BATCH_SIZE, Measurement
-from pipeline_parts import PARTS
-from pipeline_prediction import predict
+from pipelining.block_costs import Link
+from pipelining.measurement import BATCH_SIZE, Measurement
+from pipelining.parts import PARTS
+from pipelining.prediction import predict
 
 from fastalex.network.variation import Variation, build_architecture
 

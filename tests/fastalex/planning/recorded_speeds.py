@@ -20,7 +20,7 @@ def recorded_speeds() -> list[dict[str, Any]]:
         for row in record["rows"]:
             is_step = path.stem == "train_step"
             ours = row.get("ours") is True if is_step else row.get("provider") == "fastalex"
-            is_default = "," not in row.get("way", "")  # not "ours bf16, no graphs"
+            is_default = "," not in row.get("variant", "")  # not "ours bf16, no graphs"
             if ours and is_default and row.get("images_per_second"):
                 rows.append(
                     {

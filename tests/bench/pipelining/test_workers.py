@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from pipeline_measurement import Measurement
-from pipeline_workers import Trial, measure_trial, time_steps
+from pipelining.measurement import Measurement
+from pipelining.workers import Trial, measure_trial, time_steps
 from torch.distributed.pipelining import PipelineStage
 
 from fastalex.network.model import AlexNet, Stage

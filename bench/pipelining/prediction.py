@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 
 import harness
-from block_costs import BlockCost, Link
-from pipeline_simulation import Scenario, simulate
 from rich.console import Console
 from rich.table import Table
+
+from pipelining.block_costs import BlockCost, Link
+from pipelining.simulation import Scenario, simulate
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 

@@ -5,7 +5,7 @@ import sys
 
 import pipeline
 import pytest
-from block_costs import BlockCost
+from pipelining.block_costs import BlockCost
 
 
 @pytest.fixture

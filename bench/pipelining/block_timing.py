@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from block_costs import INSTANT, BlockCost, Link
 from torch import Tensor, nn
 
 import kernels
 from fastalex.network.architecture import LinearBlock, block_shapes
 from fastalex.network.model import AlexNet, Stage
 from fastalex.parallel.world import World
+from pipelining.block_costs import INSTANT, BlockCost, Link
 
 REPEATS = 3
 """How often each block is timed, after one untimed round; the median counts."""

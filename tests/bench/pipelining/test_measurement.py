@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from block_costs import INSTANT, BlockCost, Link
-from pipeline_measurement import Measurement, describe, median_round, scenario
-from pipeline_parts import all_splits, balanced, sizes
-from pipeline_simulation import Span
+from pipelining.block_costs import INSTANT, BlockCost, Link
+from pipelining.measurement import Measurement, describe, median_round, scenario
+from pipelining.parts import all_splits, balanced, sizes
+from pipelining.simulation import Span
 
 from fastalex.network.variation import build_architecture
 from fastalex.parallel.layout import Layout

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from block_costs import INSTANT, BlockCost, Link, seconds_at
-
 from fastalex.parallel.layout import ScheduleName
 from fastalex.parallel.schedules import defers_convolutions, rank_order
+from pipelining.block_costs import INSTANT, BlockCost, Link, seconds_at
 
 Kind = Literal["forward", "backward", "reduce", "finish"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import harness
 from harness.charts import plt
 from matplotlib.patches import Patch
-from pipeline_simulation import SimulatedStep, Span, bubble_fractions
-from pipeline_workers import Trial
 
 from fastalex.parallel.partition import format_split
+from pipelining.simulation import SimulatedStep, Span, bubble_fractions
+from pipelining.workers import Trial
 
 COLORS = {"forward": "#9ecae1", "backward": "#3182bd", "finish": "#d9d9d9", "reduce": "#fdd0a2"}
 LABELS = {

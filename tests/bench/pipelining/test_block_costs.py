@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from block_costs import BlockCost, seconds_at, slowest_stage
+from pipelining.block_costs import BlockCost, seconds_at, slowest_stage
 
 
 def block(name: str, seconds: float = 1.0) -> BlockCost:

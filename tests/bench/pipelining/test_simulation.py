@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from block_costs import BlockCost, Link
-from pipeline_simulation import Scenario, Span, bubble_fractions, simulate
+from pipelining.block_costs import BlockCost, Link
+from pipelining.simulation import Scenario, Span, bubble_fractions, simulate
 
 NAMES = tuple("abcdefgh")
 

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import pipeline_workers
 import torch
-from block_costs import INSTANT, Link
-from pipeline_simulation import Scenario, SimulatedStep, bubble_fractions, simulate
-from pipeline_workers import Job, Trial
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +21,10 @@ from fastalex.network.precision import Precision
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName
 from fastalex.parallel.partition import Split, format_split, partition
+from pipelining import workers as jobs
+from pipelining.block_costs import INSTANT, Link
+from pipelining.simulation import Scenario, SimulatedStep, bubble_fractions, simulate
+from pipelining.workers import Job, Trial
 
 CORES = len(os.sched_getaffinity(0))
 THREADS = 1 if harness.CUDA else CORES
@@ -79,14 +79,14 @@ class Measurement:
         layouts: Sequence[Layout] = (),
         threads: int = 1,
     ) -> dict[str, Any]:
-        """Run worker processes and return what they saved; see :class:`pipeline_workers.Job`."""
+        """Run worker processes and return what they saved; see :class:`Job`."""
         with tempfile.TemporaryDirectory() as folder:
             path, before = str(Path(folder) / "saved.pt"), torch.get_num_threads()
             job = Job(
                 self.architecture, trials, sizes, layouts, self.batch_size, self.steps, self.rounds, threads,
                 self.precision, path,
             )  # fmt: skip
-            run_workers(pipeline_workers.run, job, list(self.devices(workers)))
+            run_workers(jobs.run, job, list(self.devices(workers)))
             torch.set_num_threads(before)
             return torch.load(path, weights_only=False)
 

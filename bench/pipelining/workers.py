@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from block_timing import measure_costs, measure_links
-from pipeline_simulation import Key, Span
 from torch.distributed.pipelining import PipelineStage
 
 from fastalex.network.architecture import Architecture
@@ -25,6 +23,8 @@ from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.published import krizhevsky
 from fastalex.training.graphed_step import WARM_UP_STEPS, build_step
 from fastalex.training.memory import keep_freed_memory
+from pipelining.block_timing import measure_costs, measure_links
+from pipelining.simulation import Key, Span
 
 WARM_UP = 1
 """Untimed steps without CUDA graphs; the first one allocates memory."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from block_costs import BlockCost
-from block_timing import measure_blocks, measure_costs, shared_cores
+from pipelining.block_costs import BlockCost
+from pipelining.block_timing import measure_blocks, measure_costs, shared_cores
 
 from fastalex.network.architecture import block_shapes
 from fastalex.network.model import AlexNet

@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from itertools import combinations, pairwise
 
 import harness
-from block_costs import slowest_stage
-from pipeline_chart import draw
-from pipeline_measurement import THREADS, Links, Measurement, describe, median_round
-from pipeline_workers import Trial
 
 from fastalex.network.architecture import Architecture, ConvBlock, LinearBlock, MaxPool
 from fastalex.parallel.layout import Layout
 from fastalex.parallel.partition import Split, parse_split
+from pipelining.block_costs import slowest_stage
+from pipelining.chart import draw
+from pipelining.measurement import THREADS, Links, Measurement, describe, median_round
+from pipelining.workers import Trial
 
 PIPELINE, REPLICAS, INTERLEAVED = Layout(1, 2, 2), Layout(2, 1, 1), Layout(1, 2, 4)
 COUNTS = (1, 2, 4, 8, 16)

@@ -1,0 +1,1 @@
+"""Measuring pipelines and replicas, and predicting them from the costs of single blocks."""
