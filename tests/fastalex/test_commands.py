@@ -38,7 +38,7 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     assert "2 stages: conv1 on cpu (worker 0), conv2 to fc8 on cpu (worker 1); eager-1f1b; 4 micro-batches" in out
     assert "waiting for data" in out
     assert "trained and evaluated: top-1 error" in out
-    assert out.count('add init="scaled"') == 1
+    assert out.count('use init="scaled"') == 1
     assert len(out.splitlines()) <= 40
     lines = read_metrics(folder / "run")
     assert [line["step"] for line in lines if line["kind"] == "val"] == [4, 8]
