@@ -7,6 +7,7 @@ import tyro
 
 from dataloading.command_line import parse
 from dataloading.errors import DatasetError
+from dataloading.preparation.pixels import Color
 from dataloading.preparation.preparation import SHARD_IMAGES, prepare_dataset
 
 
@@ -22,11 +23,14 @@ def main(
     workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = 89_000_000,
+    background: Annotated[str | None, tyro.conf.arg(metavar="R,G,B", help_behavior_hint="")] = None,
+    exif: bool = False,
     progress: bool = True,
 ) -> None:
     """Decode, check and resize every image once, and write the shards that training reads.
 
     Files that do not decode, or that crash the decoder, are left out and listed with the reason in DEST/rejected.csv.
+    A file that cannot be read stops the preparation instead, and the same command reads it again.
     After an interruption, the same command continues from the finished shards.
 
     Args:
@@ -44,6 +48,9 @@ def main(
         workers: Number of worker processes. Default: one per processor. 0 works in the main process.
         shard_images: Source images per shard.
         max_pixels: Leave out images with more pixels.
+        background: Lay transparent images on this colour, such as 255,255,255. Default: store the colours that lie
+            under the transparency.
+        exif: Turn images upright by their EXIF orientation, which was ignored in 2012.
         progress: Report progress.
     """
     dataset = prepare_dataset(
@@ -58,10 +65,22 @@ def main(
         workers=workers,
         shard_images=shard_images,
         max_pixels=max_pixels,
+        background=None if background is None else _color(background),
+        exif=exif,
         progress=progress,
     )
     counts = ", ".join(f"{dataset.count(split):,} {split}" for split in dataset.splits)
     print(f"{dest}: {len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected")
+
+
+def _color(text: str) -> Color:
+    try:
+        red, green, blue = (int(value) for value in text.split(","))
+    except ValueError:
+        raise DatasetError(
+            f"--background must be three numbers from 0 to 255, such as 255,255,255, got {text!r}"
+        ) from None
+    return red, green, blue
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import dataloading
+from dataloading.sources.source_files import source_files
 from fastalex.errors import ConfigurationError
 
 PREPARED = Path("prepared")
@@ -55,11 +56,9 @@ def open_data(
 def _identity(source: Path) -> str:
     """Eight hexadecimal digits that change with the folder's path and with its files' names, sizes and times."""
     total = _number(os.fsencode(source.resolve()))
-    for path in source.rglob("*") if source.is_dir() else [source]:
-        if path.is_file():
-            about = path.stat()
-            # A sum does not depend on the order of the files, so millions of names need not be sorted in memory.
-            total += _number(os.fsencode(f"{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}"))
+    for file in source_files(source):
+        # A sum does not depend on the order of the files, so millions of names need not be sorted in memory.
+        total += _number(os.fsencode(f"{file.name} {file.length} {file.changed}"))
     return f"{total % 2**32:08x}"
 
 

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,12 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from dataloading.dataset import Dataset
-from dataloading.errors import DatasetError
+from dataloading.errors import DatasetError, SourceChanged
 from dataloading.files import write_atomically
-from dataloading.preparation.descriptions import write_descriptions
+from dataloading.preparation.descriptions import remarks, write_descriptions
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
-from dataloading.preparation.shard_plan import PLAN, Task, read_tasks, write_plan
+from dataloading.preparation.pixels import Color
+from dataloading.preparation.shard_plan import PLAN, Task, is_recorded, read_tasks, write_plan
 from dataloading.preparation.statistics import PixelSums
 from dataloading.preparation.worker_pool import Tick, run_tasks
 from dataloading.progress_bar import ProgressBar
@@ -35,6 +37,7 @@ from dataloading.sources.detection import open_source
 from dataloading.sources.entries import Source
 from dataloading.sources.ilsvrc import ILSVRC, find_edition
 
+log = logging.getLogger(__name__)
 SHARD_IMAGES = 1024
 _SUMS = "sums.npz"  # sums over the training images of the shards finished so far
 
@@ -53,6 +56,8 @@ def prepare_dataset(
     verify: bool = False,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = ImageOptions.max_pixels,
+    background: Color | None = None,
+    exif: bool = False,
 ) -> Dataset:
     """Prepare `source` into the folder `dest` and open the result.
 
@@ -72,11 +77,17 @@ def prepare_dataset(
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: reject images with more pixels.
+        background: colour (red, green, blue: 0 to 255) on which transparent images are laid; None stores the colours
+            that lie under the transparency.
+        exif: turn images upright by their EXIF orientation, which was ignored in 2012.
+
+    A file that cannot be read stops the preparation and is not recorded: only images that were read whole and do not
+    decode are left out. Whatever should be known about the images is logged as a warning at the end.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.
     """
-    options = ImageOptions(size, quality, keep_aspect, max_pixels)
+    options = ImageOptions(size, quality, keep_aspect, max_pixels, background=background, exif=exif)
     _check_options(options, shard_images, workers)
     dest = Path(dest)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -101,6 +112,9 @@ def _check_options(options: ImageOptions, shard_images: int, workers: int | None
     ):
         if not low <= value <= high:
             raise DatasetError(f"{name} must be {low} to {high}, got {value}")
+    background = options.background
+    if background is not None and not (len(background) == 3 and all(value in range(256) for value in background)):
+        raise DatasetError(f"background must be three numbers from 0 to 255, such as 255,255,255, got {background}")
 
 
 @contextlib.contextmanager
@@ -117,6 +131,9 @@ def _work_folder(dest: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_locked = True
         yield folder
+    except SourceChanged:
+        (folder / PLAN).unlink(missing_ok=True)  # nothing can continue from it, so the folder is removed below
+        raise
     except BlockingIOError:
         raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
     except OSError as error:
@@ -162,7 +179,10 @@ def _prepare(
         check_disk_space(source, folder, options, total, processes)
         _make_shards(source, folder, options, total, processes, progress)
         sums, _ = _load_sums(folder, options.size)
+        found = remarks(source, folder, options)
         write_descriptions(source, folder, options, sums)
+        for remark in found:
+            log.warning("%s: %s", source.name, remark)
     _remove_work_files(folder)
 
 
@@ -176,6 +196,7 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
         The sums over the shard's images; without any image if this is not a training shard.
     """
     sums, sources, rejected = PixelSums(task.options.size), [], []
+    transparent = turned = 0
     with ShardWriter(task.folder / shard_name(task.split, task.shard), task.shard) as writer:
         for number, entry in enumerate(task.entries, task.first):
             try:
@@ -186,11 +207,13 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
                 key = sample_key(number, entry.name)
                 writer.add(key, image.jpeg, entry.label, height=image.height, width=image.width)
                 sources.append([key, entry.name])
+                transparent, turned = transparent + image.is_transparent, turned + image.is_turned
                 if task.split == "train":
                     sums.add_image(image.square)
             tick()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
+    record |= {"transparent": transparent, "turned": turned}
     write_atomically(task.record, json.dumps(record))
     return sums
 
@@ -213,7 +236,7 @@ def _make_shards(
     images, recorded = {}, set()
     for task in read_tasks(source, folder, options):
         images[task.split, task.shard] = len(task.entries)
-        if task.record.exists():
+        if is_recorded(task):
             recorded.add((task.split, task.shard))
     if not recorded.issuperset(("train", shard) for shard in summed):  # a shard made again would be added twice
         sums, summed = PixelSums(options.size), set()

@@ -28,5 +28,5 @@ def test_help_is_complete():
     done = command("dataloading.prepare", "--help")
     assert done.returncode == 0
     options = "size quality keep-aspect label-order validation-every verify workers shard-images max-pixels progress"
-    for option in options.split():
+    for option in [*options.split(), "background", "exif"]:
         assert f"--{option}" in done.stdout

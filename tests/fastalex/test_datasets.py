@@ -1,10 +1,12 @@
 """Which prepared data set a folder of images means."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from dataloading import DatasetError
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
 from tests.fastalex.conftest import write_images
@@ -27,6 +29,72 @@ def test_prepared_once_and_again_after_a_change(photos, capsys):
     assert second.count("train") == first.count("train") + 1
     os.utime(image, (0, 0))
     assert open_data(photos).root != second.root
+
+
+def test_what_counts_is_the_image_behind_a_link(photos, tmp_path):
+    away = tmp_path / "elsewhere"
+    (photos / "train/red").rename(away)
+    (photos / "train/red").symlink_to(away)
+    image = next(away.glob("*.jpg"))
+    image.rename(tmp_path / "image.jpg")
+    image.symlink_to(tmp_path / "image.jpg")
+    first = open_data(photos)
+    assert open_data(photos).root == first.root
+    os.utime(tmp_path / "image.jpg", (0, 0))  # a link to a file
+    second = open_data(photos)
+    os.utime(next(path for path in away.glob("*.jpg") if path != image), (0, 0))  # a link to a folder
+    third = open_data(photos)
+    assert len({first.root, second.root, third.root}) == 3
+
+
+def test_a_link_that_leads_nowhere_and_a_loop_of_links_are_named(photos):
+    (photos / "train/red/a.jpg").symlink_to("nowhere")
+    with pytest.raises(DatasetError, match=r"cannot read .*/train/red/a.jpg: No such file or directory; bring it back"):
+        open_data(photos)
+    (photos / "train/red/a.jpg").unlink()
+    (photos / "train/red/loop").symlink_to(photos / "train")
+    with pytest.raises(DatasetError, match=r"train/red/loop is a link to a folder that contains it; remove the link"):
+        open_data(photos)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store",
+        "train/red/Thumbs.db",
+        "train/red/desktop.ini",
+        "train/red/._1.jpg",
+        "train/__MACOSX/red/1.jpg",
+        "train/.cache/1.jpg",
+        "README.md",
+        "train/list.csv",
+    ],
+)
+def test_files_that_are_not_read_do_not_count(photos, name):
+    first = open_data(photos)
+    (photos / name).parent.mkdir(parents=True, exist_ok=True)
+    (photos / name).write_bytes(b"x")
+    assert open_data(photos).root == first.root
+    os.utime(photos / name, (0, 0))
+    assert open_data(photos).root == first.root
+
+
+def test_own_outputs_in_the_source_do_not_count(photos, monkeypatch):
+    for path in photos.glob("train/*"):  # class folders directly in the working directory
+        path.rename(photos / path.name)
+    for folder in (photos / "train", photos / "val"):
+        shutil.rmtree(folder)
+    monkeypatch.chdir(photos)
+    classes = sorted(path.name for path in photos.iterdir())
+    first = open_data(Path(), for_training=False)
+    (photos / "runs/a").mkdir(parents=True)
+    (photos / "runs/a/config.json").write_text('{"recipe": {}}')
+    assert first.root.parent == Path("prepared")
+    assert first.classes == classes
+    again = open_data(Path(), for_training=False)
+    assert again.root == first.root
+    os.utime(next(photos.glob(f"{classes[0]}/*")), (0, 0))
+    assert open_data(Path(), for_training=False).classes == classes
 
 
 def test_files_that_are_no_images_are_counted_and_their_list_is_named(photos, capsys):
