@@ -24,6 +24,7 @@ from dataloading.dataset import Dataset
 from dataloading.errors import HOW_TO_REPAIR, DatasetError
 from dataloading.progress_bar import ProgressBar
 from dataloading.shards import DESCRIPTION, TAR_BLOCK, file_sha256
+from dataloading.sources.folder_listing import is_ignored
 
 _PROBLEMS_SHOWN = 20
 _OTHER_HASH = f"its SHA-256 is not the one in {DESCRIPTION}"
@@ -86,7 +87,7 @@ def _file_problems(dataset: Dataset) -> Iterator[Problem]:
             if name not in shards:  # reported by _shard_problems
                 yield _unreadable(path, error)
     for path in sorted(dataset.root.iterdir()):
-        if path.name != DESCRIPTION and path.name not in dataset.files:
+        if path.name != DESCRIPTION and path.name not in dataset.files and not is_ignored(path.name):
             yield Problem(path, "it does not belong to the data set")
 
 

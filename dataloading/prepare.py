@@ -19,6 +19,7 @@ def main(
     keep_aspect: bool = False,
     label_order: Literal["sorted", "devkit"] = "sorted",
     validation_every: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    allow_empty_classes: bool = False,
     verify: bool = False,
     workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
     shard_images: int = SHARD_IMAGES,
@@ -34,8 +35,9 @@ def main(
     After an interruption, the same command continues from the finished shards.
 
     Args:
-        source: A folder with train/<class>/*.jpg and val/<class>/*.jpg; a folder with the archives and the development
-            kit of ILSVRC2012 or ILSVRC2010; a folder or tar file of WebDataset shards; or the word "digits".
+        source: A folder with train/<class>/*.jpg and val/<class>/*.jpg (or training, valid, validation, testing, in
+            any case); a folder with the archives and the development kit of ILSVRC2012 or ILSVRC2010; a folder or tar
+            file of WebDataset shards; or the word "digits".
         dest: The folder to create.
         size: Length of the shorter side after resizing, in pixels.
         quality: JPEG quality, 1 to 95.
@@ -44,6 +46,7 @@ def main(
             kit (Krizhevsky).
         validation_every: If there is no validation set, hold out every n-th training image of each class; 0 means no
             validation set.
+        allow_empty_classes: Accept classes without images in some splits. Without this option they are refused.
         verify: First compare the archives with their published MD5 sums.
         workers: Number of worker processes. Default: one per processor. 0 works in the main process.
         shard_images: Source images per shard.
@@ -61,6 +64,7 @@ def main(
         keep_aspect=keep_aspect,
         label_order=label_order,
         validation_every=validation_every,
+        allow_empty_classes=allow_empty_classes,
         verify=verify,
         workers=workers,
         shard_images=shard_images,

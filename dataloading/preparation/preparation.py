@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -24,7 +23,9 @@ import numpy as np
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError, SourceChanged
 from dataloading.files import write_atomically
+from dataloading.preparation.class_counts import check_listed, check_prepared
 from dataloading.preparation.descriptions import remarks, write_descriptions
+from dataloading.preparation.destination import resolve_destination
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
 from dataloading.preparation.pixels import Color
@@ -35,9 +36,9 @@ from dataloading.progress_bar import ProgressBar
 from dataloading.shards import DESCRIPTION, MEAN_IMAGE, REJECTED, ShardWriter, shard_name
 from dataloading.sources.detection import open_source
 from dataloading.sources.entries import Source
-from dataloading.sources.ilsvrc import ILSVRC, find_edition
+from dataloading.sources.ilsvrc import ILSVRC
+from dataloading.sources.notes import note
 
-log = logging.getLogger(__name__)
 SHARD_IMAGES = 1024
 _SUMS = "sums.npz"  # sums over the training images of the shards finished so far
 
@@ -53,6 +54,7 @@ def prepare_dataset(
     keep_aspect: bool = False,
     label_order: str = "sorted",
     validation_every: int | None = None,
+    allow_empty_classes: bool = False,
     verify: bool = False,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = ImageOptions.max_pixels,
@@ -74,6 +76,7 @@ def prepare_dataset(
         label_order: numbering of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
         validation_every: if there is no validation set, hold out every n-th training image of each class; 0 means no
             validation set.
+        allow_empty_classes: accept classes without images in some splits.
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: reject images with more pixels.
@@ -82,23 +85,26 @@ def prepare_dataset(
         exif: turn images upright by their EXIF orientation, which was ignored in 2012.
 
     A file that cannot be read stops the preparation and is not recorded: only images that were read whole and do not
-    decode are left out. Whatever should be known about the images is logged as a warning at the end.
+    decode are left out. What should be known about the images is printed at the end.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.
     """
     options = ImageOptions(size, quality, keep_aspect, max_pixels, background=background, exif=exif)
     _check_options(options, shard_images, workers)
-    dest = Path(dest)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise DatasetError(f"{dest} exists already; remove it or choose another destination")
-    with _work_folder(dest) as folder:
-        found = _open(source, label_order, validation_every, folder, verify=verify, progress=progress)
-        _prepare(found, folder, options, shard_images, workers, progress)
-        if dest.exists():
-            dest.rmdir()
-        folder.rename(dest)
-        (dest / PLAN).unlink()
+    place = resolve_destination(Path(dest))
+    with _work_folder(place) as folder:
+        found = open_source(
+            source,
+            label_order=label_order,
+            validation_every=validation_every,
+            allow_empty_classes=allow_empty_classes,
+            scratch=folder,
+        )
+        if verify:
+            _verify(found, source, progress=progress)
+        _prepare(found, folder, options, shard_images, workers, progress, allow_empty_classes=allow_empty_classes)
+        _finish(folder, place)
     return Dataset(dest)
 
 
@@ -149,31 +155,34 @@ def _work_folder(dest: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _open(
-    source: str | os.PathLike[str],
-    label_order: str,
-    validation_every: int | None,
-    folder: Path,
-    *,
-    verify: bool,
-    progress: bool,
-) -> Source:
-    """Open the source and, if asked for, verify its archives."""
-    if verify and find_edition(Path(source)) is None:
-        raise DatasetError(f"no MD5 sums are published for {source}; leave verify out")
-    found = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
-    if verify and isinstance(found, ILSVRC):
-        found.verify(progress=progress)
-    return found
+def _verify(source: Source, path: str | os.PathLike[str], *, progress: bool) -> None:
+    """Compare the archives of a source with their published MD5 sums."""
+    if not isinstance(source, ILSVRC):
+        raise DatasetError(f"no MD5 sums are published for {path}; leave verify out")
+    source.verify(progress=progress)
 
 
 def _prepare(
-    source: Source, folder: Path, options: ImageOptions, shard_images: int, workers: int | None, progress: bool
+    source: Source,
+    folder: Path,
+    options: ImageOptions,
+    shard_images: int,
+    workers: int | None,
+    progress: bool,
+    *,
+    allow_empty_classes: bool,
 ) -> None:
     """Make the whole data set in `folder`, or what an interrupted preparation has left to do."""
     # After an interruption at the very end, the folder already has a whole data set; the plan tells whether it is ours.
     is_complete = all((folder / name).exists() for name in (PLAN, DESCRIPTION))
+    is_new = not (folder / PLAN).exists()
     total = write_plan(source, folder, options, shard_images, progress)
+    try:
+        check_listed(source, folder, options, allow_empty_classes=allow_empty_classes)
+    except DatasetError:
+        if is_new:
+            (folder / PLAN).unlink()  # nothing is worth keeping, and the source will have changed next time
+        raise
     if not is_complete:
         processes = len(os.sched_getaffinity(0)) if workers is None else workers
         check_disk_space(source, folder, options, total, processes)
@@ -182,8 +191,17 @@ def _prepare(
         found = remarks(source, folder, options)
         write_descriptions(source, folder, options, sums)
         for remark in found:
-            log.warning("%s: %s", source.name, remark)
+            note(f"{source.name}: {remark}")
+    check_prepared(source, folder, allow_empty_classes=allow_empty_classes)
     _remove_work_files(folder)
+
+
+def _finish(folder: Path, dest: Path) -> None:
+    """Give the finished work folder its name."""
+    if dest.exists():
+        dest.rmdir()
+    folder.rename(dest)
+    (dest / PLAN).unlink()
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------

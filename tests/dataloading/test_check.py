@@ -39,6 +39,7 @@ def test_the_check_knows_every_file_of_the_folder(small, tmp_path):
     (root / "train-000001.tar").unlink()
     (root / "train-000099.tar").write_bytes((root / "train-000000.tar").read_bytes())
     (root / "plan.json").touch()
+    (root / ".DS_Store").touch()
     flip_bit(root / "mean-image.npy", 0.5, 3)
     assert [f"{problem.file.name}: {problem.text}" for problem in problems(dataset, progress=False)] == [
         "mean-image.npy: its SHA-256 is not the one in dataset.json",
