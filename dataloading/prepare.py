@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dataloading.command_line import parse
+from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
 from dataloading.preparation.pixels import Color
 from dataloading.preparation.preparation import SHARD_IMAGES, prepare_dataset
@@ -31,8 +32,7 @@ def main(
     """Decode, check and resize every image once, and write the shards that training reads.
 
     Files that do not decode, or that crash the decoder, are left out and listed with the reason in DEST/rejected.csv.
-    A file that cannot be read stops the preparation instead, and the same command reads it again.
-    After an interruption, the same command continues from the finished shards.
+    A file that cannot be read stops the work. After an interruption, the same command continues from there.
 
     Args:
         source: A folder with train/<class>/*.jpg and val/<class>/*.jpg (or training, valid, validation, testing, in
@@ -44,15 +44,13 @@ def main(
         keep_aspect: Store whole images instead of their centre squares.
         label_order: Numbering of ILSVRC's classes: by sorted WordNet id (torchvision, Caffe), or as in the development
             kit (Krizhevsky).
-        validation_every: If there is no validation set, hold out every n-th training image of each class; 0 means no
-            validation set.
+        validation_every: If there is no validation set, hold out every n-th training image of each class; 0: none.
         allow_empty_classes: Accept classes without images in some splits. Without this option they are refused.
         verify: First compare the archives with their published MD5 sums.
         workers: Number of worker processes. Default: one per processor. 0 works in the main process.
         shard_images: Source images per shard.
         max_pixels: Leave out images with more pixels.
-        background: Lay transparent images on this colour, such as 255,255,255. Default: store the colours that lie
-            under the transparency.
+        background: Lay transparent images on this colour. Default: store the colours under the transparency.
         exif: Turn images upright by their EXIF orientation, which was ignored in 2012.
         progress: Report progress.
     """
@@ -73,8 +71,12 @@ def main(
         exif=exif,
         progress=progress,
     )
+    print(f"{dest}: {_summary(dataset)}")
+
+
+def _summary(dataset: Dataset) -> str:
     counts = ", ".join(f"{dataset.count(split):,} {split}" for split in dataset.splits)
-    print(f"{dest}: {len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected")
+    return f"{len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected"
 
 
 def _color(text: str) -> Color:

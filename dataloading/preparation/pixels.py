@@ -75,7 +75,7 @@ def is_transparent(image: Image.Image) -> bool:
     False if that is damaged: to store the colours under the transparency, it is not needed.
     """
     try:
-        return image.has_transparency_data and np.asarray(_with_alpha(image).getchannel("A")).min() < 255
+        return image.has_transparency_data and bool(np.asarray(_with_alpha(image).getchannel("A")).min() < 255)
     except Exception:  # Pillow raises arbitrary exceptions for damaged data
         return False
 

@@ -4,6 +4,9 @@ The source's images are listed first (the plan) and divided into shards with equ
 shard depends on its part of the plan alone, so worker processes can make the shards in any order, and the bytes are the
 same for any number of workers.
 
+Only images that were read whole and do not decode are left out. A file that cannot be read stops the preparation, and
+nothing is recorded about it.
+
 All work happens in the folder ``DEST.preparing`` beside DEST, which is renamed to DEST at the end. After an
 interruption, even by ``kill -9``, the same command continues from the finished shards.
 """
@@ -83,9 +86,6 @@ def prepare_dataset(
         background: colour (red, green, blue: 0 to 255) on which transparent images are laid; None stores the colours
             that lie under the transparency.
         exif: turn images upright by their EXIF orientation, which was ignored in 2012.
-
-    A file that cannot be read stops the preparation and is not recorded: only images that were read whole and do not
-    decode are left out. What should be known about the images is printed at the end.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.

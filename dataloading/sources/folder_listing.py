@@ -23,7 +23,7 @@ _SYSTEM = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 )
-_OUTPUTS = ("prepared", "runs")  # folders that commands make in the working directory
+_OUTPUTS = ("prepared", "runs", "studies")  # folders that commands make in the working directory
 _OUTPUT_FILES = {  # files that describe an output, and a key in each
     "dataset.json": "format",
     "config.json": "recipe",
@@ -65,7 +65,8 @@ def is_own_output(folder: str | os.PathLike[str]) -> bool:
         return True
     if folder.name.endswith(".preparing"):
         return (folder / "plan.json").is_file() or not look(folder).images
-    return folder.name in _OUTPUTS and (any(map(is_own_output, folder.glob("*/"))) or not has_images(folder))
+    inner = [*folder.glob("*/"), *folder.glob("*/*/")] if folder.name in _OUTPUTS else []  # a study has runs
+    return folder.name in _OUTPUTS and (any(map(is_own_output, inner)) or not has_images(folder))
 
 
 def has_image_suffix(name: str) -> bool:

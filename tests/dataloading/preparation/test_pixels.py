@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
     ),
     "CMYK TIFF": (lambda: saved(Image.fromarray(COLORS).convert("CMYK"), "TIFF"), COLORS, 1),
     "YCbCr TIFF": (lambda: saved(Image.fromarray(COLORS).convert("YCbCr"), "TIFF"), COLORS, 3),
-    "Lab TIFF": (lambda: saved(lab_of(COLORS), "TIFF"), COLORS, 8),
+    "Lab TIFF": (lambda: saved(lab_of(COLORS), "TIFF"), COLORS, 30),  # 8 bits of Lab are coarse
     "RGBA PNG": (lambda: encoded(with_alpha(COLORS), "PNG"), COLORS, 0),
     "lossless WebP": (lambda: encoded(COLORS, "WEBP", lossless=True), COLORS, 0),
 }
@@ -249,7 +249,7 @@ def test_damaged_metadata_do_not_matter(recwarn, caplog):
 def test_what_is_not_shown_as_a_viewer_does_is_said_once(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    source = class_folders(tmp_path / "in", classes=1, train=3, val=2)
+    source = class_folders(tmp_path / "in", classes=2, train=3, val=2)
     for name in ("train/class0/a.png", "train/class0/b.png", "val/class0/a.png"):
         (source / name).write_bytes(encoded(with_alpha(COLORS), "PNG"))
     (source / "val/class0/b.jpg").write_bytes(encoded(COLORS, exif=exif))
@@ -286,7 +286,7 @@ def test_a_background_that_is_no_colour_is_refused(folders, tmp_path, color):
 
 
 def test_messages_of_decoders_do_not_break_the_progress_line(tmp_path):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     compressed = saved(Image.fromarray(COLORS), "TIFF", compression="tiff_lzw")
     (source / "train/class0/damaged.tif").write_bytes(compressed[:200] + b"\xff" * 900 + compressed[1100:])
     (source / "train/class0/warned.png").write_bytes(
@@ -296,4 +296,4 @@ def test_messages_of_decoders_do_not_break_the_progress_line(tmp_path):
     assert done.returncode == 0
     lines = [line for line in done.stderr.splitlines() if "transparent" not in line]
     assert len(lines) == 1
-    assert lines[0].startswith("preparing in: 5 of 5 images")
+    assert lines[0].startswith("preparing in: 8 of 8 images")

@@ -110,18 +110,20 @@ def test_a_class_that_vanishes_stops_the_preparation(folders, small, tmp_path, m
 
 @pytest.mark.parametrize("change", [lambda data: data[:-5], lambda data: data + b"more", lambda data: b""])
 def test_a_file_that_is_being_written_stops_the_preparation(tmp_path, monkeypatch, change):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     path = source / "val/class0/0000.jpg"
-    after_listing(monkeypatch, lambda: path.write_bytes(change(path.read_bytes())))
+    whole = path.read_bytes()
+    after_listing(monkeypatch, lambda: path.write_bytes(change(whole)))
     with pytest.raises(SourceChanged, match=rf"{path} has changed since it was listed: it had .* bytes and has "):
         quietly(source, tmp_path / "out", workers=1)
     assert not list(tmp_path.glob("out*"))
     monkeypatch.undo()
-    assert quietly(source, tmp_path / "out").count("train") == 2
+    path.write_bytes(whole)
+    assert quietly(source, tmp_path / "out").count("val") == 2
 
 
 def test_a_file_that_changes_while_the_preparation_is_interrupted_is_noticed(tmp_path, monkeypatch):
-    source = class_folders(tmp_path / "in", classes=1, train=4, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=4, val=1)
     path = source / "train/class0/0000.jpg"
     with monkeypatch.context() as patched:
         after_listing(patched, lambda: (source / "val/class0/0000.jpg").rename(tmp_path / "away.jpg"))
@@ -142,7 +144,7 @@ def test_an_archive_that_is_cut_off_after_listing_stops_the_preparation(tmp_path
 
 
 def test_a_link_that_leads_nowhere_stops_the_preparation(tmp_path):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     link = source / "train/class0/b.jpg"
     link.symlink_to(tmp_path / "disk/b.jpg")
     with pytest.raises(DatasetError, match=r"cannot read .*/train/class0/b.jpg: No such file or directory"):
@@ -150,11 +152,11 @@ def test_a_link_that_leads_nowhere_stops_the_preparation(tmp_path):
     (tmp_path / "disk").mkdir()
     shutil.copy(source / "train/class0/0000.jpg", tmp_path / "disk/b.jpg")
     assert not list(tmp_path.glob("out*"))
-    assert quietly(source, tmp_path / "out").count("train") == 3
+    assert quietly(source, tmp_path / "out").count("train") == 5
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     os.mkfifo(source / "train/class0/pipe.jpg")
     (source / "train/class0/zero.jpg").symlink_to("/dev/zero")
     done = command("dataloading.prepare", source, tmp_path / "out", *OPTIONS, "--workers", 1)
@@ -183,7 +185,7 @@ if __name__ == "__main__":
 
 
 def test_an_image_that_does_not_fit_into_memory_is_not_a_bad_image(tmp_path):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     (source / "train/class0/large.png").write_bytes(png_header(9_000, 9_000))
     (tmp_path / "script.py").write_text(SMALL_MEMORY)
     done = python_script(tmp_path / "script.py", source, tmp_path / "out")
@@ -191,14 +193,14 @@ def test_an_image_that_does_not_fit_into_memory_is_not_a_bad_image(tmp_path):
 
 
 def test_a_decoder_that_is_killed_from_outside_is_not_blamed_on_its_image(tmp_path, monkeypatch):
-    source = class_folders(tmp_path / "in", classes=1, train=2, val=1)
+    source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     large = source / "train/class0/0001.jpg"
     large.write_bytes(b"LARGE" + bytes(1000))
     customized(tmp_path, monkeypatch, KILLED_DECODER)
     monkeypatch.setattr(preparation, "check_disk_space", lambda *_: None)
     with pytest.raises(DatasetError, match=r"killed 3 times, the last one at train/class0/0001.jpg \(out of memory"):
         quietly(source, tmp_path / "out", workers=1)
-    assert not list((tmp_path / "out.preparing").glob("train-0*"))
+    assert not list((tmp_path / "out.preparing").glob("train-0*.json"))
 
 
 def test_images_that_an_earlier_version_could_not_read_are_read_again(folders, small, tmp_path, monkeypatch):
