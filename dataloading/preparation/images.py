@@ -13,6 +13,7 @@ import os
 import stat
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -238,7 +239,8 @@ def _decode(data: bytes, options: ImageOptions) -> _Decoded:
             size = f"{image.width} x {image.height} pixels"
             raise Rejected(f"too large: {size}, more than {options.max_pixels:,} in all")
         try:
-            image.load()
+            with stderr_muted() if image.format == "TIFF" else contextlib.nullcontext():  # libtiff prints
+                image.load()
             found = with_8_bits(image)
             rgb, turn = to_rgb(found, options.background), orientation(image)
             return _Decoded(upright(rgb, turn) if options.exif else rgb, is_transparent(found), turn != 1)
@@ -246,6 +248,23 @@ def _decode(data: bytes, options: ImageOptions) -> _Decoded:
             raise Rejected(str(error)) from None
         except Exception as error:
             raise _reason(error) from None
+
+
+@contextlib.contextmanager
+def stderr_muted() -> Iterator[None]:
+    """Throw away what libraries print to stderr about damaged images: it would break the progress line."""
+    try:
+        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # stderr is closed
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _opened(data: bytes) -> Image.Image:

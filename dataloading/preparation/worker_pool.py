@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from dataloading.errors import DatasetError
-from dataloading.preparation.images import ImageOptions, prepare_entry
+from dataloading.preparation.images import ImageOptions, prepare_entry, stderr_muted
 from dataloading.preparation.shard_plan import Task
 from dataloading.process import die_with_parent
 from dataloading.progress_bar import ProgressBar
@@ -211,7 +211,7 @@ def _serve(work: Callable[[Task, Tick], Result], tasks: Connection, position: An
             task = tasks.recv()
             try:
                 tick()  # from _NOT_STARTED to 0
-                with _decoders_muted():
+                with stderr_muted():
                     answer = work(task, tick), None
             except Exception as error:
                 if isinstance(error, _Stopped):
@@ -228,24 +228,9 @@ def _set_signals(parent: int) -> None:
     die_with_parent(parent)
 
 
-@contextlib.contextmanager
-def _decoders_muted() -> Iterator[None]:
-    """Throw away what libraries print to stderr about damaged images: it would break the progress line."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
 def _try(entry: Entry, options: ImageOptions, has_begun: Any, parent: int) -> None:
     """Main function of a process that tries one image."""
     _set_signals(parent)
     has_begun.value = 1
-    with _decoders_muted(), contextlib.suppress(Exception):  # only a crash of the process matters here
+    with stderr_muted(), contextlib.suppress(Exception):  # only a crash of the process matters here
         prepare_entry(entry, options)

@@ -285,14 +285,15 @@ def test_a_background_that_is_no_colour_is_refused(folders, tmp_path, color):
     assert done.stderr.count("\n") == 1
 
 
-def test_messages_of_decoders_do_not_break_the_progress_line(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_messages_of_decoders_do_not_break_the_progress_line(tmp_path, workers):
     source = class_folders(tmp_path / "in", classes=2, train=2, val=1)
     compressed = saved(Image.fromarray(COLORS), "TIFF", compression="tiff_lzw")
     (source / "train/class0/damaged.tif").write_bytes(compressed[:200] + b"\xff" * 900 + compressed[1100:])
     (source / "train/class0/warned.png").write_bytes(
         saved(Image.fromarray(COLORS).quantize(4), "PNG", transparency=b"\0\x80\x80\xff")
     )
-    done = command("dataloading.prepare", source, tmp_path / "out", "--size", 32, "--workers", 1)
+    done = command("dataloading.prepare", source, tmp_path / "out", "--size", 32, "--workers", workers)
     assert done.returncode == 0
     lines = [line for line in done.stderr.splitlines() if "transparent" not in line]
     assert len(lines) == 1
