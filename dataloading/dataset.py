@@ -24,7 +24,6 @@ from dataloading.shards import (
     TAR_BLOCK,
     VERSION,
     ShardFile,
-    file_sha256,
     fingerprint,
     index_name,
     read_sources,
@@ -222,10 +221,7 @@ class Dataset:
 
     def _open_index(self, split: str) -> NDArray[Any]:
         path, expected = self.root / index_name(split), self._description["splits"][split]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise unreadable(path, error) from None
+        data = _read(path)
         if (found := hashlib.sha256(data).hexdigest()) != expected["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
@@ -249,19 +245,16 @@ class Dataset:
 
     def _open_sources(self, split: str) -> dict[str, str]:
         path = self.root / sources_name(split)
-        try:
-            if file_sha256(path) == self._description["splits"][split]["sources_sha256"]:
+        if hashlib.sha256(_read(path)).hexdigest() == self._description["splits"][split]["sources_sha256"]:
+            try:
                 return read_sources(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
+            except OSError as error:
+                raise unreadable(path, error) from None
         raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {HOW_TO_REPAIR}")
 
     def _open_mean_image(self) -> NDArray[np.float32]:
         path = self.root / MEAN_IMAGE
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise unreadable(path, error) from None
+        data = _read(path)
         if hashlib.sha256(data).hexdigest() != self._description.get("mean_image_sha256"):
             raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {HOW_TO_REPAIR}")
         mean: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -308,6 +301,17 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
         return None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a file. Raises `DatasetError` if it is not a regular file, or cannot be read."""
+    about = _status(path)
+    if about is not None and not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
+        raise DatasetError(f"{path} is not a regular file; {HOW_TO_REPAIR}")
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
 

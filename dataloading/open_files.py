@@ -38,7 +38,7 @@ class OpenFiles:
         data, done = np.empty(length, dtype=np.uint8), 0
         try:
             file = self._opened(path)
-            while done < length and (count := os.preadv(file.descriptor, [data[done:]], offset + done)):
+            while done < length and (count := os.preadv(file.descriptor, [data.data[done:]], offset + done)):
                 done += count
         except OSError as error:
             raise unreadable(path, error) from None

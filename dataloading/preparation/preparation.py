@@ -231,8 +231,8 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
             tick()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
-    record |= {"transparent": transparent, "turned": turned}
-    write_atomically(task.record, json.dumps(record))
+    counts = {"transparent": transparent, "turned": turned}
+    write_atomically(task.record, json.dumps({**record, **counts}))
     return sums
 
 
