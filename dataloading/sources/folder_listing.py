@@ -23,7 +23,7 @@ _SYSTEM = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 )
-_OUTPUTS = ("prepared", "runs")  # folders that commands make in the working directory
+_OUTPUTS = ("prepared", "runs", "studies")  # folders that commands make in the working directory
 _OUTPUT_FILES = {  # files that describe an output, and a key in each
     "dataset.json": "format",
     "config.json": "recipe",
