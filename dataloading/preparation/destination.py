@@ -21,7 +21,9 @@ def resolve_destination(dest: Path) -> Path:
         if place.exists() and os.path.samefile(place, os.getcwd()):
             raise DatasetError(f"{dest} is the working directory; choose a folder in it, such as ./prepared")
         if os.path.ismount(place):
-            raise DatasetError(f"{dest} is a mount point, which cannot be replaced; choose a folder in it")
+            raise DatasetError(
+                f"{dest} is a mount point, which cannot be replaced; choose a folder in it: {dest / 'data'}"
+            )
     except OSError as error:
         raise DatasetError(f"cannot write to {dest}: {error.strerror}; choose another destination") from None
     return place

@@ -4,6 +4,7 @@ Nothing is unpacked. The names in an archive are never used as paths, and links 
 """
 
 import errno
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,11 @@ def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterat
     Raises:
         DatasetError: it is not a tar file, or is compressed, damaged or truncated.
     """
-    end = path.stat().st_size if length is None else offset + length
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
+            raise DatasetError(f"{path} is not a regular file; remove it, or replace it with the archive")
+        end = about.st_size if length is None else offset + length
         with path.open("rb") as file:
             file.seek(offset)
             with tarfile.TarFile(fileobj=file, mode="r", errorlevel=0) as archive:
@@ -72,9 +76,12 @@ def read_member(path: Path, member: Member, limit: int) -> bytes:
         raise DatasetError(
             f"{path}: {member.name} is {member.problem or f'{member.length:,} bytes long'}; it cannot be used"
         )
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        content = file.read(member.length)
+    try:
+        with path.open("rb") as file:
+            file.seek(member.offset)
+            content = file.read(member.length)
+    except OSError as error:  # an error of reading does not know the file's name
+        raise OSError(error.errno, error.strerror, str(path)) from None
     if len(content) < member.length:  # the file was cut off after it was listed
         raise OSError(errno.EIO, f"ends before the end of {member.name}", str(path))
     return content
@@ -82,6 +89,8 @@ def read_member(path: Path, member: Member, limit: int) -> bytes:
 
 def how_to_unpack(path: Path) -> str:
     """Return what to do with a file that is compressed, of another kind of archive, or a pointer; else ""."""
+    if not path.is_file():
+        return ""
     with path.open("rb") as file:
         start = file.read(32)
     return next((f"{command} {path}" for signature, command in _PACKED if start.startswith(signature)), "")

@@ -82,9 +82,9 @@ class SplitFolders:
             self._note_beside_splits(level)
             return {split: self.root / found[split][0] for split in SPLIT_FOLDERS if split in found}
         if found:
-            names = "/ and ".join(name for names in found.values() for name in names)
+            others = "/ and ".join(name for names in found.values() for name in names)
             raise DatasetError(
-                f"{self.root} has {names}/ but no train/; add train/<class>/*.jpg with the same classes{_rename(level)}"
+                f"{self.root} has {others}/ but no train/; add train/<class>/*.jpg with the same classes{_rename(level)}"
             )
         self._check_not_splits(level)
         return {"train": self.root}

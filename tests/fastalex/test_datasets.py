@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import dataloading
 from dataloading import DatasetError
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
@@ -111,3 +112,50 @@ def test_one_of_several_workers_prepares_nothing(photos):
         open_data(photos, 227, for_training=False, may_prepare=False)
     assert str(caught.value).endswith("-227px-images --size 227 --validation-every 0")
     assert not (Path("prepared")).exists()
+
+
+def test_one_class_is_nothing_to_train_on(photos):
+    for name in ("blue", "green"):
+        for split in ("train", "val"):
+            shutil.rmtree(photos / split / name)
+    with pytest.raises(
+        dataloading.DatasetError, match="only one class folder, red, but a classifier needs at least two"
+    ):
+        open_data(photos)
+    dataset = open_data(photos / "train", for_training=False)
+    assert dataset.classes == ["red"]
+    with pytest.raises(ConfigurationError, match="has only one class, red, but a classifier needs at least two"):
+        open_data(Path(dataset.root))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("nowhere", "leads nowhere"), ("link", "leads nowhere"), ("x" * 300, "File name too long")],
+)
+def test_a_path_that_leads_nowhere_is_named(photos, target, message):
+    path = Path("link")
+    if len(target) < 100:
+        path.symlink_to(target)
+    else:
+        path = Path(target)
+    for for_training in (True, False):
+        with pytest.raises(ConfigurationError, match=message):
+            open_data(path, for_training=for_training)
+
+
+def test_the_folder_of_images_may_be_the_working_directory(photos, monkeypatch):
+    monkeypatch.chdir(photos / "train")
+    first = open_data(Path(), for_training=False)
+    (photos / "train/runs/first").mkdir(parents=True)
+    (photos / "train/runs/first/config.json").write_text('{"recipe": {}}')
+    again = open_data(Path(), for_training=False)
+    assert first.classes == again.classes == ["blue", "green", "red"]
+
+
+def test_empty_classes_stay_allowed_in_another_size(photos):
+    for path in (photos / "val/red").iterdir():
+        path.unlink()
+    with pytest.raises(dataloading.DatasetError, match="no images of red for val"):
+        open_data(photos)
+    prepared = dataloading.prepare_dataset(photos, "p", size=32, workers=0, progress=False, allow_empty_classes=True)
+    assert open_data(Path(prepared.root), 48).size == 48
