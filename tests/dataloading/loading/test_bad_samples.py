@@ -96,6 +96,7 @@ def test_a_shard_that_cannot_be_read_is_not_a_damaged_sample(small, tmp_path, mo
     assert not isinstance(caught.value, DamagedSample)
     assert source.replaced == {}
     assert same(next(source.epoch(0)), next(loader(small, batch_size=24).epoch(0)))
+    source.close()
 
 
 @pytest.mark.parametrize("wanted", ["stop", "skip"])
@@ -108,3 +109,4 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(small, tmp_path, want
     ):
         next(source.epoch(0))
     assert source.replaced == {}
+    source.close()
