@@ -84,12 +84,12 @@ def remarks(source: Source, folder: Path, options: ImageOptions) -> list[str]:
     if transparent and options.background is None:
         found.append(
             f"{_count(transparent, 'image has', 'images have')} transparent pixels, stored in the colours that lie "
-            "under the transparency; --background 255,255,255 would lay them on white"
+            "under the transparency; dataloading.prepare --background 255,255,255 would lay them on white"
         )
     if turned and not options.exif:
         found.append(
             f"{_count(turned, 'image is', 'images are')} turned or mirrored according to EXIF, which is ignored as in "
-            "2012; --exif would turn them upright"
+            "2012; dataloading.prepare --exif would turn them upright"
         )
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataloading.errors import DatasetError
+from dataloading.sources.folder_listing import is_ignored
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -39,8 +40,8 @@ class Member(NamedTuple):
 def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterator[Member]:
     """Yield the members of a tar file.
 
-    Folders and hidden files are skipped. A member that is not a regular file has a `problem`. Memory use does not grow
-    with the archive.
+    Folders, hidden and system files are skipped. A member that is not a regular file has a `problem`. Memory use does
+    not grow with the archive.
 
     Args:
         path: file that contains the tar file.
@@ -61,7 +62,8 @@ def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterat
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
                     if info.offset_data + info.size > end:
                         raise DatasetError(_truncated(path, f"the end of {info.name}", end))
-                    if not info.isdir() and not info.name.rsplit("/", 1)[-1].startswith("."):
+                    *folders, name = info.name.split("/")
+                    if not info.isdir() and not is_ignored(name) and "__MACOSX" not in folders:
                         yield Member(info.name, info.offset_data, info.size, _problem(info))
                 _check_end(path, file, archive.offset, end)
     except tarfile.ReadError as error:

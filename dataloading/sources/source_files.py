@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataloading.errors import DatasetError
-from dataloading.sources.folder_listing import files_below
+from dataloading.sources.folder_listing import ARCHIVE, files_below
 from dataloading.sources.names import split_of_folder
 
 # Of the files beside class folders, only archives are read, and what describes them.
-_READ_BESIDE_CLASSES = re.compile(r"(\.tar|\.tar\.gz|_ground_truth\.txt|^classes\.txt|^dataset\.json|-sources\.csv)$")
-_READ_BESIDE_AN_ARCHIVE = re.compile(r"(^classes\.txt|^dataset\.json|-sources\.csv)$")
+_DESCRIPTION = re.compile(r"(^classes\.txt|^dataset\.json|-sources\.csv|_ground_truth\.txt)$")
 
 
 class SourceFile(NamedTuple):
@@ -47,11 +46,11 @@ def _paths(source: Path) -> Iterator[str]:
     if not source.is_dir():
         yield str(source)
         for name in os.listdir(source.parent):
-            if _READ_BESIDE_AN_ARCHIVE.search(name):
+            if _DESCRIPTION.search(name):
                 yield os.path.join(source.parent, name)
         return
     for item in files_below(source):
         *folders, name = os.path.relpath(item.path, source).split(os.sep)
         is_beside_classes = not folders or (len(folders) == 1 and split_of_folder(folders[0]) is not None)
-        if not is_beside_classes or _READ_BESIDE_CLASSES.search(name):
+        if not is_beside_classes or ARCHIVE.search(name) or _DESCRIPTION.search(name):
             yield item.path

@@ -258,7 +258,7 @@ def test_what_is_not_shown_as_a_viewer_does_is_said_once(tmp_path):
     assert done.returncode == 0
     assert done.stderr.count("3 images have transparent pixels, stored in the colours that lie under the trans") == 1
     assert (
-        done.stderr.count("1 image is turned or mirrored according to EXIF, which is ignored as in 2012; --exif") == 1
+        done.stderr.count("1 image is turned or mirrored according to EXIF, which is ignored as in 2012; dataload") == 1
     )
     done = command("dataloading.prepare", source, tmp_path / "laid", *options, "--background", "255,0,0", "--exif")
     assert done.returncode == 0

@@ -48,3 +48,9 @@ def test_a_label_that_cannot_be_read_stops_the_preparation(tmp_path, monkeypatch
     monkeypatch.setattr(io, "open", failing)
     with pytest.raises(DatasetError, match=r"val.tar: Input/output error; once this is fixed, the same command"):
         quietly(tmp_path, tmp_path / "out")
+
+
+def test_hidden_and_system_files_in_an_archive_are_skipped(tmp_path):
+    names = [".DS_Store", "a/Thumbs.db", "a/desktop.ini", "__MACOSX/a/._1.jpg", "__MACOSX/a/1.jpg", "./a/1.jpg"]
+    (tmp_path / "x.tar").write_bytes(tar_of((name, b"x") for name in names))
+    assert [member.name for member in members(tmp_path / "x.tar")] == ["./a/1.jpg"]
