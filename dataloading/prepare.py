@@ -65,7 +65,8 @@ def main(
         progress=progress,
     )
     counts = ", ".join(f"{dataset.count(split):,} {split}" for split in dataset.splits)
-    print(f"{dest}: {len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected")
+    classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes):,} classes"
+    print(f"{dest}: {classes}, {counts} images; {dataset.made['rejected']:,} rejected")
 
 
 if __name__ == "__main__":
