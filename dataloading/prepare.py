@@ -76,7 +76,8 @@ def main(
 
 def _summary(dataset: Dataset) -> str:
     counts = ", ".join(f"{dataset.count(split):,} {split}" for split in dataset.splits)
-    return f"{len(dataset.classes):,} classes, {counts} images; {dataset.made['rejected']:,} rejected"
+    classes = "1 class" if len(dataset.classes) == 1 else f"{len(dataset.classes):,} classes"
+    return f"{classes}, {counts} images; {dataset.made['rejected']:,} rejected"
 
 
 def _color(text: str) -> Color:

@@ -12,7 +12,7 @@ from dataloading.shards import REJECTED, index_name
 from dataloading.sources.entries import Source
 from dataloading.sources.notes import first_few, note
 
-_ALLOW = "keep the class without them: --allow-empty-classes"
+_ALLOW = "keep the class without them: python -m dataloading.prepare SOURCE DEST --allow-empty-classes"
 
 
 def check_listed(source: Source, folder: Path, options: ImageOptions, *, allow_empty_classes: bool) -> None:
@@ -31,7 +31,7 @@ def check_listed(source: Source, folder: Path, options: ImageOptions, *, allow_e
                 problems.setdefault(task.split, f"; the first, {entry.name}: {entry.problem}")
     for split, count in counts.items():
         if not count:
-            raise DatasetError(f"{source.name} has no usable images for {split}{problems.get(split, '')}")
+            raise DatasetError(f"{source.name} has no usable images for {split}{problems.get(split, '; add some')}")
     if len(source.classes) < 2 and len(source.splits) > 1:
         raise DatasetError(
             f"{source.name} has only one class, {source.classes[0]}, but a classifier needs at least two; label the "

@@ -12,6 +12,7 @@ from dataloading.sources.folder_listing import COMPRESSED, has_images
 from dataloading.sources.folders import ClassFolders
 from dataloading.sources.held_out import HeldOut
 from dataloading.sources.ilsvrc import ILSVRC, find_edition
+from dataloading.sources.names import split_of_folder
 from dataloading.sources.notes import note
 from dataloading.sources.split_folders import has_class_folders
 from dataloading.sources.webdataset import WebDataset, find_shards
@@ -42,11 +43,14 @@ def open_source(
         DatasetError: there is nothing usable, or an option does not apply to it.
     """
     found = _detect(source, label_order, scratch, allow_empty_classes)
-    if len(found.classes) == 1 and validation_every != 0 and isinstance(found, ClassFolders):
-        raise DatasetError(
-            f"{source} has only one class folder, {found.classes[0]}, but a classifier needs at least two classes; put "
-            f"the images of each class in a folder of its own, such as train/cat/1.jpg and train/dog/2.jpg"
-        )
+    if len(found.classes) == 1 and isinstance(found, ClassFolders):
+        only = f"{source} has only one class folder, {found.classes[0]}"
+        if validation_every != 0:
+            raise DatasetError(
+                f"{only}, but a classifier needs at least two classes; put the images of each class in a folder of its "
+                f"own, such as train/cat/1.jpg and train/dog/2.jpg"
+            )
+        found.notes.append(f"{only}, so nothing can be trained with it")
     found = _with_validation(source, found, validation_every, allow_empty_classes)
     for text in found.notes:
         note(text)
@@ -65,7 +69,7 @@ def _with_validation(
         why, others = "", list[str]()
         if isinstance(found, ClassFolders):
             why = f" ({found.unusable['val']})" if "val" in found.unusable else ""
-            others = [f"{name}/" for name in found.beside_train]
+            others = [f"{name}/" for name in found.beside_train if split_of_folder(name) not in found.unusable]
         rename = f", or rename {others[0]} to val/ if that is what it is" if len(others) == 1 else ""
         raise DatasetError(
             f"{source} has training images but no validation set{why}; add val/ with the same classes{rename}, or hold "

@@ -62,7 +62,8 @@ class SplitFolders:
                 parts.append("some of these look the same but are encoded differently")
             raise DatasetError(
                 f"the class folders of {self.folders['train']} and {folder} differ: {'; '.join(parts)}; give both the "
-                f"same ones, or allow classes without images: --allow-empty-classes"
+                f"same ones, or keep classes without images: python -m dataloading.prepare {self.root} DEST "
+                f"--allow-empty-classes"
             )
 
     # --- splits -------------------------------------------------------------------------------------------------------
@@ -82,9 +83,10 @@ class SplitFolders:
             self._note_beside_splits(level)
             return {split: self.root / found[split][0] for split in SPLIT_FOLDERS if split in found}
         if found:
-            others = "/ and ".join(name for names in found.values() for name in names)
+            others = "/ and ".join(names[0] for names in found.values())
             raise DatasetError(
-                f"{self.root} has {others}/ but no train/; add train/<class>/*.jpg with the same classes{_rename(level)}"
+                f"{self.root} has {others}/ but no train/; add train/<class>/*.jpg with the same classes"
+                f"{_rename(level)}"
             )
         self._check_not_splits(level)
         return {"train": self.root}

@@ -10,7 +10,8 @@ import dataloading
 from dataloading import DatasetError
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
-from tests.fastalex.conftest import write_images
+from tests.fastalex.commands import refused
+from tests.fastalex.conftest import save_run, write_images
 
 
 @pytest.fixture
@@ -159,3 +160,17 @@ def test_empty_classes_stay_allowed_in_another_size(photos):
         open_data(photos)
     prepared = dataloading.prepare_dataset(photos, "p", size=32, workers=0, progress=False, allow_empty_classes=True)
     assert open_data(Path(prepared.root), 48).size == 48
+
+
+@pytest.mark.parametrize("words", ["fastalex.train", "fastalex.study dropout", "fastalex.baseline"])
+def test_commands_refuse_a_link_to_itself(tmp_path, words):
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a link that leads nowhere" in refused(tmp_path, *words.split(), "loop")
+
+
+def test_evaluating_refuses_a_link_to_itself(prepared, tmp_path):
+    run = save_run(tmp_path / "run", prepared)
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a link that leads nowhere" in refused(tmp_path, "fastalex.evaluate", run, "loop")
+    assert "loop is a link that leads nowhere" in refused(tmp_path, "fastalex.features", run, "loop", "fc7", "-o", "f")
+    assert not (tmp_path / "f").exists()
