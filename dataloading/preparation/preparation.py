@@ -11,7 +11,6 @@ interruption, even by ``kill -9``, the same command continues from the finished 
 import contextlib
 import fcntl
 import io
-import json
 import os
 import re
 import shutil
@@ -20,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloading.dataset import Dataset
+from dataloading.dataset import Dataset, is_prepared
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
 from dataloading.preparation.descriptions import write_descriptions
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
-from dataloading.preparation.shard_plan import PLAN, Task, read_tasks, write_plan
+from dataloading.preparation.shard_plan import PLAN, Task, read_record, read_tasks, write_plan, write_record
 from dataloading.preparation.statistics import PixelSums
 from dataloading.preparation.worker_pool import Tick, run_tasks
 from dataloading.progress_bar import ProgressBar
@@ -79,6 +78,9 @@ def prepare_dataset(
     options = ImageOptions(size, quality, keep_aspect, max_pixels)
     _check_options(options, shard_images, workers)
     dest = Path(dest)
+    if is_prepared(dest):
+        with contextlib.suppress(OSError):
+            (dest / PLAN).unlink()  # a preparation was killed just before this
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DatasetError(f"{dest} exists already; remove it or choose another destination")
     with _work_folder(dest) as folder:
@@ -191,7 +193,7 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
             tick()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
-    write_atomically(task.record, json.dumps(record))
+    write_record(task.record, record)
     return sums
 
 
@@ -213,7 +215,7 @@ def _make_shards(
     images, recorded = {}, set()
     for task in read_tasks(source, folder, options):
         images[task.split, task.shard] = len(task.entries)
-        if task.record.exists():
+        if read_record(task.record) is not None:
             recorded.add((task.split, task.shard))
     if not recorded.issuperset(("train", shard) for shard in summed):  # a shard made again would be added twice
         sums, summed = PixelSums(options.size), set()
@@ -237,9 +239,14 @@ def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
     sums, path = PixelSums(size), folder / _SUMS
     if not path.exists():
         return sums, set()
-    with np.load(path) as saved:
-        sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
-        return sums, set(saved["shards"].tolist())
+    try:
+        with np.load(path) as saved:
+            sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
+            return sums, set(saved["shards"].tolist())
+    except OSError:
+        raise
+    except Exception:  # damaged, for which NumPy and zipfile raise arbitrary exceptions: all shards are made again
+        return PixelSums(size), set()
 
 
 def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:

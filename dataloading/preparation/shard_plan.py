@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
@@ -49,13 +50,35 @@ def record_path(folder: Path, split: str, shard: int) -> Path:
     return folder / f"{split}-{shard:06d}.json"
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write what is known about a finished shard, with the SHA-256 of this content."""
+    write_atomically(path, json.dumps({**record, "sha256": _sha256(record)}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a finished shard, or None if there is none or it is damaged: the shard is made again then.
+
+    Records of earlier versions have no SHA-256.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        written = record.pop("sha256", None)
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return None
+    return record if written in (None, _sha256(record)) else None
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
 def write_plan(
     source: Source, folder: Path, options: ImageOptions, shard_images: int, progress: bool
 ) -> dict[str, int]:
     """List the source's images and write one line of JSON per shard; return the number of images by split.
 
     Raises:
-        DatasetError: the folder has the plan of an interrupted preparation that is not this one.
+        DatasetError: the folder has the plan of an interrupted preparation that is not this one, or that is damaged.
     """
     total, digest = dict.fromkeys(source.splits, 0), hashlib.sha256()
     with ProgressBar(f"listing {source.name}", None, shown=progress) as bar:
@@ -76,7 +99,11 @@ def write_plan(
         "treatment": dataclasses.asdict(options),  # this key lets preparations that earlier versions began continue
     }
     path = folder / PLAN
-    if path.exists() and json.loads(path.read_bytes()) != plan:
+    try:
+        is_ours = not path.exists() or json.loads(path.read_bytes()) == plan
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged: {error}; remove {folder} to start again") from None
+    if not is_ours:
         raise DatasetError(
             f"{folder} holds an interrupted preparation from another source, by another version or with other options; "
             f"remove it to start again, or repeat the command that began it"
