@@ -15,7 +15,7 @@ from dataloading import shards
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
 from dataloading.preparation.images import ImageOptions
-from dataloading.preparation.shard_plan import record_path
+from dataloading.preparation.shard_plan import read_record, record_path
 from dataloading.preparation.statistics import PixelSums
 from dataloading.sources.entries import Source
 
@@ -102,7 +102,10 @@ def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a split's finished shards."""
     shard = 0
     while (path := record_path(folder, split, shard)).exists():
-        yield json.loads(path.read_bytes())
+        record = read_record(path)
+        if record is None:
+            raise DatasetError(f"{path} is damaged; repeat the command, which makes its shard again")
+        yield record
         shard += 1
 
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 from dataloading.errors import DatasetError
+from dataloading.preparation.shard_plan import PLAN
+from dataloading.shards import DESCRIPTION
 
 
 def resolve_destination(dest: Path) -> Path:
@@ -14,6 +16,8 @@ def resolve_destination(dest: Path) -> Path:
     """
     try:
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+            if (dest / DESCRIPTION).is_file():
+                (dest / PLAN).unlink(missing_ok=True)  # a preparation was killed just before this
             raise DatasetError(f"{dest} exists already; remove it or choose another destination")
         place = dest if dest.name not in ("", "..") and not dest.is_symlink() else Path(os.path.realpath(dest))
         if place.is_symlink():

@@ -14,7 +14,6 @@ interruption, even by ``kill -9``, the same command continues from the finished 
 import contextlib
 import fcntl
 import io
-import json
 import os
 import re
 import shutil
@@ -32,7 +31,7 @@ from dataloading.preparation.destination import resolve_destination
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
 from dataloading.preparation.pixels import Color
-from dataloading.preparation.shard_plan import PLAN, Task, is_recorded, read_tasks, write_plan
+from dataloading.preparation.shard_plan import PLAN, Task, is_recorded, read_tasks, write_plan, write_record
 from dataloading.preparation.statistics import PixelSums
 from dataloading.preparation.worker_pool import Tick, run_tasks
 from dataloading.progress_bar import ProgressBar
@@ -232,7 +231,7 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
     counts = {"transparent": transparent, "turned": turned}
-    write_atomically(task.record, json.dumps({**record, **counts}))
+    write_record(task.record, {**record, **counts})
     return sums
 
 
@@ -278,9 +277,14 @@ def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
     sums, path = PixelSums(size), folder / _SUMS
     if not path.exists():
         return sums, set()
-    with np.load(path) as saved:
-        sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
-        return sums, set(saved["shards"].tolist())
+    try:
+        with np.load(path) as saved:
+            sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
+            return sums, set(saved["shards"].tolist())
+    except OSError:
+        raise
+    except Exception:  # damaged, for which NumPy and zipfile raise arbitrary exceptions: all shards are made again
+        return PixelSums(size), set()
 
 
 def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
@@ -50,6 +51,28 @@ def record_path(folder: Path, split: str, shard: int) -> Path:
     return folder / f"{split}-{shard:06d}.json"
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write what is known about a finished shard, with the SHA-256 of this content."""
+    write_atomically(path, json.dumps({**record, "sha256": _sha256(record)}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a finished shard, or None if there is none or it is damaged: the shard is made again then.
+
+    Records of earlier versions have no SHA-256.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        written = record.pop("sha256", None)
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        return None
+    return record if written in (None, _sha256(record)) else None
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
+
 def write_plan(
     source: Source, folder: Path, options: ImageOptions, shard_images: int, progress: bool
 ) -> dict[str, int]:
@@ -57,7 +80,7 @@ def write_plan(
 
     Raises:
         DatasetError: a file cannot be read, or the folder has the plan of an interrupted preparation that is not this
-            one.
+            one, or that is damaged.
     """
     total, digest, changed = dict.fromkeys(source.splits, 0), hashlib.sha256(), hashlib.sha256()
     time_of_change = functools.lru_cache(8)(_time_of_change)  # many images are in the same archive
@@ -83,8 +106,11 @@ def write_plan(
         "treatment": options.record(),  # this key lets preparations that earlier versions began continue
     }
     path = folder / PLAN
-    if path.exists() and {"changed": plan["changed"], **json.loads(path.read_bytes())} != plan:
-        # Earlier versions did not write down when files had changed.
+    try:  # earlier versions did not write down when files had changed
+        is_ours = not path.exists() or {"changed": plan["changed"], **json.loads(path.read_bytes())} == plan
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{path} is damaged: {error}; remove {folder} to start again") from None
+    if not is_ours:
         raise DatasetError(
             f"{folder} holds an interrupted preparation from another source, by another version or with other options; "
             f"remove it to start again, or repeat the command that began it"
@@ -115,9 +141,10 @@ def is_recorded(task: Task) -> bool:
 
     Earlier versions recorded images that could not be read, as if they were bad. Such a shard is not finished.
     """
-    if not task.record.exists():
+    record = read_record(task.record)
+    if record is None:
         return False
-    reasons = (reason for *_, reason in json.loads(task.record.read_bytes())["rejected"])
+    reasons = (reason for *_, reason in record["rejected"])
     return not any(reason.startswith(("cannot be read: ", "cut off: ")) for reason in reasons)
 
 
