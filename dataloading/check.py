@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import stat
 import sys
 import tarfile
 import zlib
@@ -23,6 +24,7 @@ from dataloading.dataset import Dataset
 from dataloading.errors import HOW_TO_REPAIR, DatasetError
 from dataloading.progress_bar import ProgressBar
 from dataloading.shards import DESCRIPTION, TAR_BLOCK, file_sha256
+from dataloading.sources.folder_listing import is_ignored
 
 _PROBLEMS_SHOWN = 20
 _OTHER_HASH = f"its SHA-256 is not the one in {DESCRIPTION}"
@@ -30,10 +32,11 @@ _OTHER_HASH = f"its SHA-256 is not the one in {DESCRIPTION}"
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with one file: the file, and what is wrong with it."""
+    """A problem with one file: the file, what is wrong with it, and whether it is damaged or only unreadable now."""
 
     file: Path
     text: str
+    is_damage: bool = True
 
     def __str__(self) -> str:
         return f"{self.file}: {self.text}"
@@ -61,10 +64,9 @@ def problems(
         ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
     ):
         results = pool.map(lambda which: list(_shard_problems(dataset, which[0], which[1], decode)), everything)
-        for (split, shard), texts in zip(everything, results, strict=True):
-            file = dataset.shards(split)[shard]
-            found += [Problem(dataset.root / file.file, text) for text in texts]
-            done += file.samples
+        for (split, shard), problems_found in zip(everything, results, strict=True):
+            found += problems_found
+            done += dataset.shards(split)[shard].samples
             bar.update(done)
     return found
 
@@ -74,22 +76,40 @@ def _file_problems(dataset: Dataset) -> Iterator[Problem]:
     shards = {file.file for split in dataset.splits for file in dataset.shards(split)}
     for name, sha256 in dataset.files.items():
         path = dataset.root / name
-        if not path.is_file():
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                yield Problem(path, "it is not a file")
+            elif name not in shards and file_sha256(path) != sha256:
+                yield Problem(path, _OTHER_HASH)
+        except FileNotFoundError:
             yield Problem(path, "it is missing")
-        elif name not in shards and file_sha256(path) != sha256:
-            yield Problem(path, _OTHER_HASH)
+        except OSError as error:
+            if name not in shards:  # reported by _shard_problems
+                yield _unreadable(path, error)
     for path in sorted(dataset.root.iterdir()):
-        if path.name != DESCRIPTION and path.name not in dataset.files:
+        if path.name != DESCRIPTION and path.name not in dataset.files and not is_ignored(path.name):
             yield Problem(path, "it does not belong to the data set")
 
 
-def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> Iterator[str]:
+def _unreadable(path: Path, error: OSError) -> Problem:
+    return Problem(path, f"it cannot be read: {error.strerror or error}", is_damage=False)
+
+
+def _shard_problems(dataset: Dataset, split: str, shard: int, decode: bool) -> Iterator[Problem]:
     """Read a shard from beginning to end and compare it with its hash and with the index."""
-    file, index = dataset.shards(split)[shard], dataset.index(split)
+    path = dataset.root / dataset.shards(split)[shard].file
     try:
-        data = (dataset.root / file.file).read_bytes()
+        if stat.S_ISREG(path.stat().st_mode):  # otherwise reported by _file_problems
+            yield from (Problem(path, text) for text in _differences(dataset, split, shard, path.read_bytes(), decode))
     except FileNotFoundError:  # reported by _file_problems
         return
+    except OSError as error:
+        yield _unreadable(path, error)
+
+
+def _differences(dataset: Dataset, split: str, shard: int, data: bytes, decode: bool) -> Iterator[str]:
+    """Compare the content of a shard with its hash and with the index."""
+    file, index = dataset.shards(split)[shard], dataset.index(split)
     if hashlib.sha256(data).hexdigest() != file.sha256:
         yield _OTHER_HASH
     first, last = np.searchsorted(index["shard"], [shard, shard + 1])
@@ -173,6 +193,11 @@ def main(
     if found:
         more = f"\n... and {len(found) - _PROBLEMS_SHOWN:,} more" if len(found) > _PROBLEMS_SHOWN else ""
         print("\n".join(map(str, found[:_PROBLEMS_SHOWN])) + more, file=sys.stderr)
+        if not any(problem.is_damage for problem in found):
+            raise DatasetError(
+                f"{dest} was not checked: {len(found):,} files cannot be read; check the disk or its connection, and "
+                "try again"
+            )
         raise DatasetError(f"{dest} is damaged: {len(found):,} problems; {HOW_TO_REPAIR}")
     Console().print(_summary(dataset))
     print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")

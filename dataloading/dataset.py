@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataloading.errors import HOW_TO_REPAIR, DatasetError, unreadable
-from dataloading.mapped_files import MappedFiles
+from dataloading.errors import HOW_TO_REPAIR, DamagedSample, DatasetError, unreadable
+from dataloading.open_files import OpenFiles
 from dataloading.shards import (
     DESCRIPTION,
     FORMAT,
@@ -23,7 +24,6 @@ from dataloading.shards import (
     TAR_BLOCK,
     VERSION,
     ShardFile,
-    file_sha256,
     fingerprint,
     index_name,
     read_sources,
@@ -35,8 +35,13 @@ _SHARDS_PROBED = 64  # per split, when a data set is opened
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Return whether `path` is a folder that `prepare_dataset` has finished. `Dataset` checks it for damage."""
-    return (Path(path) / DESCRIPTION).is_file()
+    """Return whether `path` is a folder that `prepare_dataset` has finished. `Dataset` checks it for damage.
+
+    Raises:
+        DatasetError: that cannot be found out, because the folder cannot be read.
+    """
+    about = _status(Path(path) / DESCRIPTION)
+    return about is not None and stat.S_ISREG(about.st_mode)
 
 
 class Dataset:
@@ -88,7 +93,7 @@ class Dataset:
             raise DatasetError(
                 f"{self.root / DESCRIPTION} is damaged: missing or invalid entry {error}; {HOW_TO_REPAIR}"
             ) from None
-        self._files = MappedFiles(sum(len(shards) for shards in self._shards.values()))
+        self._files = OpenFiles(sum(len(shards) for shards in self._shards.values()))
         self._subsets: tuple[tuple[str, float, int], ...] = ()
         self._index = {split: self._open_index(split) for split in self.splits}
         self._sources: dict[str, dict[str, str]] = {}
@@ -112,7 +117,7 @@ class Dataset:
         return self.index(split)["label"].astype(np.int32)
 
     def index(self, split: str) -> NDArray[Any]:
-        """Return the index of `split`, one `INDEX_DTYPE` record per sample, mapped from disk and read-only."""
+        """Return the index of `split`, one `INDEX_DTYPE` record per sample, read-only."""
         if split not in self._index:
             raise DatasetError(f"{self.root} has no split {split!r}; it has {', '.join(self.splits)}")
         return self._index[split]
@@ -162,22 +167,21 @@ class Dataset:
     # --- one sample ---------------------------------------------------------------------------------------------------
 
     def read(self, split: str, i: int) -> memoryview:
-        """Return the JPEG file of sample `i`, read-only. It is not copied if all shards can be mapped at once.
+        """Return the JPEG file of sample `i`, read-only.
 
         Raises:
-            DatasetError: the sample is damaged; the message names shard and sample.
+            DamagedSample: the sample is damaged; the message names shard and sample.
+            DatasetError: the shard cannot be read.
         """
         return self.view(split, self.index(split)[i], i).data
 
     def view(self, split: str, row: Any, i: int) -> NDArray[np.uint8]:
         """Like `read`, for a caller that already has the index record `row` of sample `i`: uint8, shape (length,)."""
         shard, length, offset, _, crc32, _, _ = row.tolist() if isinstance(row, np.void) else row
-        data = self._shard_bytes(split, shard)[offset : offset + length]
-        if not self._files.all_fit:  # a view would keep the shard's file open
-            data = np.frombuffer(data.tobytes(), dtype=np.uint8)
+        data = self._files.read(self._shard_path(split, shard), offset, length)
         found = zlib.crc32(data.data)
         if found != crc32:
-            raise DatasetError(
+            raise DamagedSample(
                 f"{self.describe(split, i)} is damaged: its CRC-32 is {found:08x}, the index says {crc32:08x}; "
                 f"run python -m dataloading.check {self.root}"
             )
@@ -205,31 +209,28 @@ class Dataset:
         return self._sources[split][self.key(split, i)]
 
     def _member_name(self, split: str, shard: int, offset: int) -> str:
-        header = self._shard_bytes(split, shard)[offset - TAR_BLOCK : offset].tobytes()
-        return header[:100].rstrip(b"\0").decode("ascii", "replace") if len(header) == TAR_BLOCK else "?"
+        if offset < TAR_BLOCK:
+            return "?"
+        name = self._files.read(self._shard_path(split, shard), offset - TAR_BLOCK, 100).tobytes()
+        return name.rstrip(b"\0").decode("ascii", "replace")
 
-    def _shard_bytes(self, split: str, shard: int) -> NDArray[np.uint8]:
-        return self._files.bytes_of(os.path.join(self.root, self._shards[split][shard].file))
+    def _shard_path(self, split: str, shard: int) -> str:
+        return os.path.join(self.root, self._shards[split][shard].file)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _open_index(self, split: str) -> NDArray[Any]:
         path, expected = self.root / index_name(split), self._description["splits"][split]
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
-        if found != expected["index_sha256"]:
+        data = _read(path)
+        if (found := hashlib.sha256(data).hexdigest()) != expected["index_sha256"]:
             raise DatasetError(
                 f"{path} does not belong to these shards: its SHA-256 is {found[:12]}..., {DESCRIPTION} says "
                 f"{expected['index_sha256'][:12]}...; {HOW_TO_REPAIR}"
             )
         # Parse only after the hash is verified: NumPy's header parser accepts many damaged headers, and raises
         # arbitrary exceptions for others.
-        try:
-            index = np.load(path, mmap_mode="r" if expected["count"] else None, allow_pickle=False)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        index: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        index.flags.writeable = False
         if index.dtype != INDEX_DTYPE or index.shape != (expected["count"],):
             raise DatasetError(
                 f"{path} must have ({expected['count']},) records of {INDEX_DTYPE}, got {index.shape} records of "
@@ -244,19 +245,16 @@ class Dataset:
 
     def _open_sources(self, split: str) -> dict[str, str]:
         path = self.root / sources_name(split)
-        try:
-            if file_sha256(path) == self._description["splits"][split]["sources_sha256"]:
+        if hashlib.sha256(_read(path)).hexdigest() == self._description["splits"][split]["sources_sha256"]:
+            try:
                 return read_sources(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
+            except OSError as error:
+                raise unreadable(path, error) from None
         raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {HOW_TO_REPAIR}")
 
     def _open_mean_image(self) -> NDArray[np.float32]:
         path = self.root / MEAN_IMAGE
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise unreadable(path, error) from None
+        data = _read(path)
         if hashlib.sha256(data).hexdigest() != self._description.get("mean_image_sha256"):
             raise DatasetError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}; {HOW_TO_REPAIR}")
         mean: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
@@ -267,7 +265,8 @@ class Dataset:
         index, shards = self.index(split), self._shards[split]
         for shard in shards:
             path = self.root / shard.file
-            found = path.stat().st_size if path.is_file() else None
+            about = _status(path)
+            found = about.st_size if about is not None and stat.S_ISREG(about.st_mode) else None
             if found != shard.bytes:
                 state = "missing" if found is None else f"{found:,} bytes long"
                 raise DatasetError(f"{path} is {state}; it should be {shard.bytes:,} bytes long; {HOW_TO_REPAIR}")
@@ -296,13 +295,35 @@ def _reopen(root: Path, subsets: tuple[tuple[str, float, int], ...]) -> Dataset:
     return dataset
 
 
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of a file or folder, or None if there is none. Raises `DatasetError` if it cannot be read."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a file. Raises `DatasetError` if it is not a regular file, or cannot be read."""
+    about = _status(path)
+    if about is not None and not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
+        raise DatasetError(f"{path} is not a regular file; {HOW_TO_REPAIR}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def _read_description(root: Path) -> dict[str, Any]:
     """Return the verified content of `dataset.json`, or raise an error that says what is at `root` instead."""
     path = root / DESCRIPTION
     remedy = f"prepare it with: python -m dataloading.prepare SOURCE {root}"
-    if not root.is_dir():
+    about_root = _status(root)
+    if about_root is None or not stat.S_ISDIR(about_root.st_mode):
         raise DatasetError(f"no such folder: {root}; {remedy}")
-    if not path.is_file():
+    if not is_prepared(root):
         raise DatasetError(f"{root} is not a prepared data set: it has no {DESCRIPTION}; {remedy}")
     try:
         about = json.loads(path.read_bytes())

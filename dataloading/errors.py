@@ -15,11 +15,28 @@ class DatasetError(ValueError):
     """
 
 
+class SourceChanged(DatasetError):
+    """A source file is not the one that was listed when its preparation began."""
+
+
+class DamagedSample(DatasetError):
+    """A sample was read whole, but it is not what was prepared, or it does not decode.
+
+    Only such a sample may be replaced by another one. A file that cannot be read is something else: it stops the run.
+    """
+
+
 def unreadable(path: str | os.PathLike[str], error: OSError | ValueError) -> DatasetError:
     """Return a `DatasetError` for a file of a prepared data set that cannot be read because of `error`."""
-    remedy = HOW_TO_REPAIR
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         remedy = f"this process may have {limit:,} files open; raise the limit (ulimit -n)"
+    elif number in (errno.EACCES, errno.EPERM):
+        remedy = "give yourself permission to read it"
+    elif number in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        remedy = HOW_TO_REPAIR
+    else:  # EIO, ESTALE, ...: the data may be whole
+        remedy = "check the disk or its connection, and try again"
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return DatasetError(f"cannot read {os.fspath(path)}: {reason}; {remedy}")

@@ -16,6 +16,7 @@ CRC-32 of each JPEG file in its shard, so any sample can be read and verified on
 function of the source and the options: there are no dates and no host names.
 """
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -130,7 +131,8 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # it writes what is left, and the disk may be full
+                self._file.close()
             self._part.unlink(missing_ok=True)
 
     def add(self, key: str, jpeg: bytes, label: int, *, height: int, width: int) -> None:

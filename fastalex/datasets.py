@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import dataloading
+from dataloading.sources.source_files import source_files
 from fastalex.errors import ConfigurationError
 
 PREPARED = Path("prepared")
@@ -30,16 +31,26 @@ def open_data(
         may_prepare: False in one of several workers, whose peers would wait for it until they give up.
 
     Raises:
-        ConfigurationError: no such folder, a run folder, or a data set that is not prepared and must not be.
+        ConfigurationError: no such folder, a run folder, a data set that is not prepared and must not be, or one class
+            to train on.
         dataloading.DatasetError: no images in the folder, or a damaged data set.
     """
+    dataset = _open(data, size, for_training=for_training, may_prepare=may_prepare)
+    if for_training and len(dataset.classes) < 2:
+        raise ConfigurationError(
+            f"{dataset.root} has only one class, {dataset.classes[0]}, but a classifier needs at least two; prepare "
+            f"images of several classes"
+        )
+    return dataset
+
+
+def _open(data: Path | None, size: int | None, *, for_training: bool, may_prepare: bool) -> AnyDataset:
     suffix = f"-{size}px" if size not in (None, 256) else ""
     if data is None:
         return _prepared("digits", PREPARED / f"digits{suffix}", size, may_prepare=may_prepare)
     if str(data) == "synthetic":
         return open_prepared("synthetic")
-    if not data.exists():
-        raise ConfigurationError(f"no such folder: {data}")
+    _check_exists(data)
     if (data / "config.json").is_file():
         raise ConfigurationError(f"{data} is a run folder, not a data set; name a folder of images, or resume the run")
     if dataloading.is_prepared(data):
@@ -52,14 +63,23 @@ def open_data(
     return _prepared(data, PREPARED / name, size, may_prepare=may_prepare)
 
 
+def _check_exists(data: Path) -> None:
+    try:
+        if data.exists():
+            return
+        if data.is_symlink():
+            raise ConfigurationError(f"{data} is a link that leads nowhere; restore what it names, or name a folder")
+    except OSError as error:  # such as a name that is too long
+        raise ConfigurationError(f"{data}: {error.strerror}; name a folder of images") from None
+    raise ConfigurationError(f"no such folder: {data}")
+
+
 def _identity(source: Path) -> str:
     """Eight hexadecimal digits that change with the folder's path and with its files' names, sizes and times."""
     total = _number(os.fsencode(source.resolve()))
-    for path in source.rglob("*") if source.is_dir() else [source]:
-        if path.is_file():
-            about = path.stat()
-            # A sum does not depend on the order of the files, so millions of names need not be sorted in memory.
-            total += _number(os.fsencode(f"{path.relative_to(source)} {about.st_size} {about.st_mtime_ns}"))
+    for file in source_files(source):
+        # A sum does not depend on the order of the files, so millions of names need not be sorted in memory.
+        total += _number(os.fsencode(f"{file.name} {file.length} {file.changed}"))
     return f"{total % 2**32:08x}"
 
 
@@ -104,7 +124,13 @@ def _prepared(
             f"{destination}{given}"
         )
     print(f"preparing {source} into {destination} (once)", flush=True)
-    dataset = dataloading.prepare_dataset(source, destination, size=size or 256, validation_every=validation_every)
+    dataset = dataloading.prepare_dataset(
+        source,
+        destination,
+        size=size or 256,
+        validation_every=validation_every,
+        allow_empty_classes=dataloading.is_prepared(source),  # they were allowed, or refused, when it was prepared
+    )
     if rejected := dataset.made["rejected"]:
         left_out = "1 file was left out" if rejected == 1 else f"{rejected} files were left out"
         print(f"{left_out}; {destination / 'rejected.csv'} lists files and reasons", flush=True)

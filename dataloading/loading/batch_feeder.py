@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloading.dataset import Dataset
-from dataloading.errors import DatasetError
+from dataloading.errors import DamagedSample, DatasetError
 from dataloading.loading.augment import Augmentation, draw
 from dataloading.loading.dali_graph import Arrays, Feed, pack
 from dataloading.loading.order import BatchRange, EpochBatches
@@ -111,16 +111,16 @@ class BatchFeeder:
             sample = int(samples[i])
             try:
                 if sample in self.unusable:
-                    raise DatasetError(f"{self._dataset.describe(self._split, sample)} does not decode")
+                    raise DamagedSample(f"{self._dataset.describe(self._split, sample)} does not decode")
                 data = self._dataset.view(self._split, row, sample)
-            except DatasetError as error:
+            except DamagedSample as error:
                 if not self._skip:
                     raise
                 delivered[i], data = self._replacement(sample, error)
             encoded.append(data)
         return encoded, delivered
 
-    def _replacement(self, sample: int, reason: DatasetError) -> tuple[int, NDArray[np.uint8]]:
+    def _replacement(self, sample: int, reason: DamagedSample) -> tuple[int, NDArray[np.uint8]]:
         """Return the next good sample of the same class, and its file. The label stays right, wherever it is read."""
         same = np.flatnonzero(self._index["label"] == self._index["label"][sample])
         for other in np.roll(same, -int(np.searchsorted(same, sample)) - 1).tolist():
@@ -128,7 +128,7 @@ class BatchFeeder:
                 continue
             try:
                 data = self._dataset.view(self._split, self._index[other], other)
-            except DatasetError:
+            except DamagedSample:
                 continue
             if self.replaced.get(sample) != other:
                 log.warning("replaced by sample %d: %s", other, reason)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dataloading.dataset import Dataset
-from dataloading.errors import DatasetError
+from dataloading.errors import DamagedSample, DatasetError
 from dataloading.loading.augment import Augmentation
 from dataloading.loading.batch_feeder import BatchFeeder, FeedThread, Ticket
 from dataloading.loading.dali_graph import PREFETCH, DataType, Feed, build, pack
@@ -146,7 +146,7 @@ class DaliStream:
                 decode(self._dataset.read(self._split, current).tobytes())
             except Rejected as reason:
                 if not self._skip:
-                    raise DatasetError(
+                    raise DamagedSample(
                         f"{self._dataset.describe(self._split, current)}: {reason}; "
                         f"run python -m dataloading.check {self._dataset.root}"
                     ) from None

@@ -63,7 +63,8 @@ class Loader:
         hardware_decoder_load: fraction of a batch that the GPU's JPEG hardware decodes; with 0, runs are bitwise
             reproducible.
         on_bad_sample: what to do with a sample that is damaged or does not decode: "stop" raises `DatasetError`, "skip"
-            delivers the next good one of the same class in its place and records it in `replaced`.
+            delivers the next good one of the same class in its place and records it in `replaced`. A shard that cannot
+            be read always raises `DatasetError`.
 
     Raises:
         DatasetError: an argument does not fit the data set.

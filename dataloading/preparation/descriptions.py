@@ -1,7 +1,6 @@
 """The files that describe finished shards: indices, names of source files, statistics, rejected files, dataset.json."""
 
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ from dataloading import shards
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
 from dataloading.preparation.images import ImageOptions
-from dataloading.preparation.shard_plan import record_path
+from dataloading.preparation.shard_plan import read_record, record_path
 from dataloading.preparation.statistics import PixelSums
 from dataloading.sources.entries import Source
 
@@ -62,18 +61,51 @@ def write_descriptions(source: Source, folder: Path, options: ImageOptions, sums
 def _made(options: ImageOptions) -> dict[str, Any]:
     """Return what `dataset.json` records about the preparation."""
     return {
-        **dataclasses.asdict(options),
+        **options.record(),
         "resampling": "box when shrinking, bicubic when enlarging",
-        "exif_orientation": "ignored",
+        "exif_orientation": "applied" if options.exif else "ignored",
         "pillow": PIL.__version__,
     }
+
+
+def remarks(source: Source, folder: Path, options: ImageOptions) -> list[str]:
+    """Return what a person should know about images that were stored otherwise than viewers show them.
+
+    Args:
+        source: what was prepared.
+        folder: where the records of its shards are.
+        options: how images were prepared.
+    """
+    transparent = turned = 0
+    for split in source.splits:
+        for record in _records(folder, split):  # records of earlier versions have no such counts
+            transparent, turned = transparent + record.get("transparent", 0), turned + record.get("turned", 0)
+    found = []
+    if transparent and options.background is None:
+        found.append(
+            f"{_count(transparent, 'image has', 'images have')} transparent pixels, stored in the colours that lie "
+            "under the transparency; dataloading.prepare --background 255,255,255 would lay them on white"
+        )
+    if turned and not options.exif:
+        found.append(
+            f"{_count(turned, 'image is', 'images are')} turned or mirrored according to EXIF, which is ignored as in "
+            "2012; dataloading.prepare --exif would turn them upright"
+        )
+    return found
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _records(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a split's finished shards."""
     shard = 0
     while (path := record_path(folder, split, shard)).exists():
-        yield json.loads(path.read_bytes())
+        record = read_record(path)
+        if record is None:
+            raise DatasetError(f"{path} is damaged; repeat the command, which makes its shard again")
+        yield record
         shard += 1
 
 
@@ -81,15 +113,12 @@ def _write_index(folder: Path, split: str) -> dict[str, Any]:
     """Concatenate the shards' records into the split's index and source names; return its entry in `dataset.json`."""
     files = [record["shard"] for record in _records(folder, split)]
     count, start, path = sum(file["samples"] for file in files), 0, folder / shards.index_name(split)
-    if count:
-        index = np.lib.format.open_memmap(path, mode="w+", dtype=shards.INDEX_DTYPE, shape=(count,))
-        for record in _records(folder, split):
-            rows = np.array([tuple(row) for row in record["rows"]], dtype=shards.INDEX_DTYPE)
-            index[start : start + len(rows)] = rows
-            start += len(rows)
-        index.flush()
-    else:  # a file without records cannot be mapped
-        np.save(path, np.empty(0, dtype=shards.INDEX_DTYPE), allow_pickle=False)
+    index = np.empty(count, dtype=shards.INDEX_DTYPE)  # not mapped: on a full disk, that would kill the process
+    for record in _records(folder, split):
+        rows = np.array([tuple(row) for row in record["rows"]], dtype=shards.INDEX_DTYPE)
+        index[start : start + len(rows)] = rows
+        start += len(rows)
+    np.save(path, index, allow_pickle=False)
     sources = folder / shards.sources_name(split)
     shards.write_sources(sources, (row for record in _records(folder, split) for row in record["sources"]))
     return {

@@ -2,23 +2,54 @@
 
 The steps are those of Krizhevsky's own preparation tool (cuda-convnet2, ``make-data``): resize the shorter side to 256,
 with area averaging to shrink and cubic interpolation to enlarge, crop the centre 256 x 256, and encode as JPEG of
-quality 95. Like the tools of 2012, they ignore EXIF orientation.
+quality 95. Like the tools of 2012, they ignore EXIF orientation, unless they are asked to turn the images.
 """
 
+import contextlib
 import gzip
 import io
+import logging
+import os
+import stat
 import warnings
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from dataloading.errors import DatasetError, SourceChanged
+from dataloading.preparation.pixels import (
+    Color,
+    UndefinedPixels,
+    is_transparent,
+    orientation,
+    to_rgb,
+    upright,
+    with_8_bits,
+)
 from dataloading.sources.entries import Entry
 
 # Formats in use for photographs. Of the others that Pillow reads, EPS would even execute a program.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+
+# Files of other kinds that lie among photographs, by their first bytes.
+_CONVERT = "convert it to JPEG or PNG"
+_OTHER_KINDS = {
+    b"\xff\x0a": f"a JPEG XL image; {_CONVERT}",
+    b"\0\0\0\x0cJXL ": f"a JPEG XL image; {_CONVERT}",
+    b"8BPS": f"a Photoshop image; {_CONVERT}",
+    b"<svg": f"an SVG drawing; {_CONVERT}",
+    b"version https://git-lfs": "a Git LFS pointer instead of an image; get the image with git lfs pull",
+}
+# Two kinds of image have the container of MPEG-4; the names in its first box ("brands") tell them apart.
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it has to say is in its exceptions, too
 
 
 class Rejected(Exception):
@@ -39,6 +70,9 @@ class ImageOptions:
         max_pixels: reject images with more pixels before decoding (decompression bombs). Pillow itself stops at
             178,956,970.
         max_bytes: reject longer files before reading.
+        background: a colour (red, green, blue) on which transparent images are laid; None stores the colours that lie
+            under the transparency.
+        exif: turn images by their EXIF orientation.
     """
 
     size: int = 256
@@ -46,43 +80,112 @@ class ImageOptions:
     keep_aspect: bool = False
     max_pixels: int = 89_000_000
     max_bytes: int = 500_000_000
+    background: Color | None = None
+    exif: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return the options as JSON values, for `dataset.json` and the plan.
+
+        `background` and `exif` are recorded only if they are used, so that the fingerprint of a data set that is
+        prepared without them is that of earlier versions.
+        """
+        record = asdict(self)
+        background, exif = record.pop("background"), record.pop("exif")
+        return record | ({"background": list(background)} if background else {}) | ({"exif": True} if exif else {})
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """The stored JPEG file, its height and width, and the pixels of its centre square (uint8, size x size x 3)."""
+    """A stored image.
+
+    Attributes:
+        jpeg: the JPEG file.
+        height, width: of the image in pixels.
+        square: the pixels of its centre square: uint8, size x size x 3.
+        is_transparent: whether a pixel of the source was not opaque.
+        is_turned: whether the source has an EXIF orientation other than upright.
+    """
 
     jpeg: bytes
     height: int
     width: int
     square: NDArray[np.uint8]
+    is_transparent: bool = False
+    is_turned: bool = False
 
 
 def prepare_entry(entry: Entry, options: ImageOptions) -> PreparedImage:
-    """Read and prepare one image of a source. Raises `Rejected` with the reason."""
-    return prepare_image(read_entry(entry, options.max_bytes), options)
+    """Read and prepare one image of a source.
+
+    Raises:
+        Rejected: the image was read whole and cannot be used; with the reason.
+        DatasetError: it cannot be read, has changed since it was listed, or needs more memory than there is.
+    """
+    try:
+        return prepare_image(read_entry(entry, options.max_bytes), options)
+    except MemoryError:
+        raise DatasetError(
+            f"not enough memory to decode {_place(entry)}; use fewer workers, or lower max_pixels to leave out large "
+            "images; the same command continues from the finished shards"
+        ) from None
 
 
 def read_entry(entry: Entry, limit: int) -> bytes:
-    """Return the bytes of an image of a source. Raises `Rejected` if they are unreadable or more than `limit`."""
+    """Return the bytes of an image of a source.
+
+    Only regular files are opened: reading a pipe could wait for ever.
+
+    Raises:
+        Rejected: the source lists a problem, the image is longer than `limit`, or it is not in a regular file.
+        SourceChanged: the file is shorter or longer than when it was listed.
+        DatasetError: it cannot be read, or is gone. That says nothing about the image, so it must not be recorded as a
+            bad one.
+    """
+    check_readable(entry)
     if entry.problem:
         raise Rejected(entry.problem)
     if entry.length > limit:
         raise Rejected(f"too large: {entry.length:,} bytes, more than {limit:,}")
     try:
+        if not stat.S_ISREG(os.stat(entry.path).st_mode):
+            raise Rejected("not a regular file")
         with open(entry.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(entry.offset)
             data = file.read(entry.length)
     except OSError as error:
-        raise Rejected(f"cannot be read: {error.strerror}") from None
-    if len(data) < entry.length:
-        raise Rejected(f"cut off: {len(data):,} of {entry.length:,} bytes are there")
+        raise _unreadable(entry, error.strerror or str(error)) from None
+    # An image at the beginning of a file is the whole file: archives begin with a header.
+    if len(data) < entry.length or (entry.offset == 0 and size != entry.length):
+        found = size if entry.offset == 0 else len(data)
+        raise SourceChanged(
+            f"{_place(entry)} has changed since it was listed: it had {entry.length:,} bytes and has {found:,}; "
+            "repeat the command when nothing writes to the source any more"
+        )
     return data
+
+
+def check_readable(entry: Entry) -> None:
+    """Raise `DatasetError` if a file could not be read when it was listed: a link that leads nowhere."""
+    if entry.problem.startswith("cannot be read: "):
+        raise _unreadable(entry, entry.problem.removeprefix("cannot be read: "))
+
+
+def _unreadable(entry: Entry, reason: str) -> DatasetError:
+    return DatasetError(
+        f"cannot read {_place(entry)}: {reason}; preparation stops, because that says nothing about the image; once it "
+        "can be read, the same command continues from the finished shards"
+    )
+
+
+def _place(entry: Entry) -> str:
+    """Return where an image is, for messages."""
+    return entry.path if entry.offset == 0 else f"{entry.name} in {entry.path}"
 
 
 def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     """Decode, resize, crop and encode an image file. Raises `Rejected` with the reason."""
-    image = decode(gunzip(data, options.max_bytes), max_pixels=options.max_pixels)
+    image, is_transparent, is_turned = _decode(gunzip(data, options.max_bytes), options)
     if max(image.size) * options.size > 65_000 * min(image.size):  # JPEG allows 65,535 pixels a side
         raise Rejected(f"too narrow: {image.width} x {image.height} pixels")
     image = resize_shorter_side(image, options.size)
@@ -90,7 +193,8 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     stored = image if options.keep_aspect else square
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", quality=options.quality)
-    return PreparedImage(buffer.getvalue(), stored.height, stored.width, np.asarray(square))
+    pixels = np.asarray(square)
+    return PreparedImage(buffer.getvalue(), stored.height, stored.width, pixels, is_transparent, is_turned)
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
@@ -110,30 +214,99 @@ def gunzip(data: bytes, limit: int) -> bytes:
     return decompressed
 
 
-def decode(data: bytes, *, max_pixels: int = ImageOptions.max_pixels) -> Image.Image:
-    """Decode an image file (JPEG, PNG, GIF, BMP, PPM, TIFF, WebP) completely and return it in RGB.
+class _Decoded(NamedTuple):
+    image: Image.Image
+    is_transparent: bool
+    is_turned: bool
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image file (JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, JPEG 2000) completely and return it in RGB.
 
     Raises `Rejected` with the reason if the file is empty, truncated, too large or not an image.
     """
+    return _decode(data, ImageOptions()).image
+
+
+def _decode(data: bytes, options: ImageOptions) -> _Decoded:
+    """Decode an image file, convert it to RGB and, if wanted, turn it."""
     if not data:
         raise Rejected("empty file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warnings would break the progress line
+        image = _opened(data)
+        if image.width * image.height > options.max_pixels:
+            size = f"{image.width} x {image.height} pixels"
+            raise Rejected(f"too large: {size}, more than {options.max_pixels:,} in all")
+        try:
+            with stderr_muted() if image.format == "TIFF" else contextlib.nullcontext():  # libtiff prints
+                image.load()
+            found = with_8_bits(image)
+            rgb, turn = to_rgb(found, options.background), orientation(image)
+            return _Decoded(upright(rgb, turn) if options.exif else rgb, is_transparent(found), turn != 1)
+        except UndefinedPixels as error:
+            raise Rejected(str(error)) from None
+        except Exception as error:
+            raise _reason(error) from None
+
+
+@contextlib.contextmanager
+def stderr_muted() -> Iterator[None]:
+    """Throw away what libraries print to stderr about damaged images: it would break the progress line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # stderr is closed
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Return an image of which only the header is decoded."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise Rejected(f"not an image: starts with {data[:8]!r}") from None
+        raise Rejected(_what_it_is(data)) from None
     except Image.DecompressionBombError as error:
         raise Rejected(f"too large: {_one_line(error)}") from None
     except Exception as error:  # Pillow's plugins raise arbitrary exceptions for damaged data
-        raise Rejected(f"does not decode: {_one_line(error)}") from None
-    if image.width * image.height > max_pixels:
-        raise Rejected(f"too large: {image.width} x {image.height} pixels, more than {max_pixels:,} in all")
-    try:
-        image.load()
-        return _to_rgb(image)
-    except Exception as error:
-        raise Rejected(f"does not decode: {_one_line(error)}") from None
+        raise _reason(error) from None
+
+
+def _reason(error: Exception) -> Exception:
+    """Return a rejection for an exception of Pillow, or the exception itself if the image is not its cause."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return error
+    return Rejected(f"does not decode: {_one_line(error)}")
+
+
+def _what_it_is(data: bytes) -> str:
+    """Return the reason to reject a file that Pillow does not open as an image in one of the formats in use."""
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4]), 256)
+        brands = {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
+        for kind, names in (("an AVIF image", _AVIF), ("a HEIC image", _HEIC)):
+            if brands & names:
+                return f"{kind}; {_CONVERT}"
+    if data.lstrip().startswith(b"<?xml") and b"<svg" in data[:1000]:
+        return _OTHER_KINDS[b"<svg"]
+    for start, reason in _OTHER_KINDS.items():
+        if data.startswith(start):
+            return reason
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        with contextlib.suppress(Exception):  # of a damaged file; Image.open does not tell them apart
+            try:
+                TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+            except SyntaxError as error:
+                if "pixel mode" in str(error):
+                    return "a TIFF image with pixels of a kind that is not supported; convert it to 8 bits"
+    return f"not an image: starts with {data[:8]!r}"
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
@@ -149,14 +322,6 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     """Crop the centre `size` x `size` of an image that is at least as large."""
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB: repeat grey, drop transparency, scale 16-bit grey down to 8 bits."""
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _one_line(error: BaseException) -> str:

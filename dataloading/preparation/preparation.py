@@ -4,6 +4,9 @@ The source's images are listed first (the plan) and divided into shards with equ
 shard depends on its part of the plan alone, so worker processes can make the shards in any order, and the bytes are the
 same for any number of workers.
 
+Only images that were read whole and do not decode are left out. A file that cannot be read stops the preparation, and
+nothing is recorded about it.
+
 All work happens in the folder ``DEST.preparing`` beside DEST, which is renamed to DEST at the end. After an
 interruption, even by ``kill -9``, the same command continues from the finished shards.
 """
@@ -11,7 +14,6 @@ interruption, even by ``kill -9``, the same command continues from the finished 
 import contextlib
 import fcntl
 import io
-import json
 import os
 import re
 import shutil
@@ -21,19 +23,23 @@ from pathlib import Path
 import numpy as np
 
 from dataloading.dataset import Dataset
-from dataloading.errors import DatasetError
+from dataloading.errors import DatasetError, SourceChanged
 from dataloading.files import write_atomically
-from dataloading.preparation.descriptions import write_descriptions
+from dataloading.preparation.class_counts import check_listed, check_prepared
+from dataloading.preparation.descriptions import remarks, write_descriptions
+from dataloading.preparation.destination import resolve_destination
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
-from dataloading.preparation.shard_plan import PLAN, Task, read_tasks, write_plan
+from dataloading.preparation.pixels import Color
+from dataloading.preparation.shard_plan import PLAN, Task, is_recorded, read_tasks, write_plan, write_record
 from dataloading.preparation.statistics import PixelSums
 from dataloading.preparation.worker_pool import Tick, run_tasks
 from dataloading.progress_bar import ProgressBar
 from dataloading.shards import DESCRIPTION, MEAN_IMAGE, REJECTED, ShardWriter, shard_name
 from dataloading.sources.detection import open_source
 from dataloading.sources.entries import Source
-from dataloading.sources.ilsvrc import ILSVRC, find_edition
+from dataloading.sources.ilsvrc import ILSVRC
+from dataloading.sources.notes import note
 
 SHARD_IMAGES = 1024
 _SUMS = "sums.npz"  # sums over the training images of the shards finished so far
@@ -50,9 +56,12 @@ def prepare_dataset(
     keep_aspect: bool = False,
     label_order: str = "sorted",
     validation_every: int | None = None,
+    allow_empty_classes: bool = False,
     verify: bool = False,
     shard_images: int = SHARD_IMAGES,
     max_pixels: int = ImageOptions.max_pixels,
+    background: Color | None = None,
+    exif: bool = False,
 ) -> Dataset:
     """Prepare `source` into the folder `dest` and open the result.
 
@@ -69,25 +78,32 @@ def prepare_dataset(
         label_order: numbering of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
         validation_every: if there is no validation set, hold out every n-th training image of each class; 0 means no
             validation set.
+        allow_empty_classes: accept classes without images in some splits.
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: reject images with more pixels.
+        background: colour (red, green, blue: 0 to 255) on which transparent images are laid; None stores the colours
+            that lie under the transparency.
+        exif: turn images upright by their EXIF orientation, which was ignored in 2012.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.
     """
-    options = ImageOptions(size, quality, keep_aspect, max_pixels)
+    options = ImageOptions(size, quality, keep_aspect, max_pixels, background=background, exif=exif)
     _check_options(options, shard_images, workers)
-    dest = Path(dest)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise DatasetError(f"{dest} exists already; remove it or choose another destination")
-    with _work_folder(dest) as folder:
-        found = _open(source, label_order, validation_every, folder, verify=verify, progress=progress)
-        _prepare(found, folder, options, shard_images, workers, progress)
-        if dest.exists():
-            dest.rmdir()
-        folder.rename(dest)
-        (dest / PLAN).unlink()
+    place = resolve_destination(Path(dest))
+    with _work_folder(place) as folder:
+        found = open_source(
+            source,
+            label_order=label_order,
+            validation_every=validation_every,
+            allow_empty_classes=allow_empty_classes,
+            scratch=folder,
+        )
+        if verify:
+            _verify(found, source, progress=progress)
+        _prepare(found, folder, options, shard_images, workers, progress, allow_empty_classes=allow_empty_classes)
+        _finish(folder, place)
     return Dataset(dest)
 
 
@@ -101,6 +117,9 @@ def _check_options(options: ImageOptions, shard_images: int, workers: int | None
     ):
         if not low <= value <= high:
             raise DatasetError(f"{name} must be {low} to {high}, got {value}")
+    background = options.background
+    if background is not None and not (len(background) == 3 and all(value in range(256) for value in background)):
+        raise DatasetError(f"background must be three numbers from 0 to 255, such as 255,255,255, got {background}")
 
 
 @contextlib.contextmanager
@@ -117,6 +136,9 @@ def _work_folder(dest: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_locked = True
         yield folder
+    except SourceChanged:
+        (folder / PLAN).unlink(missing_ok=True)  # nothing can continue from it, so the folder is removed below
+        raise
     except BlockingIOError:
         raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
     except OSError as error:
@@ -132,38 +154,53 @@ def _work_folder(dest: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _open(
-    source: str | os.PathLike[str],
-    label_order: str,
-    validation_every: int | None,
-    folder: Path,
-    *,
-    verify: bool,
-    progress: bool,
-) -> Source:
-    """Open the source and, if asked for, verify its archives."""
-    if verify and find_edition(Path(source)) is None:
-        raise DatasetError(f"no MD5 sums are published for {source}; leave verify out")
-    found = open_source(source, label_order=label_order, validation_every=validation_every, scratch=folder)
-    if verify and isinstance(found, ILSVRC):
-        found.verify(progress=progress)
-    return found
+def _verify(source: Source, path: str | os.PathLike[str], *, progress: bool) -> None:
+    """Compare the archives of a source with their published MD5 sums."""
+    if not isinstance(source, ILSVRC):
+        raise DatasetError(f"no MD5 sums are published for {path}; leave verify out")
+    source.verify(progress=progress)
 
 
 def _prepare(
-    source: Source, folder: Path, options: ImageOptions, shard_images: int, workers: int | None, progress: bool
+    source: Source,
+    folder: Path,
+    options: ImageOptions,
+    shard_images: int,
+    workers: int | None,
+    progress: bool,
+    *,
+    allow_empty_classes: bool,
 ) -> None:
     """Make the whole data set in `folder`, or what an interrupted preparation has left to do."""
     # After an interruption at the very end, the folder already has a whole data set; the plan tells whether it is ours.
     is_complete = all((folder / name).exists() for name in (PLAN, DESCRIPTION))
+    is_new = not (folder / PLAN).exists()
     total = write_plan(source, folder, options, shard_images, progress)
+    try:
+        check_listed(source, folder, options, allow_empty_classes=allow_empty_classes)
+    except DatasetError:
+        if is_new:
+            (folder / PLAN).unlink()  # nothing is worth keeping, and the source will have changed next time
+        raise
     if not is_complete:
         processes = len(os.sched_getaffinity(0)) if workers is None else workers
         check_disk_space(source, folder, options, total, processes)
         _make_shards(source, folder, options, total, processes, progress)
         sums, _ = _load_sums(folder, options.size)
+        found = remarks(source, folder, options)
         write_descriptions(source, folder, options, sums)
+        for remark in found:
+            note(f"{source.name}: {remark}")
+    check_prepared(source, folder, allow_empty_classes=allow_empty_classes)
     _remove_work_files(folder)
+
+
+def _finish(folder: Path, dest: Path) -> None:
+    """Give the finished work folder its name."""
+    if dest.exists():
+        dest.rmdir()
+    folder.rename(dest)
+    (dest / PLAN).unlink()
 
 
 # --- one shard --------------------------------------------------------------------------------------------------------
@@ -176,6 +213,7 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
         The sums over the shard's images; without any image if this is not a training shard.
     """
     sums, sources, rejected = PixelSums(task.options.size), [], []
+    transparent = turned = 0
     with ShardWriter(task.folder / shard_name(task.split, task.shard), task.shard) as writer:
         for number, entry in enumerate(task.entries, task.first):
             try:
@@ -186,12 +224,14 @@ def make_shard(task: Task, tick: Tick) -> PixelSums:
                 key = sample_key(number, entry.name)
                 writer.add(key, image.jpeg, entry.label, height=image.height, width=image.width)
                 sources.append([key, entry.name])
+                transparent, turned = transparent + image.is_transparent, turned + image.is_turned
                 if task.split == "train":
                     sums.add_image(image.square)
             tick()
         file = writer.finish()
     record = {"shard": file._asdict(), "rows": writer.rows, "sources": sources, "rejected": rejected}
-    write_atomically(task.record, json.dumps(record))
+    counts = {"transparent": transparent, "turned": turned}
+    write_record(task.record, {**record, **counts})
     return sums
 
 
@@ -213,7 +253,7 @@ def _make_shards(
     images, recorded = {}, set()
     for task in read_tasks(source, folder, options):
         images[task.split, task.shard] = len(task.entries)
-        if task.record.exists():
+        if is_recorded(task):
             recorded.add((task.split, task.shard))
     if not recorded.issuperset(("train", shard) for shard in summed):  # a shard made again would be added twice
         sums, summed = PixelSums(options.size), set()
@@ -237,9 +277,14 @@ def _load_sums(folder: Path, size: int) -> tuple[PixelSums, set[int]]:
     sums, path = PixelSums(size), folder / _SUMS
     if not path.exists():
         return sums, set()
-    with np.load(path) as saved:
-        sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
-        return sums, set(saved["shards"].tolist())
+    try:
+        with np.load(path) as saved:
+            sums.count, sums.pixels, sums.products = int(saved["count"]), saved["pixels"], saved["products"]
+            return sums, set(saved["shards"].tolist())
+    except OSError:
+        raise
+    except Exception:  # damaged, for which NumPy and zipfile raise arbitrary exceptions: all shards are made again
+        return PixelSums(size), set()
 
 
 def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:

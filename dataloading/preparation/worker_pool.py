@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from dataloading.errors import DatasetError
-from dataloading.preparation.images import ImageOptions, prepare_entry
+from dataloading.preparation.images import ImageOptions, prepare_entry, stderr_muted
 from dataloading.preparation.shard_plan import Task
 from dataloading.process import die_with_parent
 from dataloading.progress_bar import ProgressBar
@@ -24,6 +24,7 @@ Tick = Callable[[], None]  # called after each image
 _CONTEXT = multiprocessing.get_context("spawn")
 _NOT_STARTED = -1
 _MAX_DEATHS = 3  # of workers, without an image to blame and without a finished task in between
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 
 
 def run_tasks(
@@ -62,10 +63,7 @@ def run_tasks(
                     again = task_at_hand and _without_crashing_image(task_at_hand, worker.position.value)
                     deaths += again == task_at_hand
                     if deaths == _MAX_DEATHS:
-                        raise DatasetError(
-                            f"worker processes were killed {deaths} times (out of memory?); the same command continues "
-                            "from the finished shards, and workers sets the number of processes"
-                        ) from None
+                        raise DatasetError(_killed(deaths, worker)) from None
                     tasks = itertools.chain([again], tasks) if again else tasks
                     worker.end()
                     workers[workers.index(worker)] = _Worker(work)
@@ -145,14 +143,29 @@ def _without_crashing_image(task: Task, position: int) -> Task:
     return dataclasses.replace(task, entries=[*task.entries[:position], entry, *task.entries[position + 1 :]])
 
 
+def _killed(deaths: int, worker: "_Worker[Any]") -> str:
+    """Return the message for workers that were killed again and again."""
+    task, position = worker.task, worker.position.value
+    where = f", the last one at {task.entries[position].name}" if task and 0 <= position < len(task.entries) else ""
+    return (
+        f"worker processes were killed {deaths} times{where} (out of memory?); the same command continues from the "
+        "finished shards, and workers sets the number of processes"
+    )
+
+
 def _crash(entry: Entry, options: ImageOptions) -> str:
-    """Prepare an image in a process of its own; return how that process crashed, or an empty string."""
-    process = _CONTEXT.Process(target=_try, args=(entry, options, os.getpid()), daemon=True)
+    """Prepare an image in a process of its own; return how that process crashed, or an empty string.
+
+    An image is to blame only if its decoder crashes. A process that does not even begin, or that somebody kills (the
+    kernel does so when memory runs out), says nothing about the image.
+    """
+    has_begun = _CONTEXT.RawValue("b", 0)
+    process = _CONTEXT.Process(target=_try, args=(entry, options, has_begun, os.getpid()), daemon=True)
     with _main_module_hidden():
         process.start()
     process.join()
     code = process.exitcode or 0
-    if not code:
+    if not code or not has_begun.value or (code < 0 and -code not in _CRASHES):
         return ""
     how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
     return f"crashes the process that decodes it: {how}"
@@ -198,7 +211,8 @@ def _serve(work: Callable[[Task, Tick], Result], tasks: Connection, position: An
             task = tasks.recv()
             try:
                 tick()  # from _NOT_STARTED to 0
-                answer = work(task, tick), None
+                with stderr_muted():
+                    answer = work(task, tick), None
             except Exception as error:
                 if isinstance(error, _Stopped):
                     raise
@@ -214,8 +228,9 @@ def _set_signals(parent: int) -> None:
     die_with_parent(parent)
 
 
-def _try(entry: Entry, options: ImageOptions, parent: int) -> None:
+def _try(entry: Entry, options: ImageOptions, has_begun: Any, parent: int) -> None:
     """Main function of a process that tries one image."""
     _set_signals(parent)
-    with contextlib.suppress(Exception):  # only a crash of the process matters here
+    has_begun.value = 1
+    with stderr_muted(), contextlib.suppress(Exception):  # only a crash of the process matters here
         prepare_entry(entry, options)

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
@@ -36,12 +39,14 @@ class Source(Protocol):
         classes: class names by label; complete once all entries have been listed.
         words: a description of each class in words, or None.
         splits: ("train", "val") or more or fewer.
+        notes: what the source leaves out, for the person at the terminal.
     """
 
     name: str
     classes: list[str]
     words: list[str] | None
     splits: tuple[str, ...]
+    notes: list[str]
 
     def entries(self, split: str) -> Iterator[Entry]:
         """Yield the images of `split`, always in the same order."""

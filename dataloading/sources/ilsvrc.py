@@ -102,7 +102,7 @@ class ILSVRC:
 
     def __init__(self, root: Path, edition: Edition, label_order: LabelOrder = "sorted") -> None:
         self.root, self.edition, self.label_order = root, edition, label_order
-        self.name = f"ILSVRC{edition.year}"
+        self.name, self.notes = f"ILSVRC{edition.year}", list[str]()
         self.splits = self._splits()
         synsets, self._truth = self._read_devkit()
         if label_order == "sorted":

@@ -1,13 +1,16 @@
 """Weight files (``.safetensors``): which network the weights belong to, and how to load them.
 
-The header of every file that fastalex writes holds a :class:`NetworkSpec` as JSON under the key ``fastalex``.
+The header of every file that fastalex writes holds a :class:`NetworkSpec` as JSON under the key ``fastalex``, and
+SHA-256 sums under ``sha256``: of the other entries of the header, and of each tensor. What is read is compared with
+them. Files of earlier versions have no sums.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.model import AlexNet
 from fastalex.network.variation import Variation, build_architecture
+
+_SUMS = "sha256"  # key of the header's entry with the sums
+_HEADER = ""  # and the header's own name among the tensors' names there
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def load_header(path: Path, key: str) -> str:
         header = file.metadata() or {}
     if key not in header:
         raise ConfigurationError(f"{path} was not written by fastalex: its header has no {key!r}")
+    _read_sums(path, header)
     return header[key]
 
 
@@ -115,7 +122,54 @@ def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         missing = [name for name in names if name not in stored]
         if missing:
             raise ConfigurationError(f"{path} has no {', '.join(missing)}: it holds weights of another architecture")
-        return {name: file.get_tensor(name) for name in names}
+        sums = _read_sums(path, file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in names}
+    for name, tensor in tensors.items():
+        if sums is not None and sums.get(name) != _tensor_sha256(tensor):
+            raise _damaged(path, name)
+    return tensors
+
+
+def with_sums(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a header, completed by the SHA-256 sums of these entries and of the tensors.
+
+    Args:
+        tensors: those of the file, contiguous, on the CPU.
+    """
+    sums = {_HEADER: _header_sha256(header), **{name: _tensor_sha256(tensor) for name, tensor in tensors.items()}}
+    return {**header, _SUMS: json.dumps(sums)}
+
+
+def _read_sums(path: Path, header: Mapping[str, str]) -> dict[str, str] | None:
+    """The sums in a header, after comparing the header's own; None in a file of an earlier version."""
+    if _SUMS not in header:
+        return None
+    try:
+        sums: dict[str, str] = json.loads(header[_SUMS])
+        is_intact = sums[_HEADER] == _header_sha256(header)
+    except (ValueError, KeyError, TypeError):
+        is_intact = False
+    if not is_intact:
+        raise _damaged(path, "its header")
+    return sums
+
+
+def _header_sha256(header: Mapping[str, str]) -> str:
+    content = {name: value for name, value in header.items() if name != _SUMS}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _tensor_sha256(tensor: Tensor) -> str:
+    """The sum over dtype, shape and bytes of a tensor."""
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _damaged(path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} is damaged: the SHA-256 of {what} is not the one that was written; restore the file from a copy"
+    )
 
 
 def start_from(model: AlexNet, spec: NetworkSpec, path: Path) -> None:

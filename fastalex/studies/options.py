@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,7 @@ class StudyOptions:
     @property
     def folder(self) -> Path:
         """The folder of the study."""
-        data = self.data.resolve().name if self.data else "digits"
+        data = os.path.realpath(self.data).rpartition("/")[2] if self.data else "digits"
         return self.output or Path("studies") / f"{data}-{self.name}"
 
 

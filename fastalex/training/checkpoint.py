@@ -10,7 +10,8 @@ A run folder holds::
 
 A checkpoint appears complete or not at all. Its files are written and synced in a temporary folder beside it, the
 folder is renamed, and only then is the previous checkpoint removed. ``last`` and ``best`` are replaced atomically. They
-are hard links where the file system supports them, so nothing is written twice.
+are hard links where the file system supports them, so nothing is written twice. Headers hold SHA-256 sums, with which
+everything that is read is compared.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
-from fastalex.network.weights import NetworkSpec, load_header, load_tensors
+from fastalex.network.weights import NetworkSpec, load_header, load_tensors, with_sums
 from fastalex.training.state import TrainingState
 
 
@@ -59,8 +60,10 @@ def save_checkpoint(
     temporary = checkpoints / f".{name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(weights, temporary / "model.safetensors", metadata={"fastalex": network.to_json()})
-    save_file(velocities, temporary / "trainer.safetensors", metadata={"progress": json.dumps(asdict(state))})
+    described = with_sums(weights, {"fastalex": network.to_json()})
+    save_file(weights, temporary / "model.safetensors", metadata=described)
+    described = with_sums(velocities, {"progress": json.dumps(asdict(state))})
+    save_file(velocities, temporary / "trainer.safetensors", metadata=described)
     for path in temporary.iterdir():
         path.chmod(0o644)  # safetensors creates files that only their owner can read
         sync(path)

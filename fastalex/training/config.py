@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,8 +72,10 @@ class RunConfig:
         return {**asdict(replace(self, parallel=None)), "parallel": self.parallel.to_json()}  # type: ignore[arg-type]
 
     def save(self) -> None:
-        """Write ``config.json`` into the run folder."""
-        write_atomically(self.folder / "config.json", json.dumps(self.to_json(), indent=2) + "\n")
+        """Write ``config.json`` into the run folder, with the SHA-256 of its content."""
+        values = self.to_json()
+        values["sha256"] = _content_sha256(values)
+        write_atomically(self.folder / "config.json", json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:
@@ -86,14 +89,26 @@ class RunConfig:
             raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
         try:
             values = json.loads(path.read_text())
+            written = values.pop("sha256", None)  # version 0.1 wrote none
+            is_changed = written not in (None, _content_sha256(values))
             recipe, network = _recipe(values["recipe"]), NetworkSpec.from_json(json.dumps(values["network"]))
             parallel = values.pop("parallel", None)
             plan = ParallelPlan.from_json(parallel) if parallel else _plan_of_version_0_1(values, network, recipe)
             values |= {"recipe": recipe, "network": network, "parallel": plan}
             values["edits"] = tuple(Edit(**edit) for edit in values.get("edits", ()))
-            return replace(cls(**values), output=str(run))
+            config = replace(cls(**values), output=str(run))
+            if is_changed:
+                raise ValueError(
+                    "its content has another SHA-256 than it says; restore it, or remove its entry sha256 to keep edits"
+                )
+            return config
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ConfigurationError(f"{path} is damaged or of another version: {error}") from None
+
+
+def _content_sha256(values: dict[str, Any]) -> str:
+    """The SHA-256 of a configuration as plain values, whatever the order of its names and its white space."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:

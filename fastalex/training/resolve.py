@@ -28,7 +28,7 @@ from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
 from fastalex.recipes.schedule import Recipe
-from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.checkpoint import latest_checkpoint, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
@@ -128,6 +128,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     if options.training.epochs is not None:
         recipe = replace(recipe, epochs=options.training.epochs)
     if state.epoch >= recipe.epochs:
+        publish(options.resume, checkpoint)  # the run may have been killed just before this
         raise ConfigurationError(
             f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
             f"{state.epoch + 1} or more"

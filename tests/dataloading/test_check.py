@@ -1,6 +1,12 @@
 """``python -m dataloading.check``."""
 
-from dataloading import Dataset, DatasetError
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from dataloading import Dataset, DatasetError, check
 from dataloading.check import problems
 from tests.dataloading.damage import copied, flip_bit, overwritten, undecodable
 from tests.dataloading.small_sources import command
@@ -33,6 +39,7 @@ def test_the_check_knows_every_file_of_the_folder(small, tmp_path):
     (root / "train-000001.tar").unlink()
     (root / "train-000099.tar").write_bytes((root / "train-000000.tar").read_bytes())
     (root / "plan.json").touch()
+    (root / ".DS_Store").touch()
     flip_bit(root / "mean-image.npy", 0.5, 3)
     assert [f"{problem.file.name}: {problem.text}" for problem in problems(dataset, progress=False)] == [
         "mean-image.npy: its SHA-256 is not the one in dataset.json",
@@ -61,3 +68,23 @@ def test_the_check_decodes_every_image(small, tmp_path):
     assert len(found) == 1
     assert "sample 3: does not decode" in found[0]
     assert problems(Dataset(root), decode=False, progress=False) == []
+
+
+def test_a_disk_that_fails_is_not_called_damage(small, tmp_path, monkeypatch, capsys):
+    dataset = Dataset(copied(small.root, tmp_path / "copy"))
+    real = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "train-000001.tar":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(
+        DatasetError, match=r"was not checked: 1 files cannot be read; check the disk or its connection"
+    ):
+        check.main(str(dataset.root), progress=False)
+    assert capsys.readouterr().err == f"{dataset.root}/train-000001.tar: it cannot be read: Input/output error\n"
+    flip_bit(dataset.root / "train-000000.tar", 0.5, 1)
+    with pytest.raises(DatasetError, match=r"is damaged: \d problems; copy the data set again"):
+        check.main(str(dataset.root), progress=False)

@@ -27,6 +27,9 @@ def test_the_command_ends_with_one_line_and_2(tmp_path, arguments, message):
 def test_help_is_complete():
     done = command("dataloading.prepare", "--help")
     assert done.returncode == 0
-    options = "size quality keep-aspect label-order validation-every verify workers shard-images max-pixels progress"
+    options = (
+        "size quality keep-aspect label-order validation-every allow-empty-classes verify workers shard-images "
+        "max-pixels background exif progress"
+    )
     for option in options.split():
         assert f"--{option}" in done.stdout

@@ -1,6 +1,8 @@
 """The writer of shards, and other readers of what it writes."""
 
 import io
+import resource
+import signal
 import tarfile
 import zlib
 
@@ -74,3 +76,24 @@ def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path):
+    """The last bytes are written when the file is closed, and that fails again."""
+
+    def write_too_much() -> None:
+        with ShardWriter(tmp_path / "train-000000.tar", 0) as writer:
+            for key in "abc":
+                writer.add(key, bytes(30_000), 0, height=1, width=1)
+            writer.finish()
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,14 @@
 """Samples that are damaged or do not decode."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from dataloading import Dataset, DatasetError
+from dataloading.errors import DamagedSample
 from tests.dataloading.damage import copied, overwritten, undecodable
 from tests.dataloading.loading.loaders import loader, same
 
@@ -71,3 +75,38 @@ def test_a_class_without_any_good_sample_stops_the_loader(small, tmp_path):
     source = loader(Dataset(root), batch_size=24, on_bad_sample="skip")
     with pytest.raises(DatasetError, match=r"its class has no good sample left to replace it"):
         next(source.epoch(0))
+
+
+def test_a_shard_that_cannot_be_read_is_not_a_damaged_sample(small, tmp_path, monkeypatch):
+    dataset = Dataset(copied(small.root, tmp_path / "copy"))
+    real, broken = os.preadv, (dataset.root / "train-000001.tar").stat().st_ino
+
+    def failing(descriptor: int, *arguments: object) -> int:
+        if os.fstat(descriptor).st_ino == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, *arguments)
+
+    source = loader(dataset, batch_size=24, on_bad_sample="skip")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", failing)
+        with pytest.raises(
+            DatasetError, match=r"cannot read .*train-000001.tar: Input/output error; check the disk"
+        ) as caught:
+            next(source.epoch(0))
+    assert not isinstance(caught.value, DamagedSample)
+    assert source.replaced == {}
+    assert same(next(source.epoch(0)), next(loader(small, batch_size=24).epoch(0)))
+    source.close()
+
+
+@pytest.mark.parametrize("wanted", ["stop", "skip"])
+def test_a_shard_that_is_cut_off_while_it_is_read_is_named(small, tmp_path, wanted):
+    dataset = Dataset(copied(small.root, tmp_path / "copy"))
+    os.truncate(dataset.root / "train-000001.tar", 19 * 512)
+    source = loader(dataset, batch_size=24, on_bad_sample=wanted)
+    with pytest.raises(
+        DatasetError, match=r"train-000001.tar has been cut off: it ends at byte 9,728, before byte 1\d,\d+"
+    ):
+        next(source.epoch(0))
+    assert source.replaced == {}
+    source.close()

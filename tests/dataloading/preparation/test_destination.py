@@ -51,6 +51,61 @@ def test_nothing_is_left_behind_by_a_source_that_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dest", [".", "..", "../empty", "./"])
+def test_the_working_directory_is_not_replaced(folders, tmp_path, monkeypatch, dest):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DatasetError, match=r"is the working directory; choose a folder in it|exists already"):
+        quietly(folders, Path(dest))
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_a_link_to_the_destination_is_followed(folders, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name, target in (("to-nothing", "disk/new"), ("to-empty", "disk")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        assert quietly(folders, tmp_path / name).count("train") == 24
+        assert (tmp_path / target / "dataset.json").is_file()
+        shutil.rmtree(tmp_path / target)
+        (tmp_path / "disk").mkdir(exist_ok=True)
+
+
+def test_a_link_to_itself_is_no_destination(folders, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DatasetError, match=r"loop is a link that leads to itself"):
+        quietly(folders, tmp_path / "loop")
+    with pytest.raises(DatasetError, match=r"cannot write to .*: (Too many levels of symbolic links|File exists)"):
+        quietly(folders, tmp_path / "loop/out")
+
+
+def test_a_name_that_is_too_long_is_no_destination(folders, tmp_path):
+    with pytest.raises(DatasetError, match=r"cannot write to .*: File name too long"):
+        quietly(folders, tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("place", ["out", "train/out", "train/class0/out", "runs/deep/out"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_destination_in_the_source_is_not_read(tmp_path, place, exists):
+    root = class_folders(tmp_path / "in", classes=2, train=2, val=1)
+    if exists:
+        (root / place).mkdir(parents=True)
+    for _ in range(2):  # the second time it is there
+        dataset = quietly(root, root / place)
+        assert dataset.classes == ["class0", "class1"]
+        assert [dataset.count(split) for split in dataset.splits] == [4, 2]
+        assert dataset.made["rejected"] == 0
+        place += "2"
+
+
+def test_a_destination_among_class_folders_is_not_read(tmp_path):
+    root = class_folders(tmp_path / "in", classes=2, train=4, val=0) / "train"
+    for name in ("out", "prepared", "prepared/again"):
+        dataset = quietly(root, root / name, validation_every=2)
+        assert dataset.classes == ["class0", "class1"]
+        if name == "prepared":
+            shutil.rmtree(root / name)
+
+
 class Mounted:
     """A file system in memory, mounted with `options`."""
 
@@ -76,6 +131,15 @@ class Mounted:
 def test_a_read_only_destination_is_named(folders, tmp_path):
     with Mounted(tmp_path / "disk", "ro,size=1m") as disk, pytest.raises(DatasetError, match=r"Read-only file system"):
         quietly(folders, disk / "out")
+
+
+def test_a_mount_point_is_refused_before_the_work_begins(folders, tmp_path):
+    with Mounted(tmp_path / "disk", "size=5m") as disk:
+        with pytest.raises(
+            DatasetError, match=r"disk is a mount point, which cannot be replaced; choose a folder in it"
+        ):
+            quietly(folders, disk)
+        assert quietly(folders, disk / "out").count("train") == 24
 
 
 def test_too_little_space_is_reported_before_the_work_begins(folders, tmp_path):

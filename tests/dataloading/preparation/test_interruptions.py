@@ -1,5 +1,6 @@
 """A preparation that is interrupted continues to the same bytes, and is never mixed with another one."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from dataloading import Dataset, DatasetError, is_prepared
 from dataloading.preparation import preparation
+from tests.dataloading.damage import copied, flip_bit
 from tests.dataloading.preparation.preparing import gone, interrupted, quietly
 from tests.dataloading.small_sources import class_folders, contents
 
@@ -57,6 +59,57 @@ def test_a_lost_record_of_a_shard_does_not_count_its_images_twice(folders, small
     (tmp_path / "out.preparing" / "train-000001.json").unlink()
     quietly(folders, tmp_path / "out", shard_images=10)
     assert contents(tmp_path / "out") == contents(small.root)
+
+
+def test_a_preparation_that_was_killed_after_its_last_shard_leaves_no_plan(folders, small, tmp_path):
+    data = copied(small.root, tmp_path / "out")
+    (data / "plan.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"out exists already"):
+        quietly(folders, data, shard_images=10)
+    assert contents(data) == contents(small.root)
+
+
+@pytest.fixture(scope="module")
+def half(folders, tmp_path_factory) -> Path:
+    """The working folder of a preparation whose shards are finished, but not described."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    dest = tmp_path_factory.mktemp("half") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(preparation, "write_descriptions", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(folders, dest, shard_images=10)
+    return dest.with_name("out.preparing")
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.99])
+@pytest.mark.parametrize("name", ["train-000001.json", "val-000000.json", "sums.npz"])
+def test_one_wrong_bit_of_a_work_file_makes_its_shards_again(folders, small, half, tmp_path, name, place):
+    copied(half, tmp_path / "out.preparing")
+    flip_bit(tmp_path / "out.preparing" / name, place, 1)
+    quietly(folders, tmp_path / "out", shard_images=10)
+    assert contents(tmp_path / "out") == contents(small.root)
+
+
+def test_records_of_earlier_versions_have_no_sum(folders, small, half, tmp_path):
+    working = copied(half, tmp_path / "out.preparing")
+    for path in working.glob("*-0*.json"):
+        record = json.loads(path.read_text())
+        del record["sha256"]
+        path.write_text(json.dumps(record))
+    kept = {path.name: path.stat().st_ino for path in working.glob("*.tar")}
+    quietly(folders, tmp_path / "out", shard_images=10)
+    assert contents(tmp_path / "out") == contents(small.root)
+    assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept
+
+
+def test_a_damaged_plan_is_named(folders, half, tmp_path):
+    plan = copied(half, tmp_path / "out.preparing") / "plan.json"
+    plan.write_bytes(plan.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match=r"plan.json is damaged: .*; remove .*out.preparing to start again"):
+        quietly(folders, tmp_path / "out", shard_images=10)
 
 
 def test_ctrl_c_ends_with_one_line_and_leaves_no_worker(many, tmp_path):

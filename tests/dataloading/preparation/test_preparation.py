@@ -103,8 +103,8 @@ def test_images_that_do_not_decode_are_listed_and_left_out(tmp_path):
 
 
 def test_a_source_without_usable_images_is_refused(tmp_path):
-    class_folders(tmp_path / "in", classes=1, train=2, val=1)
-    for path in (tmp_path / "in/train/class0").iterdir():
+    class_folders(tmp_path / "in", classes=2, train=2, val=1)
+    for path in (tmp_path / "in/train").rglob("*.jpg"):
         path.write_bytes(b"nothing")
     with pytest.raises(DatasetError, match=r"none of the training images of in can be used"):
         quietly(tmp_path / "in", tmp_path / "out")
@@ -158,13 +158,15 @@ def test_files_may_have_any_name(tmp_path):
         for number, name in enumerate(odd):
             (folder / name).write_bytes(jpeg(number))
         (folder / f"bad {odd[3]}").write_bytes(b"")
+        folder.with_name("plain").mkdir()
+        (folder.with_name("plain") / "0.jpg").write_bytes(jpeg(0))
     dataset = quietly(tmp_path / "in", tmp_path / "out", workers=2)
-    assert (dataset.count("train"), dataset.made["rejected"]) == (4, 2)
-    assert dataset.classes == [odd[3]]
+    assert (dataset.count("train"), dataset.made["rejected"]) == (5, 2)
+    assert dataset.classes == sorted(["plain", odd[3]])
     assert b"bad \xff\xfe latin.jpg" in (tmp_path / "out/rejected.csv").read_bytes()
-    assert [dataset.source("train", sample) for sample in range(4)] == [
-        f"train/{odd[3]}/{name}" for name in sorted(odd)
-    ]
+    assert sorted(dataset.source("train", sample) for sample in range(5)) == sorted(
+        ["train/plain/0.jpg", *(f"train/{odd[3]}/{name}" for name in odd)]
+    )
     assert problems(dataset, progress=False) == []
 
 
@@ -174,7 +176,9 @@ def test_22000_classes(tmp_path):
     for split in ("train", "val"):
         parts = [("0.jpg", jpeg(0)), ("0.cls", b"0"), ("1.jpg", jpeg(1)), ("1.cls", b"21999")]
         (tmp_path / f"in/{split}.tar").write_bytes(tar_of(parts))
-    dataset = quietly(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"no images of class 1, class 2, .* and 21,990 more for train and of class"):
+        quietly(tmp_path / "in", tmp_path / "out")
+    dataset = quietly(tmp_path / "in", tmp_path / "out", allow_empty_classes=True)
     assert len(dataset.classes) == 22_000
     assert dataset.labels("val").tolist() == [0, 21_999]
 

@@ -1,11 +1,14 @@
 """Which kind of source a path is taken for, and the options that apply to it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from dataloading import DatasetError
-from tests.dataloading.small_sources import class_folders
+from dataloading.sources.detection import open_source
+from tests.dataloading.preparation.preparing import quietly
+from tests.dataloading.small_sources import class_folders, ilsvrc2012
 from tests.dataloading.sources.listing import listed, opened
 
 
@@ -48,3 +51,65 @@ def test_devkit_order_needs_a_devkit(folders):
         opened(folders, label_order="devkit")
     with pytest.raises(DatasetError, match=r"label_order must be sorted or devkit, got 'random'"):
         opened(folders, label_order="random")
+
+
+@pytest.mark.parametrize(
+    "archive",
+    ["ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz", "train-000000.tar", "train/n01440764.tar", "photos.zip"],
+)
+def test_class_folders_come_before_archives_beside_them(tmp_path, archive):
+    class_folders(tmp_path)
+    (tmp_path / archive).touch()
+    source = opened(tmp_path)
+    assert source.made() == {"source": "class folders"}
+    (note,) = source.notes
+    assert archive.rpartition("/")[2] in note
+    assert "ignored beside" in note
+
+
+@pytest.mark.parametrize("archive", ["ILSVRC2012_img_val.tar", "n01440764.tar"])
+def test_class_folders_without_splits_come_first_too(tmp_path, archive):
+    class_folders(tmp_path)
+    (tmp_path / "train" / archive).touch()
+    source = opened(tmp_path / "train", validation_every=2)
+    assert source.classes == ["class0", "class1", "class2"]
+    assert archive in source.notes[0]
+
+
+def test_the_archives_that_a_user_asks_for_are_not_ignored(tmp_path):
+    class_folders(ilsvrc2012(tmp_path))
+    assert "ILSVRC2012_img_train.tar" in opened(tmp_path).notes[0]
+    with pytest.raises(DatasetError, match=r"has class folders, which come before its archives; label_order must be"):
+        opened(tmp_path, label_order="devkit")
+    with pytest.raises(DatasetError, match=r"no MD5 sums are published for .*; leave verify out"):
+        quietly(tmp_path, tmp_path / "out", verify=True)
+
+
+def test_folders_without_images_do_not_hide_archives(tmp_path):
+    ilsvrc2012(tmp_path)
+    (tmp_path / "train/n01440764").mkdir(parents=True)
+    (tmp_path / "train/n01440764/notes.txt").write_text("unpacked later")
+    (tmp_path / "val").mkdir()
+    assert opened(tmp_path).name == "ILSVRC2012"
+
+
+def test_a_prepared_set_with_folders_in_it_is_still_one(small, tmp_path):
+    root = Path(shutil.copytree(small.root, tmp_path / "set"))
+    class_folders(root, classes=2)
+    assert opened(root).made() == {"source": "WebDataset shards"}
+
+
+@pytest.mark.parametrize("target", ["/no/where", "loop"])
+def test_a_source_that_is_a_link_to_nothing_is_named(tmp_path, target):
+    (tmp_path / "loop").symlink_to(tmp_path / target)
+    with pytest.raises(DatasetError, match=rf"{tmp_path}/loop is a link that leads nowhere"):
+        opened(tmp_path / "loop")
+
+
+def test_a_folder_called_digits_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "digits")
+    assert open_source("digits", scratch=tmp_path / "work").notes == [
+        "digits means the bundled digits; the folder of that name is ./digits"
+    ]
+    assert opened("./digits").made() == {"source": "class folders"}

@@ -1,8 +1,12 @@
 """Class folders."""
 
+import os
+import shutil
+
 import pytest
 
 from dataloading import DatasetError
+from dataloading.sources.folder_listing import regular_size
 from tests.dataloading.small_sources import class_folders, jpeg
 from tests.dataloading.sources.listing import data, listed, opened
 
@@ -18,20 +22,20 @@ def test_class_folders_are_numbered_by_sorted_name(folders):
 
 
 def test_files_below_a_class_folder_count_and_hidden_ones_do_not(tmp_path):
-    class_folders(tmp_path, classes=1, train=1, val=1)
+    class_folders(tmp_path, classes=2, train=1, val=1)
     (tmp_path / "train/class0/more").mkdir()
     (tmp_path / "train/class0/more/a.jpg").write_bytes(jpeg(1))
     (tmp_path / "train/class0/.DS_Store").write_bytes(b"x")
     (tmp_path / "train/.cache").mkdir()
     names = [entry.name for entry in listed(tmp_path, "train")]
-    assert names == ["train/class0/0000.jpg", "train/class0/more/a.jpg"]
+    assert names == ["train/class0/0000.jpg", "train/class0/more/a.jpg", "train/class1/0000.jpg"]
 
 
 def test_a_link_that_leads_nowhere_is_listed_with_its_problem(tmp_path):
-    class_folders(tmp_path, classes=1, train=1, val=1)
+    class_folders(tmp_path, classes=2, train=1, val=1)
     (tmp_path / "train/class0/b.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "train/class0/c.jpg").symlink_to("0000.jpg")
-    _, broken, good = listed(tmp_path, "train")
+    _, broken, good, _ = listed(tmp_path, "train")
     assert "No such file" in broken.problem
     assert not good.problem
     assert data(good) == jpeg(0)
@@ -50,16 +54,92 @@ def test_a_folder_without_images_is_named(tmp_path):
         opened(tmp_path)
 
 
-def test_an_empty_class_folder_is_named(tmp_path):
-    class_folders(tmp_path)
-    (tmp_path / "val/class1/0000.jpg").parent.rename(tmp_path / "away")
-    (tmp_path / "val/class1").mkdir()
-    with pytest.raises(DatasetError, match=r"class folder .*val/class1 has no images"):
-        listed(tmp_path, "val")
-
-
 def test_class_folders_that_differ_are_named(tmp_path):
     class_folders(tmp_path)
     (tmp_path / "val/class1").rename(tmp_path / "val/klass1")
     with pytest.raises(DatasetError, match=r"only train/ has class1; only val/ has klass1; give both the same"):
         opened(tmp_path)
+    source = opened(tmp_path, allow_empty_classes=True)
+    assert source.classes == ["class0", "class1", "class2", "klass1"]
+    assert {entry.label for entry in source.entries("val")} == {0, 2, 3}
+
+
+def test_system_files_and_what_is_no_regular_file_are_no_images(tmp_path):
+    class_folders(tmp_path, classes=2, train=1, val=1)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "train/class0" / name).write_bytes(b"x")
+    for folder in ("train/@eaDir/class0", "train/__MACOSX", "train/lost+found"):
+        (tmp_path / folder).mkdir(parents=True)
+    os.mkfifo(tmp_path / "train/class1/pipe.jpg")
+    source = opened(tmp_path)
+    assert source.classes == ["class0", "class1"]
+    problems = {entry.name: entry.problem for entry in source.entries("train")}
+    assert problems == {
+        "train/class0/0000.jpg": "",
+        "train/class1/0000.jpg": "",
+        "train/class1/pipe.jpg": "not a regular file",
+    }
+
+
+@pytest.mark.parametrize("place", ["train/class0/up", "train/class0/more/up", "train/class3"])
+@pytest.mark.parametrize("target", ["itself", "classes", "data set", "above"])
+def test_a_link_to_a_folder_around_it_is_refused(tmp_path, place, target):
+    root = class_folders(tmp_path / "in", train=1, val=1)
+    link = root / place
+    link.parent.mkdir(exist_ok=True)
+    if place == "train/class3":
+        (root / "val/class3").mkdir()
+    link.symlink_to({"itself": link.parent, "classes": root / "train", "data set": root, "above": tmp_path}[target])
+    with pytest.raises(DatasetError, match=rf"{link} is a link to a folder that contains it; remove the link"):
+        listed(root, "train")
+
+
+def test_links_between_classes_are_not_followed_for_ever(tmp_path):
+    class_folders(tmp_path, classes=2, train=1, val=1)
+    (tmp_path / "train/class0/x").symlink_to("../class1")
+    (tmp_path / "train/class1/y").symlink_to("../class0")
+    with pytest.raises(DatasetError, match=r"train/class0/x/y is a link to a folder that contains it"):
+        listed(tmp_path, "train")
+
+
+def test_a_folder_behind_a_link_is_read_once_per_link(tmp_path, caplog):
+    class_folders(tmp_path / "in", classes=2, train=1, val=1)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/z.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in/train/class0/more").symlink_to(tmp_path / "more")
+    names = [entry.name for entry in listed(tmp_path / "in", "train")]
+    assert names == ["train/class0/0000.jpg", "train/class0/more/z.jpg", "train/class1/0000.jpg"]
+    assert "train/class0: images in its subfolders, such as more, count as images of the class class0" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["prepared", "runs", "first", "out.preparing"])
+def test_our_own_outputs_are_no_classes(tmp_path, small, name):
+    root = class_folders(tmp_path / "in").joinpath("train")
+    if name == "prepared":
+        shutil.copytree(small.root, root / "prepared/photographs")
+    elif name == "out.preparing":
+        (root / name).mkdir()
+        (root / name / "plan.json").write_text("{}")
+    else:
+        run = root / name if name == "first" else root / "runs/first"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text('{"recipe": {}}')
+        (run / "curve.png").write_bytes(b"x")
+    assert opened(root, validation_every=2).classes == ["class0", "class1", "class2"]
+
+
+@pytest.mark.parametrize("name", ["prepared", "runs"])
+def test_a_class_may_have_the_name_of_an_output(tmp_path, name):
+    class_folders(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / split / "class1").rename(tmp_path / split / name)
+    (tmp_path / "train" / name / "config.json").write_text('{"camera": 1}')
+    assert opened(tmp_path).classes == ["class0", "class2", name]
+
+
+def test_a_disk_error_while_listing_is_no_damaged_image(tmp_path):
+    class_folders(tmp_path, classes=2, train=1, val=1)
+    item = next(iter(os.scandir(tmp_path / "train/class0")))
+    (tmp_path / "train/class0/0000.jpg").unlink()  # it vanishes between listing and reading
+    with pytest.raises(FileNotFoundError):
+        regular_size(item)

@@ -19,6 +19,7 @@ from fastalex.network.weights import (
     load_spec,
     load_tensors,
     start_from,
+    with_sums,
 )
 
 VARIATION = Variation(width=1 / 16, lrn=False, conv6=True, bottleneck=8, without=("conv3", "conv4"))
@@ -128,3 +129,52 @@ def test_weights_of_another_architecture_are_refused(weights):
         load_parameters(replace(SPEC, variation=replace(VARIATION, without=("conv3",))).build(seed=0), weights)
     with pytest.raises(ConfigurationError, match=r"conv1.weight has shape \(8, .*another architecture"):
         load_parameters(replace(SPEC, variation=replace(VARIATION, width=1 / 8)).build(seed=0), weights)
+
+
+@pytest.fixture
+def summed(tmp_path: Path) -> Path:
+    """Weights as training writes them, with SHA-256 sums in the header."""
+    tensors = {name: p.detach().contiguous() for name, p in SPEC.build(seed=1).named_parameters()}
+    path = tmp_path / "summed.safetensors"
+    save_file(tensors, path, with_sums(tensors, {"fastalex": SPEC.to_json()}))
+    return path
+
+
+def test_one_wrong_bit_of_a_tensor_is_named(summed: Path):
+    intact, _ = load_model(summed)
+    data = bytearray(summed.read_bytes())
+    data[-1] ^= 1
+    summed.write_bytes(data)
+    length = 8 + int.from_bytes(data[:8], "little")
+    last = max(json.loads(data[8:length]).items(), key=lambda item: item[1].get("data_offsets", [0])[0])[0]
+    with pytest.raises(ConfigurationError, match=rf"summed.safetensors is damaged: the SHA-256 of {last} is not"):
+        load_model(summed)
+    # Tensors that were not asked for are not read.
+    others = [name for name, _ in intact.named_parameters() if name != last]
+    assert load_tensors(summed, others).keys() == set(others)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"blue", b"blud"), (b'\\"num_classes\\": 3', b'\\"num_classes\\": 2')])
+def test_one_wrong_bit_of_the_header_is_named(summed: Path, old: bytes, new: bytes):
+    data = summed.read_bytes()
+    assert old in data
+    summed.write_bytes(data.replace(old, new))
+    with pytest.raises(ConfigurationError, match=r"summed.safetensors is damaged: the SHA-256 of its header"):
+        load_spec(summed)
+    with pytest.raises(ConfigurationError, match=r"summed.safetensors is damaged: the SHA-256 of its header"):
+        load_tensors(summed, ["conv1.bias"])
+
+
+@pytest.mark.parametrize("sums", ["", "5", "[]", "{}", '{"": 1}'])
+def test_sums_that_are_none_are_damage(tmp_path: Path, sums: str):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"fastalex": SPEC.to_json(), "sha256": sums})
+    with pytest.raises(ConfigurationError, match=r"a.safetensors is damaged: the SHA-256 of its header"):
+        load_spec(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
+def test_sums_of_any_tensor(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]):
+    tensors = {"a": torch.ones(shape, dtype=dtype)}
+    save_file(tensors, tmp_path / "a.safetensors", with_sums(tensors, {}))
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors", ["a"])["a"], tensors["a"])

@@ -160,6 +160,20 @@ def test_damage_is_named(run: Path):
         load_model(run / "none.safetensors")
 
 
+@pytest.mark.parametrize("name", ["model", "trainer"])
+def test_one_wrong_bit_is_named(run: Path, name: str):
+    model = save(run, 1)
+    names = [name for name, _ in model.named_parameters()]
+    path = latest_checkpoint(run) / f"{name}.safetensors"
+    intact = path.read_bytes()
+    for position in (-1, intact.index(b"krizhevsky") if name == "model" else intact.index(b"60.0")):
+        data = bytearray(intact)
+        data[position] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ConfigurationError, match=rf"{name}.safetensors is damaged: the SHA-256 of"):
+            load_parameters(model, path) if name == "model" else load_velocities(path.parent, names)
+
+
 def test_files_of_others_are_refused(run: Path):
     from safetensors.torch import save_file
 

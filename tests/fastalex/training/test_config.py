@@ -56,6 +56,25 @@ def test_a_damaged_configuration_is_named(config, damage):
         RunConfig.load(config.folder)
 
 
+def test_one_wrong_bit_is_named(config):
+    path = config.folder / "config.json"
+    text = path.read_text()
+    assert '"lr": 0.002' in text
+    path.write_text(text.replace('"lr": 0.002', '"lr": 0.003'))
+    with pytest.raises(ConfigurationError, match=r"config.json is damaged .*: its content has another SHA-256"):
+        RunConfig.load(config.folder)
+
+
+def test_white_space_may_change_and_edits_may_be_kept(config):
+    path = config.folder / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(values.items()))))
+    assert RunConfig.load(config.folder) == config
+    del values["sha256"]
+    path.write_text(json.dumps(values | {"seed": 4}))
+    assert RunConfig.load(config.folder) == replace(config, seed=4)
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(ConfigurationError, match=r"is not a run folder: it has no config\.json"):
         RunConfig.load(tmp_path)

@@ -9,9 +9,11 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
+from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
 from fastalex.training.options import ParallelOptions, TrainOptions
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
+from tests.fastalex.conftest import save_run
 
 CPU = torch.device("cpu")
 
@@ -105,3 +107,13 @@ def test_a_restarted_worker_of_torchrun_finds_its_run(prepared, tmp_path, monkey
         resolve_for_torchrun(replace(options, output=None), devices)
     with pytest.raises(ConfigurationError, match="give --max-restarts to torchrun"):
         resolve_for_torchrun(replace(options, parallel=ParallelOptions(max_restarts=1)), devices)
+
+
+def test_a_finished_run_that_was_killed_before_its_weights_were_linked(prepared, tmp_path):
+    run = save_run(tmp_path / "run", prepared)
+    for name in ("last", "best"):
+        (run / f"{name}.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match=r"run is finished: 1 of 1 epochs; continue with --epochs 2 or more"):
+        resolve(TrainOptions(resume=run))
+    for name in ("last", "best"):
+        assert (run / f"{name}.safetensors").samefile(latest_checkpoint(run) / "model.safetensors")

@@ -1,0 +1,62 @@
+"""Names of splits and classes: which folder is which split, and which names cannot be told apart."""
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from dataloading.errors import DatasetError
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Folder names by split, in any case."""
+
+_SPLIT_WORDS = {split: re.compile(rf"(?<![a-z])({'|'.join(names)})(?![a-z])") for split, names in SPLIT_FOLDERS.items()}
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return the split that a folder of this name holds, or None."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if name.lower() in names), None)
+
+
+def split_in(name: str) -> str | None:
+    """Return the first split that has one of its words in `name`, such as "val" for "set-validation-000.tar"."""
+    return next((split for split, words in _SPLIT_WORDS.items() if words.search(name.lower())), None)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read class names, one per line, without byte-order mark, blank lines, and blanks around the names.
+
+    Raises:
+        DatasetError: there are none, or some cannot be told apart.
+        OSError, ValueError: the file cannot be read or decoded.
+    """
+    data = path.read_bytes()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = re.split(r"\r\n|\r|\n", data.decode("utf-16" if is_utf16 else "utf-8-sig"))
+    names = [name for line in lines if (name := line.strip())]
+    if not names:
+        raise DatasetError(f"{path} has no class names; write one per line, or remove the file")
+    check_distinct(names, str(path))
+    return names
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Check that no two names look the same. Raises `DatasetError` with the two."""
+    seen: dict[str, tuple[int, str]] = {}
+    for number, name in enumerate(names, 1):
+        first, other = seen.setdefault(looks(name), (number, name))
+        if first != number:
+            raise DatasetError(
+                f"{where}: classes {first} and {number} cannot be told apart: {other!r} and {name!r}; give each class "
+                f"a name of its own"
+            )
+
+
+def looks(name: str) -> str:
+    """Return a name without what nobody sees: blanks around it, and how its accents are encoded."""
+    return unicodedata.normalize("NFC", name).strip()
