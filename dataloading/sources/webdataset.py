@@ -10,7 +10,7 @@ from dataloading.errors import DatasetError
 from dataloading.shards import read_sources, sources_name
 from dataloading.sources.archives import Member, how_to_unpack, members, read_member
 from dataloading.sources.entries import IMAGE_SUFFIXES, SPLITS, Entry
-from dataloading.sources.folder_listing import COMPRESSED, look
+from dataloading.sources.folder_listing import COMPRESSED, has_images, look
 from dataloading.sources.names import check_distinct, read_class_names, split_in, split_of_folder
 from dataloading.sources.notes import first_few
 
@@ -57,6 +57,7 @@ class WebDataset:
                 f"{path} has no training shards; name them with the word train, such as train-000000.tar"
             )
         folder = path if path.is_dir() else path.parent
+        self._check_no_class_folders()
         self._sources = {split: _sources(folder / sources_name(split)) for split in self.splits}
         self._names = _class_names(folder)
         self.classes: list[str] = self._names or []
@@ -98,6 +99,16 @@ class WebDataset:
                 f"{self.root}: {first_few(others)} left out: no name of a split (train, val, test) in the names"
             )
         return {split: [shard for shard in shards if split_of[shard] == split] for split in SPLITS}
+
+    def _check_no_class_folders(self) -> None:
+        """Check that no split has class folders in place of shards."""
+        for name in look(self.root).folders if self.root.is_dir() else []:
+            split, folder = split_of_folder(name), self.root / name
+            if split and not self._shards[split] and any(has_images(folder / inner) for inner in look(folder).folders):
+                raise DatasetError(
+                    f"{self.root} has shards for train but class folders in {folder}; use shards or class folders for "
+                    f"every split"
+                )
 
     def _has_labels(self, split: str) -> bool:
         """Return whether any sample of a split has a label other than -1."""
