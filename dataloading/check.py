@@ -174,7 +174,7 @@ def main(
         more = f"\n... and {len(found) - _PROBLEMS_SHOWN:,} more" if len(found) > _PROBLEMS_SHOWN else ""
         print("\n".join(map(str, found[:_PROBLEMS_SHOWN])) + more, file=sys.stderr)
         raise DatasetError(f"{dest} is damaged: {len(found):,} problems; {HOW_TO_REPAIR}")
-    Console().print(_summary(dataset))
+    Console(markup=False, emoji=False, highlight=False).print(_summary(dataset))  # names may hold [brackets]
     print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")
     print(f"{dataset.root}: no damage found")
 

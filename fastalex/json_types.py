@@ -19,7 +19,7 @@ def check_json(kind: type, values: Any, name: str = "", *, required: Collection[
     Args:
         kind: the dataclass. Tuples are lists in JSON.
         values: what ``json.loads`` returned.
-        name: of the object, for messages.
+        name: of the object, for messages; empty for the whole content.
         required: entries that must be there.
 
     Raises:

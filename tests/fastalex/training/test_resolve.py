@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import dataloading
+from fastalex.datasets import mean_image_hash
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
+from fastalex.parallel.world import World
+from fastalex.recipes.edits import Edit
 from fastalex.training.config import RunConfig
-from fastalex.training.options import ParallelOptions, TrainOptions
+from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
+from fastalex.training.trainer import train
 
 CPU = torch.device("cpu")
 
@@ -105,3 +110,24 @@ def test_a_restarted_worker_of_torchrun_finds_its_run(prepared, tmp_path, monkey
         resolve_for_torchrun(replace(options, output=None), devices)
     with pytest.raises(ConfigurationError, match="give --max-restarts to torchrun"):
         resolve_for_torchrun(replace(options, parallel=ParallelOptions(max_restarts=1)), devices)
+
+
+def test_a_resumed_run_keeps_the_size_of_its_images(class_folders, tmp_path, monkeypatch):
+    """It went on with images of 256 pixels, of which the network saw the corner of an object."""
+    monkeypatch.chdir(tmp_path)
+    options = TrainOptions(
+        class_folders,
+        network=NetworkOptions(arch="four-layer", width=0.25),
+        training=RecipeOptions(recipe="small", batch_size=8, epochs=1),
+        parallel=ParallelOptions(devices="cpu"),
+        output=Path("run"),
+    )
+    config = resolve(options)
+    dataset = dataloading.Dataset(config.data)
+    assert (config.stored_size, config.mean_image) == (32, mean_image_hash(dataset.mean_image))
+    train(World(0, 1, CPU), config)
+    resumed = TrainOptions(class_folders, training=RecipeOptions(epochs=2), resume=Path("run"))
+    assert resolve(resumed) == replace(config, recipe=replace(config.recipe, epochs=2), edits=(Edit(4, "epochs=2"),))
+    large = dataloading.prepare_dataset(class_folders, tmp_path / "large", progress=False, workers=0)
+    assert dataloading.Dataset(resolve(replace(resumed, data=large.root)).data).size == 32
+    assert RunConfig.load(Path("run")).stored_size == 32
