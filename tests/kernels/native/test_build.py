@@ -79,23 +79,18 @@ def test_a_compiler_error_is_said(
     assert not list(rebuilt.iterdir())
 
 
-def cut(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")], ids=["cut", "flipped", "empty"])
-def test_a_damaged_library_is_built_again(rebuilt: Path, damage: Callable[[Path], object], capsys) -> None:
+@pytest.mark.parametrize("damaged", [lambda content: content[: len(content) // 2], flipped], ids=["cut", "flipped"])
+def test_a_damaged_library_is_built_again(rebuilt: Path, damaged: Callable[[bytes], bytes], capsys) -> None:
     assert build.library() is not None
     (path,) = rebuilt.iterdir()
     intact = path.read_bytes()
-    damage(path)
+    path.unlink()  # not written in place, because this process has loaded it
+    path.write_bytes(damaged(intact))
     build.library.cache_clear()
     assert build.library() is not None
     assert [other.read_bytes() for other in rebuilt.iterdir()] == [intact]
@@ -106,22 +101,13 @@ def a_file(cache: Path) -> None:
     cache.write_text("a file in place of the folder")
 
 
-def a_folder_of_the_librarys_name(cache: Path) -> None:
-    build.library()
-    (path,) = cache.iterdir()
-    path.unlink()
-    path.mkdir()
-    build.library.cache_clear()
-
-
-@pytest.mark.parametrize("spoil", [a_file, a_folder_of_the_librarys_name])
 def test_without_a_cache_a_temporary_folder_serves(
-    rebuilt: Path, spoil: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    rebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    spoil(rebuilt)
+    a_file(rebuilt)
     assert build.library() is not None
     x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), "channels_last")
     check_against_reference(kernels.local_response_norm, "native", [x], "channels_last")
