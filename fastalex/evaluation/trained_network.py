@@ -110,9 +110,7 @@ class TrainedNetwork:
         if self.data is None:
             raise UnknownMeanImage(f"{self.weights} is not in a run folder, so the mean image that it needs is unknown")
         if self.data != "synthetic" and not is_prepared(self.data):
-            raise UnknownMeanImage(
-                f"{self.weights} needs the mean image of its training data {self.data}: they are gone"
-            )
+            raise UnknownMeanImage(f"{self.weights} needs the mean image of its training data, and {self.data} is gone")
         try:
             found = open_prepared(self.data)
         except DatasetError as error:
