@@ -199,7 +199,7 @@ def main(
                 "try again"
             )
         raise DatasetError(f"{dest} is damaged: {len(found):,} problems; {HOW_TO_REPAIR}")
-    Console().print(_summary(dataset))
+    Console(markup=False, emoji=False, highlight=False).print(_summary(dataset))  # names may hold [brackets]
     print(f"{len(dataset.classes):,} classes, {dataset.made['rejected']:,} rejected, fingerprint {dataset.fingerprint}")
     print(f"{dataset.root}: no damage found")
 

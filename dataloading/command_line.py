@@ -17,6 +17,8 @@ import tyro
 from tyro import _errors
 from tyro._arguments import ArgumentDefinition
 
+from dataloading.process import print_anything
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,8 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     An invalid command line ends the program with code 2 and a one-line message: the option, the values allowed and the
     value found.
     """
+
+    print_anything()
 
     def report(event: _errors.ParseErrorEvent) -> None:
         message = _message(event, command)

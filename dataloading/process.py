@@ -1,6 +1,7 @@
-"""Child processes that never outlive their parent."""
+"""What processes of commands need: to end with their parent, and to print anything on any terminal."""
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -18,3 +19,13 @@ def die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # the parent died before the signal was requested
         os._exit(1)
+
+
+def print_anything() -> None:
+    """Let this process print every text: what the terminal's encoding lacks becomes a question mark, not an exception.
+
+    Class names and paths may hold any character, and a file name may hold bytes that are none.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")

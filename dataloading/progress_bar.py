@@ -30,13 +30,13 @@ class ProgressBar:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "ProgressBar":
-        console = Console(file=sys.stderr)
+        console = Console(file=sys.stderr, markup=False, emoji=False)  # names may hold [brackets]
         if self.shown and console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
             )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
             self._task = self._bar.add_task(self.description, total=self.total, completed=self.done, rate="")

@@ -6,6 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import dataloading
 from dataloading.sources.source_files import source_files
 from fastalex.errors import ConfigurationError
@@ -104,6 +107,49 @@ def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset
         return dataloading.SyntheticDataset(train=12_800, val=1_280)
     dataset = dataloading.Dataset(root)
     return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
+
+
+def mean_image_hash(mean_image: NDArray[np.float32]) -> str:
+    """A short hash of a data set's mean image, which runs record: networks depend on no other part of their data."""
+    return hashlib.sha256(np.ascontiguousarray(mean_image).tobytes()).hexdigest()[:16]
+
+
+def reopen_data(
+    given: Path | None, recorded: str, size: int | None, mean_image: str | None, *, remedy: str, may_prepare: bool
+) -> AnyDataset:
+    """The data with which a run goes on, with images of the size that it has been trained on.
+
+    Args:
+        given: other data than the recorded ones; None for these.
+        recorded: the data set of the run.
+        size: shorter side of the run's images; None takes that of the recorded data, if they are still there.
+        mean_image: hash of the run's mean image, if it was recorded.
+        remedy: the command that names other data, for messages.
+        may_prepare: as for :func:`open_data`.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: the data are gone, have changed, or cannot have that size.
+    """
+    data = given or Path(recorded)
+    if str(data) == recorded == "synthetic":
+        return open_prepared(recorded)
+    if given is None and not data.exists():
+        raise ConfigurationError(f"the run's data {recorded} are gone; say where they are: {remedy}")
+    if size is None and dataloading.is_prepared(recorded):
+        size = dataloading.Dataset(recorded).size
+    is_small = dataloading.is_prepared(data) and size is not None and dataloading.Dataset(data).size < size
+    dataset = dataloading.Dataset(data) if is_small else open_data(data, size, may_prepare=may_prepare)
+    if size not in (None, dataset.size):
+        raise ConfigurationError(
+            f"{data} has images of {dataset.size} pixels, the run was trained on images of {size}; name the original "
+            f"images: {remedy}"
+        )
+    if given is None and mean_image not in (None, mean_image_hash(dataset.mean_image)):
+        raise ConfigurationError(
+            f"{data} has changed since the run was trained on it: its mean image is another one; restore it, or name "
+            f"it to go on with the changed data: {remedy}"
+        )
+    return dataset
 
 
 def _prepared(

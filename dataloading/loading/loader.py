@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
 from dataloading.loading.augment import Augmentation
+from dataloading.loading.dali_check import check_dali
 from dataloading.loading.order import BatchRange, EpochBatches
 from dataloading.loading.synthetic_stream import SyntheticStream
 from dataloading.sources.synthetic import SyntheticDataset
@@ -166,6 +167,7 @@ class Loader:
         if isinstance(self.dataset, SyntheticDataset):
             return SyntheticStream(self._shape(self.batch_size), _DTYPES[self.dtype], self._torch_device, self.seed)
         # Imported here because it imports DALI, which is slow and not needed for synthetic data or labels alone.
+        check_dali()
         dali_stream = importlib.import_module("dataloading.loading.dali_stream")
         stream: DaliStream = dali_stream.DaliStream(
             self.dataset,

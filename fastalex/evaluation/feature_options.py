@@ -9,12 +9,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from dataloading.loading.dali_check import check_dali
 from fastalex.cli import check_positive, optional
 from fastalex.console import console, name_value_table, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
-from fastalex.evaluation.trained_network import TrainedNetwork, check_split, default_split, inference_plan
+from fastalex.evaluation.options import check_mean_images
+from fastalex.evaluation.trained_network import (
+    TrainedNetwork,
+    check_split,
+    default_split,
+    inference_plan,
+    with_training_data,
+)
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -43,6 +51,9 @@ class FeaturesOptions:
     """Split of the data set, such as train. Default: val, or the only split with images."""
     weights: Literal["best", "last"] = "best"
     """Which weights of the run to use."""
+    training_data: Annotated[Path | None, optional("DATA")] = None
+    """The training data of a network that no longer finds its own, prepared or as class folders: their mean image is
+    subtracted from the images."""
     dtype: DType = "float32"
     """Data type of the files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
@@ -74,9 +85,13 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     if not names:
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name lists all of them")
     activation_shapes(network.spec, names)
+    check_dali(options.data)
+    (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
+    check_mean_images([network], None)
     dataset = open_data(options.data, network.stored_size, for_training=False, may_prepare=not is_worker())
     split = options.split or default_split(dataset)
     check_split(dataset, split)
+    check_mean_images([network], dataset)
     extraction = Extraction(
         network, plan, str(dataset.root), split, names, output, options.dtype, options.batch_size, options.precision
     )

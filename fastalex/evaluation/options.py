@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from dataloading.loading.dali_check import check_dali
 from fastalex.cli import check_positive, optional
 from fastalex.console import console, name_value_table, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
@@ -24,12 +25,21 @@ from fastalex.evaluation.prediction_files import (
     write_class_errors,
     write_predictions,
 )
-from fastalex.evaluation.trained_network import TrainedNetwork, check_split, inference_plan
+from fastalex.evaluation.trained_network import (
+    TrainedNetwork,
+    UnknownMeanImage,
+    check_split,
+    inference_plan,
+    with_training_data,
+)
 from fastalex.metrics import Metrics
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
+
+# Files that may hold images. Every other file is taken for weights, so that the message says what it is.
+_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class EvaluateOptions:
     fit_coefficients: Annotated[str | None, optional("SPLIT")] = None
     """Fit the coefficients to this split by maximum likelihood. Use another split than --split, or the errors are too
     low."""
+    training_data: Annotated[Path | None, optional("DATA")] = None
+    """The training data of networks that no longer find theirs, prepared or as class folders: their mean image is
+    subtracted from the images."""
     worst: int = 5
     """Number of classes to list, those with the highest errors first."""
     class_errors: Annotated[Path | None, optional("FILE.csv")] = None
@@ -111,11 +124,14 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         for network in networks
     )
     # The data.
+    check_dali(data or networks[0].data)
+    networks = with_training_data(networks, options.training_data, may_prepare=not is_worker())
     dataset = _open_dataset(data, networks)
     check_split(dataset, options.split)
     if options.fit_coefficients:
         check_split(dataset, options.fit_coefficients)
     _check_classes(networks[0], dataset)
+    check_mean_images(networks, dataset)
     evaluation = Evaluation(
         networks,
         plans,
@@ -128,6 +144,25 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         options.precision,
     )
     return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions)
+
+
+def check_mean_images(networks: Sequence[TrainedNetwork], dataset: AnyDataset | None) -> None:
+    """Check that the images can be given to the networks as they were trained: minus the mean of the training images.
+
+    Args:
+        dataset: None before the data are prepared, which may take hours; then what can be told without them is checked.
+
+    Raises:
+        ConfigurationError: the mean image of a network is not known, or has another size than the images.
+    """
+    for network in networks:
+        try:
+            if dataset is not None:
+                network.mean_image_for(dataset)
+            elif network.mean_image is None:  # the data will not tell whether they have the mean image
+                network.open_training_data()
+        except UnknownMeanImage as error:
+            raise ConfigurationError(f"{error}; name the training data with --training-data DATA") from None
 
 
 def evaluate_and_report(world: World, job: EvaluationJob) -> None:
@@ -165,7 +200,8 @@ def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
     if not paths:
         raise ConfigurationError("name at least one run folder or weights file")
     *runs, last = paths
-    if not runs or (last / "config.json").is_file() or last.suffix == ".safetensors":
+    is_file_of_weights = last.is_file() and last.suffix.lower() not in _ARCHIVES
+    if not runs or (last / "config.json").is_file() or last.suffix == ".safetensors" or is_file_of_weights:
         return paths, None
     return runs, last
 
@@ -195,11 +231,16 @@ def _open_dataset(data: Path | None, networks: Sequence[TrainedNetwork]) -> AnyD
     """The given data in the networks' stored size, or the training data of the first network."""
     may_prepare = not is_worker()
     if data is not None:
+        check_mean_images(networks, None)
         size = next((network.stored_size for network in networks if network.stored_size is not None), None)
         return open_data(data, size, for_training=False, may_prepare=may_prepare)
     network = networks[0]
     if network.data is None:
         raise ConfigurationError(f"{network.weights} is not in a run folder: name the data set to evaluate on")
+    if network.data != "synthetic" and not Path(network.data).exists():
+        raise ConfigurationError(
+            f"the training data {network.data} of {network.weights} are gone: name the data set to evaluate on"
+        )
     return open_data(Path(network.data), may_prepare=may_prepare)
 
 

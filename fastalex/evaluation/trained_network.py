@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dataloading import DatasetError, Loader, is_prepared
-from fastalex.datasets import AnyDataset, open_prepared
+from fastalex.datasets import AnyDataset, mean_image_hash, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision, configure_libraries
@@ -25,6 +25,10 @@ from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
 
 
+class UnknownMeanImage(ConfigurationError):
+    """The mean image that a network's images need cannot be found, so its results would be wrong."""
+
+
 @dataclass(frozen=True)
 class TrainedNetwork:
     """A file of trained weights, and what is known about the run that wrote it.
@@ -33,11 +37,15 @@ class TrainedNetwork:
         weights: the ``.safetensors`` file.
         spec: the network that the weights belong to.
         data: the prepared data set of the training run; None for a weights file outside a run folder.
+        mean_image: hash of its mean image; None if the run has not recorded it.
+        recorded_size: shorter side of its images in pixels; None if the run has not recorded it.
     """
 
     weights: Path
     spec: NetworkSpec
     data: str | None
+    mean_image: str | None = None
+    recorded_size: int | None = None
 
     @classmethod
     def find(cls, path: Path, which: Literal["best", "last"] = "best") -> TrainedNetwork:
@@ -51,39 +59,72 @@ class TrainedNetwork:
             weights = path / f"{which}.safetensors"
             if not weights.exists():
                 raise ConfigurationError(f"{path} has no {weights.name} yet: {_missing_weights(path, which)}")
-            return cls(weights, load_spec(weights), config.data)
+            return cls(weights, load_spec(weights), config.data, config.mean_image, config.stored_size)
         if not path.exists():
             raise ConfigurationError(f"no such run folder or weights file: {path}")
-        in_run = (path.parent / "config.json").is_file()
-        return cls(path, load_spec(path), RunConfig.load(path.parent).data if in_run else None)
+        spec = load_spec(path)
+        if not (path.parent / "config.json").is_file():
+            return cls(path, spec, None)
+        config = RunConfig.load(path.parent)
+        return cls(path, spec, config.data, config.mean_image, config.stored_size)
 
     def mean_image_for(self, dataset: AnyDataset) -> str | None:
         """The data set whose mean image is subtracted from the images of ``dataset``.
 
-        A network expects the mean of its own training images. None stands for the mean of ``dataset`` itself: both
-        means are equal, or the training data are gone or were stored in another size.
+        A network expects the mean of its own training images. None stands for ``dataset`` itself, which has that mean.
+
+        Raises:
+            UnknownMeanImage: the training data are gone or have changed.
+            ConfigurationError: their images have another size than those of ``dataset``.
         """
-        training_data = self._open_training_data()
-        if training_data is None or training_data.size != dataset.size:
+        if self.mean_image == mean_image_hash(dataset.mean_image):
             return None
+        training_data = self.open_training_data()
+        if training_data.size != dataset.size:
+            raise ConfigurationError(
+                f"{self.weights} was trained on images of {training_data.size} pixels, {dataset.root} has images of "
+                f"{dataset.size}; prepare them in that size"
+            )
         return None if np.array_equal(training_data.mean_image, dataset.mean_image) else self.data
 
     @property
     def stored_size(self) -> int | None:
-        """The shorter side in pixels of the stored training images; None if the training data are gone.
+        """The shorter side in pixels of the stored training images; None if it is not known.
 
         A crop of a given size shows objects at another scale if the images were stored in another size.
         """
-        training_data = self._open_training_data()
-        return None if training_data is None else training_data.size
-
-    def _open_training_data(self) -> AnyDataset | None:
-        if self.data is None or not (self.data == "synthetic" or is_prepared(self.data)):
-            return None
+        size = self.recorded_size or self.spec.build_architecture().prepared_size
+        if size is not None or self.data is None:
+            return size
         try:
-            return open_prepared(self.data)
-        except DatasetError:
+            return self.open_training_data().size
+        except UnknownMeanImage:
             return None
+
+    def open_training_data(self) -> AnyDataset:
+        """The training data, whose mean image the network needs.
+
+        Raises:
+            UnknownMeanImage: they are gone, damaged, or not those that the network was trained on.
+        """
+        if self.data is None:
+            raise UnknownMeanImage(f"{self.weights} is not in a run folder, so the mean image that it needs is unknown")
+        if self.data != "synthetic" and not is_prepared(self.data):
+            raise UnknownMeanImage(f"{self.weights} needs the mean image of its training data, and {self.data} is gone")
+        try:
+            found = open_prepared(self.data)
+        except DatasetError as error:
+            raise UnknownMeanImage(f"{self.weights} needs the mean image of its training data: {error}") from None
+        expected = self.recorded_size or self.spec.build_architecture().prepared_size
+        if self.data != "synthetic" and expected not in (None, found.size):
+            raise UnknownMeanImage(
+                f"{self.weights} was trained on images of {expected} pixels, {self.data} has images of {found.size}"
+            )
+        if self.mean_image not in (None, mean_image_hash(found.mean_image)):
+            raise UnknownMeanImage(
+                f"{self.weights} was trained with another mean image than that of {self.data}: the data have changed"
+            )
+        return found
 
     def build_engine(self, world: World, plan: ParallelPlan, batch_size: int, precision: Precision) -> Engine:
         """Load the weights and build the engine of this worker: the whole network, or one stage of a pipeline."""
@@ -143,6 +184,36 @@ def open_loader(
         images=world.is_first,
         drop_last=False,
     )
+
+
+def with_training_data(
+    networks: Sequence[TrainedNetwork], given: Path | None, *, may_prepare: bool
+) -> tuple[TrainedNetwork, ...]:
+    """The networks, with the given training data for those that do not find their own.
+
+    Args:
+        given: a prepared data set or class folders, or None.
+        may_prepare: as for :func:`fastalex.datasets.open_data`.
+
+    Raises:
+        ConfigurationError, DatasetError: no network needs the data, or they cannot be used.
+    """
+    if given is None:
+        return tuple(networks)
+    completed = [_completed(network, given, may_prepare) for network in networks]
+    if completed == list(networks):
+        raise ConfigurationError(f"all networks find their own training data; leave {given} out")
+    return tuple(completed)
+
+
+def _completed(network: TrainedNetwork, given: Path, may_prepare: bool) -> TrainedNetwork:
+    try:
+        network.open_training_data()
+    except UnknownMeanImage:
+        dataset = open_data(given, network.stored_size, may_prepare=may_prepare)
+        network = replace(network, data=str(dataset.root))
+        network.open_training_data()  # refuses other data than those that the run has recorded
+    return network
 
 
 def default_split(dataset: AnyDataset) -> str:

@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
+from fastalex.json_types import check_json
 from fastalex.network.architecture import Architecture
+from fastalex.network.foreign_files import what_it_is
 from fastalex.network.model import AlexNet
 from fastalex.network.variation import Variation, build_architecture
 
@@ -71,11 +73,19 @@ class NetworkSpec:
 
     @classmethod
     def from_json(cls, text: str) -> NetworkSpec:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError, ValueError: not what :meth:`to_json` writes.
+        """
         values = json.loads(text)
-        return cls(
+        check_json(cls, values, "network", required=("architecture", "num_classes", "variation", "classes"))
+        spec = cls(
             values["architecture"], values["num_classes"], Variation(**values["variation"]), tuple(values["classes"])
         )
+        if len(spec.classes) not in (0, spec.num_classes):
+            raise ValueError(f"network.num_classes is {spec.num_classes}, but {len(spec.classes)} classes are named")
+        return spec
 
 
 @functools.cache
@@ -94,7 +104,15 @@ def load_spec(path: Path) -> NetworkSpec:
     Raises:
         ConfigurationError: the file is missing, damaged, or not written by fastalex.
     """
-    return NetworkSpec.from_json(load_header(path, "fastalex"))
+    text = load_header(path, "fastalex")
+    try:
+        spec = NetworkSpec.from_json(text)
+        spec.build_architecture()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{path} is damaged: its header does not describe a network ({error}); restore the file from a copy"
+        ) from None
+    return spec
 
 
 def load_header(path: Path, key: str) -> str:
@@ -106,7 +124,9 @@ def load_header(path: Path, key: str) -> str:
     with _open(path) as file:
         header = file.metadata() or {}
     if key not in header:
-        raise ConfigurationError(f"{path} was not written by fastalex: its header has no {key!r}")
+        raise ConfigurationError(
+            f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run"
+        )
     _read_sums(path, header)
     return header[key]
 
@@ -227,9 +247,15 @@ def load_model(path: str | Path) -> tuple[AlexNet, NetworkSpec]:
 def _open(path: Path) -> Any:
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file of weights, such as {path / 'best.safetensors'}")
+    if not path.exists():
+        raise ConfigurationError(f"no such file: {path}")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ConfigurationError(f"{path} is not a regular file; name a file of weights")
     try:
         return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise ConfigurationError(f"no such file: {path}") from None
     except (SafetensorError, OSError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error}") from None
+        try:
+            what = what_it_is(path) or f"damaged: {error}; restore the file from a copy"
+        except OSError as unreadable:
+            raise ConfigurationError(f"cannot read {path}: {unreadable.strerror}") from None
+        raise ConfigurationError(f"{path} is {what}") from None

@@ -150,7 +150,9 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device],
             nproc_per_node=len(devices),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
+            # Not the host's name, which need not resolve. The workers' store gets this address, too.
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
             max_restarts=0,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=directory),
@@ -181,6 +183,8 @@ def _configure_launcher() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # Seconds that workers have to save a checkpoint. Workers that wait for a dead peer end sooner by themselves.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+    # All workers are here. Otherwise gloo looks up the host's name, which need not resolve.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     # Idle OpenMP threads sleep. By default they spin, on cores that other workers could use.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -236,4 +240,6 @@ def _cpu_threads(workers: int) -> int:
     Pipeline stages wait for each other at the start and the end of a step; a waiting stage leaves its cores to others.
     """
     cores = len(os.sched_getaffinity(0))
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, min(cores, 2 * cores // workers))
+    # OpenMP allows a list such as 4,2, one number for each level of nested regions. It ignores what is no number.
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and 0 < int(given) < 2**31 else max(1, min(cores, 2 * cores // workers))

@@ -26,14 +26,23 @@ def open_store() -> dist.Store:
     """Open the key-value store at MASTER_ADDR:MASTER_PORT, which the launcher hosts, or else the first worker.
 
     Raises:
-        ConfigurationError: no address is given, it is in use, or nothing answers there.
+        ConfigurationError: no address is given, its name is unknown, it is in use, or nothing answers there.
     """
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigurationError(
             f"RANK and WORLD_SIZE are set, but MASTER_ADDR is {host!r} and MASTER_PORT is {port!r}; set them to the "
             "first machine and a free port there, or unset all four"
         )
+    try:
+        socket.getaddrinfo(host, None)  # the store would ask again and again, until its time is up
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"MASTER_ADDR is {host}, which {socket.gethostname()} cannot resolve ({reason}); give a name or an IP "
+            "address that every machine knows (torchrun --master-addr), or on one machine 127.0.0.1 "
+            "(torchrun --local-addr 127.0.0.1)"
+        ) from None
     limit = timedelta(seconds=JOIN_TIMEOUT)
     try:
         # wait_for_workers=False, because meet() waits and knows who is missing.

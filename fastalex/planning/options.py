@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
 from fastalex.parallel.partition import partition
 from fastalex.parallel.schedules import check_micro_batches, default_micro_batches
 from fastalex.planning.speed import PAPER_EPOCHS, PAPER_IMAGES
+from fastalex.training.memory import memory_limit
 from fastalex.training.options import NetworkOptions
 
 GIB = 2**30
@@ -135,8 +135,7 @@ def _devices_and_memory(options: PlanOptions) -> tuple[tuple[torch.device, ...],
         raise ConfigurationError(f"{error}; for devices of another machine, add --device-memory GIB") from None
     if devices[0].type == "cuda":
         return devices, tuple(torch.cuda.get_device_properties(device).total_memory for device in devices)
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return devices, (machine // len(devices),) * len(devices)
+    return devices, (memory_limit() // len(devices),) * len(devices)
 
 
 def _imagined_devices(text: str) -> tuple[torch.device, ...]:

@@ -140,6 +140,9 @@ def _check_unchanged(config: RunConfig) -> None:
     if not (folder / "config.json").is_file():
         return
     existing, requested = _flat(RunConfig.load(folder).to_json()), _flat(config.to_json())
+    for name in ("stored_size", "mean_image"):  # studies of earlier versions have not recorded them
+        if existing.get(name) is None:
+            requested[name] = None
     for name, value in requested.items():
         if name.split(".")[0] not in _FREE_FIELDS and existing.get(name) != value:
             raise ConfigurationError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from fastalex.console import console
 from fastalex.errors import Interrupted
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.studies.claims import Study
@@ -30,7 +29,7 @@ def run_study(options: StudyOptions) -> None:
 
 
 def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, restarts: int) -> None:
-    out = Console(soft_wrap=True, highlight=False)
+    out = console()
     if not out.is_terminal:
         out.width = 140
     for number, run in enumerate(runs, 1):

@@ -108,7 +108,12 @@ def load_state(checkpoint: Path) -> TrainingState:
     Raises:
         ConfigurationError: the checkpoint is damaged.
     """
-    return TrainingState(**json.loads(load_header(checkpoint / "trainer.safetensors", "progress")))
+    path = checkpoint / "trainer.safetensors"
+    text = load_header(path, "progress")
+    try:
+        return TrainingState.from_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is damaged: {error}; restore the file from a copy") from None
 
 
 def load_velocities(checkpoint: Path, names: Collection[str]) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from fastalex.files import write_atomically
+from fastalex.json_types import check_json
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
-from fastalex.parallel.layout import ParallelPlan, resolve_layout
+from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
 from fastalex.parallel.partition import parse_split, partition
 from fastalex.parallel.schedules import default_micro_batches
 from fastalex.recipes.edits import Edit
@@ -40,6 +41,8 @@ class RunConfig:
         on_bad_sample: ``stop`` at a damaged image, or ``skip`` it in favour of another image of its class.
         hardware_decoder_load: fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1.
         fraction: of each class's training images to train on; ``seed`` chooses them.
+        stored_size: shorter side of the data set's images in pixels; None in runs of earlier versions.
+        mean_image: :func:`~fastalex.datasets.mean_image_hash` of the data set; None in runs of earlier versions.
         init_from: file of weights to start from, or None.
         edits: changes of the recipe by hand, or made when the run was resumed; ``recipe`` includes them.
         on_non_finite: ``stop`` if a loss is not finite, or ``skip`` the update.
@@ -57,6 +60,8 @@ class RunConfig:
     on_bad_sample: BadSamplePolicy = "stop"
     hardware_decoder_load: float = 0.65
     fraction: float = 1.0
+    stored_size: int | None = None
+    mean_image: str | None = None
     init_from: str | None = None
     edits: tuple[Edit, ...] = ()
     on_non_finite: NonFinitePolicy = "stop"
@@ -88,12 +93,14 @@ class RunConfig:
         if not path.is_file():
             raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             written = values.pop("sha256", None)  # version 0.1 wrote none
             is_changed = written not in (None, _content_sha256(values))
+            _check_values(values)
             recipe, network = _recipe(values["recipe"]), NetworkSpec.from_json(json.dumps(values["network"]))
             parallel = values.pop("parallel", None)
             plan = ParallelPlan.from_json(parallel) if parallel else _plan_of_version_0_1(values, network, recipe)
+            _check_plan(plan, network)
             values |= {"recipe": recipe, "network": network, "parallel": plan}
             values["edits"] = tuple(Edit(**edit) for edit in values.get("edits", ()))
             config = replace(cls(**values), output=str(run))
@@ -103,7 +110,66 @@ class RunConfig:
                 )
             return config
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ConfigurationError(f"{path} is damaged or of another version: {error}") from None
+            reason = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise ConfigurationError(f"{path} is damaged or of another version: {reason}") from None
+
+
+@dataclass(frozen=True)
+class _PlanValues:
+    """The types of what :meth:`ParallelPlan.to_json` returns."""
+
+    devices: tuple[str, ...]
+    machines: int
+    replicas: int
+    ranks: int
+    split: tuple[tuple[str, ...], ...]
+    schedule: ScheduleName
+    micro_batches: int
+
+
+@dataclass(frozen=True)
+class _PlanValuesOfVersion01:
+    """The types of the seven fields of version 0.1."""
+
+    devices: str
+    machines: int
+    stages: int | None
+    replicas: int | None
+    schedule: str | None
+    split: str
+    micro_batches: int | None
+
+
+def _check_values(values: Any) -> None:
+    """Check the types of everything in a ``config.json``.
+
+    Raises:
+        ValueError: something has another type; the message names it.
+    """
+    plan = values.get("parallel") if isinstance(values, dict) else None
+    if plan is not None:
+        check_json(_PlanValues, plan, "parallel", required=tuple(_PlanValues.__annotations__))
+        values = {**values, "parallel": {}}  # ParallelPlan itself has other fields
+    else:
+        check_json(_PlanValuesOfVersion01, values)
+    check_json(RunConfig, values)
+
+
+def _check_plan(plan: ParallelPlan, network: NetworkSpec) -> None:
+    """Check that the parts of a plan fit each other and the network.
+
+    Raises:
+        ValueError: they do not.
+    """
+    layout, workers, names = plan.layout, len(plan.devices) * plan.machines, network.build_architecture().block_names
+    counts = {"machines": plan.machines, "replicas": layout.replicas, "micro_batches": plan.micro_batches}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"parallel.{name} must be at least 1, got {count}")
+    if layout.workers != workers or not workers:
+        raise ValueError(f"parallel has {layout.replicas} x {layout.ranks} workers on {workers} devices")
+    if sum(plan.split, ()) != names or not all(plan.split) or layout.stages % layout.ranks:
+        raise ValueError(f"parallel.split must cut {', '.join(names)} into stages for {layout.ranks} ranks")
 
 
 def _content_sha256(values: dict[str, Any]) -> str:

@@ -7,11 +7,14 @@ memory; :func:`out_of_memory_error` then gives the same advice.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +34,15 @@ _AMPLE_PER_IMAGE = 64 * 2**20
 
 # The message of torch's CPU allocator, which raises a plain RuntimeError.
 _CPU_ALLOCATION_FAILED = "can't allocate memory"
+
+# Where the file systems of control groups are mounted if the mount table does not say, by version.
+_USUAL_MOUNTS = {1: "sys/fs/cgroup/memory", 2: "sys/fs/cgroup"}
+
+# By version, the files of a control group with its limits and its use, and the entries of memory.stat for page cache.
+_GROUP_FILES = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: (("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+}
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -61,20 +73,91 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process could allocate on a device now; None if unknown."""
+def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that this process could allocate on a device now; None if unknown.
+
+    On a CPU: what the machine has left, or what a control group leaves of its limit, if that is less.
+
+    Args:
+        root: where ``proc`` and the file systems of the control groups lie.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-        if limit != "max":
-            available = min(available, int(limit) - int((group / "memory.current").read_text()))
     except (OSError, KeyError, ValueError):
         return None
-    return available
+    return max(0, min([available, *(limit - used for limit, used in _group_limits(root))]))
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process could ever use: the machine's memory, or the smallest limit of a control group."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *(limit for limit, _ in _group_limits(root))])
+
+
+def _group_limits(root: Path) -> list[tuple[int, int]]:
+    """The limit and the use of each control group around this process that has a limit, in bytes.
+
+    The limits of all groups above apply, too. Page cache counts as unused, because the kernel gives it back.
+    """
+    found = []
+    for top, group, version in _memory_groups(root):
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                found += _limits_of(folder, version)
+    return found
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, Path, int]]:
+    """The control groups of this process that count memory: the top folder, the group's folder, and the version."""
+    mounts: dict[int, tuple[Path, Path]] = {}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/self/mountinfo").read_text().splitlines():
+            fields, _, system = line.partition(" - ")
+            kind, _, options = system.split()[:3]
+            if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+                inside, place = (Path(re.sub(r"\\\d{3}", _character, word)) for word in fields.split()[3:5])
+                mounts.setdefault(1 if kind == "cgroup" else 2, (inside, root / place.relative_to("/")))
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    groups = {2 if line.startswith("0::") else 1: line.split(":", 2)[2] for line in lines if _counts_memory(line)}
+    for version, usual in _USUAL_MOUNTS.items():
+        inside, top = mounts.get(version, (Path("/"), root / usual))
+        group = Path(groups.get(version, "/"))
+        # In a container, the mounted part may begin below the root that the path is relative to.
+        below = group.relative_to(inside) if group.is_relative_to(inside) else Path()
+        yield top, top / below if ".." not in below.parts and (top / below).is_dir() else top, version
+
+
+def _counts_memory(line: str) -> bool:
+    """Whether a line of ``/proc/self/cgroup`` is about memory: of version 2, or of that controller of version 1."""
+    controllers = line.split(":", 2)[1:2]
+    return line.startswith("0::") or (bool(controllers) and "memory" in controllers[0].split(","))
+
+
+def _limits_of(folder: Path, version: int) -> list[tuple[int, int]]:
+    """The limits of one control group, each with the memory in use."""
+    limits, usage, cache = _GROUP_FILES[version]
+    try:
+        used = int((folder / usage).read_text())
+    except (OSError, ValueError):
+        return []  # such as the topmost group
+    with contextlib.suppress(OSError, ValueError):
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used -= sum(int(counts.get(name, 0)) for name in cache)
+    result = []
+    for name in limits:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            result.append((int((folder / name).read_text()), max(0, used)))
+    return result
+
+
+def _character(octal: re.Match[str]) -> str:
+    return chr(int(octal[0][1:], 8))
 
 
 def stages_memory(config: RunConfig) -> list[StageMemory]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,10 @@ from typing import Any, Literal
 
 from fastalex.files import write_atomically
 from fastalex.metrics import Metrics
+
+# TensorBoard would import TensorFlow if there is one, which is slow and fails if it is broken. Without it, TensorBoard
+# uses a replacement of its own, which is enough to write events.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 Kind = Literal["train", "val"]
 

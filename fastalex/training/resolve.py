@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastalex.datasets import AnyDataset, default_recipe, open_data, open_prepared
+from dataloading.loading.dali_check import check_dali
+from fastalex.datasets import AnyDataset, default_recipe, mean_image_hash, open_data, open_prepared, reopen_data
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import check_precision
@@ -79,6 +80,7 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
     # Everything that needs no data is checked first: preparing data may take hours.
     architecture = build_architecture(options.network.arch, variation=options.network.variation)
     stages = _resolve_stages(options.parallel, architecture, devices)
+    check_dali(options.data)
     dataset = open_data(options.data, architecture.prepared_size, may_prepare=not is_worker())
     # The recipe, and what the options change in it.
     training = options.training
@@ -99,6 +101,8 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
         output=str(options.output or new_folder(f"{dataset.name}-{options.network.arch}")),
         measure_split=_measures_split(options.parallel, plan),
         fraction=1.0 if training.fraction is None else training.fraction,
+        stored_size=dataset.size,
+        mean_image=mean_image_hash(dataset.mean_image),
         init_from=_initial_weights(training.init_from, network),
         edits=tuple(Edit(0, text) for text in training.edits),
         **_step_options(options.parallel),
@@ -117,7 +121,15 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
         )
     _check_unchanged(options, config)
     architecture = config.network.build_architecture()
-    dataset = open_data(options.data or Path(config.data), architecture.prepared_size, may_prepare=not is_worker())
+    check_dali(options.data or config.data)
+    dataset = reopen_data(
+        options.data,
+        config.data,
+        config.stored_size or architecture.prepared_size,
+        config.mean_image,
+        remedy=f"train DATA --resume {options.resume}",
+        may_prepare=not is_worker(),
+    )
     if tuple(dataset.classes) != config.network.classes:
         raise ConfigurationError(
             f"{dataset.root} has {len(dataset.classes)} classes that differ from the run's "
@@ -140,6 +152,8 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     return replace(
         config,
         data=_absolute(dataset),
+        stored_size=dataset.size,
+        mean_image=mean_image_hash(dataset.mean_image),
         recipe=recipe,
         parallel=plan,
         measure_split=measure_split,

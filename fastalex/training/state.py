@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from fastalex.json_types import check_json
 
 
 @dataclass
@@ -28,6 +31,19 @@ class TrainingState:
     errors: list[float] = field(default_factory=list)
     replaced: dict[str, list[int]] = field(default_factory=dict)
     skipped: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingState:
+        """The state in the header of a checkpoint.
+
+        Raises:
+            TypeError, ValueError: it is not one.
+        """
+        values = json.loads(text)
+        check_json(cls, values, required=("epoch", "samples", "step"))
+        if min(values["epoch"], values["samples"], values["step"]) < 0:
+            raise ValueError("epoch, samples and step must be at least 0")
+        return cls(**values)
 
     def add_replaced(self, split: str, samples: Iterable[int]) -> None:
         """Record replaced samples of a split, each once."""

@@ -1,9 +1,13 @@
 """Compiles native.c with the machine's C compiler on first use, and loads it.
 
 The library is cached in `$XDG_CACHE_HOME/fastalex` (default `~/.cache/fastalex`). Its file name is a hash of the
-source, the compiler, the flags, the processor and PyTorch's version; a change in any of them triggers a rebuild.
+source, the compiler, the flags, the processor and PyTorch's version; a change in any of them triggers a rebuild. The
+file ends with the SHA-256 of what precedes it, so a damaged one is noticed and built again. Where there is no writable
+cache, each process builds the library in a temporary folder, which takes some seconds.
+
 Without a working C compiler, `library` returns None and the operators compute with PyTorch: results are the same up to
-rounding, but about four times slower. `CC` names the compiler, as for make; `CC=none` disables it.
+rounding, but about four times slower. Both are said in one line on stderr. `CC` names the compiler, as for make;
+`CC=none` disables it.
 """
 
 from __future__ import annotations
@@ -11,21 +15,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-_log = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_name("native.c")
 # Not -ffast-math, which breaks NaN. -fopenmp uses the OpenMP runtime that PyTorch has loaded, and its threads.
 FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _TIMEOUT_SECONDS = 120
+_SUM_BYTES = hashlib.sha256().digest_size
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _NORM = [_LONG, _FLOAT, _FLOAT, _FLOAT]
@@ -45,13 +48,11 @@ _ARGUMENTS = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None if they cannot be built; the reason is logged once per process."""
+    """The compiled functions, or None if they cannot be built; a line on stderr then gives the reason, once."""
     try:
-        loaded = ctypes.CDLL(str(_build()))
+        loaded = _load()
     except (OSError, subprocess.SubprocessError) as error:
-        output = (getattr(error, "stderr", None) or "").splitlines()
-        reason = next((line for line in output if "error" in line), str(error))
-        _log.info("CPU operators fall back to PyTorch, which is slower: native.c could not be compiled (%s)", reason)
+        _say(f"CPU operators fall back to PyTorch, which is slower: native.c could not be compiled ({_reason(error)})")
         return None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(loaded, name)
@@ -65,26 +66,81 @@ def compiler_version() -> str | None:
     return None if library() is None else _run([_compiler()[0], "--version"]).splitlines()[0]
 
 
-def _build() -> Path:
-    """Build the library unless it is cached, and return its path.
+def _load() -> ctypes.CDLL:
+    """Load the library from the cache, or build it there, else in a temporary folder.
 
     Raises:
-        OSError, subprocess.SubprocessError: no compiler, a failed compilation, or a cache that cannot be written.
+        OSError, subprocess.SubprocessError: no compiler, a failed compilation, or nowhere to write.
     """
     command = [*_compiler(), *FLAGS]
     parts = (SOURCE.read_text(), *command, _run([command[0], "--version"]), _processor(), torch.__version__)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + ".so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastalex"
-    path = folder / name
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        path = _cache() / name
+        if not _is_intact(path):
+            _build(command, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:  # a compiler also fails where the disk is full
+        reason = _reason(error)
+    with tempfile.TemporaryDirectory(prefix="fastalex-") as folder:
+        path = Path(folder) / name
+        _build(command, path)
+        loaded = ctypes.CDLL(str(path))  # which stays in memory without its file
+    _say(
+        f"the compiled CPU operators cannot be kept ({reason}), so every start compiles them again; set XDG_CACHE_HOME "
+        "to a writable folder"
+    )
+    return loaded
+
+
+def _cache() -> Path:
+    """The folder of cached libraries.
+
+    Raises:
+        OSError: this user has no home.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    home = given or os.path.expanduser("~/.cache")
+    if not given and not os.path.isabs(home):
+        raise FileNotFoundError("there is no home folder")
+    return Path(home) / "fastalex"
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a file is a complete library. Loading a damaged one could end this process."""
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return content[-_SUM_BYTES:] == hashlib.sha256(content[:-_SUM_BYTES]).digest()
+
+
+def _build(command: list[str], path: Path) -> None:
+    """Compile native.c into `path`, followed by the SHA-256 of the library, which the loader ignores.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the compilation fails, or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Built in a temporary folder and renamed, so that processes starting together never load a partial file.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = Path(scratch) / name
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        output = Path(scratch) / path.name
         _run([*command, "-o", str(output), str(SOURCE), "-lm"])
+        with output.open("ab") as file:
+            file.write(hashlib.sha256(output.read_bytes()).digest())
         output.replace(path)
-    return path
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """The compiler's first error, or the exception's message."""
+    output = getattr(error, "stderr", None) or ""
+    lines = output.splitlines() if isinstance(output, str) else []  # bytes after a timeout
+    return next((line for line in lines if "error" in line), str(error))
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr; of several workers on this machine, only the first one does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _compiler() -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 import dataloading
 from dataloading import DatasetError
-from fastalex.datasets import open_data
+from fastalex.datasets import mean_image_hash, open_data, reopen_data
 from fastalex.errors import ConfigurationError
 from tests.fastalex.commands import refused
 from tests.fastalex.conftest import save_run, write_images
@@ -174,3 +174,29 @@ def test_evaluating_refuses_a_link_to_itself(prepared, tmp_path):
     assert "loop is a link that leads nowhere" in refused(tmp_path, "fastalex.evaluate", run, "loop")
     assert "loop is a link that leads nowhere" in refused(tmp_path, "fastalex.features", run, "loop", "fc7", "-o", "f")
     assert not (tmp_path / "f").exists()
+
+
+def again(given: Path | None, recorded: str, size: int | None = None, mean_image: str | None = None):
+    return reopen_data(given, recorded, size, mean_image, remedy="train DATA --resume run", may_prepare=True)
+
+
+def test_a_run_goes_on_with_images_of_its_own_size(photos):
+    small, large = open_data(photos, 32), open_data(photos)
+    hashed = mean_image_hash(small.mean_image)
+    assert again(None, str(small.root), 32, hashed).root == small.root
+    assert again(photos, str(small.root), 32, hashed).root == small.root  # prepared in that size
+    assert again(photos, str(small.root)).root == small.root  # the size of a run of an earlier version
+    assert again(photos, "gone", 32).size == again(Path(large.root), "gone", 32).size == 32
+    with pytest.raises(ConfigurationError, match=r"images of 32 pixels, the run was trained on images of 256; na"):
+        again(Path(small.root), str(large.root), 256)
+
+
+def test_data_that_are_gone_or_have_changed_are_refused(photos):
+    dataset = open_data(photos)
+    assert again(None, str(dataset.root), 256, mean_image_hash(dataset.mean_image)).root == dataset.root
+    with pytest.raises(ConfigurationError, match=r"^the run's data nowhere are gone; say where .*: train DATA --r"):
+        again(None, "nowhere", 256)
+    with pytest.raises(ConfigurationError, match=r"has changed since the run was trained on it: its mean image i"):
+        again(None, str(dataset.root), 256, "0" * 16)
+    assert again(Path(dataset.root), str(dataset.root), 256, "0" * 16).root == dataset.root  # named, so wanted
+    assert again(None, "synthetic", 32).name == "synthetic"

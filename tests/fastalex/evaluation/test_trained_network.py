@@ -1,6 +1,9 @@
 """Trained networks: their mean image, and their parallel plan."""
 
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +11,19 @@ import torch
 
 import dataloading
 from fastalex import build_architecture
+from fastalex.datasets import mean_image_hash
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.ensemble import Evaluation, evaluate
-from fastalex.evaluation.trained_network import TrainedNetwork, inference_plan
+from fastalex.evaluation.feature_options import FeaturesOptions
+from fastalex.evaluation.feature_options import resolve as resolve_features
+from fastalex.evaluation.options import EvaluateOptions
+from fastalex.evaluation.options import resolve as resolve_evaluation
+from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage, inference_plan
+from fastalex.network.variation import Variation
 from fastalex.parallel.layout import Layout, ParallelPlan
-from tests.fastalex.conftest import write_images
-from tests.fastalex.evaluation.conftest import HERE
+from fastalex.training.config import RunConfig
+from tests.fastalex.conftest import save_run, write_images
+from tests.fastalex.evaluation.conftest import HERE, result_of
 
 
 def test_the_mean_of_the_training_images_is_subtracted(runs, prepared, tmp_path):
@@ -28,7 +38,7 @@ def test_the_mean_of_the_training_images_is_subtracted(runs, prepared, tmp_path)
     plan = ParallelPlan.single(HERE.device, network.spec.build_architecture().block_names)
     evaluation = Evaluation((network,), (plan,), str(other.root), "val", 1, (1.0,), None, 4, "fp32")
     with_own = evaluate(HERE, evaluation)
-    with_others = evaluate(HERE, replace(evaluation, networks=(replace(network, data=None),)))
+    with_others = evaluate(HERE, replace(evaluation, networks=(replace(network, data=str(other.root)),)))
     assert with_own is not None
     assert with_others is not None
     assert with_own.predictions.metrics.loss != with_others.predictions.metrics.loss
@@ -66,3 +76,130 @@ def test_a_weights_file_in_a_run_folder_knows_its_data(runs, prepared, tmp_path)
     network = TrainedNetwork.find(alone)
     assert network.spec == in_run.spec
     assert (network.data, network.stored_size) == (None, None)
+    with pytest.raises(UnknownMeanImage, match=r"alone.safetensors is not in a run folder, so the mean"):
+        network.mean_image_for(dataloading.Dataset(prepared))
+
+
+def recorded(run: Path, data: Path) -> Path:
+    """The run as training writes it, with size and mean image of its data."""
+    dataset = dataloading.Dataset(data)
+    hashed = mean_image_hash(dataset.mean_image)
+    replace(RunConfig.load(run), data=str(data), stored_size=dataset.size, mean_image=hashed).save()
+    return run
+
+
+@pytest.fixture
+def other(tmp_path) -> Path:
+    """Other images of the same classes, so with another mean image."""
+    source = write_images(tmp_path / "other-source", train=2, val=3)
+    (source / "val" / "red" / "000.jpg").unlink()
+    dataloading.prepare_dataset(source, tmp_path / "other", progress=False, workers=0)
+    return tmp_path / "other"
+
+
+def evaluation_job(runs: Sequence[Path], data: Path | None, **options: object) -> object:
+    return resolve_evaluation(EvaluateOptions((*runs, *((data,) if data else ())), devices="cpu", **options))
+
+
+def extraction(runs: Sequence[Path], data: Path | None, tmp_path: Path, **options: object) -> object:
+    return resolve_features(
+        FeaturesOptions(runs[0], data or Path("nowhere"), ("fc7",), tmp_path / "features", devices="cpu", **options)
+    )
+
+
+def both(run: Path, data: Path, tmp_path: Path, **options: object) -> list[Callable[[], object]]:
+    """Evaluation and the extraction of features, each to be called."""
+    return [
+        lambda: evaluation_job([run], data, **options),
+        lambda: extraction([run], data, tmp_path, **options),
+    ]
+
+
+REMEDY = "; name the training data with --training-data DATA$"
+
+
+def test_without_the_training_data_nothing_is_computed(prepared, other, tmp_path):
+    """Their mean image is unknown, and that of other data would give other results."""
+    shutil.copytree(prepared, tmp_path / "data")
+    run = save_run(tmp_path / "run", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    for known in (False, True):
+        if known:
+            replace(RunConfig.load(run), stored_size=256, mean_image="0" * 16).save()
+        for call in both(run, other, tmp_path):
+            with pytest.raises(ConfigurationError, match=f"needs the mean image .*, and .*/data is gone{REMEDY}"):
+                call()
+    with pytest.raises(ConfigurationError, match=r"the training data .*/data of .*best.safetensors are gone: name"):
+        evaluation_job([run], None)
+
+
+def test_training_data_are_recognised_wherever_they_lie(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    run = recorded(save_run(tmp_path / "run", tmp_path / "data"), tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    for call in both(run, tmp_path / "moved", tmp_path):
+        call()
+    network = TrainedNetwork.find(run)
+    assert network.mean_image_for(dataloading.Dataset(tmp_path / "moved")) is None
+    assert network.stored_size == 256
+
+
+def test_training_data_can_be_named(runs, prepared, other, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    run = save_run(tmp_path / "run", tmp_path / "data", seed=1)
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "alone").mkdir()
+    alone = tmp_path / "alone" / "best.safetensors"
+    alone.write_bytes((run / "best.safetensors").read_bytes())
+    expected = result_of(runs[0], data=other).predictions.metrics
+    for path in (run, alone):
+        assert result_of(path, data=other, training_data=prepared).predictions.metrics == expected
+        for call in both(path, other, tmp_path, training_data=prepared):
+            call()
+    replace(RunConfig.load(run), mean_image="0" * 16).save()
+    for call in both(run, other, tmp_path, training_data=prepared):
+        with pytest.raises(ConfigurationError, match=r"with another mean image than that of .*: the data have changed"):
+            call()
+    for call in both(runs[0], other, tmp_path, training_data=prepared):
+        with pytest.raises(ConfigurationError, match=r"all networks find their own training data; leave .*colors out"):
+            call()
+
+
+def test_changed_training_data_are_refused(prepared, other, tmp_path):
+    """Prepared again, from other images or in another size."""
+    shutil.copytree(prepared, tmp_path / "data")
+    run = recorded(save_run(tmp_path / "run", tmp_path / "data"), tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(other, tmp_path / "data")
+    changed = f"trained with another mean image than that of .*/data: the data have changed{REMEDY}"
+    for data in (tmp_path / "data", other, None):
+        with pytest.raises(ConfigurationError, match=changed):
+            evaluation_job([run], data)
+    with pytest.raises(ConfigurationError, match=changed):
+        extraction([run], other, tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    dataloading.prepare_dataset(tmp_path / "other-source", tmp_path / "data", size=240, progress=False, workers=0)
+    with pytest.raises(ConfigurationError, match=r"trained on images of 256 pixels, .*/data has images of 240"):
+        evaluation_job([run], None)
+    evaluation_job([run], prepared)  # which has the mean image itself
+
+
+def test_every_network_of_an_ensemble_needs_its_training_data(runs, prepared, other, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    second = save_run(tmp_path / "run", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    for data in (None, other):
+        with pytest.raises(ConfigurationError, match=f"run/best.safetensors needs the mean image .* gone{REMEDY}"):
+            evaluation_job([runs[0], second], data)
+    evaluation_job([runs[0], second], other, training_data=prepared)
+
+
+def test_a_network_that_needs_a_size_gets_it(class_folders, tmp_path, monkeypatch):
+    """Though its data are gone, and though the folder has no run that names a size."""
+    monkeypatch.chdir(tmp_path)
+    small = dataloading.prepare_dataset(class_folders, tmp_path / "small", size=32, progress=False, workers=0)
+    run = save_run(tmp_path / "run", small.root, architecture="four-layer", variation=Variation(width=0.25))
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "best.safetensors").read_bytes())
+    job = evaluation_job([alone], class_folders, training_data=small.root)
+    assert dataloading.Dataset(job.evaluation.data).size == 32

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from dataloading import DatasetError
 from fastalex.errors import ConfigurationError, Interrupted, WorkerError
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
-from tests.fastalex.workers import be_killed_twice, be_told_to_stop, fail_on_last, wait_for_the_end
+from tests.fastalex.workers import be_killed_twice, be_told_to_stop, fail_on_last, note_pids, wait_for_the_end
 
 ROOT = Path(__file__).parents[3]
 CPUS = [torch.device("cpu")] * 2
@@ -32,6 +33,14 @@ def test_an_error_of_the_user_is_raised_again_and_signal_handlers_are_put_back()
 def test_the_cause_of_a_failure_is_named_and_not_its_victim():
     with pytest.raises(WorkerError, match=r"(?s)worker 1 \(cpu\) failed.*RuntimeError: the thing must be 4"):
         run_workers(fail_on_last, RuntimeError, CPUS)
+
+
+def test_workers_meet_whatever_this_machine_is_called(monkeypatch, tmp_path):
+    """They waited nine minutes for a name that does not resolve."""
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": "no-such-host.invalid")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    run_workers(note_pids, str(tmp_path), CPUS)
+    assert {path.name for path in tmp_path.iterdir()} == {"0.pid", "1.pid"}
 
 
 def test_a_killed_worker_ends_the_others():

@@ -76,6 +76,22 @@ def test_the_stores_address_has_to_be_given_and_free(monkeypatch):
             open_store()
 
 
+def test_a_name_that_does_not_resolve_is_refused_at_once(monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    for host in ("no-such-host.invalid", "a" * 70, "300.300.300.300"):
+        monkeypatch.setenv("MASTER_ADDR", host)
+        with pytest.raises(ConfigurationError, match=f"^MASTER_ADDR is {host}, which .* cannot resolve .*; give"):
+            open_store()
+    assert time.monotonic() - started < 60  # of 549 before; a name server may take its time
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for port in ("0", "65536", "-1", "http"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(ConfigurationError, match=f"MASTER_PORT is '{port}'; set them"):
+            open_store()
+
+
 def test_a_message_of_all_workers_is_printed_by_one(monkeypatch):
     store = dist.HashStore()
     assert [is_reported(store, "the loss is nan") for _ in range(3)] == [False, True, True]

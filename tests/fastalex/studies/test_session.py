@@ -1,6 +1,7 @@
 """The study command: what it writes, how it resumes, and what it refuses."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -122,3 +123,10 @@ def test_a_study_under_torchrun_is_refused(straight, prepared, monkeypatch):
 def test_bad_input_is_one_line(prepared, tmp_path):
     message = refused(tmp_path, "fastalex.study", "deep", prepared)
     assert message.startswith("error: unknown study 'deep'; choose one of depth, width, ")
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_markup(straight, prepared, tmp_path, capsys):
+    folder = tmp_path / "[red]a" / "[" / "red]"  # [/red] would end what nothing has begun
+    shutil.copytree(straight, folder)
+    run_study(given("dropout", prepared, folder))
+    assert f"written: {folder / 'study.json'}" in capsys.readouterr().out

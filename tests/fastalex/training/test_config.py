@@ -75,6 +75,58 @@ def test_white_space_may_change_and_edits_may_be_kept(config):
     assert RunConfig.load(config.folder) == replace(config, seed=4)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda values: values["parallel"].update(devices=5), "parallel.devices must be a list, got 5"),
+        (lambda values: values["parallel"].update(devices="cpu"), "parallel.devices must be a list, got 'cpu'"),
+        (lambda values: values["parallel"].update(devices=[]), "parallel has 1 x 1 workers on 0 devices"),
+        (lambda values: values["parallel"].update(machines="1"), "parallel.machines must be an integer, got '1'"),
+        (lambda values: values["parallel"].update(replicas=3), "parallel has 3 x 1 workers on 1 devices"),
+        (lambda values: values["parallel"].update(micro_batches=0), "parallel.micro_batches must be at least 1, got 0"),
+        (lambda values: values["parallel"].update(split=[["conv1"]]), "parallel.split must cut conv1, .*, fc8 into"),
+        (lambda values: values.update(parallel=[1]), "parallel must be an object"),
+        (lambda values: values.update(data=5), "data must be text, got 5"),
+        (lambda values: values.update(seed=None), "seed must be an integer, got None"),
+        (lambda values: values.update(seed=1.5), "seed must be an integer, got 1.5"),
+        (lambda values: values.update(precision="fp8"), "precision must be one of .*, got 'fp8'"),
+        (lambda values: values.update(on_bad_sample="ignore"), "on_bad_sample must be one of stop, skip"),
+        (lambda values: values.update(measure_split="no"), "measure_split must be true or false, got 'no'"),
+        (lambda values: values.update(fraction="1"), "fraction must be a finite number, got '1'"),
+        (lambda values: values.update(edits=[{"step": "3", "text": "lr=1"}]), r"edits\[0\].step must be an integer"),
+        (lambda values: values["recipe"].update(epochs="5"), "recipe.epochs must be an integer, got '5'"),
+        (lambda values: values["recipe"].update(lr=float("inf")), "recipe.lr must be a finite number, got inf"),
+        (lambda values: values["recipe"]["changes"][0].update(epoch=1.5), r"recipe.changes\[0\].epoch must be an int"),
+        (lambda values: values["network"].update(num_classes=2), "num_classes is 2, but 3 classes are named"),
+        (lambda values: values["network"].update(architecture="alexnet"), "unknown architecture 'alexnet'"),
+        (lambda values: values.pop("data"), "missing 1 required positional argument: 'data'"),
+        (lambda values: values.pop("recipe"), "there is no 'recipe'"),
+    ],
+)
+def test_what_is_wrong_is_named(config, damage, message):
+    path = config.folder / "config.json"
+    values = json.loads(path.read_text())
+    damage(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigurationError, match=f"config.json is damaged or of another version: .*{message}") as error:
+        RunConfig.load(config.folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "null", "[" * 10**5, "{", '{"devices": 5}', "\xff"])
+def test_what_is_no_configuration_at_all(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"config.json is damaged or of another version"):
+        RunConfig.load(tmp_path)
+
+
+def test_devices_of_version_0_1_that_are_no_text(tmp_path):
+    values = json.loads((DATA / "run-of-0.1" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"devices": 5}))
+    with pytest.raises(ConfigurationError, match=r"config.json is damaged .*: devices must be text, got 5"):
+        RunConfig.load(tmp_path)
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(ConfigurationError, match=r"is not a run folder: it has no config\.json"):
         RunConfig.load(tmp_path)

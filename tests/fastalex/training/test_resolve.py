@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import dataloading
+from fastalex.datasets import mean_image_hash
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
+from fastalex.parallel.world import World
+from fastalex.recipes.edits import Edit
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
-from fastalex.training.options import ParallelOptions, TrainOptions
+from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
+from fastalex.training.trainer import train
 from tests.fastalex.conftest import save_run
 
 CPU = torch.device("cpu")
@@ -117,3 +122,24 @@ def test_a_finished_run_that_was_killed_before_its_weights_were_linked(prepared,
         resolve(TrainOptions(resume=run))
     for name in ("last", "best"):
         assert (run / f"{name}.safetensors").samefile(latest_checkpoint(run) / "model.safetensors")
+
+
+def test_a_resumed_run_keeps_the_size_of_its_images(class_folders, tmp_path, monkeypatch):
+    """It went on with images of 256 pixels, of which the network saw the corner of an object."""
+    monkeypatch.chdir(tmp_path)
+    options = TrainOptions(
+        class_folders,
+        network=NetworkOptions(arch="four-layer", width=0.25),
+        training=RecipeOptions(recipe="small", batch_size=8, epochs=1),
+        parallel=ParallelOptions(devices="cpu"),
+        output=Path("run"),
+    )
+    config = resolve(options)
+    dataset = dataloading.Dataset(config.data)
+    assert (config.stored_size, config.mean_image) == (32, mean_image_hash(dataset.mean_image))
+    train(World(0, 1, CPU), config)
+    resumed = TrainOptions(class_folders, training=RecipeOptions(epochs=2), resume=Path("run"))
+    assert resolve(resumed) == replace(config, recipe=replace(config.recipe, epochs=2), edits=(Edit(4, "epochs=2"),))
+    large = dataloading.prepare_dataset(class_folders, tmp_path / "large", progress=False, workers=0)
+    assert dataloading.Dataset(resolve(replace(resumed, data=large.root)).data).size == 32
+    assert RunConfig.load(Path("run")).stored_size == 32

@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict
 
+import pytest
+
 from fastalex.training.state import TrainingState
 
 
@@ -28,3 +30,26 @@ def test_json_keeps_its_fields():
     }  # fmt: skip
     assert asdict(TrainingState(**values)) == values
     assert TrainingState(**json.loads(json.dumps(values))) == TrainingState(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "there is no epoch"),
+        ('{"epoch": 1, "samples": 0}', "there is no step"),
+        ('{"epoch": "1", "samples": 0, "step": 4}', "epoch must be an integer, got '1'"),
+        ('{"epoch": 1, "samples": 0, "step": -4}', "must be at least 0"),
+        ('{"epoch": 1, "samples": 0, "step": 4, "errors": 5}', "errors must be a list, got 5"),
+        ('{"epoch": 1, "samples": 0, "step": 4, "unknown": 5}', "unknown"),
+        ("[]", "must be an object"),
+        ("", "Expecting value"),
+    ],
+)
+def test_what_is_no_state(text, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        TrainingState.from_json(text)
+
+
+def test_a_state_is_read_as_it_was_written():
+    state = TrainingState(2, 8, 9, 1.5, [50.0, 25.0], {"train": [3]}, 1)
+    assert TrainingState.from_json(json.dumps(asdict(state))) == state

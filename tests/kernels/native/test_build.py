@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,40 +41,97 @@ def test_it_compiles_without_warnings() -> None:
     assert subprocess.run(command, capture_output=True, text=True, timeout=60).stderr == ""
 
 
+FALLBACK = "note: CPU operators fall back to PyTorch, which is slower: native.c could not be compiled ("
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [("none", "No such file or directory: 'none'"), ("false", "returned non-zero exit status 1")],
 )
 def test_without_a_compiler_pytorch_computes(
-    rebuilt: Path, compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rebuilt: Path, compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", compiler)
     x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), "channels_last")
-    with caplog.at_level(logging.INFO, "kernels.native.build"):
-        assert build.library() is None
-        check_against_reference(kernels.local_response_norm, "native in PyTorch", [x], "channels_last")
-    assert caplog.text.count("CPU operators fall back to PyTorch, which is slower: native.c could not be compiled") == 1
-    assert reason in caplog.text
+    assert build.library() is None
+    check_against_reference(kernels.local_response_norm, "native in PyTorch", [x], "channels_last")
+    err = capsys.readouterr().err
+    assert err.count(FALLBACK) == err.count("\n") == 1
+    assert reason in err
     assert not rebuilt.exists() or not list(rebuilt.iterdir())
 
 
-def test_a_compiler_error_is_logged(
-    rebuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_one_of_several_workers_says_so(
+    rebuilt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "none")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert build.library() is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_compiler_error_is_said(
+    rebuilt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", "cc -Dfloat=unknown")
-    with caplog.at_level(logging.INFO, "kernels.native.build"):
-        assert build.library() is None
-    assert "error: unknown type name 'unknown'" in caplog.text
+    assert build.library() is None
+    assert "error: unknown type name 'unknown'" in capsys.readouterr().err
     assert not list(rebuilt.iterdir())
 
 
-def test_an_unwritable_cache_is_not_an_error(
-    rebuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damaged", [lambda content: content[: len(content) // 2], flipped], ids=["cut", "flipped"])
+def test_a_damaged_library_is_built_again(rebuilt: Path, damaged: Callable[[bytes], bytes], capsys) -> None:
+    assert build.library() is not None
+    (path,) = rebuilt.iterdir()
+    intact = path.read_bytes()
+    path.unlink()  # not written in place, because this process has loaded it
+    path.write_bytes(damaged(intact))
+    build.library.cache_clear()
+    assert build.library() is not None
+    assert [other.read_bytes() for other in rebuilt.iterdir()] == [intact]
+    assert capsys.readouterr().err == ""
+
+
+def a_file(cache: Path) -> None:
+    cache.write_text("a file in place of the folder")
+
+
+def test_without_a_cache_a_temporary_folder_serves(
+    rebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    rebuilt.write_text("a file in place of the folder")
-    with caplog.at_level(logging.INFO, "kernels.native.build"):
-        assert build.library() is None
-    assert "File exists" in caplog.text
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    a_file(rebuilt)
+    assert build.library() is not None
+    x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), "channels_last")
+    check_against_reference(kernels.local_response_norm, "native", [x], "channels_last")
+    assert list(scratch.iterdir()) == []
+    err = capsys.readouterr().err
+    assert err.startswith("note: the compiled CPU operators cannot be kept (")
+    assert err.endswith("), so every start compiles them again; set XDG_CACHE_HOME to a writable folder\n")
+    assert err.count("\n") == 1
+
+
+def test_a_user_without_a_home_gets_a_library(
+    rebuilt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does for an unknown user id
+    assert build.library() is not None
+    assert "cannot be kept (there is no home folder)" in capsys.readouterr().err
+
+
+def test_nowhere_to_write_is_said(rebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    a_file(rebuilt)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert build.library() is None
+    assert FALLBACK in capsys.readouterr().err
 
 
 def test_processes_starting_together_load_a_complete_library(tmp_path: Path) -> None:
