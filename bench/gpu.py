@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in asked if name not in PARTS]
     if unknown:
         parser.error(f"argument --only: no part is called {unknown[0]!r}; choose from {names}")
+    options.logs = options.logs.resolve()  # jobs run in the folder of the repository
     options.only = tuple(part for part in PARTS if part in asked)
     return options
 
@@ -57,7 +58,8 @@ def environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTALEX_KERNELS")
     }
     paths = [str(ROOT), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return variables | {"PYTHONPATH": os.pathsep.join(paths)}
+    # Unbuffered, so that the last line of a killed job is known.
+    return variables | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def run_job(job: Job, limit: float, logs: Path, records: Path) -> Outcome:
@@ -103,7 +105,7 @@ def run_jobs(
 def check(
     options: argparse.Namespace, jobs: Sequence[Job], device: str, console: rich.console.Console
 ) -> list[Outcome]:
-    """Run the jobs, print the report and write the record, even if the run is interrupted."""
+    """Run the jobs, write the record and print the report, even if the run is interrupted."""
     folder = harness.slug(device)
     claimed = claims.load(harness.RESULTS, folder, jobs)  # before anything is measured
     outcomes: list[Outcome] = []
@@ -122,9 +124,9 @@ def check(
             "claims": claims.as_rows(lines),
         }
         name = "gpu" if options.only == PARTS else f"gpu-only-{'-'.join(options.only)}"
-        report.print_report(console, outcomes, lines)
         harness.write_record(name, settings, outcome.summary(outcomes), options.output, device=device)
         console.print(f"{settings['seconds']:.0f} s of {TOTAL - RESERVE}; the output of the jobs is in {options.logs}")
+        report.print_report(console, outcomes, lines)
     return outcomes
 
 

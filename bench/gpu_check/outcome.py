@@ -56,9 +56,10 @@ def of_tests(job: Job, ended: Ended, limit: float, log: Path, tests: Path) -> Ou
         result.state = "out of time"
     elif not counts["passed"]:
         result.state, result.reason = "skipped", "every test was skipped"
-    if ended.code is None:
+    if ended.code is None or ended.code < 0:
         running = [test for test, (outcome, _) in found.items() if outcome == "running"]
-        result.reason = "killed while it ran " + (", ".join(running) or "no test yet")
+        how = "killed" if ended.code is None else f"ended by signal {-ended.code}"
+        result.reason = f"{how} while it ran {', '.join(running) or 'no test yet'}"
     return result
 
 
@@ -71,7 +72,8 @@ def of_benchmark(job: Job, ended: Ended, limit: float, log: Path, rows: list[dic
     if ended.code is None:
         result.state, result.reason = "out of time", f"killed; its last line: {last_line(log)}"
     elif ended.code:
-        result.state, result.reason = "failed", last_line(log)
+        how = f"ended by signal {-ended.code}; its last line: " if ended.code < 0 else ""
+        result.state, result.reason = "failed", how + last_line(log)
     elif failures or not rows:
         result.state = "failed"
         result.reason = None if rows else "it wrote no record"
