@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DEVICES ?= $(shell count=$$(nvidia-smi --list-gpus 2>/dev/null | wc -l); if [ $$count -ge 2 ]; then echo 0,1; elif [ $$count = 1 ]; then echo 0; else echo cpu,cpu; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench clean
+.PHONY: help install train test lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: install lint  ## lint, type check, and run the whole test suite
 
 bench: install  ## time operators, loader, training and the step; records go to bench/results
 	$(BIN)/python bench/all.py
+
+gpu: install  ## correctness and speed on this machine's GPU, at most 9 minutes
+	$(BIN)/python bench/gpu.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

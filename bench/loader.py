@@ -80,6 +80,7 @@ class Options:
         workers: Numbers of threads or processes.
         quick: Few images and one short round.
         output: Folder of the records.
+        name: Name of the record.
     """
 
     data: Path | None = None
@@ -90,6 +91,7 @@ class Options:
     workers: tuple[int, ...] = (1, 2)
     quick: bool = False
     output: Path = harness.RESULTS
+    name: str = "loader"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -345,7 +347,7 @@ def main(options: Options) -> None:
         rows += fastest(readers + list(dali_readers(dataset, options)), options)
         share_of_python(rows)
         path = harness.write_record(
-            "loader",
+            options.name,
             settings(dataset, options),
             [asdict(row) for row in rows],
             options.output,

@@ -71,6 +71,7 @@ class Benchmark:
         parser = argparse.ArgumentParser(description=self.title)
         parser.add_argument("--quick", action="store_true", help="small batch, few repetitions; records NAME-quick")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records (bench/results)")
+        parser.add_argument("--name", default=self.name, help=f"name of the record ({self.name})")
         if self.sized:
             parser.add_argument("--batches", type=positive(int), nargs="+", help="128 and 1024 on a GPU; fewer on CPUs")
             names = ["bfloat16", "float32", "float16"]
@@ -165,7 +166,7 @@ class Benchmark:
             asked = " ".join(self.arguments.providers)
             sys.exit(f"error: --providers {asked} matches no provider; choose from {', '.join(self.providers)}")
         self.console.print(results_table(self.title, self.rows, self.settings))
-        path = write_record(self.name, self.settings, self.rows, self.output)
+        path = write_record(self.arguments.name, self.settings, self.rows, self.output)
         draw_times(path.with_suffix(".png"), self.title, self.rows)
 
     def add_sum(self, op: str, rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> None:
