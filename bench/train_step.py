@@ -35,10 +35,10 @@ import harness
 import rich.console
 import rich.table
 import roofline
-import step_variants
 import torch
 from harness import CUDA, DEVICE
-from step_variants import Step, Variant, variants
+from training_step import step_variants
+from training_step.step_variants import Step, Variant, variants
 
 from fastalex.network.variation import build_architecture
 

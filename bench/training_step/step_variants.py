@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from harness import CUDA, DEVICE
-from plain_network import PlainNetwork
 from torch import Tensor, nn
 
 import kernels
@@ -23,6 +22,7 @@ from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.published import build_recipe
 from fastalex.training.graphed_step import build_step
 from fastalex.training.memory import keep_freed_memory, peak_bytes
+from training_step.plain_network import PlainNetwork
 
 # Images in the check. A CPU uses other algorithms for fewer than eight.
 CHECKED_IMAGES = 8

@@ -1,0 +1,1 @@
+"""What train_step.py compares: our step and the plain PyTorch ways to compute the same."""
