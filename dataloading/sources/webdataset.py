@@ -71,8 +71,11 @@ class WebDataset:
 
         Without class names, `classes` grows with the largest label.
         """
+        incomplete: dict[str, tuple[Path, bool]] = {}
         for shard in self._shards[split]:
             for name, image, label, problem in self._samples(split, shard):
+                if problem:
+                    _check_not_cut(incomplete, shard, name, has_image=image.length > 0)
                 if label == -1 and split == "test":
                     label, problem = 0, problem or "no usable label: -1"
                 if not problem:
@@ -190,6 +193,22 @@ def _label(shard: Path, key: str, parts: list[Member]) -> int:
                 raise ValueError(f"{label!r} is not a whole number")
             return label
     raise ValueError("neither .cls nor .json")
+
+
+def _check_not_cut(incomplete: dict[str, tuple[Path, bool]], shard: Path, name: str, *, has_image: bool) -> None:
+    """Raise `DatasetError` if the image and the label of a sample are in two shards.
+
+    Args:
+        incomplete: the incomplete samples so far by key: the shard, and whether it has the image. This one is added.
+        shard, name, has_image: an incomplete sample.
+    """
+    key = name.removeprefix(f"{shard.name}/")
+    other, other_has_image = incomplete.setdefault(key, (shard, has_image))
+    if other != shard and other_has_image != has_image:
+        raise DatasetError(
+            f"sample {key} is cut in two, one part in {other}, the other in {shard}; write all members of a sample "
+            f"into one shard"
+        )
 
 
 def _check_dots(shard: Path, key: str, parts: list[Member]) -> None:

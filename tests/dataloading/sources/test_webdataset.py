@@ -254,3 +254,15 @@ def test_class_folders_in_place_of_shards_are_refused(tmp_path):
     (tmp_path / "other/val").rename(tmp_path / "val")
     with pytest.raises(DatasetError, match=r"has shards for train but class folders in \S+/val; use shards or class"):
         opened(tmp_path, validation_every=2)
+
+
+@pytest.mark.parametrize("first", ["images", "labels"])
+def test_samples_cut_in_two_by_the_end_of_a_shard_stop_the_preparation(tmp_path, first):
+    images = tar_of([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1")])
+    labels = tar_of([("a.cls", b"0"), ("c.jpg", jpeg(2)), ("c.cls", b"0")])
+    for number, content in enumerate((images, labels) if first == "images" else (labels, images)):
+        (tmp_path / f"train-{number}.tar").write_bytes(content)
+    with pytest.raises(
+        DatasetError, match=r"sample a is cut in two, one part in \S+/train-0.tar, the other in \S+-1.tar"
+    ):
+        listed(tmp_path, "train", validation_every=0)
