@@ -9,7 +9,6 @@ interruption, even by ``kill -9``, the same command continues from the finished 
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
 from dataloading.files import write_atomically
+from dataloading.locks import LOCK, owned
 from dataloading.preparation.descriptions import write_descriptions
 from dataloading.preparation.disk_space import check_disk_space
 from dataloading.preparation.images import ImageOptions, Rejected, prepare_entry
@@ -78,9 +78,7 @@ def prepare_dataset(
     """
     options = ImageOptions(size, quality, keep_aspect, max_pixels)
     _check_options(options, shard_images, workers)
-    dest = Path(dest)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise DatasetError(f"{dest} exists already; remove it or choose another destination")
+    dest = _destination(Path(dest))
     with _work_folder(dest) as folder:
         found = _open(source, label_order, validation_every, folder, verify=verify, progress=progress)
         _prepare(found, folder, options, shard_images, workers, progress)
@@ -103,33 +101,40 @@ def _check_options(options: ImageOptions, shard_images: int, workers: int | None
             raise DatasetError(f"{name} must be {low} to {high}, got {value}")
 
 
+def _destination(dest: Path) -> Path:
+    """Return the folder to create, or raise `DatasetError` if it could not be put in place at the end."""
+    if dest.is_symlink():
+        dest = dest.resolve()
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DatasetError(f"{dest} exists already; remove it or choose another destination")
+    if os.path.ismount(dest):
+        raise DatasetError(f"{dest} is a mount point, which cannot be replaced; choose a folder in it: {dest / 'data'}")
+    return dest
+
+
 @contextlib.contextmanager
 def _work_folder(dest: Path) -> Iterator[Path]:
-    """Create ``DEST.preparing`` and lock it against other processes while this one works in it."""
+    """Create ``DEST.preparing`` and own it while this process works in it."""
     folder = dest.with_name(dest.name + ".preparing")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
-    is_locked = False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_locked = True
-        yield folder
-    except BlockingIOError:
-        raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise DatasetError(
-            f"{error.filename or folder}: {error.strerror}; once this is fixed, the same command continues from the "
-            f"finished shards in {folder}"
-        ) from None
-    finally:
-        if is_locked and not (folder / PLAN).exists():  # renamed to DEST, or failed before there was anything to keep
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    with contextlib.ExitStack() as ownership:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ownership.enter_context(owned(folder, remedy="wait for it or stop it"))
+        except OSError as error:
+            raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
+        try:
+            _destination(dest)  # another process may have finished it just now
+            yield folder
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise DatasetError(
+                f"{error.filename or folder}: {error.strerror}; once this is fixed, the same command continues from "
+                f"the finished shards in {folder}"
+            ) from None
+        finally:
+            if not (folder / PLAN).exists():  # renamed to DEST, or failed before there was anything to keep
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(
@@ -250,7 +255,7 @@ def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:
 
 def _remove_work_files(folder: Path) -> None:
     """Remove everything that is not part of the data set, except the plan, which identifies it until it is renamed."""
-    kept = {PLAN, DESCRIPTION, MEAN_IMAGE, REJECTED}
+    kept = {PLAN, DESCRIPTION, MEAN_IMAGE, REJECTED, LOCK}
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
