@@ -25,7 +25,7 @@ _SYSTEM = frozenset(
 )
 _OUTPUTS = ("prepared", "runs", "studies")  # folders that commands make in the working directory
 _OUTPUT_FILES = {  # files that describe an output, and a key in each
-    "dataset.json": "format",
+    "dataset.json": "mean_image_sha256",
     "config.json": "recipe",
     "study.json": "claim",
     "features.json": "activations",
@@ -38,12 +38,14 @@ class Level:
     """What lies directly in a folder, by name, sorted.
 
     Attributes:
-        folders: folders, and links to folders.
+        folders: folders, and links to folders, without this project's outputs.
+        outputs: this project's outputs.
         files: everything else, without links that lead nowhere.
         broken: links that lead nowhere.
     """
 
     folders: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -65,8 +67,10 @@ def is_own_output(folder: str | os.PathLike[str]) -> bool:
         return True
     if folder.name.endswith(".preparing"):
         return (folder / "plan.json").is_file() or not look(folder).images
-    inner = [*folder.glob("*/"), *folder.glob("*/*/")] if folder.name in _OUTPUTS else []  # a study has runs
-    return folder.name in _OUTPUTS and (any(map(is_own_output, inner)) or not has_images(folder))
+    if folder.name not in _OUTPUTS or look(folder).files:
+        return False
+    inner = [*folder.glob("*/"), *folder.glob("*/*/")]  # a study has runs
+    return any(map(is_own_output, inner)) or not any(files_below(folder))
 
 
 def has_image_suffix(name: str) -> bool:
@@ -86,10 +90,10 @@ def look(folder: str | os.PathLike[str], left_out: Collection[str] = ()) -> Leve
     level = Level()
     for item in _items(folder):
         kind = _kind(item)
-        if kind == "folder" and not _is_left_out(item, left_out):
-            level.folders.append(item.name)
-        elif kind != "folder":
+        if kind != "folder":
             (level.broken if kind == "broken" else level.files).append(item.name)
+        elif not _is_among(item, left_out):
+            (level.outputs if is_own_output(item.path) else level.folders).append(item.name)
     return level
 
 
@@ -155,8 +159,8 @@ def _kind(item: os.DirEntry[str]) -> str:
     return "file"
 
 
-def _is_left_out(item: os.DirEntry[str], left_out: Collection[str]) -> bool:
-    return (bool(left_out) and os.path.realpath(item.path) in left_out) or is_own_output(item.path)
+def _is_among(item: os.DirEntry[str], left_out: Collection[str]) -> bool:
+    return bool(left_out) and os.path.realpath(item.path) in left_out
 
 
 def _files_below(
@@ -169,7 +173,7 @@ def _files_below(
     for item in _items(folder):
         if _kind(item) != "folder":
             yield item
-        elif not _is_left_out(item, left_out):
+        elif not _is_among(item, left_out) and not is_own_output(item.path):
             yield from _files_below(item.path, above, left_out)
 
 

@@ -142,6 +142,8 @@ class SplitFolders:
             return []
         _check_links(folder, broken)
         self._note_files(folder, sorted({*level.files, *level.broken}), "the class folders")
+        if level.outputs:
+            self.notes.append(f"{folder}: left out as made by fastalex: {first_few(level.outputs)}")
         seen: dict[tuple[int, int], str] = {}
         for name in level.folders:
             other = seen.setdefault(_identity(folder / name), name)
@@ -180,7 +182,9 @@ def has_class_folders(root: Path, left_out: Collection[str] = ()) -> bool:
     if train:
         folder = root / train[0]
         return any(has_images(folder / name, left_out) for name in look(folder, left_out).folders)
-    return len(level.folders) > 1 and all(has_images(root / name, left_out) for name in level.folders)
+    if len(level.folders) < 2 or any(split_of_folder(name) for name in level.folders):
+        return False
+    return all(has_images(root / name, left_out) for name in level.folders)
 
 
 def _whole_data_set(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from dataloading.errors import DatasetError
 from dataloading.shards import read_sources, sources_name
 from dataloading.sources.archives import Member, how_to_unpack, members, read_member
 from dataloading.sources.entries import IMAGE_SUFFIXES, SPLITS, Entry
-from dataloading.sources.folder_listing import COMPRESSED, look
+from dataloading.sources.folder_listing import COMPRESSED, has_images, look
 from dataloading.sources.names import check_distinct, read_class_names, split_in, split_of_folder
 from dataloading.sources.notes import first_few
 
@@ -57,6 +57,7 @@ class WebDataset:
                 f"{path} has no training shards; name them with the word train, such as train-000000.tar"
             )
         folder = path if path.is_dir() else path.parent
+        self._check_no_class_folders()
         self._sources = {split: _sources(folder / sources_name(split)) for split in self.splits}
         self._names = _class_names(folder)
         self.classes: list[str] = self._names or []
@@ -70,8 +71,11 @@ class WebDataset:
 
         Without class names, `classes` grows with the largest label.
         """
+        incomplete: dict[str, tuple[Path, bool]] = {}
         for shard in self._shards[split]:
             for name, image, label, problem in self._samples(split, shard):
+                if problem:
+                    _check_not_cut(incomplete, shard, name, has_image=image.length > 0)
                 if label == -1 and split == "test":
                     label, problem = 0, problem or "no usable label: -1"
                 if not problem:
@@ -98,6 +102,16 @@ class WebDataset:
                 f"{self.root}: {first_few(others)} left out: no name of a split (train, val, test) in the names"
             )
         return {split: [shard for shard in shards if split_of[shard] == split] for split in SPLITS}
+
+    def _check_no_class_folders(self) -> None:
+        """Check that no split has class folders in place of shards."""
+        for name in look(self.root).folders if self.root.is_dir() else []:
+            split, folder = split_of_folder(name), self.root / name
+            if split and not self._shards[split] and any(has_images(folder / inner) for inner in look(folder).folders):
+                raise DatasetError(
+                    f"{self.root} has shards for train but class folders in {folder}; use shards or class folders for "
+                    f"every split"
+                )
 
     def _has_labels(self, split: str) -> bool:
         """Return whether any sample of a split has a label other than -1."""
@@ -179,6 +193,22 @@ def _label(shard: Path, key: str, parts: list[Member]) -> int:
                 raise ValueError(f"{label!r} is not a whole number")
             return label
     raise ValueError("neither .cls nor .json")
+
+
+def _check_not_cut(incomplete: dict[str, tuple[Path, bool]], shard: Path, name: str, *, has_image: bool) -> None:
+    """Raise `DatasetError` if the image and the label of a sample are in two shards.
+
+    Args:
+        incomplete: the incomplete samples so far by key: the shard, and whether it has the image. This one is added.
+        shard, name, has_image: an incomplete sample.
+    """
+    key = name.removeprefix(f"{shard.name}/")
+    other, other_has_image = incomplete.setdefault(key, (shard, has_image))
+    if other != shard and other_has_image != has_image:
+        raise DatasetError(
+            f"sample {key} is cut in two, one part in {other}, the other in {shard}; write all members of a sample "
+            f"into one shard"
+        )
 
 
 def _check_dots(shard: Path, key: str, parts: list[Member]) -> None:

@@ -125,15 +125,21 @@ def test_our_own_outputs_are_no_classes(tmp_path, small, name):
         run.mkdir(parents=True)
         (run / "config.json").write_text('{"recipe": {}}')
         (run / "curve.png").write_bytes(b"x")
-    assert opened(root, validation_every=2).classes == ["class0", "class1", "class2"]
+    source = opened(root, validation_every=2)
+    assert source.classes == ["class0", "class1", "class2"]
+    assert source.notes == [f"{root}: left out as made by fastalex: {name}"]
 
 
 @pytest.mark.parametrize("name", ["prepared", "runs"])
-def test_a_class_may_have_the_name_of_an_output(tmp_path, name):
+@pytest.mark.parametrize("suffix", [".jpg", ""])
+def test_a_class_may_have_the_name_of_an_output(tmp_path, small, name, suffix):
     class_folders(tmp_path)
     for split in ("train", "val"):
         (tmp_path / split / "class1").rename(tmp_path / split / name)
+    for path in (tmp_path / "train" / name).iterdir():
+        path.rename(path.with_suffix(suffix))
     (tmp_path / "train" / name / "config.json").write_text('{"camera": 1}')
+    shutil.copytree(small.root, tmp_path / "train" / name / "set")
     assert opened(tmp_path).classes == ["class0", "class2", name]
 
 

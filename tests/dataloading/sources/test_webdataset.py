@@ -10,7 +10,7 @@ import pytest
 
 from dataloading import DatasetError
 from dataloading.sources.archives import members, read_member
-from tests.dataloading.small_sources import jpeg, tar_of
+from tests.dataloading.small_sources import class_folders, jpeg, tar_of
 from tests.dataloading.sources.listing import data, listed, opened
 
 
@@ -246,3 +246,23 @@ def test_a_shard_that_shrinks_while_it_is_read_is_no_bad_label(tmp_path):
     (tmp_path / "train.tar").write_bytes(b"")
     with pytest.raises(OSError, match=r"ends before the end of a.cls"):
         read_member(tmp_path / "train.tar", label, 100)
+
+
+def test_class_folders_in_place_of_shards_are_refused(tmp_path):
+    (tmp_path / "train.tar").write_bytes(shard([("a", 0), ("b", 1)]))
+    class_folders(tmp_path / "other")
+    (tmp_path / "other/val").rename(tmp_path / "val")
+    with pytest.raises(DatasetError, match=r"has shards for train but class folders in \S+/val; use shards or class"):
+        opened(tmp_path, validation_every=2)
+
+
+@pytest.mark.parametrize("first", ["images", "labels"])
+def test_samples_cut_in_two_by_the_end_of_a_shard_stop_the_preparation(tmp_path, first):
+    images = tar_of([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1")])
+    labels = tar_of([("a.cls", b"0"), ("c.jpg", jpeg(2)), ("c.cls", b"0")])
+    for number, content in enumerate((images, labels) if first == "images" else (labels, images)):
+        (tmp_path / f"train-{number}.tar").write_bytes(content)
+    with pytest.raises(
+        DatasetError, match=r"sample a is cut in two, one part in \S+/train-0.tar, the other in \S+-1.tar"
+    ):
+        listed(tmp_path, "train", validation_every=0)
