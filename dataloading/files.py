@@ -1,7 +1,19 @@
 """Writing files so that a crash never leaves a half-written one."""
 
+import contextlib
+import errno
 import os
 from pathlib import Path
+
+# How file systems such as FUSE and CIFS say that they cannot sync a folder or a file. Other errors mean lost data.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.ENOTTY}
+
+UNFINISHED = ".unfinished"
+"""Work in progress in a folder that is being written; what a killed command has left of it may be removed."""
+
+# What file managers, file systems and ourselves put into folders that a user calls empty.
+_NOBODYS_FILES = {".DS_Store", ".lock", UNFINISHED, "Thumbs.db", "desktop.ini", "lost+found"}
+_NOBODYS_PREFIXES = ("._", ".nfs", ".fuse_hidden")
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -11,25 +23,56 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     is synced too. A string is encoded as UTF-8.
 
     Raises:
-        OSError: the file cannot be written; no temporary file is left behind.
+        OSError: the file cannot be written; the error names it, and no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Write a file's content, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Write a file's content, or a folder's entries, to disk, where the file system can do that.
+
+    Raises:
+        OSError: data could not be written; the error names the file.
+    """
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and entered, but not listed
+        return
+    try:
+        sync_descriptor(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """As :func:`sync`, for an open file.
+
+    Raises:
+        OSError: data could not be written.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder has no content but what file managers, file systems, locks and killed commands leave in it."""
+    return all(path.name in _NOBODYS_FILES or path.name.startswith(_NOBODYS_PREFIXES) for path in folder.iterdir())

@@ -1,5 +1,6 @@
 """A progress bar on a terminal; a plain line every ten seconds elsewhere."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -70,4 +71,5 @@ class ProgressBar:
         text = f"{self.description}: {self.done:,}{of} {self.unit}, {self.rate:,.0f} {self.unit}/s"
         if self.total is not None and self.done < self.total and self.rate > 0:
             text += f", {(self.total - self.done) / self.rate:,.0f} s left"
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it may be gone; the work goes on
+            print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,6 @@ import csv
 import hashlib
 import itertools
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -30,6 +29,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from dataloading.files import sync_descriptor
 
 FORMAT = "fastalex-dataset"
 VERSION = 3
@@ -146,7 +147,7 @@ class ShardWriter:
         end = self._position + 2 * TAR_BLOCK
         self._write(bytes(2 * TAR_BLOCK + -end % tarfile.RECORDSIZE))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_descriptor(self._file.fileno())
         self._file.close()
         self._part.replace(self.path)
         return ShardFile(self.path.name, self._position, self._hash.hexdigest(), len(self.rows))

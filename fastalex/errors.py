@@ -26,7 +26,7 @@ class WorkerError(Exception):
 
 
 class Interrupted(Exception):
-    """Stopped on request by Ctrl-C or SIGTERM. ``signal_number`` says which."""
+    """Stopped on request by Ctrl-C or another signal. ``signal_number`` says which."""
 
     def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
         super().__init__(message)

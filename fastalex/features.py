@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.evaluation.feature_options import FeaturesOptions, extract_and_report, resolve, resolve_and_extract
+from fastalex.evaluation.features import discard_unfinished
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 
@@ -15,8 +16,12 @@ def main() -> None:
     if is_worker():
         run_under_torchrun(resolve_and_extract, options, options.devices)
     else:
-        extraction = resolve(options)
-        run_workers(extract_and_report, extraction, extraction.plan.devices)
+        extraction, is_new = resolve(options), not options.output.exists()
+        try:
+            run_workers(extract_and_report, extraction, extraction.plan.devices)
+        except BaseException:
+            discard_unfinished(extraction.output, folder_too=is_new)
+            raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,107 @@
-"""Atomic and durable writes, for every package of fastalex."""
+"""Files and folders, for every package of fastalex: atomic and durable writes, and folders with one owner."""
 
-from dataloading.files import sync, write_atomically
+from __future__ import annotations
 
-__all__ = ["sync", "write_atomically"]
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from dataloading import locks
+from dataloading.files import UNFINISHED, is_empty, sync, sync_descriptor, write_atomically
+from fastalex.errors import ConfigurationError
+
+__all__ = [
+    "UNFINISHED",
+    "check_new_folder",
+    "is_empty",
+    "new_folder",
+    "owned",
+    "sync",
+    "sync_descriptor",
+    "write_atomically",
+]
+
+WAIT = "wait for it, or choose another folder"
+
+
+def owned(folder: Path, *, remedy: str = WAIT, patience: float = 0.0) -> AbstractContextManager[None]:
+    """Own an existing folder inside the ``with`` block; see :func:`dataloading.locks.owned`.
+
+    Raises:
+        ConfigurationError: another process owns it.
+    """
+    return locks.owned(folder, remedy=remedy, error=ConfigurationError, patience=patience)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, remedy: str, *, numbered: bool = False) -> Iterator[Path]:
+    """Make a folder, or take an empty one, and own it inside the ``with`` block. It may be a link or a mount point.
+
+    If the block fails and leaves the folder empty, what was made of it and of the folders above it is removed.
+
+    Args:
+        remedy: what to do if the folder has content; the end of the message.
+        numbered: if the folder exists, make one with -2, -3, ... at the end of its name instead.
+
+    Raises:
+        ConfigurationError: the folder has content, is a file, or is in use.
+        OSError: it cannot be made or written.
+    """
+    made: list[Path] = []
+    try:
+        folder = _make(folder, made, numbered=numbered)
+        _check_free(folder, remedy)
+        with owned(folder):
+            _check_free(folder, remedy, is_owned=True)
+            yield folder
+    except BaseException:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        raise
+
+
+def check_new_folder(folder: Path, remedy: str) -> None:
+    """Check that :func:`new_folder` would succeed, and leave nothing behind.
+
+    Raises:
+        ConfigurationError, OSError: as :func:`new_folder`.
+    """
+
+    class Checked(Exception):
+        pass
+
+    with contextlib.suppress(Checked), new_folder(folder, remedy):
+        raise Checked
+
+
+def _make(folder: Path, made: list[Path], *, numbered: bool) -> Path:
+    """Make a folder and those above it, and append each to ``made``; return the folder."""
+    if folder.is_symlink() and not folder.exists():  # a link to a folder that does not exist yet
+        folder = folder.resolve()
+    for parent in [*reversed(folder.parents), *([] if numbered else [folder])]:
+        if not parent.is_dir() and not (parent == folder and parent.exists()):
+            if parent.exists():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            parent.mkdir(exist_ok=True)
+            made.append(parent)
+    if not numbered:
+        return folder
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir()
+            made.append(candidate)
+            return candidate
+    raise AssertionError
+
+
+def _check_free(folder: Path, remedy: str, *, is_owned: bool = False) -> None:
+    if not is_owned and (owner := locks.owner(folder)):
+        raise ConfigurationError(f"{folder} is in use by {owner}; {WAIT}")
+    if not folder.is_dir() or not is_empty(folder):
+        raise ConfigurationError(f"{folder} exists already; {remedy}")

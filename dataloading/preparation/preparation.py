@@ -12,7 +12,6 @@ interruption, even by ``kill -9``, the same command continues from the finished 
 """
 
 import contextlib
-import fcntl
 import io
 import os
 import re
@@ -25,6 +24,7 @@ import numpy as np
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError, SourceChanged
 from dataloading.files import write_atomically
+from dataloading.locks import LOCK, owned
 from dataloading.preparation.class_counts import check_listed, check_prepared
 from dataloading.preparation.descriptions import remarks, write_descriptions
 from dataloading.preparation.destination import resolve_destination
@@ -124,34 +124,30 @@ def _check_options(options: ImageOptions, shard_images: int, workers: int | None
 
 @contextlib.contextmanager
 def _work_folder(dest: Path) -> Iterator[Path]:
-    """Create ``DEST.preparing`` and lock it against other processes while this one works in it."""
+    """Create ``DEST.preparing`` and own it while this process works in it."""
     folder = dest.with_name(dest.name + ".preparing")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
-    is_locked = False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_locked = True
-        yield folder
-    except SourceChanged:
-        (folder / PLAN).unlink(missing_ok=True)  # nothing can continue from it, so the folder is removed below
-        raise
-    except BlockingIOError:
-        raise DatasetError(f"another process is preparing {dest}; wait for it or stop it") from None
-    except OSError as error:
-        if error.errno is None:
+    with contextlib.ExitStack() as ownership:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ownership.enter_context(owned(folder, remedy="wait for it or stop it"))
+        except OSError as error:
+            raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None
+        try:
+            resolve_destination(dest)  # another process may have finished it just now
+            yield folder
+        except SourceChanged:
+            (folder / PLAN).unlink(missing_ok=True)  # nothing can continue from it, so the folder is removed below
             raise
-        raise DatasetError(
-            f"{error.filename or folder}: {error.strerror}; once this is fixed, the same command continues from the "
-            f"finished shards in {folder}"
-        ) from None
-    finally:
-        if is_locked and not (folder / PLAN).exists():  # renamed to DEST, or failed before there was anything to keep
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise DatasetError(
+                f"{error.filename or folder}: {error.strerror}; once this is fixed, the same command continues from "
+                f"the finished shards in {folder}"
+            ) from None
+        finally:
+            if not (folder / PLAN).exists():  # renamed to DEST, or failed before there was anything to keep
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verify(source: Source, path: str | os.PathLike[str], *, progress: bool) -> None:
@@ -295,7 +291,7 @@ def _save_sums(folder: Path, sums: PixelSums, summed: set[int]) -> None:
 
 def _remove_work_files(folder: Path) -> None:
     """Remove everything that is not part of the data set, except the plan, which identifies it until it is renamed."""
-    kept = {PLAN, DESCRIPTION, MEAN_IMAGE, REJECTED}
+    kept = {PLAN, DESCRIPTION, MEAN_IMAGE, REJECTED, LOCK}
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

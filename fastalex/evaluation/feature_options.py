@@ -23,6 +23,7 @@ from fastalex.evaluation.trained_network import (
     inference_plan,
     with_training_data,
 )
+from fastalex.files import check_new_folder
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -75,8 +76,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     """
     check_positive("--batch-size", options.batch_size)
     output = options.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigurationError(f"{output} exists already; choose another --output")
+    check_new_folder(output, "choose another --output")
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
     network = TrainedNetwork.find(options.run, options.weights)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastalex.console import batch_progress
 from fastalex.datasets import AnyDataset, open_prepared
-from fastalex.errors import Interrupted
+from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.evaluation.trained_network import TrainedNetwork, open_loader
-from fastalex.files import write_atomically
+from fastalex.files import UNFINISHED, new_folder, owned, sync, write_atomically
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
 from fastalex.parallel.layout import ParallelPlan
@@ -29,6 +32,8 @@ from fastalex.parallel.world import World
 from fastalex.training.validation import fill_up
 
 DType = Literal["float32", "float16"]
+
+_INDEX = "features.json"
 
 
 @dataclass(frozen=True)
@@ -83,31 +88,64 @@ def extract(world: World, extraction: Extraction) -> None:
 
     The arrays have the shape images x channels x height x width, or images x features, in the order of ``samples.csv``.
     Each worker writes the activations of its own stage after every batch, so memory holds one batch. Files are written
-    to a temporary folder, which is renamed when complete.
+    to a hidden folder in the output folder, and move up when all are complete, ``features.json`` last. So the output
+    folder may be a link or a mount point.
 
     Raises:
+        ConfigurationError: the output folder has content, is in use, or cannot be written.
         Interrupted: a signal asked to stop; no file is left behind.
         dataloading.DatasetError: an image is damaged.
     """
-    output = extraction.output
-    partial = output.with_name(output.name + ".partial")
     world.arrange(extraction.plan.layout)
-    world.from_first(lambda: _make_empty(partial))
+    unfinished = extraction.output / UNFINISHED
+    with ExitStack() as ownership:  # the first worker owns the folder
+        world.from_first(lambda: _open_output(extraction.output, ownership))
+        try:
+            _write_activations(world, extraction, unfinished)
+            if world.is_first:
+                _write_index(extraction, unfinished)
+        except BaseException as error:
+            if world.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise ConfigurationError(
+                    f"{error.filename or unfinished}: {error.strerror}; nothing was written: free space, or choose "
+                    "another output folder"
+                ) from None
+            raise
+        world.from_first(lambda: _move_up(unfinished))  # no worker returns before all files have their places
+
+
+def _open_output(output: Path, ownership: ExitStack) -> None:
+    """Own the output folder, and make the folder for unfinished files in it."""
+    ownership.enter_context(new_folder(output, "choose another output folder"))
+    unfinished = output / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed command
+    unfinished.mkdir()
+
+
+def discard_unfinished(output: Path, *, folder_too: bool) -> None:
+    """Remove what workers that were killed have left in the output folder, and an empty folder if asked to."""
+    unfinished = output / UNFINISHED
+    with suppress(ConfigurationError, OSError):
+        with owned(output):
+            if not (unfinished / _INDEX).exists():  # complete, but not moved up
+                shutil.rmtree(unfinished, ignore_errors=True)
+        if folder_too:
+            output.rmdir()
+
+
+def _move_up(unfinished: Path) -> None:
+    """Move finished files to the folder above. If that fails, they stay where they are."""
     try:
-        _write_activations(world, extraction, partial)
-        if world.is_first:
-            _write_index(extraction, partial)
-            partial.rename(output)
-    except BaseException:
-        if world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    world.barrier()  # no worker returns before the folder has its final name
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == _INDEX):
+            path.rename(unfinished.parent / path.name)
+        sync(unfinished.parent)
+        unfinished.rmdir()
+    except OSError as error:
+        raise ConfigurationError(
+            f"finished files cannot be moved to {unfinished.parent}: {error.strerror}; they are in {unfinished}"
+        ) from None
 
 
 def _write_activations(world: World, extraction: Extraction, folder: Path) -> None:
@@ -151,8 +189,7 @@ class _ActivationWriter:
             values = torch.cat(parts)[:rows].numpy()
             if name not in self.files:
                 shape = (self.images, *values.shape[1:])
-                path = self.folder / f"{name}.npy"
-                self.files[name] = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
+                self.files[name] = _open_array(self.folder / f"{name}.npy", self.dtype, shape)
             self.files[name][self.first_row : self.first_row + rows] = values
         self.micro_batches.clear()
         self.first_row += rows
@@ -161,6 +198,26 @@ class _ActivationWriter:
         """Write buffered pages to disk."""
         for file in self.files.values():
             file.flush()
+
+
+def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Make a .npy file and map it, with its space on the disk: writing to a mapped file on a full disk is a crash."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        with path.open("r+b") as file:
+            _reserve(file.fileno(), path.stat().st_size)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    return array
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):  # the file system cannot
+            raise
 
 
 def _write_index(extraction: Extraction, folder: Path) -> None:
@@ -185,4 +242,4 @@ def _write_index(extraction: Extraction, folder: Path) -> None:
         "dtype": extraction.dtype,
         "activations": {name: f"{name}.npy" for name in extraction.names},
     }
-    write_atomically(folder / "features.json", json.dumps(description, indent=1) + "\n")
+    write_atomically(folder / _INDEX, json.dumps(description, indent=1) + "\n")

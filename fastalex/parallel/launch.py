@@ -2,6 +2,9 @@
 
 Workers are started by torch's elastic launcher. They end with the command, however it ends: a failed worker takes the
 others with it, signals are forwarded, and the kernel kills a worker whose parent dies.
+
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 ask for an end: the work that is under way is saved first. SLURM can be told to send
+SIGUSR1 before the time is up. A SIGHUP that the process was told to ignore, as by nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dataloading.process import die_with_parent
-from fastalex.errors import WorkerError
+from fastalex.errors import Aborted, WorkerError
 from fastalex.parallel.failures import read_reports, report_and_exit, root_cause, watch_peers
 from fastalex.parallel.layout import Layout
 from fastalex.parallel.rendezvous import meet, open_store
@@ -36,6 +39,8 @@ from fastalex.parallel.world import World
 PEER_TIMEOUT = timedelta(minutes=10)
 
 Worker = Callable[[World, Any], None]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 _interruptions: list[SignalException] = []  # kept until this process ends; see _run_elastic
 
@@ -70,21 +75,24 @@ def run_workers(
                 return _run_elastic(worker, argument, devices, saves_checkpoint)
             except WorkerError as error:  # other errors would come again
                 cause = str(error).splitlines()[0].rstrip(":")
-                print(
-                    f"{cause}; restarting from the last checkpoint ({restart} of {restarts})",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                with contextlib.suppress(OSError):
+                    print(
+                        f"{cause}; restarting from the last checkpoint ({restart} of {restarts})",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         _run_elastic(worker, argument, devices, saves_checkpoint)
 
 
 @contextlib.contextmanager
 def _handlers_restored() -> Iterator[None]:
     """Put the signal handlers back that this module and torch's launcher replace."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    numbers = (*_STOP_SIGNALS, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
+    except SignalException as error:  # while no worker was running
+        raise Aborted("interrupted", int(error.sigval)) from None
     finally:
         for number, handler in handlers.items():
             if handler is not None:  # not installed by Python
@@ -113,11 +121,12 @@ def _stop_notice(saves_checkpoint: bool, *, alone: bool = False) -> str:
 
 
 def _catch_signals(world: World, notice: str, *, repeat_aborts: bool = False) -> None:
-    """Let Ctrl-C and SIGTERM set ``world.signal_number``, and Ctrl-C print a notice on the first worker.
+    """Let the signals that ask for an end set ``world.signal_number``, and print a notice on the first worker.
 
     Args:
-        repeat_aborts: raise KeyboardInterrupt at the second signal. One of several workers ignores it, because a
-            terminal sends Ctrl-C to the worker and to the launcher, which forwards it.
+        repeat_aborts: raise KeyboardInterrupt at the second signal if it is Ctrl-C. One of several workers ignores it,
+            because a terminal sends Ctrl-C to the worker and to the launcher, which forwards it. Other signals may come
+            several times, from a shell, the kernel and a scheduler, and do not abort what the first one has begun.
     """
     line = ("\n" if os.isatty(2) else "") + notice + "\n"  # a terminal has just echoed ^C
 
@@ -125,14 +134,20 @@ def _catch_signals(world: World, notice: str, *, repeat_aborts: bool = False) ->
         if not world.signal_number:
             world.signal_number = number
             # No notice for SIGTERM: the launcher also sends it to the peers of a failed worker.
-            if world.is_first and number == signal.SIGINT:
+            if world.is_first and number != signal.SIGTERM:
                 with contextlib.suppress(OSError):
                     os.write(2, line.encode())  # print() is not reentrant
-        elif repeat_aborts:
+        elif repeat_aborts and number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _heeded_signals():
         signal.signal(number, handle)
+
+
+def _heeded_signals() -> list[signal.Signals]:
+    """The signals that ask for an end, without a SIGHUP that is ignored."""
+    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in _STOP_SIGNALS if number != signal.SIGHUP or not ignores_hangup]
 
 
 # --- several workers --------------------------------------------------------------------------------------------------
@@ -156,8 +171,10 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device],
             max_restarts=0,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=directory),
+            signals_to_handle="SIGQUIT",  # we handle the others: the launcher would heed an ignored SIGHUP
         )
         try:
+            _forward_signals()
             elastic_launch(config, _elastic_worker)(
                 worker, argument, tuple(devices), directory, os.getpid(), saves_checkpoint
             )
@@ -173,6 +190,22 @@ def _run_elastic(worker: Worker, argument: Any, devices: Sequence[torch.device],
             exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         reports = read_reports(Path(directory))
     raise root_cause(reports, exit_codes, devices, signal_number)
+
+
+def _forward_signals() -> None:
+    """Let the signals that ask for an end raise SignalException; the launcher then sends the same one to the workers.
+
+    After a second Ctrl-C the launcher no longer waits for the workers.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not received or number == signal.SIGINT:
+            received.append(number)
+            raise SignalException(f"process {os.getpid()} got signal {number}", signal.Signals(number))
+
+    for number in _heeded_signals():
+        signal.signal(number, handle)
 
 
 def _configure_launcher() -> None:

@@ -25,8 +25,8 @@ class World:
         rank: global rank of this worker, from 0 to ``size`` - 1.
         size: number of workers on all machines.
         device: where this worker computes.
-        signal_number: of the Ctrl-C (SIGINT) or SIGTERM that this worker has received, 0 before. The signal handler
-            does no more than set it; loops ask :meth:`stop_requested`, so that all workers stop at the same step.
+        signal_number: of the Ctrl-C (SIGINT) or other signal that asked this worker to stop, 0 before. The handler does
+            no more than set it; loops ask :meth:`stop_requested`, so that all workers stop at the same step.
         layout: how the workers share the work; set by :meth:`arrange`.
 
     Unless stated otherwise, methods are collective: every worker has to call them, in the same order.
@@ -84,7 +84,7 @@ class World:
         return self.rank == 0
 
     def stop_requested(self) -> bool:
-        """Whether any worker has received Ctrl-C or SIGTERM; all get the same answer.
+        """Whether any worker was asked to stop by a signal; all get the same answer.
 
         Afterwards ``signal_number`` is the same on all workers. A loop that is told to stop raises
         :class:`~fastalex.errors.Interrupted` with it.

@@ -46,6 +46,16 @@ def wait_for_the_end(world: World, folder: str) -> None:
     raise Interrupted("stopped", world.signal_number)
 
 
+def take_two_seconds_to_end(world: World, folder: str) -> None:
+    """Work until told to stop, and save for two seconds then."""
+    note_pids(world, folder)
+    while not world.stop_requested():
+        time.sleep(0.05)
+    time.sleep(2)
+    (Path(folder) / f"{world.rank}.saved").touch()
+    raise Interrupted("stopped", world.signal_number)
+
+
 def be_told_to_stop(world: World, number: int) -> None:
     """The last worker receives a signal; all stop."""
     if world.rank == world.size - 1:

@@ -1,7 +1,5 @@
 """Destinations that exist, cannot be written, or have too little space."""
 
-import fcntl
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dataloading import DatasetError, is_prepared
+from dataloading.preparation import preparation
+from tests.dataloading.owning import another_owner
 from tests.dataloading.preparation.preparing import python_script, quietly
 from tests.dataloading.small_sources import class_folders, contents
 
@@ -35,14 +35,37 @@ def test_a_destination_that_cannot_be_written_is_named(folders, tmp_path):
 
 def test_two_preparations_of_one_destination_do_not_mix(folders, tmp_path):
     (tmp_path / "out.preparing").mkdir()
-    lock = os.open(tmp_path / "out.preparing", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(DatasetError, match=r"another process is preparing"):
-            quietly(folders, tmp_path / "out")
-    finally:
-        os.close(lock)
+    with (
+        another_owner(tmp_path / "out.preparing") as process,
+        pytest.raises(DatasetError, match=rf"out.preparing is in use by process {process.pid} on host .*; wait"),
+    ):
+        quietly(folders, tmp_path / "out")
+    assert (tmp_path / "out.preparing").is_dir()
     assert quietly(folders, tmp_path / "out").count("train") == 24
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_destination_that_another_process_has_just_finished_is_left_alone(folders, tmp_path, monkeypatch):
+    lock = preparation.owned
+
+    def finish_before(folder: Path, **more: str) -> object:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+        return lock(folder, **more)
+
+    monkeypatch.setattr(preparation, "owned", finish_before)
+    with pytest.raises(DatasetError, match=r"exists already"):
+        quietly(folders, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_destination_that_is_a_link(folders, small, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "empty").mkdir()
+    for name in ("empty", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        quietly(folders, tmp_path / name, shard_images=10)
+        assert contents(tmp_path / "disk" / name) == contents(small.root)
 
 
 def test_nothing_is_left_behind_by_a_source_that_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Activations in files against those in memory, and two stages against one device."""
 
 import csv
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from fastalex import load_model
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
-from fastalex.evaluation.features import Extraction, extract
+from fastalex.evaluation.features import Extraction, discard_unfinished, extract
 from fastalex.evaluation.trained_network import TrainedNetwork, inference_plan
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
+from tests.dataloading.owning import another_owner, fill, small_disk
 from tests.fastalex import workers
 from tests.fastalex.evaluation.conftest import HERE
 
@@ -113,3 +115,57 @@ def test_two_stages_give_the_results_of_one_device(runs_of_two_sizes, prepared, 
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, expected, rtol=2e-3, err_msg=name)  # one rounding to 11 bits
     assert (outputs[1] / "samples.csv").read_text() == (outputs[0] / "samples.csv").read_text()
+
+
+def options_for(run: Path, data: Path, output: Path) -> FeaturesOptions:
+    return FeaturesOptions(run, data, ("fc7",), output, devices="cpu")
+
+
+def test_a_link_or_a_mount_point_gets_the_results(runs_of_two_sizes, prepared, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "dangling").symlink_to("new")
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        (disk / "lost+found").mkdir()
+        for output in (tmp_path / "link", tmp_path / "dangling", disk):
+            extract(HERE, resolve(options_for(runs_of_two_sizes[0], prepared, output)))
+            assert np.load(output / "fc7.npy").shape == (7, 256)
+            assert not (output / ".unfinished").exists()
+
+
+def test_a_full_disk_ends_an_extraction_with_one_line_and_leaves_nothing(runs_of_two_sizes, prepared, tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        extraction = resolve(options_for(runs_of_two_sizes[0], prepared, disk / "out"))
+        fill(disk, left=4096)
+        with pytest.raises(ConfigurationError, match=r"fc7\.npy: No space left on device; nothing was written"):
+            extract(HERE, extraction)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+def test_two_extractions_do_not_mix(runs_of_two_sizes, prepared, tmp_path):
+    extraction = resolve(options_for(runs_of_two_sizes[0], prepared, tmp_path / "out"))
+    (tmp_path / "out" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "out" / ".unfinished" / "theirs.npy").touch()
+    with another_owner(tmp_path / "out") as process:
+        with pytest.raises(ConfigurationError, match=rf"out is in use by process {process.pid} on host"):
+            extract(HERE, extraction)
+        discard_unfinished(tmp_path / "out", folder_too=True)
+        assert (tmp_path / "out" / ".unfinished" / "theirs.npy").exists()
+    extract(HERE, extraction)  # theirs was killed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fc7.npy", "features.json", "samples.csv"]
+
+
+def test_finished_results_are_never_deleted(runs_of_two_sizes, prepared, tmp_path, monkeypatch):
+    extraction = resolve(options_for(runs_of_two_sizes[0], prepared, tmp_path / "out"))
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name == "samples.csv":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(ConfigurationError, match=r"cannot be moved .*: Input/output error; they are in .*\.unfinished"):
+        extract(HERE, extraction)
+    discard_unfinished(tmp_path / "out", folder_too=True)
+    assert {path.name for path in (tmp_path / "out").rglob("*.*")} >= {"fc7.npy", "features.json", "samples.csv"}

@@ -23,7 +23,7 @@ SECONDS_TO_END = 30
 
 
 def test_an_error_of_the_user_is_raised_again_and_signal_handlers_are_put_back():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
     before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(DatasetError, match=r"^the thing must be 4, got 3$"):
         run_workers(fail_on_last, DatasetError, CPUS)
@@ -82,7 +82,7 @@ def start_parent(worker: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path: Path, number):
     parent = start_parent("wait_for_the_end", tmp_path)
     try:
@@ -95,8 +95,42 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number):
             assert time.monotonic() < deadline, "a worker is still alive"
             time.sleep(0.05)
         if number != signal.SIGKILL:  # Python itself then complains of resources
-            notice = "stopping after this step; saving a checkpoint\n" if number == signal.SIGINT else ""
+            notice = "" if number == signal.SIGTERM else "stopping after this step; saving a checkpoint\n"
             assert parent.communicate()[1] == notice
+    finally:
+        parent.kill()
+
+
+def test_a_hangup_that_is_ignored_stays_ignored_by_all(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        parent = start_parent("wait_for_the_end", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        pids = wait_for_pids(tmp_path)
+        for pid in (*pids, parent.pid):
+            os.kill(pid, signal.SIGHUP)
+        time.sleep(1)
+        assert parent.poll() is None
+        assert all(map(is_alive, pids))
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGTERM
+        assert not any(map(is_alive, pids))
+    finally:
+        parent.kill()
+
+
+def test_further_signals_do_not_abort_what_the_first_has_begun(tmp_path):
+    parent = start_parent("take_two_seconds_to_end", tmp_path)
+    try:
+        pids = wait_for_pids(tmp_path)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):  # as from SLURM, and as a terminal closes
+            parent.send_signal(number)
+            time.sleep(0.3)
+        assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGUSR1
+        assert not any(map(is_alive, pids))
+        assert len(list(tmp_path.glob("*.saved"))) == 2
     finally:
         parent.kill()
 
@@ -139,15 +173,35 @@ def test_one_device_runs_in_this_process_and_signal_handlers_are_put_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_on_one_device(tmp_path: Path, capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_on_one_device(tmp_path: Path, capfd, number):
+    before = signal.getsignal(number)
+
     def stop_itself(world: World, folder: str) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        for again in (number, signal.SIGTERM, signal.SIGHUP):  # further ones change nothing
+            os.kill(os.getpid(), again)
         wait_for_the_end(world, folder)
 
     with pytest.raises(Interrupted) as caught:
         run_workers(stop_itself, str(tmp_path), CPUS[:1])
-    assert caught.value.signal_number == signal.SIGTERM
-    assert capfd.readouterr().err == ""
+    assert caught.value.signal_number == number
+    assert capfd.readouterr().err.startswith("" if number == signal.SIGTERM else "stopping after this batch")
+    assert signal.getsignal(number) is before
+
+
+def test_an_ignored_hangup_on_one_device():
+    seen: list[World] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def hang_up(world: World, _: object) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+            seen.append(world)
+
+        run_workers(hang_up, None, CPUS[:1])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not seen[0].signal_number
 
 
 @pytest.mark.parametrize(
