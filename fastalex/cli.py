@@ -47,8 +47,6 @@ def resume_hint(run: Path) -> Iterator[None]:
 
 
 def _how_to_resume(run: Path) -> str:
-    if not any(run.glob("checkpoints/[0-9]*")):
-        return f"the run has no checkpoint yet: remove {run} and start again"
     return f"resume with: {shell_command('fastalex.train', '--resume', run)}"
 
 

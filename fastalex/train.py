@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from dataloading.command_line import parse
 from fastalex import cli
 from fastalex.parallel.devices import Devices
@@ -19,16 +21,18 @@ def main() -> None:
     if is_worker():
         run_under_torchrun(train_under_torchrun, options, options.parallel.devices, saves_checkpoint=True)
         return
-    config = resolve(options)
-    with cli.resume_hint(config.folder):
-        run_workers(train, config, config.parallel.devices, options.parallel.max_restarts, saves_checkpoint=True)
+    with ExitStack() as owner:
+        config = resolve(options, owner=owner)
+        with cli.resume_hint(config.folder):
+            run_workers(train, config, config.parallel.devices, options.parallel.max_restarts, saves_checkpoint=True)
 
 
 def train_under_torchrun(world: World, argument: tuple[TrainOptions, Devices]) -> None:
     """The first worker resolves the options; all workers train the same run, each on its machine's devices."""
     options, devices = argument
-    config = world.from_first(lambda: resolve_for_torchrun(options, devices))
-    train(world, with_local_devices(config, devices))
+    with ExitStack() as owner:  # on the first worker
+        config = world.from_first(lambda: resolve_for_torchrun(options, devices, owner))
+        train(world, with_local_devices(config, devices))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from fastalex.cli import optional
 from fastalex.console import console, duration, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
-from fastalex.files import write_atomically
+from fastalex.files import new_folder, write_atomically
 from fastalex.handcrafted.classify import ClassificationResult, HandcraftedMethod, check_method, classify
 from fastalex.parallel.torchrun import is_worker
 from fastalex.studies.claims import PUBLISHED_ERRORS
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
-from fastalex.training.resolve import new_folder
+from fastalex.training.resolve import default_folder
 
 RECORD = "baseline.json"
 
@@ -85,21 +85,15 @@ def run_baseline(options: BaselineOptions) -> Errors:
     rows = published_rows()
     if options.run is not None:
         rows = [_run_row(options.run, dataset, options.split), *rows]
-    folder = options.output or new_folder(f"{dataset.name}-baseline-{options.features}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(f"{folder} exists already; choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    try:
+    asked = options.output or default_folder(f"{dataset.name}-baseline-{options.features}")
+    with new_folder(asked, "choose another --output", numbered=options.output is None) as folder:
+        start = time.perf_counter()
         result = classify(dataset, options.method, options.split, folder)
-    except BaseException:
-        folder.rmdir()  # still empty; the same command may be given again
-        raise
-    seconds = time.perf_counter() - start
-    images = f"{dataset.name} {options.split}: {result.metrics.images}"
-    own = Errors(METHODS[options.features], result.metrics.top1_error, result.metrics.top5_error, images)
-    record = _record(options, dataset, result, seconds, rows)
-    write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        seconds = time.perf_counter() - start
+        images = f"{dataset.name} {options.split}: {result.metrics.images}"
+        own = Errors(METHODS[options.features], result.metrics.top1_error, result.metrics.top5_error, images)
+        record = _record(options, dataset, result, seconds, rows)
+        write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
     _print([own, *rows], seconds, folder)
     return own
 

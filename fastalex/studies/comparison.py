@@ -21,6 +21,7 @@ from fastalex.files import write_atomically
 from fastalex.network.architecture import block_shapes
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, PublishedDifference, Study, Variant
 from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, read_result
+from fastalex.training.metrics_log import save_figure, without_backend
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,8 @@ def _published_record(published: PublishedDifference | None) -> dict[str, Any] |
 
 def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Draw errors, or epochs to the goal: a bar per variant and a point per run."""
-    from matplotlib.figure import Figure as Picture  # a slow import, which only this function needs
+    with without_backend():
+        from matplotlib.figure import Figure as Picture  # a slow import, which only this function needs
 
     picture = Picture(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     panels: list[tuple[str, list[list[float]]]] = [
@@ -311,4 +313,4 @@ def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
     picture.suptitle(study.claim, fontsize=10)
-    picture.savefig(path, dpi=110)
+    save_figure(picture, path)

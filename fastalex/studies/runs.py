@@ -7,23 +7,21 @@ all others start from the beginning.
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
+from fastalex.files import new_folder, owned, write_atomically
 from fastalex.parallel.launch import run_workers
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
-from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.checkpoint import checkpoints_of, latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
 from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
-from fastalex.training.resolve import check, make_folder, new_run, resume_parallel
+from fastalex.training.resolve import check, new_run, resume_parallel
 from fastalex.training.trainer import train
 
 # Fields of RunConfig that may change when a run resumes. Any other change makes it another run.
@@ -183,24 +181,6 @@ def _check_distinct(study: Study, runs: Sequence[StudyRun]) -> None:
             )
 
 
-@contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Create the study's folder if necessary, and lock it for this process. The kernel releases the lock on exit.
-
-    Raises:
-        ConfigurationError: another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                f"another command is running the study in {folder}; wait for it, or choose another output folder"
-            ) from None
-        yield
-
-
 def run_to_completion(run: StudyRun, restarts: int = 0) -> None:
     """Train the run from the start or from its checkpoint; return at once if it is finished.
 
@@ -214,15 +194,13 @@ def run_to_completion(run: StudyRun, restarts: int = 0) -> None:
     if is_finished(run):
         return
     folder = run.folder
-    if not _has_checkpoint(folder):
-        if (folder / "config.json").is_file():
-            shutil.rmtree(folder)  # it ended before its first checkpoint
-        make_folder(folder)
-    run.config.save()
-    try:
-        run_workers(train, run.config, run.config.parallel.devices, restarts)
-    except NonFiniteLoss as error:  # also a result: the same run would diverge again
-        (folder / _DIVERGED_FILE).write_text(f"{error}\n")
+    is_new = not (folder / "config.json").is_file()
+    with new_folder(folder, "choose another output folder for the study") if is_new else owned(folder):
+        run.config.save()
+        try:
+            run_workers(train, run.config, run.config.parallel.devices, restarts)
+        except NonFiniteLoss as error:  # also a result: the same run would diverge again
+            write_atomically(folder / _DIVERGED_FILE, f"{error}\n")
 
 
 def is_finished(run: StudyRun) -> bool:
@@ -238,7 +216,7 @@ def has_diverged(run: StudyRun) -> bool:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any((folder / "checkpoints").glob("[0-9]*-[0-9]*"))
+    return (folder / "config.json").is_file() and bool(checkpoints_of(folder))
 
 
 def read_result(run: StudyRun) -> RunResult:
@@ -252,7 +230,7 @@ def read_result(run: StudyRun) -> RunResult:
     if last is None or last["epoch"] != epochs - 1:
         raise ConfigurationError(
             f"{run.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has completed; "
-            f"remove the run (rm -r {run.folder}) and give the same command again"
+            "restore the file, or choose another output folder"
         )
     errors: dict[int, list[tuple[float, int]]] = {}
     for line in lines:

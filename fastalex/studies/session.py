@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fastalex.console import console
 from fastalex.errors import Interrupted
+from fastalex.files import is_empty, new_folder, owned
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.studies.claims import Study
 from fastalex.studies.comparison import comparison_table, draw_comparison, remarks, write_comparison
 from fastalex.studies.options import StudyOptions, resolve
-from fastalex.studies.runs import StudyRun, exclusive_lock, is_finished, plan_runs, run_to_completion
+from fastalex.studies.runs import StudyRun, is_finished, plan_runs, run_to_completion
+from fastalex.training.metrics_log import reason, say
 
 
 def run_study(options: StudyOptions) -> None:
@@ -23,9 +25,11 @@ def run_study(options: StudyOptions) -> None:
     """
     refuse_launcher("a study starts its own workers; run it without torchrun and name its devices")
     study = resolve(options)
-    runs = plan_runs(study, options.shared, options.seeds, options.folder)
-    with exclusive_lock(options.folder):
-        _train_and_compare(study, runs, options.folder, options.parallel.max_restarts)
+    folder = options.folder
+    is_begun = folder.is_dir() and not is_empty(folder)
+    with owned(folder) if is_begun else new_folder(folder, "choose another output folder"):
+        runs = plan_runs(study, options.shared, options.seeds, folder)
+        _train_and_compare(study, runs, folder, options.parallel.max_restarts)
 
 
 def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, restarts: int) -> None:
@@ -42,8 +46,11 @@ def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, res
                 raise Interrupted(message, error.signal_number) from None
         # Written after every run, so that an unfinished study can be looked at.
         rows = write_comparison(study, runs, folder)
-    draw_comparison(study, rows, folder / "study.png")
     out.print(comparison_table(study, rows))
     for remark in remarks(study, runs, rows):
         out.print(remark)
     out.print(f"written: {folder / 'study.json'}, {folder / 'study.png'}")
+    try:
+        draw_comparison(study, rows, folder / "study.png")
+    except Exception as error:  # a picture is decoration
+        say(f"study.png is left out: {reason(error)}")

@@ -47,6 +47,8 @@ class RunConfig:
         edits: changes of the recipe by hand, or made when the run was resumed; ``recipe`` includes them.
         on_non_finite: ``stop`` if a loss is not finite, or ``skip`` the update.
         cuda_graphs: whether steps run from CUDA graphs; None leaves the choice to the engine.
+        save_every: steps between checkpoints within an epoch; None saves by the clock. Every epoch ends with one, too.
+        keep: number of checkpoints to keep.
     """
 
     data: str
@@ -66,6 +68,8 @@ class RunConfig:
     edits: tuple[Edit, ...] = ()
     on_non_finite: NonFinitePolicy = "stop"
     cuda_graphs: bool | None = None
+    save_every: int | None = None
+    keep: int = 1
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,28 +54,38 @@ class Counters:
 
     Counts of successive steps add up on the device (:meth:`add`). Every few steps they start their way to the host
     (:meth:`send`). Those that have arrived are summed over all workers, checked, and returned as reports
-    (:meth:`receive`). The same exchange tells every worker whether one of them was asked to stop, so that all stop at
-    the same step. All workers must make the same calls.
+    (:meth:`receive`). The same exchange tells every worker whether one of them was asked to stop or wants a checkpoint,
+    so that all stop or save at the same step. All workers must make the same calls.
 
     Args:
         step: the training step, which counts skipped and non-finite steps on the device.
         state: the run's state; its number of skipped steps is updated here.
         run: the run folder; error messages name its latest checkpoint.
+        wants_save: asked at each exchange: whether this worker finds that a checkpoint is due.
 
     Attributes:
         exchange_every: steps between two exchanges.
         stop_requested: whether any worker was asked to stop, as of the last exchange.
+        save_requested: whether any worker wanted a checkpoint at the last exchange. Who saves sets it to False.
     """
 
     def __init__(
-        self, world: World, step: TrainingStep, state: TrainingState, run: Path, *, steps_per_epoch: int
+        self,
+        world: World,
+        step: TrainingStep,
+        state: TrainingState,
+        run: Path,
+        *,
+        steps_per_epoch: int,
+        wants_save: Callable[[], bool] = lambda: False,
     ) -> None:
         on_cpu = world.device.type == "cpu"
         # An exchange takes a fraction of a millisecond: negligible beside a step on a CPU, but not on a GPU.
         self.exchange_every = 1 if on_cpu else 10
         # On a GPU, counts are read while the next steps run.
         self.readback: DelayedReadback[_Moment] = DelayedReadback(0 if on_cpu else 1)
-        self.stop_requested = False
+        self.stop_requested = self.save_requested = False
+        self._wants_save = wants_save
         self._world, self._step, self._state, self._run = world, step, state, run
         self._most_skipped = min(_MOST_SKIPPED, steps_per_epoch)
         self._first_step = self._last_finite_step = state.step
@@ -128,15 +138,24 @@ class Counters:
         if not math.isfinite(loss):
             self._raise_non_finite(loss, self._state.step, self._step.learning_rate)
 
+    def check_weights(self, are_finite: bool) -> None:
+        """Raise NonFiniteLoss if the last update has ruined the weights, which no loss shows yet."""
+        if not are_finite:
+            raise NonFiniteLoss(
+                f"weights are not finite after step {self._state.step} with learning rate "
+                f"{self._step.learning_rate:g}; {self._remedy()}"
+            )
+
     def _now(self, rate: Rate | None) -> _Moment:
         return _Moment(replace(self._state), rate, self._step.learning_rate)
 
     def _share(self, values: Tensor) -> Tensor:
-        """The sum of a CPU vector over all workers. The stop request is part of the same message."""
-        shared = torch.cat([values, torch.tensor([self._world.signal_number], dtype=torch.float64)])
-        self._world.sum(shared)
+        """The sum of a CPU vector over all workers. Requests to save and to stop are part of the same message."""
+        requests = torch.tensor([self._wants_save(), self._world.signal_number], dtype=torch.float64)
+        shared = self._world.sum(torch.cat([values, requests]))
+        self.save_requested = bool(shared[-2])
         self.stop_requested = self.stop_requested or bool(shared[-1])
-        return shared[:-1]
+        return shared[:-2]
 
     def _has_progress(self, step: int) -> bool:
         """Whether any of the unreported steps was not skipped."""

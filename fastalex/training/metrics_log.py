@@ -1,19 +1,25 @@
-"""The metrics of a run: ``metrics.jsonl``, TensorBoard events and a plot of the training curve."""
+"""The metrics of a run: ``metrics.jsonl``, TensorBoard events and a plot of the training curve.
+
+``metrics.jsonl`` is part of the run. Events and plot are decoration: where they fail, a line says so.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
+import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastalex.files import write_atomically
+from fastalex.files import sync_descriptor, write_atomically
 from fastalex.metrics import Metrics
 
 # TensorBoard would import TensorFlow if there is one, which is slow and fails if it is broken. Without it, TensorBoard
@@ -72,6 +78,17 @@ class Stopwatch:
         return rate
 
 
+def say(line: str) -> None:
+    """Print a line about something that does not end the run, where it can be printed."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class MetricsLog:
     """``metrics.jsonl``, with one JSON object per line, and the same values as TensorBoard events.
 
@@ -80,20 +97,26 @@ class MetricsLog:
     Args:
         run: the run folder.
         step: the step from which the run starts or resumes.
+
+    Raises:
+        OSError: ``metrics.jsonl`` cannot be written; the error names it.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one worker writes a log
-
         self.path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(run) if line["step"] <= step] if self.path.exists() else []
+        is_new = not self.path.exists()
+        kept = [] if is_new else [line for line in read_metrics(run) if line["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
-        self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+        self._events = _Events(run, None if is_new else step + 1)
 
     def write(self, kind: Kind, epoch: int, step: int, metrics: Metrics, rate: Rate, **more: float) -> None:
-        """Append one line; ``more`` are additional fields."""
-        line = {
+        """Append one line; ``more`` are additional fields.
+
+        Raises:
+            OSError: ``metrics.jsonl`` cannot be written; the error names it.
+        """
+        line: dict[str, Any] = {
             "kind": kind,
             "epoch": epoch,
             "step": step,
@@ -104,16 +127,77 @@ class MetricsLog:
             "images_per_second": round(rate.images_per_second, 2),
             **more,
         }
-        self._file.write(json.dumps(line) + "\n")
-        if kind == "val":
-            os.fsync(self._file.fileno())  # must be on disk before the checkpoint that counts this epoch
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            if kind == "val":
+                sync_descriptor(self._file.fileno())  # must be on disk before the checkpoint that counts this epoch
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         for name in ("loss", "top1_error", "top5_error", "images_per_second", *more):
-            self._events.add_scalar(f"{kind}/{name}", line[name], step)
+            self._events.write(f"{kind}/{name}", line[name], step)
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
+        """Close both files. Every line was flushed when it was written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._events.close()
+
+
+class _Events:
+    """TensorBoard events of a run. What fails is told once, and then no more events are written.
+
+    Args:
+        run: the run folder.
+        purge_step: TensorBoard ignores earlier events from this step on; None for a new run.
+    """
+
+    def __init__(self, run: Path, purge_step: int | None) -> None:
+        self._writer: Any = None
+        self._has_failed = False
+        self._hook_before = threading.excepthook
+        threading.excepthook = self._thread_failed
+
+        def open_writer() -> None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one worker writes a log
+
+            self._writer = SummaryWriter(str(run), purge_step=purge_step)
+
+        self._attempt(open_writer)
+
+    def write(self, name: str, value: float, step: int) -> None:
+        """Add one value."""
+        writer = self._writer
+        if writer is not None:
+            self._attempt(lambda: writer.add_scalar(name, value, step))
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        writer = self._writer
+        if writer is not None:
+            self._attempt(writer.close)
+        self._writer, self._has_failed = None, True
+        threading.excepthook = self._hook_before
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever TensorBoard, or what it imports, may raise
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._writer = None
+        if self._has_failed:
+            return
+        self._has_failed = True
+        say(f"no TensorBoard events from here on: {reason(error)}; metrics.jsonl has the same figures")
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose traceback says no more than its exception."""
+        if type(failure.thread).__module__.startswith("tensorboard."):
+            self._give_up(failure.exc_value or OSError("its thread has ended"))
+        else:
+            self._hook_before(failure)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -128,8 +212,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(run: Path) -> Path:
-    """Plot loss and error rates over the steps into ``curve.png``; return its path."""
-    from matplotlib.figure import Figure  # slow to import, and only needed at the end of a run
+    """Plot loss and error rates over the steps into ``curve.png``; return its path.
+
+    Raises:
+        Exception: matplotlib fails, or the file cannot be written.
+    """
+    with without_backend():
+        from matplotlib.figure import Figure  # slow to import, and only needed at the end of a run
 
     lines = read_metrics(run)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -144,6 +233,26 @@ def draw_curve(run: Path) -> Path:
     for axes in (loss, error):
         axes.legend()
         axes.grid(alpha=0.3)
-    path = run / "curve.png"
-    figure.savefig(path, dpi=110)
+    return save_figure(figure, run / "curve.png")
+
+
+@contextmanager
+def without_backend() -> Iterator[None]:
+    """Import matplotlib in the ``with`` block without the backend that a notebook has asked for."""
+    asked = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        yield
+    finally:
+        if asked is None:
+            del os.environ["MPLBACKEND"]
+        else:
+            os.environ["MPLBACKEND"] = asked
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a matplotlib figure as PNG, whole or not at all; return its path."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())
     return path

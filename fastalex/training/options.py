@@ -161,9 +161,14 @@ class TrainOptions:
     parallel: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
     reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
     resume: Annotated[Path | None, optional("RUN")] = None
-    """Resume the run in this folder from its latest checkpoint."""
+    """Resume the run in this folder from its latest checkpoint, or from the beginning if it has none."""
     output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the new run. Default: a new folder in runs/."""
+    save_every: Annotated[int | None, optional("STEPS")] = None
+    """Save a checkpoint every so many steps, and at the end of every epoch. Default: every 15 minutes and every
+    epoch."""
+    keep: Annotated[int | None, optional("N")] = None
+    """Keep the N latest checkpoints (default 1). The best weights are always kept."""
 
 
 def resume_command(run: Path, **options: object) -> str:

@@ -1,13 +1,16 @@
 """What a run prints, and the log that it writes.
 
 On a terminal, a bar shows the current epoch. Elsewhere an epoch that takes minutes prints a line now and then. Every
-epoch ends with one line.
+epoch ends with one line. All that is printed and drawn is decoration: if it fails, one line on stderr says so, and the
+run goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.live import Live
@@ -20,7 +23,7 @@ from fastalex.network.architecture import block_shapes
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
-from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve
+from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve, reason, say
 from fastalex.training.options import resume_command
 from fastalex.training.state import TrainingState
 
@@ -70,6 +73,7 @@ class Reporter(SilentReporter):
         self._total = self._epoch = Rate()
         self._summed_loss, self._summed_images = 0.0, 0
         self._last_line = 0.0
+        self._failed: set[str] = set()
 
     def start(self, state: TrainingState) -> None:
         """Open the log and print what is trained on what."""
@@ -100,10 +104,11 @@ class Reporter(SilentReporter):
         if not self.console.is_terminal:
             yield
             return
-        first = Text(self._bar_line(state, []))
-        with Live(first, console=self.console, auto_refresh=False, transient=True) as self._bar:
+        self._attempt("the progress bar", lambda: self._open_bar(state))
+        try:
             yield
-        self._bar = None
+        finally:
+            self._attempt("the progress bar", self._close_bar)
 
     def trained(self, report: Report) -> None:
         """Log a stretch of training steps and show it."""
@@ -119,11 +124,12 @@ class Reporter(SilentReporter):
         # What matters most comes first, because a narrow bar leaves out the rest.
         done = self._steps_done(state)
         images_left = (self._steps_per_epoch - done) * self.recipe.batch_size
-        seconds_left = images_left * self._epoch.seconds / self._epoch.images
+        seconds_left = images_left * self._epoch.seconds / max(1, self._epoch.images)
         parts = [f"loss {metrics.loss:.3f}", f"error {metrics.top1_error:.1f} %", f"{duration(seconds_left)} left"]
         extra = [_speed(self._epoch), f"waiting for data {self._epoch.waiting_percent:.0f} %"]
         if self._bar is not None:
-            self._bar.update(Text(self._bar_line(state, parts, extra)), refresh=True)
+            bar, line = self._bar, Text(self._bar_line(state, parts, extra))
+            self._attempt("the progress bar", lambda: bar.update(line, refresh=True))
         elif done < self._steps_per_epoch and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._print("  ".join([self._title(state), *parts, *extra]))
             self._last_line = time.monotonic()
@@ -148,7 +154,7 @@ class Reporter(SilentReporter):
         self._print(text)
 
     def end(self, state: TrainingState, peaks: Sequence[int]) -> None:
-        """Print the results, and the commands that come next."""
+        """Print the results, and the commands that come next. Then draw the curve."""
         run, errors, total = self.config.folder, state.errors, self._total
         best = min(errors)
         seconds = f"{duration(state.seconds)} of training"
@@ -160,7 +166,7 @@ class Reporter(SilentReporter):
             "time": f"{seconds}, {_speed(total)}, waiting for data {total.waiting_percent:.1f} %",
             "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by worker" if peaks[1:] else ""),
             "files": ", ".join(str(run / name) for name in ("best.safetensors", "last.safetensors")),
-            "curve": str(draw_curve(run)),
+            "curve": str(run / "curve.png"),
         }
         if state.skipped:
             rows["skipped"] = f"{state.skipped} steps with a non-finite loss or gradient"
@@ -173,14 +179,47 @@ class Reporter(SilentReporter):
         self._print(
             f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {self.dataset.count('val')} validation images"
         )
+        self._attempt("the curve", lambda: draw_curve(run))
 
     def close(self) -> None:
         """Close the log."""
         if self._log is not None:
             self._log.close()
 
+    def _attempt(self, what: str, action: Callable[[], object]) -> None:
+        """Do what must not end a run. If it fails, one line says so, and the thing is left out from then on."""
+        if what in self._failed:
+            return
+        try:
+            action()
+        except (Exception, SystemExit) as error:
+            self._failed.add(what)
+            # rich raises SystemExit(1) when nobody reads its output any more.
+            cause = error.__context__ if isinstance(error, SystemExit) and error.__context__ else error
+            say(f"{what} is left out from here on: {reason(cause)}; the run goes on")
+
+    def _open_bar(self, state: TrainingState) -> None:
+        line = Text(self._bar_line(state, []))
+        bar = Live(line, console=self.console, auto_refresh=False, transient=True)
+        bar.start(refresh=True)
+        self._bar = bar
+
+    def _close_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+
     def _print(self, line: str) -> None:
-        self.console.print(line)
+        if "output" in self._failed:
+            return
+        encoding = self.console.encoding
+        line = line.encode(encoding, "backslashreplace").decode(encoding)
+        self._attempt("output", lambda: self.console.print(line))
+        if "output" in self._failed:
+            with contextlib.suppress(OSError, ValueError):  # at exit Python would try to write what is still buffered
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.console.file.fileno())
+                os.close(nowhere)
 
     def _print_rows(self, rows: Mapping[str, str]) -> None:
         """Print names and values in two columns."""

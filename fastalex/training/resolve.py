@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from dataloading.loading.dali_check import check_dali
 from fastalex.datasets import AnyDataset, default_recipe, mean_image_hash, open_data, open_prepared, reopen_data
 from fastalex.errors import ConfigurationError
+from fastalex.files import new_folder, owned
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import check_precision
 from fastalex.network.variation import build_architecture
@@ -29,32 +31,52 @@ from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
 from fastalex.recipes.schedule import Recipe
-from fastalex.training.checkpoint import latest_checkpoint, load_state, publish
+from fastalex.training.checkpoint import checkpoints_of, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
+from fastalex.training.state import TrainingState
+
+_SECONDS_TO_DIE = 30.0  # in which the workers that torchrun has killed release their run folder
 
 
-def resolve(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
+def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitStack | None = None) -> RunConfig:
     """Check the options against each other and against what exists, and make the run folder.
 
     Args:
         devices: of this machine, where torchrun has assigned them; None reads them from the options.
+        owner: owns the run folder until it is closed, so that no other process may train there. None gives the
+            ownership up before returning.
 
     Raises:
-        ConfigurationError, dataloading.DatasetError: the run cannot be made.
+        ConfigurationError, dataloading.DatasetError: the run cannot be made, or its folder is in use.
     """
     if options.parallel.max_restarts < 0:
         raise ConfigurationError(f"--max-restarts must be at least 0, got {options.parallel.max_restarts}")
-    config = _resumed_run(options, devices) if options.resume else new_run(options, devices)
-    check(config)
-    if not options.resume:
-        make_folder(config.folder)
-    config.save()
+    with ExitStack() as ownership:
+        # The folder first: what comes next may take hours.
+        if options.resume:
+            RunConfig.load(options.resume)  # refuses what is no run
+            ownership.enter_context(owned(options.resume, remedy="wait for it, or stop it first"))
+        elif options.output:
+            ownership.enter_context(new_folder(options.output, _remedy_for(options.output)))
+        config = _resumed_run(options, devices) if options.resume else new_run(options, devices)
+        check(config)
+        if not options.resume and not options.output:
+            folder = ownership.enter_context(new_folder(config.folder, "choose an --output", numbered=True))
+            config = replace(config, output=str(folder))
+        config.save()
+        if owner is not None:
+            owner.push(ownership.pop_all())
     return config
 
 
-def resolve_for_torchrun(options: TrainOptions, devices: Devices) -> RunConfig:
+def _remedy_for(folder: Path) -> str:
+    resume = f", or resume its run with --resume {folder}" if (folder / "config.json").is_file() else ""
+    return f"choose another --output{resume}"
+
+
+def resolve_for_torchrun(options: TrainOptions, devices: Devices, owner: ExitStack | None = None) -> RunConfig:
     """As :func:`resolve`, for a worker of torchrun; after a restart, the configuration of the run under way.
 
     Raises:
@@ -67,8 +89,10 @@ def resolve_for_torchrun(options: TrainOptions, devices: Devices) -> RunConfig:
         raise ConfigurationError("torchrun --max-restarts needs --output, so that a restarted worker finds its run")
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if folder is not None and restarted and (folder / "config.json").exists():
+        if owner is not None:
+            owner.enter_context(owned(folder, remedy="wait for it, or stop it first", patience=_SECONDS_TO_DIE))
         return RunConfig.load(folder)
-    return resolve(options, devices)
+    return resolve(options, devices, owner)
 
 
 def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
@@ -98,7 +122,7 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
         parallel=plan,
         precision=options.parallel.precision or "fp32",
         seed=training.seed or 0,
-        output=str(options.output or new_folder(f"{dataset.name}-{options.network.arch}")),
+        output=str(options.output or default_folder(f"{dataset.name}-{options.network.arch}")),
         measure_split=_measures_split(options.parallel, plan),
         fraction=1.0 if training.fraction is None else training.fraction,
         stored_size=dataset.size,
@@ -107,14 +131,15 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
         edits=tuple(Edit(0, text) for text in training.edits),
         **_step_options(options.parallel),
         **_given(options.reading),
+        **_saving_options(options),
     )
 
 
 def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     assert options.resume is not None
     config = RunConfig.load(options.resume)
-    checkpoint = latest_checkpoint(options.resume)
-    if load_spec(checkpoint / "model.safetensors") != config.network:
+    checkpoint = next(reversed(checkpoints_of(options.resume)), None)  # None if the run ended before the first one
+    if checkpoint and load_spec(checkpoint / "model.safetensors") != config.network:
         raise ConfigurationError(
             f"{checkpoint} holds another network than {options.resume / 'config.json'} describes; restore one of the "
             "two"
@@ -136,11 +161,12 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
             f"{config.network.num_classes}; give data with the same class names"
         )
     # Longer runs keep their past: changes of the schedule stay at their epochs.
-    recipe, state = config.recipe, load_state(checkpoint)
+    recipe, state = config.recipe, load_state(checkpoint) if checkpoint else TrainingState()
     if options.training.epochs is not None:
         recipe = replace(recipe, epochs=options.training.epochs)
     if state.epoch >= recipe.epochs:
-        publish(options.resume, checkpoint)  # the run may have been killed just before this
+        if checkpoint:
+            publish(options.resume, checkpoint, config.keep)  # the run may have been killed just before this
         raise ConfigurationError(
             f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
             f"{state.epoch + 1} or more"
@@ -161,6 +187,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
         edits=(*config.edits, *(Edit(state.step, text) for text in edits)),
         **_step_options(options.parallel),
         **_given(options.reading),
+        **_saving_options(options),
     )
 
 
@@ -300,6 +327,11 @@ def _step_options(options: ParallelOptions) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _saving_options(options: TrainOptions) -> dict[str, Any]:
+    given = {"save_every": options.save_every, "keep": options.keep}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
     """The recipe with what the options replace."""
     given: dict[str, Any] = {
@@ -331,6 +363,9 @@ def check(config: RunConfig) -> None:
         raise ConfigurationError(f"--seed must be from 0 to 2**63 - 1, got {config.seed}")
     if not 0 <= config.hardware_decoder_load <= 1:
         raise ConfigurationError(f"--hardware-decoder-load must be from 0 to 1, got {config.hardware_decoder_load:g}")
+    for name, count in (("save-every", config.save_every), ("keep", config.keep)):
+        if count is not None and count < 1:
+            raise ConfigurationError(f"--{name} must be at least 1, got {count}")
     plan = config.parallel
     check_precision(config.precision, plan.devices)
     check_batch(plan.layout, plan.schedule, config.recipe.batch_size, plan.micro_batches)
@@ -351,25 +386,9 @@ def _absolute(dataset: AnyDataset) -> str:
     return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
 
 
-def new_folder(name: str) -> Path:
-    """The default folder of a run: ``runs/``, date, time and name."""
+def default_folder(name: str) -> Path:
+    """The default folder of a run: ``runs/``, date, time and name. Another run may have the same."""
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-
-
-def make_folder(folder: Path) -> None:
-    """Make a new run's folder.
-
-    Raises:
-        ConfigurationError: the folder exists and is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = ""
-        if (folder / "config.json").is_file():
-            remedy = f", or resume its run with --resume {folder}"
-            if not (folder / "last.safetensors").exists():
-                remedy = f", or remove it: its run was stopped before its first checkpoint (rm -r {folder})"
-        raise ConfigurationError(f"{folder} exists already; choose another --output{remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def with_local_devices(config: RunConfig, devices: Sequence[torch.device]) -> RunConfig:

@@ -1,14 +1,18 @@
 """The training run: restore, build, then per step fetch, forward-backward, update, count and report.
 
 Every worker runs the same loop over the same order of images, so all make the same steps without asking each other.
-Every few steps they exchange one small vector: the counts of the last stage, and whether any worker was asked to stop.
+Every few steps they exchange one small vector: the counts of the last stage, and whether any worker was asked to stop
+or wants a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +38,14 @@ from fastalex.parallel.pipeline import build_engine
 from fastalex.parallel.world import World
 from fastalex.recipes.optimizer import KrizhevskySGD
 from fastalex.recipes.schedule import plateau_divisions
-from fastalex.training.checkpoint import latest_checkpoint, load_state, load_velocities, publish, save_checkpoint
+from fastalex.training.checkpoint import (
+    checkpoints_of,
+    load_state,
+    load_velocities,
+    publish,
+    remove_unfinished,
+    save_checkpoint,
+)
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Counters
 from fastalex.training.graphed_step import build_step
@@ -45,13 +56,19 @@ from fastalex.training.reporting import Reporter, SilentReporter
 from fastalex.training.state import TrainingState
 from fastalex.training.validation import count_errors
 
+SECONDS_BETWEEN_CHECKPOINTS = 15 * 60.0
+"""A run that does not save by steps saves after this time at the latest."""
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 def train(world: World, config: RunConfig) -> None:
     """Train to the recipe's last epoch, from the start or from the latest checkpoint in the run folder.
 
     Raises:
         Interrupted: a worker was asked to stop. The run was saved first.
-        ConfigurationError: a non-finite loss, too little memory, or a checkpoint that does not fit.
+        ConfigurationError: a non-finite loss, too little memory, a checkpoint that does not fit, or a file that cannot
+            be written. The last checkpoint is still there.
     """
     # Set up the process and this worker's part of the layout.
     if world.device.type == "cpu":
@@ -67,6 +84,13 @@ def train(world: World, config: RunConfig) -> None:
         # Build, then run.
         with closing(Trainer(world, config, model, checkpoint)) as trainer:
             trainer.run()
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK_ERRORS:
+            raise
+        raise ConfigurationError(
+            f"{error.filename or config.folder}: {error.strerror}; once this is fixed, resume with: "
+            f"{resume_command(config.folder)}"
+        ) from None
     except (RuntimeError, MemoryError) as error:
         out_of_memory = out_of_memory_error(error, config, world.pipeline_rank, world.device)
         if out_of_memory is None:
@@ -80,7 +104,7 @@ def find_checkpoint(world: World, run: Path) -> Path | None:
     Raises:
         ConfigurationError: the workers see different checkpoints.
     """
-    checkpoint = latest_checkpoint(run) if (run / "checkpoints").is_dir() else None
+    checkpoint = next(reversed(checkpoints_of(run)), None)
     names = world.gather_objects(checkpoint.name if checkpoint else "none")
     for rank, name in enumerate(names):
         if name != names[0]:
@@ -108,7 +132,8 @@ def with_measured_split(world: World, config: RunConfig, model: AlexNet) -> RunC
     config = replace(config, parallel=replace(config.parallel, split=split), measure_split=False)
     if world.is_first:
         config.save()
-        print(f"split by measured block times: later stages begin with {format_split(split)}", flush=True)
+        with contextlib.suppress(OSError):
+            print(f"split by measured block times: later stages begin with {format_split(split)}", flush=True)
     return config
 
 
@@ -185,13 +210,22 @@ class Trainer:
             graphs=config.cuda_graphs,
             say=self.reporter.note if world.is_first else self._note_of_this_worker,
         )
-        self.counters = Counters(world, self.step, self.state, config.folder, steps_per_epoch=self.steps_per_epoch)
+        self.counters = Counters(
+            world,
+            self.step,
+            self.state,
+            config.folder,
+            steps_per_epoch=self.steps_per_epoch,
+            wants_save=self._wants_save,
+        )
+        self._saved_at = time.monotonic()
         self.report_every = min(50, max(1, self.steps_per_epoch // 20))
         self.peak_bytes = 0
 
     def run(self) -> None:
         """Train the remaining epochs. Each ends with a validation and a checkpoint."""
         self._start()
+        self._saved_at = time.monotonic()
         state = self.state
         while state.epoch < self.recipe.epochs:
             # Learning rates follow the recipe and, with a plateau, the validation errors so far.
@@ -216,8 +250,10 @@ class Trainer:
     def _start(self) -> None:
         """Say what is trained, and what a user should know about it."""
         config, world = self.config, self.world
-        if self.checkpoint and world.is_first:
-            publish(config.folder, self.checkpoint)  # the run may have been interrupted just before this
+        if world.is_first:  # the run may have been interrupted while it saved
+            remove_unfinished(config.folder)
+            if self.checkpoint:
+                publish(config.folder, self.checkpoint, config.keep)
         self.reporter.start(self.state)
         notes = [slow_precision(config.precision, world.device)]
         if world.device.type == "cuda" and config.cuda_graphs is not False:
@@ -245,20 +281,24 @@ class Trainer:
                 watch.images += self.batch_size
                 counters.add(counts)
                 is_last = self._epoch_is_done()
-                if not is_last and state.step % counters.exchange_every:
+                saves = not is_last and self.config.save_every and state.step % self.config.save_every == 0
+                if not (is_last or saves) and state.step % counters.exchange_every:
                     continue
-                is_due = is_last or watch.images >= self.report_every * self.batch_size
+                is_due = is_last or saves or watch.images >= self.report_every * self.batch_size
                 counters.send(self._lap(watch) if is_due else None)
 
                 # Report what is due.
-                for report in counters.receive(everything=is_last):
+                for report in counters.receive(everything=is_last or bool(saves)):
                     self.reporter.trained(report)
 
-                # Stop if any worker was asked to.
-                if counters.stop_requested:
+                # Save, or stop, if any worker was asked to.
+                if counters.stop_requested or saves or (counters.save_requested and not is_last):
                     for report in counters.receive_rest(self._lap(watch)):
                         self.reporter.trained(report)
-                    self._save_and_stop()
+                    if counters.stop_requested:
+                        self._save_and_stop()
+                    self._save()
+                    watch.lap()  # saving is not training
         self.peak_bytes = max(self.peak_bytes, peak_bytes(self.world.device))
 
     def train_step(self, batch: Batch) -> Tensor | None:
@@ -285,6 +325,11 @@ class Trainer:
         self.state.seconds += rate.seconds
         return rate
 
+    def _wants_save(self) -> bool:
+        """Whether the time for a checkpoint has come. The clock of the first worker counts."""
+        by_clock = self.world.is_first and self.config.save_every is None
+        return by_clock and time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS
+
     def _validate(self) -> tuple[Metrics, Rate]:
         """Error rates on the validation images."""
         watch = Stopwatch()
@@ -297,17 +342,36 @@ class Trainer:
         return metrics, watch.lap()
 
     def _save(self) -> None:
-        """Gather weights and velocities of all stages; the first worker writes a checkpoint."""
+        """Gather weights and velocities of all stages; the first worker writes a checkpoint.
+
+        Raises:
+            NonFiniteLoss: the weights are not finite.
+            ConfigurationError: the checkpoint cannot be written.
+        """
         state, world = self.state, self.world
         for loader in (self.training_data, self.validation_data):
             for replaced in world.gather_objects(loader.replaced):
                 state.add_replaced(loader.split, replaced)
         parameters = dict(self.engine.stage.named_parameters())
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).all()
+        self.counters.check_weights(bool(world.minimum(finite.double())))  # before they replace the last checkpoint
         weights = world.gather({name: parameter.data for name, parameter in parameters.items()})
         velocities = world.gather({name: self.optimizer.velocity(p) for name, p in parameters.items()})
-        if world.is_first:
-            save_checkpoint(self.config.folder, weights, velocities, state, self.config.network)
-        world.barrier()  # no worker goes on before the checkpoint is complete
+        # No worker goes on before the checkpoint is complete; all end if it cannot be written.
+        world.from_first(lambda: self._write_checkpoint(weights, velocities))
+        self._saved_at, self.counters.save_requested = time.monotonic(), False
+
+    def _write_checkpoint(self, weights: dict[str, Tensor], velocities: dict[str, Tensor]) -> None:
+        run, config = self.config.folder, self.config
+        try:
+            save_checkpoint(run, weights, velocities, self.state, config.network, config.keep)
+        except OSError as error:
+            saved = checkpoints_of(run)
+            raise ConfigurationError(
+                f"a checkpoint cannot be saved: {error.filename or run}: {error.strerror}; "
+                f"{f'the last good one is {saved[-1]}' if saved else 'there is none yet'}; once this is fixed, resume "
+                f"with: {resume_command(run)}"
+            ) from None
 
     def _save_and_stop(self) -> NoReturn:
         self._save()

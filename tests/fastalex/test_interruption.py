@@ -13,7 +13,16 @@ import pytest
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.small_sources import started
-from tests.fastalex.commands import SECONDS_TO_END, SMALL, assert_all_end, children, command, start, wait_for_steps
+from tests.fastalex.commands import (
+    SECONDS_TO_END,
+    SMALL,
+    assert_all_end,
+    children,
+    command,
+    refused,
+    start,
+    wait_for_steps,
+)
 from tests.fastalex.conftest import save_run
 
 
@@ -50,8 +59,38 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, prepared, devices):
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
 
 
+@pytest.mark.parametrize(("devices", "number"), [("cpu", signal.SIGUSR1), ("cpu,cpu", signal.SIGHUP)])
+def test_warnings_of_schedulers_and_closed_terminals_save_a_checkpoint(tmp_path, prepared, devices, number):
+    arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
+    process = start(tmp_path, *arguments)
+    wait_for_steps(tmp_path / "run", 6)
+    message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
+    assert message.startswith(f"error: run is in use by process {process.pid} on host ")
+    message = refused(tmp_path, "fastalex.train", "--resume", "run")
+    assert message.startswith(f"error: run is in use by process {process.pid} on host ")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=SECONDS_TO_END)
+    assert process.returncode == 128 + number, err
+    assert "stopped and saved at step" in err.splitlines()[-1]
+    assert load_state(latest_checkpoint(tmp_path / "run")).step >= 5
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_output_that_nobody_reads_does_not_end_a_run(tmp_path, prepared):
+    process = start(
+        tmp_path, "fastalex.train", prepared, *SMALL, "--epochs", "2", "--devices", "cpu", "--output", "run"
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # as by "| head"
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert process.wait(SECONDS_TO_END) == 0, err
+    assert err.splitlines() == ["output is left out from here on: [Errno 32] Broken pipe; the run goes on"]
+    assert load_state(latest_checkpoint(tmp_path / "run")).epoch == 2
+
+
 @pytest.mark.parametrize("resumed", [False, True])
-def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, resumed):
+def test_a_run_that_is_interrupted_early_can_be_resumed_with_or_without_a_checkpoint(tmp_path, prepared, resumed):
     arguments = [prepared, *SMALL, "--output", "run"]
     if resumed:
         save_run(tmp_path / "run", prepared)
@@ -64,8 +103,11 @@ def test_an_early_ctrl_c_says_whether_there_is_a_checkpoint(tmp_path, prepared, 
     process.send_signal(signal.SIGINT)  # the workers still import torch
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGINT
-    resume = f"resume with: {sys.executable} -m fastalex.train --resume run"
-    assert err == f"interrupted; {resume if resumed else 'the run has no checkpoint yet: remove run and start again'}\n"
+    assert err == f"interrupted; resume with: {sys.executable} -m fastalex.train --resume run\n"
+    if not resumed:
+        code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", "1", "--devices", "cpu")
+        assert code == 0, err
+        assert "resumed" not in out
 
 
 def kill_a_worker(process: subprocess.Popen) -> list[int]:

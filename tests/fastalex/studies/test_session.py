@@ -7,10 +7,10 @@ import signal
 import pytest
 
 from fastalex.errors import ConfigurationError
-from fastalex.studies.runs import exclusive_lock
 from fastalex.studies.session import run_study
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
+from tests.dataloading.owning import another_owner
 from tests.fastalex.commands import command, refused, start, wait_for_steps
 from tests.fastalex.studies.conftest import given, study_of
 from tests.fastalex.training.test_trainer import assert_same_state, curve
@@ -106,8 +106,8 @@ def test_what_a_study_refuses(straight, prepared, name, more, expected):
 def test_a_second_command_is_refused_while_one_is_running(straight, prepared):
     before = (straight / "study.json").stat().st_mtime_ns
     with (
-        exclusive_lock(straight),
-        pytest.raises(ConfigurationError, match=r"another command is running the study in .*; wait for it, or"),
+        another_owner(straight) as process,
+        pytest.raises(ConfigurationError, match=rf"study is in use by process {process.pid} on host .*; wait for it"),
     ):
         run_study(given("dropout", prepared, straight))
     assert (straight / "study.json").stat().st_mtime_ns == before

@@ -1,7 +1,10 @@
 """Checkpoints: whole or not there, and refused where they do not fit."""
 
+import errno
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,16 @@ import torch
 from fastalex import AlexNet, ConfigurationError, load_model
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
-from fastalex.training.checkpoint import latest_checkpoint, load_state, load_velocities, publish, save_checkpoint
+from fastalex.training.checkpoint import (
+    checkpoints_of,
+    latest_checkpoint,
+    load_state,
+    load_velocities,
+    publish,
+    save_checkpoint,
+)
 from fastalex.training.state import TrainingState
+from tests.dataloading.owning import fill, small_disk
 
 ROOT = Path(__file__).parents[3]
 BEST = (60.0, 50.0)
@@ -26,12 +37,12 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed: int = 0) -> AlexNet:
+def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed: int = 0, keep: int = 1) -> AlexNet:
     """Save at the end of an epoch; with the default errors it is not the best."""
     model = NETWORK.build(seed=seed)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     velocities = {name: torch.full_like(w, step) for name, w in weights.items()}
-    save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK)
+    save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK, keep)
     return model
 
 
@@ -51,6 +62,92 @@ def test_the_latest_replaces_the_one_before_and_best_stays(run: Path):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["0001-00000100"]
     assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, best.conv1.weight)
     assert torch.equal(load_model(run / "last.safetensors")[0].conv1.weight, last.conv1.weight)
+
+
+def test_what_is_not_ours_is_neither_read_nor_removed(run: Path):
+    foreign = ["checkpoints/.DS_Store", "checkpoints/0009-00000009 copy/x", "checkpoints/2026-01-01/x", "notes.txt"]
+    foreign += ["checkpoints/0009-00000010", ".best.safetensors.bak", "checkpoints/._0001-00000001"]  # files
+    for name in foreign:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    for step in (1, 2):
+        save(run, step, errors=BEST)
+        assert checkpoints_of(run) == [latest_checkpoint(run)] == [run / "checkpoints" / f"0001-0000000{step}"]
+    assert all((run / name).exists() for name in foreign)
+
+
+def test_several_checkpoints_are_kept_if_asked_for(run: Path):
+    for step in (8, 9, 10, 11):
+        save(run, step, keep=3)
+    assert [load_state(checkpoint).step for checkpoint in checkpoints_of(run)] == [9, 10, 11]
+    save(run, 12)
+    assert [load_state(checkpoint).step for checkpoint in checkpoints_of(run)] == [12]
+
+
+def test_leftovers_of_killed_processes_go(run: Path):
+    (run / "checkpoints" / ".0001-00000001.4711").mkdir(parents=True)
+    for name in (".best.safetensors.4711", ".last.safetensors.4711", ".config.json.1", ".metrics.jsonl.1"):
+        (run / name).touch()
+    save(run, 2, errors=BEST)
+    publish(run, latest_checkpoint(run))  # what is there already is not made again
+    names = {str(path.relative_to(run)) for path in run.rglob("*")}
+    checkpoint = "checkpoints/0001-00000002"
+    files = {f"{checkpoint}/model.safetensors", f"{checkpoint}/trainer.safetensors"}
+    assert names == {"config.json", "last.safetensors", "best.safetensors", "checkpoints", checkpoint, *files}
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path):
+    with small_disk(tmp_path / "disk", "32m") as disk:
+        run = fresh(disk, "run")
+        save(run, 1, errors=BEST, seed=1)
+        before = {path: path.stat().st_size for path in run.rglob("*")}
+        for left in (0, 100_000, (run / "last.safetensors").stat().st_size + 100_000):  # in the first or second file
+            ballast = fill(disk, left)
+            with pytest.raises(OSError, match="No space left on device") as error:
+                save(run, 2, errors=(*BEST, 1.0), seed=2)
+            assert str(error.value.filename).startswith(str(run))
+            assert {path: path.stat().st_size for path in run.rglob("*")} == before
+            ballast.unlink()
+        save(run, 2, errors=(*BEST, 1.0), seed=2)
+        assert load_state(latest_checkpoint(run)).step == 2
+
+
+def test_a_full_disk_without_hard_links_keeps_the_old_weights(run: Path, monkeypatch):
+    def no_links(*_):
+        raise OSError("not here")
+
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    save(run, 1, errors=BEST, seed=1)
+    before = (run / "best.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", no_links)
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(run, 2, errors=(*BEST, 1.0), seed=2)
+    assert (run / "best.safetensors").read_bytes() == before
+    assert not list(run.glob(".*"))
+    publish(run, latest_checkpoint(run))
+    assert (run / "best.safetensors").read_bytes() != before
+
+
+def test_a_file_system_that_knows_no_modes_and_syncs_no_folders(run: Path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse_modes(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "chmod", refuse_modes)
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    save(run, 1, errors=BEST)
+    assert load_state(latest_checkpoint(run)).step == 1
 
 
 def test_a_file_system_without_hard_links(run: Path, monkeypatch):

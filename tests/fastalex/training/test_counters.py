@@ -110,6 +110,22 @@ def test_any_worker_stops_all(tmp_path):
         assert counting.stop_requested == expected
 
 
+def test_any_worker_that_wants_a_checkpoint_asks_all(tmp_path):
+    wants = iter([False, True, False])
+    counting = Counters(
+        World(0, 1, CPU),
+        _Step(),  # type: ignore[arg-type]
+        TrainingState(),
+        tmp_path,
+        steps_per_epoch=4,
+        wants_save=lambda: next(wants),
+    )
+    for expected in (False, True, False):
+        counting.send(None)
+        receive(counting)
+        assert (counting.save_requested, counting.stop_requested) == (expected, False)
+
+
 def test_a_non_finite_loss_names_its_step_and_rate(tmp_path):
     step, state = _Step(), TrainingState(step=100)
     counting = counters(tmp_path, step, state)

@@ -1,5 +1,15 @@
 """metrics.jsonl and TensorBoard events, rates, and the plot."""
 
+import builtins
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
 from fastalex.metrics import Metrics
 from fastalex.training.metrics_log import MetricsLog, Rate, Stopwatch, draw_curve, read_metrics
 
@@ -46,3 +56,58 @@ def test_laps_are_counted_from_zero():
     first, second = watch.lap(), watch.lap()
     assert (first.images, second.images) == (8, 0)
     assert first.seconds >= first.waiting > 0 == second.waiting
+
+
+def test_the_curve_needs_no_backend(tmp_path):
+    MetricsLog(tmp_path).close()
+    code = "import sys; from pathlib import Path; from fastalex.training.metrics_log import draw_curve; "
+    code += "draw_curve(Path(sys.argv[1])); import os; print(os.environ['MPLBACKEND'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.of_a_notebook"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "module://matplotlib_inline.of_a_notebook\n"), done.stderr
+    assert (tmp_path / "curve.png").exists()
+
+
+def write_some(run: Path) -> MetricsLog:
+    log = MetricsLog(run)
+    for step in range(1, 40):
+        log.write("train", 0, step, METRICS, Rate(8, 2.0, 0.5))
+    log.close()
+    return log
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named tensorboard"), AttributeError("a broken\n tensorflow")])
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys, error):
+    load = builtins.__import__
+
+    def broken(name, *arguments, **more):
+        if name == "torch.utils.tensorboard":
+            raise error
+        return load(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    write_some(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"no TensorBoard events from here on: {' '.join(str(error).split())}; metrics.jsonl has")
+    assert len(read_metrics(tmp_path)) == 39
+
+
+def test_events_that_cannot_be_written_end_with_one_line(tmp_path, monkeypatch, capfd):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)  # in TensorBoard's thread
+    write_some(tmp_path)
+    err, deadline = "", time.monotonic() + 10
+    while not err and time.monotonic() < deadline:  # the thread may not have printed it yet
+        err = capfd.readouterr().err
+    (line,) = err.splitlines()
+    assert line.startswith("no TensorBoard events from here on: [Errno 28] No space left on device; metrics.jsonl has")
+    assert len(read_metrics(tmp_path)) == 39

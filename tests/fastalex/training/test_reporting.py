@@ -14,7 +14,7 @@ from fastalex.metrics import Metrics
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.training import reporting
 from fastalex.training.counters import Report
-from fastalex.training.metrics_log import Rate, draw_curve
+from fastalex.training.metrics_log import Rate, draw_curve, read_metrics
 from fastalex.training.reporting import Reporter, bar_line, describe_plan
 from fastalex.training.state import TrainingState
 
@@ -161,6 +161,44 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
     assert text[-3].endswith(f" -m fastalex.evaluate {run}")
     assert text[-2].endswith(f" -m fastalex.train --resume {run} --epochs 7")
     assert text[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+
+
+def end(reporter: Reporter) -> None:
+    """A run of one epoch."""
+    reporter.start(TrainingState())
+    with reporter.epoch(TrainingState()):
+        reporter.trained(report(32, images=32))
+    reporter.end(TrainingState(epoch=2, step=8, seconds=125.2, errors=[20.0, 30.0]), [10**9])
+
+
+def test_a_curve_that_cannot_be_drawn_costs_a_line_after_the_results(reporter, config, capsys):
+    (Path(config.output) / "curve.png").mkdir()
+    end(reporter)
+    assert lines(reporter)[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the curve is left out from here on: ")
+    assert line.endswith("; the run goes on")
+    assert not [path for path in Path(config.output).iterdir() if path.name.startswith(".curve")]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_output_that_nobody_can_read_does_not_end_a_run(reporter, config, capsys, terminal):
+    with open("/dev/full", "w") as full:
+        reporter.console = Console(file=full, force_terminal=terminal, width=80, soft_wrap=True, markup=False)
+        end(reporter)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "output is left out from here on: [Errno 28] No space left on device; the run goes on"
+    assert len(said) <= 2  # and the bar
+    assert (Path(config.output) / "curve.png").exists()
+    assert len(read_metrics(Path(config.output))) == 1
+
+
+def test_a_line_that_the_terminal_cannot_encode_is_printed_all_the_same(reporter):
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii") as file:
+        reporter.console = Console(file=file, soft_wrap=True, markup=False)
+        reporter.note("größer")
+        reporter.note("next")
+        assert file.buffer.getvalue().decode().splitlines() == ["gr\\xf6\\xdfer", "next"]
 
 
 @pytest.mark.parametrize(

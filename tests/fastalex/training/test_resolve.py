@@ -1,5 +1,6 @@
 """How options become a run, without starting one."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.edits import Edit
+from fastalex.training import resolve as resolving
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
 from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
 from fastalex.training.trainer import train
+from tests.dataloading.owning import another_owner
 from tests.fastalex.conftest import save_run
 
 CPU = torch.device("cpu")
@@ -103,7 +106,7 @@ def test_a_device_that_is_gone_is_named(config):
 def test_a_restarted_worker_of_torchrun_finds_its_run(prepared, tmp_path, monkeypatch):
     options, devices = replace(asked(prepared), output=tmp_path / "run"), (CPU,)
     first = resolve_for_torchrun(options, devices)
-    with pytest.raises(ConfigurationError, match="run exists already"):
+    with pytest.raises(ConfigurationError, match=r"run exists already; .*, or resume its run with --resume .*run$"):
         resolve_for_torchrun(options, devices)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert resolve_for_torchrun(options, devices) == first == RunConfig.load(tmp_path / "run")
@@ -143,3 +146,57 @@ def test_a_resumed_run_keeps_the_size_of_its_images(class_folders, tmp_path, mon
     large = dataloading.prepare_dataset(class_folders, tmp_path / "large", progress=False, workers=0)
     assert dataloading.Dataset(resolve(replace(resumed, data=large.root)).data).size == 32
     assert RunConfig.load(Path("run")).stored_size == 32
+
+
+def test_a_run_folder_has_one_owner(prepared, tmp_path):
+    new = replace(asked(prepared, devices="cpu"), output=tmp_path / "run")
+    resumed = TrainOptions(resume=tmp_path / "run")
+    with ExitStack() as owner:
+        resolve(new, owner=owner)
+        for options in (new, resumed):
+            with pytest.raises(
+                ConfigurationError, match=r"run is in use by process \d+ on host .* since .*; wait for it"
+            ):
+                resolve(options)
+    resolve(resumed)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_restarted_worker_of_torchrun_waits_for_the_killed_one(prepared, tmp_path, monkeypatch):
+    options = replace(asked(prepared), output=tmp_path / "run")
+    resolve_for_torchrun(options, (CPU,))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with another_owner(tmp_path / "run") as process, ExitStack() as owner:
+        process.kill()
+        resolve_for_torchrun(options, (CPU,), owner)
+
+
+def test_runs_that_start_in_the_same_second_get_different_folders(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resolving, "default_folder", lambda name: Path("runs/20261129-120000-x"))
+    folders = [resolve(asked(prepared, devices="cpu")).folder.name for _ in range(3)]
+    assert folders == [f"20261129-120000-x{more}" for more in ("", "-2", "-3")]
+    assert RunConfig.load(Path("runs") / folders[2]).folder.name == folders[2]
+
+
+def test_the_folder_is_checked_before_the_data_are_prepared(class_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis").touch()
+    with pytest.raises(ConfigurationError, match=r"full exists already; choose another --output$"):
+        resolve(replace(asked(class_folders), output=Path("full")))
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_run_without_a_checkpoint_starts_again_when_it_is_resumed(prepared, tmp_path):
+    first = resolve(replace(asked(prepared, devices="cpu"), output=tmp_path / "run", save_every=7, keep=2))
+    again = resolve(TrainOptions(resume=tmp_path / "run", keep=3))
+    assert again == replace(first, keep=3)
+
+
+@pytest.mark.parametrize("name", ["save_every", "keep"])
+def test_counts_of_checkpoints_are_positive(prepared, tmp_path, name):
+    message = rf"--{name.replace('_', '-')} must be at least 1, got 0"
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(replace(asked(prepared, devices="cpu"), output=tmp_path / "run", **{name: 0}))
+    assert not (tmp_path / "run").exists()
