@@ -62,6 +62,9 @@ def main(command: Callable[[], None]) -> NoReturn:
         code = 0
     except (ConfigurationError, DatasetError) as error:
         code = _report(f"error: {error}", 2, error)
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise  # not about a file, so not the user's input

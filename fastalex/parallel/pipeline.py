@@ -165,8 +165,8 @@ class Pipeline(Engine):
             module.stage.watch = tell
 
     def capture_obstacle(self, requested: bool | None) -> str | None:
-        """See :meth:`Engine.capture_obstacle`. Graphs of stages are off unless requested: they have not run on a "
-        "GPU."""
+        """See :meth:`Engine.capture_obstacle`. Graphs of stages are off unless requested: they have not run on a
+        GPU."""
         obstacle = common_capture_obstacle(self.device, requested, replicated=self._replica is not None)
         if obstacle is None and requested is None:
             return "CUDA graphs are off: for pipeline stages they are experimental and must be requested"

@@ -142,7 +142,7 @@ class Recipe:
         """Learning rates of a layer's weights over the run, as text; epochs are counted from 1 here."""
         rates = [f"lr {self.lr:g}"]
         scale = self.lr_scale_at(0, layer, "weights")
-        for epoch in sorted({change.epoch for change in self.changes}):
+        for epoch in sorted({change.epoch for change in self.changes if change.epoch < self.epochs}):
             before, scale = scale, self.lr_scale_at(epoch, layer, "weights")
             if scale != before:
                 rates.append(f"{self.lr * scale:.3g} from epoch {epoch + 1}")

@@ -88,8 +88,8 @@ class RecipeOptions:
     lars: Annotated[float | None, optional("TRUST")] = None
     """Layer-wise adaptive learning rates (LARS) with this trust coefficient, for very large batches; 0.001 is usual."""
     seed: Annotated[int | None, optional("N")] = None
-    """Seed of initial weights, order, augmentation and dropout (default 0). A seed gives the same run on any "
-    "devices."""
+    """Seed of initial weights, order, augmentation and dropout (default 0). A seed gives the same run on any
+    devices."""
     random_crops: Annotated[bool | None, optional("")] = None
     """Crop training images at random positions; otherwise at the centre. Default: the recipe's."""
     flip: Annotated[bool | None, optional("")] = None
@@ -145,8 +145,8 @@ class ReadingOptions:
     on_bad_sample: Annotated[BadSamplePolicy | None, optional("{stop,skip}")] = None
     """If a stored image is damaged: stop the run (default), or use another image of its class and count it."""
     hardware_decoder_load: Annotated[float | None, optional("SHARE")] = None
-    """Fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 makes runs repeat bit for "
-    "bit."""
+    """Fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 makes runs repeat bit for
+    bit."""
 
 
 @dataclass(frozen=True)

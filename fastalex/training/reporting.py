@@ -85,7 +85,7 @@ class Reporter(SilentReporter):
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
             "network": f"{config.network.summary()}: {parameters:,} parameters",
-            "recipe": f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, "
+            "recipe": f"{recipe.name}: {recipe.epochs} {'epoch' if recipe.epochs == 1 else 'epochs'}, batches of {recipe.batch_size}, "
             + recipe.lr_summary(architecture.block_names[-1]),
             "devices": describe_plan(config.parallel, recipe.batch_size),
             "precision": config.precision,
