@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dataloading
 from fastalex import load_model
 from tests.fastalex.conftest import write_images
 from tests.fastalex.test_commands import command
@@ -41,7 +42,8 @@ def test_a_run_resumes(images, tmp_path):
 
 def test_a_run_evaluates(images, tmp_path):
     shutil.copytree(RUN, tmp_path / "run")
-    code, _, err = command(tmp_path, "fastalex.evaluate", "run", images, "--predictions", "predictions.csv")
+    dataloading.prepare_dataset(images, tmp_path / "prepared" / "images", size=32, workers=0, progress=False)
+    code, _, err = command(tmp_path, "fastalex.evaluate", "run", "--predictions", "predictions.csv")
     assert code == 0, err
     ours, theirs = (
         list(csv.DictReader(path.open())) for path in (tmp_path / "predictions.csv", DATA / "predictions-of-0.1.csv")

@@ -25,4 +25,4 @@ def test_another_package_of_the_name_kernels_is_named(tmp_path):
 def test_operators_and_data_know_nothing_of_the_network():
     code = "import sys, {}; sys.exit(any(name.split('.')[0] in {} for name in sys.modules))"
     assert python(code.format("kernels", ("fastalex", "dataloading"))).returncode == 0
-    assert python(code.format("dataloading.loader", ("fastalex", "kernels"))).returncode == 0
+    assert python(code.format("dataloading.loading.loader", ("fastalex", "kernels"))).returncode == 0

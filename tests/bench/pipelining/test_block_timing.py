@@ -41,8 +41,8 @@ def test_costs_are_measured_and_weights_stay_as_they_are(convolutions):
 
 def test_costs_of_every_rank_are_scaled_to_a_worker_with_its_own_cores(monkeypatch):
     measured = [BlockCost("a", ((1, 4.0),), ((1, 8.0),), 2.0, 10, 20)]
-    monkeypatch.setattr("block_timing.measure_blocks", lambda *_: measured)
-    monkeypatch.setattr("block_timing.shared_cores", lambda _: 2.0)
+    monkeypatch.setattr("pipelining.block_timing.measure_blocks", lambda *_: measured)
+    monkeypatch.setattr("pipelining.block_timing.shared_cores", lambda _: 2.0)
     world = World(0, 4, CPU, layout=Layout(2, 2, 2))
     world.gather_objects = lambda value: [value, [{**value[0], "finish": 6.0}], value, value]
     # 4 workers share 2 cores, so each measured twice the time that it takes on its own.

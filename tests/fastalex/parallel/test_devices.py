@@ -29,7 +29,7 @@ def test_text_that_names_devices(monkeypatch):
     assert parse_devices("cpu,cpu") == (torch.device("cpu"),) * 2
     with pytest.raises(ConfigurationError, match="name a GPU twice"):
         parse_devices("1,1")
-    with pytest.raises(ConfigurationError, match="must be all GPUs or all CPU, got cpu,1"):
+    with pytest.raises(ConfigurationError, match="must be all GPUs or all CPU, got cpu,cuda:1"):
         parse_devices("cpu,1")
 
 

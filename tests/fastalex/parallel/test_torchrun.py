@@ -86,7 +86,7 @@ def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
     agents = on_two_machines(tmp_path, 2, *[(*training, "together", "--stages", "2")] * 2)
     said = [agent.communicate(timeout=180) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "2, each of 4 images a step, on 2 machines" in said[0][0]
+    assert "2 replicas on 2 machines, 4 images per step each; 2 stages:" in said[0][0]
     alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
     for expected, line in zip(alone, together, strict=True):
         for name in ("kind", "step", "images", "top1_error", "top5_error"):
