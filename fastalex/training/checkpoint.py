@@ -174,8 +174,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
     try:
         save_file(tensors, path, metadata=with_sums(tensors, metadata))
     except SafetensorError as error:
-        # Its text holds the system's error: "I/O error: No space left on device (os error 28)", earlier "Os { code:
-        # 28".
+        # Its text holds the system's error: "... (os error 28)", in earlier versions "Os { code: 28, ...".
         code = re.search(r"(?:os error|code:) (\d+)", str(error))
         if code is None:
             raise

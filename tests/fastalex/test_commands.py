@@ -122,13 +122,13 @@ def test_an_existing_folder_is_not_overwritten(finished, prepared):
     assert out == ""
 
 
-def test_a_run_that_saved_nothing_is_named_as_such(tmp_path, finished, prepared):
+def test_a_run_that_saved_nothing_can_be_resumed(tmp_path, finished, prepared):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((finished[0] / "run" / "config.json").read_text())
     message = refused(tmp_path, "fastalex.train", prepared, "--output", "run/config.json/x", "--devices", "cpu")
     assert message == "error: run/config.json/x: Not a directory"
     message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
-    assert message.endswith("or remove it: its run was stopped before its first checkpoint (rm -r run)")
+    assert message == "error: run exists already; choose another --output, or resume its run with --resume run"
 
 
 def damaged(prepared: Path, folder: Path) -> Path:
@@ -217,7 +217,7 @@ def test_help_names_every_option_in_groups(tmp_path):
         "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --crops-shared-by --seed "
         "--set --init-from --bottleneck --init --random-crops --flip --color-noise --fraction --devices --stages "
         "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
-        "--on-bad-sample --hardware-decoder-load --resume --output"
+        "--on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
     for group in ("network", "training", "parallel", "reading"):
