@@ -162,7 +162,7 @@ def _header_sha256(header: Mapping[str, str]) -> str:
 def _tensor_sha256(tensor: Tensor) -> str:
     """The sum over dtype, shape and bytes of a tensor."""
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
