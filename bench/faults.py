@@ -1,7 +1,7 @@
 """Inject faults into training and preparation, and compare the finished bytes with those of an undisturbed run.
 
     python bench/faults.py --kills 1000 --flips 1000 --fills 20     # hours; continues where it was stopped
-    python bench/faults.py --only flips --seed 17 --flips 1         # repeats one fault
+    python bench/faults.py --only flips --seed 17 --flips 1         # repeats one fault; kills at about the same moment
 
 Kills (SIGKILL) strike the command, one of its workers or all of them at random moments; the same command then goes on.
 Single bits are flipped in prepared data, checkpoints, configurations and weights: the command that reads them names the
