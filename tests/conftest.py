@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
 # Triton reads this when it is imported. Without a GPU its kernels then run in Triton's interpreter, in numpy.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first, so that parallel workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name != "test_compiled.py")
