@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,9 +165,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
     import tune
 
-    yield tune
-    for name in ("tune", "harness"):
-        sys.modules.pop(name, None)
+    return tune
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
