@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -91,7 +92,7 @@ PREPARING = ("--size", "32", "--shard-images", "3", "--no-progress")
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(abc.ABC):
     """A command that goes on after a fault when it is repeated.
 
     Args:
@@ -106,33 +107,33 @@ class Job:
     forked: bool = True
     most_kills: int = 4
 
+    @abc.abstractmethod
     def first(self, place: Workplace) -> list[str]:
         """The command that begins."""
-        raise NotImplementedError
 
     def next(self, place: Workplace, folder: Path) -> list[str]:
         """The command that a user gives to go on with what is in `folder`."""
         return self.first(place)
 
+    @abc.abstractmethod
     def watched(self, folder: Path) -> list[Path]:
         """The folders that the command writes to."""
-        raise NotImplementedError
 
     def log(self, folder: Path) -> Path | None:
         """The file that grows with every step."""
         return None
 
+    @abc.abstractmethod
     def saved(self, folder: Path) -> list[int]:
         """How far the work is saved; this never decreases."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_finished(self, code: int, output: str) -> bool:
         """Whether the command says that nothing is left to do."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def result(self, folder: Path) -> Result:
         """What it has made."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
