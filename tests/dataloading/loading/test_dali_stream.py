@@ -40,12 +40,15 @@ def thread_count() -> int:
 
 
 def test_a_closed_loader_gives_its_threads_back_and_can_be_used_again(small):
+    others = set(threading.enumerate())  # an earlier test's dropped loader may still be ending its thread
     source = loader(small, threads=4)
     first = next(source.epoch(0))
     running = thread_count()
+    started = set(threading.enumerate()) - others
+    assert [thread.name.startswith("feed") for thread in started] == [True]
     source.close()
     assert thread_count() <= running - 4
-    assert not any(thread.name.startswith("feed") for thread in threading.enumerate())
+    assert not any(thread.is_alive() for thread in started)
     assert same(next(source.epoch(0)), first)
     del source
     assert thread_count() <= running - 4, "a loader that is dropped keeps its threads"
