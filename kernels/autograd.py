@@ -1,15 +1,65 @@
-"""Backward passes without a double backward: differentiating their result always raises an error."""
+"""What the operators tell PyTorch: how tracers see their launches, and that there is no double backward."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 Backward = Callable[..., Any]
+
+
+class Operator:
+    """A launch that tracers see as one custom operator, and that eager mode calls directly.
+
+    A custom operator costs tens of microseconds of host time per call, and its first call imports PyTorch's compiler,
+    which takes seconds. Only tracers need it: `torch.compile`, `torch.export`, fake tensors and dispatch modes.
+
+    The launch must return fresh tensors, and must run where gradients are off: in a `torch.autograd.Function`, or under
+    `torch.no_grad`.
+
+    Args:
+        launch: computes the result; its annotations are the custom operator's schema.
+        name: of the custom operator, with its namespace.
+        mutates_args: names of the arguments that the launch writes to.
+    """
+
+    def __init__(self, launch: Callable[..., Any], name: str, mutates_args: Sequence[str] = ()) -> None:
+        functools.update_wrapper(self, launch)
+        self._launch = launch
+        self._custom_op = torch.library.custom_op(name, mutates_args=mutates_args)(launch)
+        self.register_fake = self._custom_op.register_fake
+        names = launch.__code__.co_varnames
+        self._written = [names.index(argument) for argument in mutates_args]
+
+    def __call__(self, *args: Any) -> Any:
+        """Compute the result."""
+        if torch.compiler.is_compiling() or _is_traced(args):
+            return self._custom_op(*args)
+        result = self._launch(*args)
+        for index in self._written:
+            increment_version(args[index])
+        return result
+
+
+def operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorator that makes an :class:`Operator` of a launch."""
+    return lambda launch: Operator(launch, name, mutates_args)
+
+
+def _is_traced(args: Sequence[Any]) -> bool:
+    """Whether something other than plain tensors would see the call: a tracer, a dispatch mode, a tensor subclass."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return True
+    for argument in args:
+        tensors = argument if isinstance(argument, list | tuple) else (argument,)
+        if any(isinstance(x, Tensor) and (type(x) not in (Tensor, nn.Parameter) or x.is_meta) for x in tensors):
+            return True
+    return False
 
 
 class _RaiseInBackward(torch.autograd.Function):

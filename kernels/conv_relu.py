@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, conv_gemm, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import bias_relu_backward
 from kernels.gradient_sink import GradientSink
 from kernels.launch_settings import Direction, Problem
@@ -136,7 +136,7 @@ def _check_offsets(problem: Problem) -> None:
     arguments.check_elements("weight", problem.filters * problem.channels // problem.groups * height * width)
 
 
-@torch.library.custom_op("fastalex::conv_relu_forward", mutates_args=())
+@operator("fastalex::conv_relu_forward")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int], groups: int, relu: bool,
     forced: bool,
@@ -164,7 +164,7 @@ def _(
     return empty_as(x, (problem.batch, problem.filters, problem.out_height, problem.out_width))
 
 
-@torch.library.custom_op("fastalex::conv_relu_backward", mutates_args=())
+@operator("fastalex::conv_relu_backward")
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, stride: int, padding: Sequence[int], groups: int,
     needs: Sequence[bool], forced: bool,

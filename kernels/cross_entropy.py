@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.vector_lanes import upcast
 
 # Scores of a row that a program handles at a time: 8 per thread.
@@ -109,7 +109,7 @@ def cross_entropy_bwd_kernel(
     tl.store(grad_x_ptr + row * CLASSES + column, grad, mask=inside)
 
 
-@torch.library.custom_op("fastalex::cross_entropy_forward", mutates_args=())
+@operator("fastalex::cross_entropy_forward")
 def _forward(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     arguments.check_elements("logits", x.shape[1], " per row")
     x, labels = x.contiguous(), labels.contiguous()
@@ -146,7 +146,7 @@ def _empty_results(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return loss, counts, log_sums
 
 
-@torch.library.custom_op("fastalex::cross_entropy_backward", mutates_args=())
+@operator("fastalex::cross_entropy_backward")
 def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float) -> Tensor:
     x, labels = x.contiguous(), labels.contiguous()
     grad_x = torch.empty_like(x)

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.philox import drop_threshold
 from kernels.vector_lanes import upcast
 
@@ -112,7 +112,7 @@ def _vector(x: Tensor) -> int:
     return max(4, 16 // x.element_size())
 
 
-@torch.library.custom_op("fastalex::dropout_forward", mutates_args=())
+@operator("fastalex::dropout_forward")
 def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
     arguments.check_elements("x", x.shape[1], " per row")
     x = x.contiguous()
@@ -143,7 +143,7 @@ def _(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("fastalex::relu_dropout_backward", mutates_args=())
+@operator("fastalex::relu_dropout_backward")
 def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
     grad, y = grad.contiguous(), y.contiguous()
     grad_x = torch.empty_like(y)

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import load_neighbours, locate, store_lanes
 
@@ -156,7 +156,7 @@ def halo(reach: int, vector: int) -> int:
     return -(-reach // vector)
 
 
-@torch.library.custom_op("fastalex::lrn_forward", mutates_args=())
+@operator("fastalex::lrn_forward")
 def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
     arguments.check_image(x)
     x = dense(x)
@@ -190,7 +190,7 @@ def _(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) ->
     return empty_as(x)
 
 
-@torch.library.custom_op("fastalex::lrn_backward", mutates_args=())
+@operator("fastalex::lrn_backward")
 def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
     x, grad = dense(x), dense(grad)
     grad_x = empty_as(x)

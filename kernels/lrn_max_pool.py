@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import channel_sum
 from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
 from kernels.memory_format import dense, empty_as, is_channels_last
@@ -255,7 +255,7 @@ def _run_forward(x: Tensor, bias: Tensor | None, out: Tensor, *options) -> None:
         )  # fmt: skip
 
 
-@torch.library.custom_op("fastalex::lrn_pool_forward", mutates_args=())
+@operator("fastalex::lrn_pool_forward")
 def _forward(
     x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, kernel_size: int,
     stride: int, relu: str | None,
@@ -275,7 +275,7 @@ def _(
     return _empty_pooled(x, kernel_size, stride)
 
 
-@torch.library.custom_op("fastalex::lrn_pool_backward", mutates_args=())
+@operator("fastalex::lrn_pool_backward")
 def _backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
     kernel_size: int, stride: int, relu: str | None, needs_bias: bool,

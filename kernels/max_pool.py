@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator
 
@@ -107,7 +107,7 @@ def _out_size(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode:
     return height, width
 
 
-@torch.library.custom_op("fastalex::max_pool_forward", mutates_args=())
+@operator("fastalex::max_pool_forward")
 def _forward(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> tuple[Tensor, Tensor]:
     """The pooled tensor, and the argmax of each window in the smallest dtype that holds it."""
     batch, channels, height, width = x.shape
@@ -149,7 +149,7 @@ def _(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -
     return empty_as(x, shape), empty_as(x, shape, _argmax_dtype(kernel_size))
 
 
-@torch.library.custom_op("fastalex::max_pool_backward", mutates_args=())
+@operator("fastalex::max_pool_backward")
 def _backward(
     grad: Tensor, argmax: Tensor, kernel_size: int, stride: int, padding: int, height: int, width: int
 ) -> Tensor:

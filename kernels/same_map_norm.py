@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.lrn import inverse, inverse_power
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator
@@ -205,7 +205,7 @@ def _options(x: Tensor, size: int) -> tuple[tuple[int], dict[str, Any]]:
     return (batch * launch_settings.programs(channels // vector * strips * width),), constants
 
 
-@torch.library.custom_op("fastalex::same_map_forward", mutates_args=())
+@operator("fastalex::same_map_forward")
 def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     arguments.check_image(x)
     x = dense(x)
@@ -223,7 +223,7 @@ def _(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     return empty_as(x)
 
 
-@torch.library.custom_op("fastalex::same_map_backward", mutates_args=())
+@operator("fastalex::same_map_backward")
 def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     x, grad = dense(x), dense(grad)
     grad_x = empty_as(x)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels.autograd import operator
 from kernels.memory_format import is_dense
 from kernels.vector_lanes import upcast
 
@@ -117,7 +118,7 @@ def _address_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> T
 _recorded: list[tuple[Tensor, ...]] = []
 
 
-@torch.library.custom_op("fastalex::sgd_update", mutates_args=("weights", "velocities", "copies"))
+@operator("fastalex::sgd_update", mutates_args=("weights", "velocities", "copies"))
 def _update(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],

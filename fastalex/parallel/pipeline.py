@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
-from torch.distributed.pipelining.schedules import _Action, _ComputationType, _PipelineScheduleRuntime
 
 import kernels
 from fastalex.network.architecture import Architecture, block_shapes
@@ -24,6 +22,12 @@ from fastalex.parallel.engine import Engine, Replica, WholeNetwork, common_captu
 from fastalex.parallel.layout import ParallelPlan, ScheduleName, Split
 from fastalex.parallel.schedules import check_micro_batches, defers_convolutions, evaluation_order, rank_order
 from fastalex.parallel.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import PipelineStage
+
+# torch.distributed.pipelining takes as long to import as the rest of torch. The methods that build a pipeline import
+# it, so that commands on one device start sooner.
 
 
 def build_engine(model: AlexNet, world: World, plan: ParallelPlan, batch_size: int) -> Engine:
@@ -240,6 +244,8 @@ class Pipeline(Engine):
         return loss
 
     def _training_schedule(self, name: ScheduleName, modules: Sequence[nn.Module]) -> Any:
+        from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
         stages = self._pipeline_stages(modules, training=True)
         # The loss divides by the batch size itself. A schedule's own scaling would divide gradients of earlier steps,
         # too.
@@ -250,6 +256,9 @@ class Pipeline(Engine):
 
     def _evaluation_schedule(self) -> Any:
         """GPipe, or its order with several stages per rank; None on one rank, which calls its stages one by one."""
+        from torch.distributed.pipelining import ScheduleGPipe
+        from torch.distributed.pipelining.schedules import _Action, _ComputationType, _PipelineScheduleRuntime
+
         if self._ranks == 1:
             return None
         stages = self._pipeline_stages(self._modules, training=False)
@@ -274,6 +283,8 @@ class Pipeline(Engine):
         ]
 
     def _pipeline_stage(self, module: nn.Module, index: int, *, training: bool) -> PipelineStage:
+        from torch.distributed.pipelining import PipelineStage
+
         # Shapes are given on both sides; without them torch runs an extra forward pass to infer them. torch does not
         # check them, so they are computed from the architecture. A stage's buffers keep their shape for life: hence one
         # PipelineStage for training and one for evaluation.

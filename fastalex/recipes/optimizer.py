@@ -20,6 +20,7 @@ Source: the paper's section 5, and the weight update of the released source with
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,11 @@ class KrizhevskySGD(Optimizer):
         recipe: momentum, weight decay and learning rates (:meth:`set_epoch`).
         copies: low-precision copies by parameter, which each update refreshes.
     """
+
+    # torch wraps these two, so that its compiler leaves them alone. The wrapper imports the compiler, which would take
+    # as long as importing torch itself, at the start of every run.
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
     def __init__(self, module: nn.Module, recipe: Recipe, copies: Mapping[nn.Parameter, Tensor] | None = None) -> None:
         self.recipe = recipe

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.native.buffers import chunk_elements, compute_dtype
 from kernels.philox import keep_mask
 
 
 # A custom operator, because torch.compile takes minutes to trace Philox's ten rounds.
-@torch.library.custom_op("fastalex::native_mask", mutates_args=())
+@operator("fastalex::native_mask")
 def _apply_mask(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> tuple[Tensor, Tensor]:
     """x * mask * scale, and the mask (bool)."""
     y, mask = _empty_outputs(x)
@@ -37,7 +37,7 @@ def _empty_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, torch.empty_like(y, dtype=torch.bool)
 
 
-@torch.library.custom_op("fastalex::native_relu_dropout_backward", mutates_args=())
+@operator("fastalex::native_relu_dropout_backward")
 def _relu_dropout_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     grad_x = torch.ops.aten.threshold_backward(grad, y, 0)
     # Positive results were not dropped. Only the mask can tell for a NaN.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.native import c_functions
 from kernels.native.buffers import chunk_elements, compute_dtype
@@ -206,7 +206,7 @@ def _write(out: Tensor, operation, *operands, **options) -> None:
         out.copy_(operation(*operands, **options))
 
 
-@torch.library.custom_op("fastalex::native_norm_forward", mutates_args=())
+@operator("fastalex::native_norm_forward")
 def _forward(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
     channels_last = is_channels_last(x)
     x = dense_as(x, channels_last)
@@ -220,7 +220,7 @@ def _(x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, grou
     return empty_as(x)
 
 
-@torch.library.custom_op("fastalex::native_norm_backward", mutates_args=())
+@operator("fastalex::native_norm_backward")
 def _backward(
     grad: Tensor, x: Tensor, over: str, size: int, alpha: float, beta: float, k: float, groups: int
 ) -> Tensor:

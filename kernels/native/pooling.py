@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.native import c_functions
 from kernels.native.buffers import compute_dtype
@@ -71,7 +71,7 @@ def _add_bias(chunk: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:
     return wide.relu() if relu == "before" else wide
 
 
-@torch.library.custom_op("fastalex::native_lrn_pool_forward", mutates_args=())
+@operator("fastalex::native_lrn_pool_forward")
 def _forward(
     x: Tensor,
     bias: Tensor | None,
@@ -122,7 +122,7 @@ def _(
     return window_indices.new_output(x.dtype), window_indices.new_output(window_indices.dtype)
 
 
-@torch.library.custom_op("fastalex::native_lrn_pool_backward", mutates_args=())
+@operator("fastalex::native_lrn_pool_backward")
 def _backward(
     grad: Tensor,
     argmax: Tensor,

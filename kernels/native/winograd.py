@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.autograd import no_double_backward
+from kernels.autograd import no_double_backward, operator
 from kernels.gradient_sink import GradientSink
 from kernels.memory_format import dense_as, is_channels_last
 from kernels.native.winograd_tiles import Tiling, chunk_steps, tile_grid
@@ -90,7 +90,7 @@ class _StepTransforms:
         return sink.finish() if self._backward_passes == sink.micro_batches else None
 
 
-@torch.library.custom_op("fastalex::winograd_forward", mutates_args=())
+@operator("fastalex::winograd_forward")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: Sequence[int], groups: int, relu: bool
 ) -> Tensor:
@@ -150,7 +150,7 @@ def _result_size(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -
     return height, width
 
 
-@torch.library.custom_op("fastalex::winograd_backward", mutates_args=())
+@operator("fastalex::winograd_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,
