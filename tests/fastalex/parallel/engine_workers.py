@@ -55,10 +55,18 @@ class RunAgain:
         return replay
 
 
+def pipelines_gradients(world: World, arguments: list[dict]) -> None:
+    """`pipeline_gradients` of one case after the other: starting workers takes longer than a case."""
+    limits = winograd.MIN_CHANNELS, winograd.MIN_TILES
+    for argument in arguments:
+        if argument["filtered"]:
+            filter_everything()
+        pipeline_gradients(world, argument)
+        winograd.MIN_CHANNELS, winograd.MIN_TILES = limits
+
+
 def pipeline_gradients(world: World, argument: dict) -> None:
     """Gradients, losses and logits of a few steps; the first worker saves them."""
-    if argument["filtered"]:
-        filter_everything()
     model = network(argument["precision"])
     plan: ParallelPlan = argument["plan"]
     layout, rows = plan.layout, plan.rows(BATCH)

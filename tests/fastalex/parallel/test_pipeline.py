@@ -1,39 +1,81 @@
 """Pipelines and replicas give the gradients, losses and logits of one device, dropout included."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastalex.network.precision import Precision
 from fastalex.parallel.launch import run_workers
-from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName
 from fastalex.parallel.partition import partition
 from tests.fastalex.parallel.conftest import CPU, STEPS, single_device
-from tests.fastalex.parallel.engine_workers import graphed_steps, network, pipeline_gradients
+from tests.fastalex.parallel.engine_workers import graphed_steps, network, pipelines_gradients
 
 
-def workers_gradients(
-    path: Path,
-    layout: Layout,
-    micro_batches: int,
-    schedule: str,
-    precision: str = "fp32",
-    *,
-    recorded: bool = False,
-    filtered: bool = False,
-) -> dict:
-    """What `pipeline_gradients` saves, from as many workers as the layout has."""
-    split = partition(network(precision).architecture, layout.stages)
-    argument = {
-        "path": str(path / "saved.pt"),
-        "steps": STEPS,
-        "plan": ParallelPlan((CPU,) * layout.workers, 1, layout, split, schedule, micro_batches),
-        "precision": precision,
-        "recorded": recorded,
-        "filtered": filtered,
-    }
-    run_workers(pipeline_gradients, argument, [CPU] * layout.workers)
-    return torch.load(path / "saved.pt")
+@dataclass(frozen=True)
+class Case:
+    """A pipeline or replicas, and how they run."""
+
+    layout: Layout
+    micro_batches: int
+    schedule: ScheduleName
+    precision: Precision = "fp32"
+    recorded: bool = False
+    filtered: bool = False
+    """By minimal filtering. Replays share nothing between micro-batches, so that it adds up in another order there."""
+
+    def argument(self, path: Path) -> dict:
+        """What `pipeline_gradients` takes."""
+        split = partition(network(self.precision).architecture, self.layout.stages)
+        devices = (CPU,) * self.layout.workers
+        return {
+            "path": str(path),
+            "steps": STEPS,
+            "plan": ParallelPlan(devices, 1, self.layout, split, self.schedule, self.micro_batches),
+            "precision": self.precision,
+            "recorded": self.recorded,
+            "filtered": self.filtered,
+        }
+
+
+# The cases of a tuple run in the same workers. torch checks the shape and dtype of every tensor of CHECKED; it would
+# miscount if stages sent unequally often, as those of an interleaved schedule do.
+CHECKED = (
+    Case(Layout(1, 2, 2), 2, "1f1b", filtered=True),
+    Case(Layout(1, 2, 2), 4, "gpipe", "bf16", recorded=True),
+    Case(Layout(1, 2, 2), 4, "eager-1f1b", recorded=True),
+)
+INTERLEAVED = Case(Layout(1, 2, 4), 4, "interleaved", filtered=True)
+REPLICAS = (
+    Case(Layout(2, 1, 1), 2, "1f1b"),
+    Case(Layout(2, 1, 1), 2, "1f1b", filtered=True),
+    Case(Layout(2, 1, 2), 2, "interleaved"),
+)
+THREE_STAGES = Case(Layout(1, 3, 3), 4, "1f1b", recorded=True)
+ONE_WORKER = Case(Layout(1, 1, 2), 2, "interleaved", recorded=True)
+REPLICAS_OF_STAGES = Case(Layout(2, 2, 2), 2, "1f1b", filtered=True)
+LAUNCHES = (CHECKED, (INTERLEAVED, *REPLICAS), (THREE_STAGES,), (ONE_WORKER,), (REPLICAS_OF_STAGES,))
+
+
+@pytest.fixture(scope="module")
+def workers_gradients(tmp_path_factory):
+    """What `pipeline_gradients` saves, by case. The workers of a launch start at the first of its cases."""
+    folder, paths = tmp_path_factory.mktemp("pipelines"), {}
+
+    def saved(case: Case) -> dict[str, torch.Tensor]:
+        launch = next(launch for launch in LAUNCHES if case in launch)
+        if case not in paths:
+            paths.update({member: folder / f"{len(paths) + index}.pt" for index, member in enumerate(launch)})
+            arguments = [member.argument(paths[member]) for member in launch]
+            with pytest.MonkeyPatch.context() as patch:
+                if launch is CHECKED:
+                    patch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+                run_workers(pipelines_gradients, arguments, [CPU] * case.layout.workers)
+        return torch.load(paths[case])
+
+    return saved
 
 
 @pytest.fixture
@@ -46,55 +88,27 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("layout", "micro_batches", "schedule", "precision", "recorded"),
-    [
-        (Layout(1, 2, 2), 2, "1f1b", "fp32", False),
-        (Layout(1, 2, 2), 4, "gpipe", "bf16", True),
-        (Layout(1, 3, 3), 4, "1f1b", "fp32", True),
-        (Layout(1, 2, 2), 4, "eager-1f1b", "fp32", True),
-        (Layout(1, 2, 4), 4, "interleaved", "fp32", False),
-        (Layout(1, 1, 2), 2, "interleaved", "fp32", True),
-    ],
-)
-def test_stages_give_the_gradients_of_one_device_to_the_bit(
-    request, tmp_path: Path, monkeypatch, one_thread, layout, micro_batches, schedule, precision, recorded
-):
-    # Replays share nothing between micro-batches, so that minimal filtering adds up in another order.
-    if filtered := precision == "fp32" and not recorded:
+@pytest.mark.parametrize("case", [*CHECKED, INTERLEAVED, THREE_STAGES, ONE_WORKER])
+def test_stages_give_the_gradients_of_one_device_to_the_bit(request, one_thread, workers_gradients, case):
+    pipelined = workers_gradients(case)
+    if case.filtered:
         request.getfixturevalue("minimal_filtering")
-    if layout == Layout(1, 2, 2):
-        # torch then checks the shape and dtype of every tensor; it miscounts if stages send unequally often
-        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
-    pipelined = workers_gradients(
-        tmp_path, layout, micro_batches, schedule, precision, recorded=recorded, filtered=filtered
-    )
-    alone = single_device(micro_batches, precision)
+    alone = single_device(case.micro_batches, case.precision)
     assert set(pipelined) == set(alone)
     for name, expected in alone.items():
         assert torch.equal(pipelined[name], expected), name
     assert len({alone[f"{step}.counts"][0].item() for step in range(STEPS)}) == STEPS
 
 
-@pytest.mark.parametrize(
-    ("layout", "schedule", "filtered"),
-    [
-        (Layout(2, 2, 2), "1f1b", True),
-        (Layout(2, 1, 1), "1f1b", False),
-        (Layout(2, 1, 1), "1f1b", True),
-        (Layout(2, 1, 2), "interleaved", False),
-    ],
-)
-def test_replicas_give_the_gradients_of_the_whole_batch(
-    request, tmp_path: Path, one_thread, layout, schedule, filtered
-):
-    if filtered:
+@pytest.mark.parametrize("case", [*REPLICAS, REPLICAS_OF_STAGES])
+def test_replicas_give_the_gradients_of_the_whole_batch(request, one_thread, workers_gradients, case):
+    shared_out = workers_gradients(case)
+    if case.filtered:
         request.getfixturevalue("minimal_filtering")
-    shared_out = workers_gradients(tmp_path, layout, 2, schedule, filtered=filtered)
     # Each replica's two micro-batches have the rows of one of these four, and so its roundings; the sums over replicas
     # and over micro-batches are in another order. Minimal filtering adds them up before it transforms them back, which
     # makes more of these differences.
-    rounding = 4e-5 if filtered else 2e-6
+    rounding = 4e-5 if case.filtered else 2e-6
     alone = single_device(4)
     assert set(shared_out) == set(alone)
     for name, expected in alone.items():
