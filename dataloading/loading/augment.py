@@ -12,6 +12,12 @@ The draws follow Krizhevsky's program of 2012:
 - colour noise: ``(image + coefficient * V (z * deviations)) / (1 + coefficient)`` with one z ~ N(0, 1)^3 per image.
   `deviations` are the standard deviations of the training pixels along their principal axes V, on the scale 0-255.
   (The paper's text says eigenvalues.) A coefficient of 0 leaves the image unchanged.
+
+Instead of a crop at a random position, a random part of the image can be resized to the crop's size (`resized_crop`),
+as later programs do [Szegedy et al., "Going deeper with convolutions", CVPR 2015; RandomResizedCrop of torchvision]: 8
+to 100 % of the area, with an aspect ratio (width / height) of 3/4 to 4/3 whose logarithm is uniform. Sides are rounded.
+A part that does not fit into the image is drawn again, nine times at most; then it is the largest central part with an
+aspect ratio in that range.
 """
 
 from collections.abc import Callable
@@ -24,7 +30,9 @@ from numpy.typing import NDArray
 from dataloading.errors import DatasetError
 from dataloading.seeds import check_seed
 
-_CROP, _COLOR = 1, 2  # purposes: the last word of the counter
+_CROP, _COLOR, _RESIZED_CROP = 1, 2, 16  # purposes: the last word of the counter; attempts take 16, 17, ...
+_ATTEMPTS = 10
+_AREAS, _RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
@@ -37,22 +45,27 @@ class Augmentation:
 
     Args:
         flip: mirror each image left to right with probability 1/2.
-        color_noise: coefficient of the colour noise; 0 switches it off. A callable maps an epoch to its coefficient
-            (the 2012 run switched the noise off for the last quarter); it must be a pure function.
+        color_noise: coefficient of the colour noise; 0 switches it off. A callable maps an epoch (counted from 0) to
+            its coefficient (the 2012 run switched the noise off for the last quarter); it must be a pure function.
         random_crop: crop at a random position; otherwise at the centre.
+        resized_crop: crop a random part of random size and aspect ratio instead, and resize it; needs `random_crop`.
         crops_shared_by: number of consecutive images in the epoch's order that share one crop and one flip; Krizhevsky
             ran 32.
 
     Raises:
-        DatasetError: `color_noise` is negative or not finite, or `crops_shared_by` is less than 1.
+        DatasetError: `color_noise` is negative or not finite, `crops_shared_by` is less than 1, or `resized_crop` is
+            without `random_crop`.
     """
 
     flip: bool = True
     color_noise: float | Callable[[int], float] = 0.1
     random_crop: bool = True
     crops_shared_by: int = 1
+    resized_crop: bool = False
 
     def __post_init__(self) -> None:
+        if self.resized_crop and not self.random_crop:
+            raise DatasetError("resized_crop needs random_crop; switch both on, or resized_crop off")
         if self.crops_shared_by < 1:
             raise DatasetError(f"crops_shared_by must be at least 1, got {self.crops_shared_by}")
         if not callable(self.color_noise):
@@ -72,6 +85,7 @@ class Draws(NamedTuple):
 
     Attributes:
         top, left: upper left corner of the crop in pixels: int64, shape (N,).
+        height, width: its sides in pixels before it is resized, if it is: int64, shape (N,).
         flip: whether to mirror the crop: bool, shape (N,).
         shift: colour to add to every pixel, on the scale 0-255: float32, shape (N, 3).
         divisor: what to divide every pixel by after that: float32, shape (N,).
@@ -79,6 +93,8 @@ class Draws(NamedTuple):
 
     top: NDArray[np.int64]
     left: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
     flip: NDArray[np.bool_]
     shift: NDArray[np.float32]
     divisor: NDArray[np.float32]
@@ -108,6 +124,31 @@ def _words(numbers: NDArray[np.int64], *, seed: int, epoch: int, purpose: int) -
 def _below(words: NDArray[np.uint64], limit: NDArray[np.int64]) -> NDArray[np.int64]:
     """Map 32-bit words to 0 .. limit - 1. The values are equally likely, up to a relative error of limit / 2**32."""
     return ((words * limit.astype(np.uint64)) >> _SHIFT).astype(np.int64)
+
+
+def _resized_crops(
+    numbers: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64], *, seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return top, left, height and width of a random part of each image, by the rule of the module docstring."""
+    # The largest central part with an aspect ratio in the range, where no attempt fits.
+    height = np.minimum(heights, np.rint(widths / _RATIOS[0]).astype(np.int64))
+    width = np.minimum(widths, np.rint(heights * _RATIOS[1]).astype(np.int64))
+    top, left = (heights - height) // 2, (widths - width) // 2
+
+    open_ones = np.arange(len(numbers))
+    for attempt in range(_ATTEMPTS):
+        words = _words(numbers[open_ones], seed=seed, epoch=epoch, purpose=_RESIZED_CROP + attempt)
+        unit = words[:2].astype(np.float64) / 2.0**32
+        area = (heights * widths)[open_ones] * (_AREAS[0] + (_AREAS[1] - _AREAS[0]) * unit[0])
+        ratio = np.exp(np.log(_RATIOS[0]) + np.log(_RATIOS[1] / _RATIOS[0]) * unit[1])
+        h, w = (np.rint(np.sqrt(side)).astype(np.int64) for side in (area / ratio, area * ratio))
+        fits = (h >= 1) & (w >= 1) & (h <= heights[open_ones]) & (w <= widths[open_ones])
+        done, h, w = open_ones[fits], h[fits], w[fits]
+        height[done], width[done] = h, w
+        top[done] = _below(words[2, fits], heights[done] - h + 1)
+        left[done] = _below(words[3, fits], widths[done] - w + 1)
+        open_ones = open_ones[~fits]
+    return top, left, height, width
 
 
 def normals(samples: NDArray[np.int64], *, seed: int, epoch: int) -> NDArray[np.float64]:
@@ -149,6 +190,8 @@ def draw(
     draws = Draws(
         top=max_top // 2,
         left=max_left // 2,
+        height=np.full(count, crop_size),
+        width=np.full(count, crop_size),
         flip=np.zeros(count, dtype=np.bool_),
         shift=np.zeros((count, 3), dtype=np.float32),
         divisor=np.ones(count, dtype=np.float32),
@@ -156,9 +199,12 @@ def draw(
     if augmentation is None:
         return draws
     shared = augmentation.crops_shared_by
-    words = _words(samples if shared == 1 else positions // shared, seed=seed, epoch=epoch, purpose=_CROP)
-    top, left, flip, shift, divisor = draws.top, draws.left, draws.flip, draws.shift, draws.divisor
-    if augmentation.random_crop:
+    numbers = samples if shared == 1 else positions // shared
+    words = _words(numbers, seed=seed, epoch=epoch, purpose=_CROP)
+    top, left, height, width, flip, shift, divisor = draws
+    if augmentation.resized_crop:
+        top, left, height, width = _resized_crops(numbers, heights, widths, seed=seed, epoch=epoch)
+    elif augmentation.random_crop:
         top, left = _below(words[0], max_top + 1), _below(words[1], max_left + 1)
     if augmentation.flip:
         flip = words[2] >= np.uint64(2**31)
@@ -169,4 +215,4 @@ def draw(
         axes = [scaled[:, i : i + 1] * color_vectors[:, i] for i in range(3)]
         shift = (coefficient * (axes[0] + axes[1] + axes[2])).astype(np.float32)
         divisor = np.full(count, 1 + coefficient, dtype=np.float32)
-    return Draws(top, left, flip, shift, divisor)
+    return Draws(top, left, height, width, flip, shift, divisor)

@@ -99,10 +99,18 @@ class BatchFeeder:
             color_deviations=self._dataset.color_deviations,
             color_vectors=self._dataset.color_vectors,
         )
-        x = draws.left / np.maximum(widths - self._crop_size, 1)
-        y = draws.top / np.maximum(heights - self._crop_size, 1)
-        divisor = np.repeat(draws.divisor[:, None], 3, axis=1)
-        return encoded, x.astype(np.float32), y.astype(np.float32), draws.flip.astype(np.int32), -draws.shift, divisor
+        x = draws.left / np.maximum(widths - draws.width, 1)
+        y = draws.top / np.maximum(heights - draws.height, 1)
+        return Arrays(
+            encoded,
+            x=x.astype(np.float32),
+            y=y.astype(np.float32),
+            width=draws.width.astype(np.float32),
+            height=draws.height.astype(np.float32),
+            flip=draws.flip.astype(np.int32),
+            minus_shift=-draws.shift,
+            divisor=np.repeat(draws.divisor[:, None], 3, axis=1),
+        )
 
     def _files(self, samples: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
         """Return the encoded images of `samples`, and the samples that they belong to after replacing bad ones."""

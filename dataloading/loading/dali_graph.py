@@ -6,7 +6,7 @@ It makes no random choices: encoded images, crop positions, flips and colours co
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,29 @@ DataType = Literal["float32", "float16", "uint8"]
 _DALI_TYPES = {"float32": types.DALIDataType.FLOAT, "float16": types.DALIDataType.FLOAT16}
 PREFETCH = 3  # batches requested from the source before the first is delivered; one of them is always being processed
 
-# encoded files, crop x and y (0 to 1 of the free range), flips, minus the colour shift (N x 3), divisor (N x 3)
-Arrays = tuple[list[NDArray[np.uint8]], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+
+class Arrays(NamedTuple):
+    """One batch as the graph takes it.
+
+    Attributes:
+        encoded: the files.
+        x, y: place of the crop, 0 to 1 of the range that it leaves free: float32, shape (N,).
+        width, height: its sides in pixels before it is resized: float32, shape (N,).
+        flip: 1 mirrors the image: int32, shape (N,).
+        minus_shift: minus the colour that is added: float32, shape (N, 3).
+        divisor: float32, shape (N, 3).
+    """
+
+    encoded: list[NDArray[np.uint8]]
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    width: NDArray[np.float32]
+    height: NDArray[np.float32]
+    flip: NDArray[np.int32]
+    minus_shift: NDArray[np.float32]
+    divisor: NDArray[np.float32]
+
+
 Feed = list[Any]  # the same data as DALI tensor lists
 
 
@@ -35,6 +56,7 @@ def build(
     mean_image: NDArray[np.float32],
     dtype: DataType,
     views: int,
+    resized: bool,
     noise: bool,
     threads: int,
     device: int | None,
@@ -51,6 +73,8 @@ def build(
         mean_image: float32, image_size x image_size x 3. Its centre crop is subtracted after the flip, as in 2012.
         dtype: of the output. "uint8" delivers raw pixels, without mean subtraction and colour noise.
         views: 1, or 10 for the corners and the centre of the centre square, then the same mirrored.
+        resized: crops have the source's sides, and are resized to `crop_size` by linear interpolation, which averages
+            where it makes them smaller.
         noise: apply the source's colour shifts and divisors.
         threads: CPU threads of DALI.
         device: CUDA device, or None for the CPU.
@@ -58,18 +82,27 @@ def build(
             bitwise reproducible.
     """
     pipeline = Pipeline(batch_size, threads, device, prefetch_queue_depth=PREFETCH)
-    inputs = 1 if views == 10 else 6 if noise else 4
+    names = ["encoded"]
+    if views != 10:
+        names += ["x", "y", *(("width", "height") if resized else ()), "flip"]
+        names += ["minus_shift", "divisor"] if noise else []
+    chosen = [Arrays._fields.index(name) for name in names]
+
+    def feed() -> Feed:
+        whole = source()
+        return [whole[index] for index in chosen]
+
     with pipeline:
-        encoded, *numbers = fn.external_source(lambda: source()[:inputs], num_outputs=inputs, batch=True, no_copy=True)
+        inputs = fn.external_source(feed, num_outputs=len(names), batch=True, no_copy=True)
+        data = dict(zip(names, inputs, strict=True))
         decoder = _decoder_options(device, image_size, hardware_decoder_load)
         if views == 10:
-            images = _ten_views(fn.decoders.image(encoded, **decoder), crop_size, image_size)
+            images = _ten_views(fn.decoders.image(data["encoded"], **decoder), crop_size, image_size)
         else:
-            x, y, flip = numbers[:3]
-            images = fn.decoders.image_crop(encoded, crop=(crop_size, crop_size), crop_pos_x=x, crop_pos_y=y, **decoder)
-            images = fn.flip(images, horizontal=flip)
+            images = fn.flip(_crop(data, crop_size, decoder), horizontal=data["flip"])
         if dtype != "uint8":
-            images = _normalise(images, _centre(mean_image, crop_size), numbers[3:], dtype, device)
+            colors = [data["minus_shift"], data["divisor"]] if "divisor" in data else []
+            images = _normalise(images, _centre(mean_image, crop_size), colors, dtype, device)
         pipeline.set_outputs(images)
     pipeline.build()
     return pipeline
@@ -100,6 +133,16 @@ def _decoder_options(device: int | None, image_size: int, hardware_load: float) 
         "preallocate_width_hint": image_size,
         "preallocate_height_hint": image_size,
     }
+
+
+def _crop(data: dict[str, Any], crop_size: int, decoder: dict[str, Any]) -> Any:
+    """Decode the part of each image that is its crop, and resize it if the crops have sizes of their own."""
+    place = {"crop_pos_x": data["x"], "crop_pos_y": data["y"]}
+    if "width" not in data:
+        return fn.decoders.image_crop(data["encoded"], crop=(crop_size, crop_size), **place, **decoder)
+    sides = {"crop_w": data["width"], "crop_h": data["height"]}
+    parts = fn.decoders.image_crop(data["encoded"], **sides, **place, **decoder)
+    return fn.resize(parts, size=(crop_size, crop_size), interp_type=types.DALIInterpType.INTERP_LINEAR)
 
 
 def _ten_views(images: Any, crop_size: int, image_size: int) -> Any:

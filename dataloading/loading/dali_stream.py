@@ -20,7 +20,7 @@ from dataloading.dataset import Dataset
 from dataloading.errors import DamagedSample, DatasetError
 from dataloading.loading.augment import Augmentation
 from dataloading.loading.batch_feeder import BatchFeeder, FeedThread, Ticket
-from dataloading.loading.dali_graph import PREFETCH, DataType, Feed, build, pack
+from dataloading.loading.dali_graph import PREFETCH, Arrays, DataType, Feed, build, pack
 from dataloading.loading.order import BatchRange, EpochBatches
 from dataloading.preparation.images import Rejected, decode
 
@@ -69,6 +69,7 @@ class DaliStream:
             mean_image=dataset.mean_image,
             dtype=dtype,
             views=views,
+            resized=augment is not None and augment.resized_crop,
             noise=augment is not None and (callable(augment.color_noise) or augment.color_noise > 0),
             threads=threads,
             device=device,
@@ -160,7 +161,7 @@ class DaliStream:
         Image.new("RGB", (self._dataset.size, self._dataset.size)).save(buffer, "JPEG")
         encoded = [np.frombuffer(buffer.getvalue(), dtype=np.uint8)]
         zero, zeros = np.zeros(1, dtype=np.float32), np.zeros((1, 3), dtype=np.float32)
-        return pack((encoded, zero, zero, zero.astype(np.int32), zeros, zeros + 1))
+        return pack(Arrays(encoded, zero, zero, zero + 1, zero + 1, zero.astype(np.int32), zeros, zeros + 1))
 
     def _to_torch(self, output: Any) -> torch.Tensor:
         """Share DALI's memory with PyTorch, without a copy: N x H x W x C is channels_last with permuted strides."""

@@ -1,7 +1,7 @@
 """The iterator that the trainer sees: batches of images and labels, the same for any number of devices.
 
 What epoch e delivers is a function of (seed, e). So the state of a run is its position, (epoch, samples seen), and a
-run resumes with ``epoch(epoch, start_sample=samples)``.
+run resumes with ``epoch(epoch, start_sample=samples)``. Here an epoch is a counter from 0: the number of finished ones.
 """
 
 import importlib
@@ -50,7 +50,8 @@ class Loader:
         batch_size: samples per batch of this replica.
         crop_size: side of the square crop in pixels.
         seed: 0 to 2**64 - 1; determines order and augmentation.
-        shuffle: a new order every epoch; otherwise the order of the index.
+        shuffle: a random order; otherwise the order of the index.
+        reshuffle: a new random order every epoch; otherwise one for all epochs, as in 2012.
         augment: how images are varied; None means a centre crop.
         views: 1, or 10: corners and centre of the centre square, then the same mirrored (evaluation; no augmentation).
         device: None for the CPU, or the number of the CUDA device on which images are decoded and delivered.
@@ -80,6 +81,7 @@ class Loader:
         crop_size: int = 224,
         seed: int = 0,
         shuffle: bool,
+        reshuffle: bool = True,
         augment: Augmentation | None,
         views: int = 1,
         device: int | None = None,
@@ -104,6 +106,7 @@ class Loader:
             dataset.count(split),
             seed=seed,
             shuffle=shuffle,
+            reshuffle=reshuffle,
             batch_size=batch_size,
             replica=replica,
             replicas=replicas,
@@ -124,7 +127,7 @@ class Loader:
         return self._replaced_before | (self._stream.replaced if self._stream else {})
 
     def epoch(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch`, from position `start_sample` of its order on (counted over all replicas).
+        """Yield the batches of an epoch, from position `start_sample` of its order on (counted over all replicas).
 
         Only the iterator of the latest call is valid; an earlier one raises `RuntimeError` when it is used again.
 

@@ -2,6 +2,9 @@
 
 The order of an epoch is the stable sort of one random word per sample (`seeds.random_words`), so an order written down
 today is the order on every later machine. Batches and replicas only cut this sequence into pieces.
+
+Krizhevsky's program of 2012 shuffled the images once, when it wrote them to files, and read these in the same order in
+every epoch. So does `EpochBatches` without `reshuffle`: every epoch has the order of epoch 0.
 """
 
 import functools
@@ -54,7 +57,8 @@ class EpochBatches:
     Args:
         count: samples per epoch.
         seed: 0 to 2**64 - 1.
-        shuffle: a new order every epoch; otherwise 0, 1, 2, ...
+        shuffle: a random order; otherwise 0, 1, 2, ...
+        reshuffle: a new random order every epoch; otherwise that of epoch 0 in every epoch.
         batch_size: samples per batch and replica.
         replica, replicas: which part of each batch, and how many parts there are.
         drop_last: leave out the last samples of an epoch if they do not fill a batch. Otherwise they form a smaller
@@ -67,12 +71,14 @@ class EpochBatches:
         *,
         seed: int,
         shuffle: bool,
+        reshuffle: bool = True,
         batch_size: int,
         replica: int = 0,
         replicas: int = 1,
         drop_last: bool = False,
     ) -> None:
         self.count, self.seed, self.shuffle, self.drop_last = count, check_seed(seed), shuffle, drop_last
+        self.reshuffle = shuffle and reshuffle
         self.replica, self.replicas, self.global_batch_size = replica, replicas, batch_size * replicas
         # Two orders are cached: this epoch's, and the next one's, which another thread prefetches.
         self._cached_order = functools.lru_cache(2)(functools.partial(_order, count, seed, shuffle))
@@ -92,7 +98,7 @@ class EpochBatches:
 
     def samples(self, epoch: int, batch: BatchRange) -> NDArray[np.int64]:
         """Return this replica's samples of a batch: int64, shape (N,), a copy."""
-        order = self._cached_order(epoch if self.shuffle else 0)
+        order = self._cached_order(epoch if self.reshuffle else 0)
         return order[batch.own_start : batch.own_stop].copy()
 
 

@@ -1,5 +1,8 @@
 """Crops, flips and colour noise."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +23,16 @@ VECTORS = np.array(
 
 
 def draws(
-    augmentation: Augmentation | None, samples, *, seed=0, epoch=0, positions=None, side=256, crop_size=224
+    augmentation: Augmentation | None,
+    samples,
+    *,
+    seed=0,
+    epoch=0,
+    positions=None,
+    side=256,
+    height=None,
+    width=None,
+    crop_size=224,
 ) -> Draws:
     samples = np.asarray(samples, dtype=np.int64)
     return draw(
@@ -29,8 +41,8 @@ def draws(
         epoch=epoch,
         samples=samples,
         positions=samples if positions is None else np.asarray(positions),
-        heights=np.full(len(samples), side),
-        widths=np.full(len(samples), side),
+        heights=np.full(len(samples), height or side),
+        widths=np.full(len(samples), width or side),
         crop_size=crop_size,
         color_deviations=DEVIATIONS,
         color_vectors=VECTORS,
@@ -158,6 +170,83 @@ def test_32_consecutive_images_can_share_one_crop_and_flip():
         assert (which.reshape(10, 32) == which.reshape(10, 32)[:, :1]).all()
     assert len(set(zip(found.top, found.left, strict=True))) == 10
     assert len(np.unique(found.shift[:, 0])) == 320
+
+
+def one_by_one(generator: np.random.Generator, height: int, width: int, attempts: int = 10) -> tuple[int, ...]:
+    """Top, left, height and width of one random resized crop, by the published algorithm, with ordinary randomness."""
+    for _ in range(attempts):
+        area = height * width * generator.uniform(0.08, 1.0)
+        ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    w, h = width, height
+    if width / height < 3 / 4:
+        h = round(width / (3 / 4))
+    elif width / height > 4 / 3:
+        w = round(height * (4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+RESIZED = Augmentation(resized_crop=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 341), (500, 256), (256, 2000)])
+def test_resized_crops_are_distributed_as_published(height, width):
+    count, generator = 4000, np.random.default_rng(1)
+    found = draws(RESIZED, np.arange(count), height=height, width=width)
+    ours = np.stack([found.top, found.left, found.height, found.width], axis=1)
+    theirs = np.array([one_by_one(generator, height, width) for _ in range(count)])
+    for name, values in {
+        "area": lambda crop: crop[:, 2] * crop[:, 3],
+        "ratio": lambda crop: np.round(crop[:, 3] / crop[:, 2], 6),
+        "top": lambda crop: crop[:, 0],
+        "left": lambda crop: crop[:, 1],
+        "bottom": lambda crop: crop[:, 0] + crop[:, 2],
+        "right": lambda crop: crop[:, 1] + crop[:, 3],
+    }.items():
+        assert stats.ks_2samp(values(ours), values(theirs)).pvalue > 1e-4, name
+    # Where nothing fitted: the largest central part, about as often.
+    fallback = one_by_one(generator, height, width, attempts=0)
+    shares = [(crops == fallback).all(axis=1).mean() for crops in (ours, theirs)]
+    assert abs(shares[0] - shares[1]) < 0.04
+    assert (shares[0] > 0.3) == (width == 2000)
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    cut=st.integers(0, 30),
+    height=st.integers(24, 700),
+    width=st.integers(24, 700),
+    shared=st.sampled_from([1, 4]),
+)
+def test_resized_crops_lie_in_the_image_and_depend_on_counters_alone(seed, cut, height, width, shared):
+    augmentation = replace(RESIZED, crops_shared_by=shared)
+    samples, places = np.random.default_rng(seed).permutation(1000)[:30], np.arange(500, 530)
+    options = {"seed": seed, "height": height, "width": width, "crop_size": 24}
+    whole = draws(augmentation, samples, positions=places, **options)
+    assert min(whole.top.min(), whole.left.min()) >= 0
+    assert min(whole.height.min(), whole.width.min()) >= 1
+    assert (whole.top + whole.height).max() <= height
+    assert (whole.left + whole.width).max() <= width
+    parts = [
+        draws(augmentation, samples[part], positions=places[part], **options) for part in (slice(cut), slice(cut, None))
+    ]
+    for one, *both in zip(whole, *parts, strict=True):
+        assert np.array_equal(one, np.concatenate(both))
+
+
+def test_resized_crops_change_neither_flips_nor_colours():
+    plain, resized = draws(Augmentation(), np.arange(50)), draws(RESIZED, np.arange(50))
+    for which in ("flip", "shift", "divisor"):
+        assert np.array_equal(getattr(plain, which), getattr(resized, which))
+    assert (plain.height == 224).all()
+    assert (plain.width == 224).all()
+
+
+def test_resized_crops_without_random_crops_are_refused():
+    with pytest.raises(DatasetError, match=r"resized_crop needs random_crop; switch both on, or resized_crop off"):
+        Augmentation(random_crop=False, resized_crop=True)
 
 
 def test_without_augmentation_the_crop_is_the_centre():

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dataloading import Augmentation, Batch, Dataset, DatasetError, prepare_dataset
 from dataloading.loading.augment import draw
@@ -34,7 +35,10 @@ def by_hand(
     mean = dataset.mean_image[border : border + crop, border : border + crop]
     images = []
     for i, sample in enumerate(batch.samples):
-        image = stored(dataset, "train", sample)[found.top[i] :, found.left[i] :][:crop, :crop]
+        image = stored(dataset, "train", sample)[found.top[i] :, found.left[i] :][: found.height[i], : found.width[i]]
+        if augmentation.resized_crop:
+            part = Image.fromarray(image.astype(np.uint8))
+            image = np.asarray(part.resize((crop, crop), Image.Resampling.BILINEAR)).astype(np.float32)
         if found.flip[i]:
             image = image[:, ::-1]
         images.append((image - mean + found.shift[i]) / found.divisor[i])
@@ -48,6 +52,28 @@ def test_batches_are_what_the_recipe_says(full_size, augmentation):
         batch = next(source.epoch(epoch))
         wanted = by_hand(full_size, batch, augmentation, seed=7, epoch=epoch, crop=224)
         assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize("color_noise", [0.0, 0.1])
+def test_resized_crops_are_those_of_pillow(full_size, color_noise):
+    """Up to the rounding of two programs that resize to integers."""
+    augmentation = Augmentation(color_noise=color_noise, resized_crop=True)
+    batch = next(loader(full_size, batch_size=12, crop_size=224, augment=augmentation).epoch(0))
+    wanted = by_hand(full_size, batch, augmentation, seed=7, epoch=0, crop=224)
+    assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 2.01
+
+
+def test_a_fixed_order_repeats_batches_and_shares_crops_within_them(small):
+    """The same images share a crop in every epoch, and the crop is another one in each."""
+    augmentation = Augmentation(color_noise=0, crops_shared_by=4)
+    fixed = {"batch_size": 8, "augment": augmentation, "reshuffle": False}
+    straight = loader(small, **fixed)
+    epochs = [list(straight.epoch(epoch)) for epoch in range(3)]
+    assert samples(epochs[0]) == samples(epochs[1]) == samples(epochs[2])
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(epochs[0], epochs[1], strict=True))
+    assert same(next(loader(small, **fixed).epoch(2, 16)), epochs[2][2])
+    parts = [next(loader(small, **(fixed | {"batch_size": 4}), replica=r, replicas=2).epoch(2, 16)) for r in range(2)]
+    assert torch.equal(torch.cat([part.images for part in parts]), epochs[2][2].images)
 
 
 def test_whole_images_are_cropped_over_their_whole_area(folders, tmp_path):

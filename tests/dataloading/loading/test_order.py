@@ -52,15 +52,25 @@ def test_without_shuffling_the_order_is_that_of_the_index():
     assert epoch_order(7, seed=3, epoch=9, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
+@given(count=COUNTS, seed=SEEDS, size=st.integers(1, 30), replicas=st.sampled_from([1, 2, 4]), data=st.data())
+def test_a_fixed_order_is_that_of_the_first_epoch_in_every_epoch(count, seed, size, replicas, data):
+    start = data.draw(st.integers(0, count))
+    parts = replicas_of(count, seed, size, replicas, drop_last=False, reshuffle=False)
+    for epoch in (0, 3):
+        batches = [delivered(part, epoch, start) for part in parts]
+        together = [sample for batch in zip(*batches, strict=True) for part in batch for sample in part]
+        assert together == epoch_order(count, seed=seed, epoch=0).tolist()[start:]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True])
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(DatasetError, match=r"seed must be an integer from 0 to 2"):
         epoch_order(5, seed=seed, epoch=0)
 
 
-def replicas_of(count: int, seed: int, batch_size: int, replicas: int, *, drop_last: bool) -> list[EpochBatches]:
-    options = {"seed": seed, "shuffle": True, "batch_size": batch_size, "replicas": replicas, "drop_last": drop_last}
-    return [EpochBatches(count, replica=replica, **options) for replica in range(replicas)]
+def replicas_of(count: int, seed: int, batch_size: int, replicas: int, **options: bool) -> list[EpochBatches]:
+    common = {"seed": seed, "shuffle": True, "batch_size": batch_size, "replicas": replicas, **options}
+    return [EpochBatches(count, replica=replica, **common) for replica in range(replicas)]
 
 
 def delivered(batches: EpochBatches, epoch: int, start: int) -> list[np.ndarray]:
