@@ -109,6 +109,12 @@ def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset
     return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
 
 
+def channel_means(mean_image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean image with the mean of each colour channel in all of its pixels."""
+    means = mean_image.mean((0, 1), dtype=np.float64).astype(np.float32)
+    return np.ascontiguousarray(np.broadcast_to(means, mean_image.shape))
+
+
 def mean_image_hash(mean_image: NDArray[np.float32]) -> str:
     """A short hash of a data set's mean image, which runs record: networks depend on no other part of their data."""
     return hashlib.sha256(np.ascontiguousarray(mean_image).tobytes()).hexdigest()[:16]

@@ -33,8 +33,8 @@ from kernels.reference import misses
 
 TOP = 5
 
-# What a network needs from its loader: the crop size, and the data set whose mean image is subtracted.
-Inputs = tuple[int, str | None]
+# What a network needs from its loader: crop size, data set whose mean image is subtracted, whether its mean colour is.
+Inputs = tuple[int, str | None, bool]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ class _Evaluator:
             engine = network.build_engine(world, plan, evaluation.batch_size, evaluation.precision)
             self.engines.append(engine)
             self.class_orders.append(_class_order(network, dataset.classes, world.device))
-            self.inputs.append((engine.stage.architecture.image_size, network.mean_image_for(dataset)))
+            size, mean = engine.stage.architecture.image_size, network.mean_image_for(dataset)
+            self.inputs.append((size, mean, network.spec.channel_means))
 
     def label_log_likelihoods(self, split: str) -> Iterator[Tensor]:
         """The argument of :func:`fit_coefficients`, batch by batch, on the worker with the last stage."""
@@ -209,10 +210,17 @@ class _Evaluator:
         evaluation, world = self.evaluation, self.world
         # Networks with the same inputs share a loader.
         loaders = {
-            (size, mean): open_loader(
-                world, evaluation.data, mean, split, evaluation.batch_size, size, evaluation.views
+            (size, mean, by_channel): open_loader(
+                world,
+                evaluation.data,
+                mean,
+                split,
+                evaluation.batch_size,
+                size,
+                evaluation.views,
+                by_channel=by_channel,
             )
-            for size, mean in set(self.inputs)
+            for size, mean, by_channel in set(self.inputs)
         }
         try:
             for batches in self._batches(loaders, title):

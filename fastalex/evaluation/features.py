@@ -154,7 +154,16 @@ def _write_activations(world: World, extraction: Extraction, folder: Path) -> No
     writer = _ActivationWriter(extraction, folder, dataset.count(extraction.split))
     engine.watch(writer.collect)
     mean, size = network.mean_image_for(dataset), engine.stage.architecture.image_size
-    loader = open_loader(world, extraction.data, mean, extraction.split, extraction.batch_size, size, views=1)
+    loader = open_loader(
+        world,
+        extraction.data,
+        mean,
+        extraction.split,
+        extraction.batch_size,
+        size,
+        views=1,
+        by_channel=network.spec.channel_means,
+    )
     try:
         with batch_progress(f"{extraction.split} images", len(loader), shown=world.is_first) as advance:
             for batch in loader.epoch(0):
@@ -238,6 +247,7 @@ def _write_index(extraction: Extraction, folder: Path) -> None:
         "split": extraction.split,
         "crop": "centre",
         "mean_image": str(Path(network.mean_image_for(dataset) or extraction.data).resolve()),
+        "channel_means": network.spec.channel_means,
         "images": len(labels),
         "dtype": extraction.dtype,
         "activations": {name: f"{name}.npy" for name in extraction.names},

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dataloading import DatasetError, Loader, is_prepared
-from fastalex.datasets import AnyDataset, mean_image_hash, open_data, open_prepared
+from fastalex.datasets import AnyDataset, channel_means, mean_image_hash, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision, configure_libraries
@@ -158,17 +158,28 @@ def inference_plan(
 
 
 def open_loader(
-    world: World, data: str, mean_image: str | None, split: str, batch_size: int, crop_size: int, views: int
+    world: World,
+    data: str,
+    mean_image: str | None,
+    split: str,
+    batch_size: int,
+    crop_size: int,
+    views: int,
+    *,
+    by_channel: bool = False,
 ) -> Loader:
     """A loader of all images of a split in index order. Images are delivered to the first worker, labels to all.
 
     Args:
         data: the prepared data set.
         mean_image: the data set whose mean image is subtracted; None for that of ``data``.
+        by_channel: subtract its mean colour instead.
     """
     dataset = open_prepared(data)
     if mean_image is not None:
         dataset.mean_image = open_prepared(mean_image).mean_image
+    if by_channel:
+        dataset.mean_image = channel_means(dataset.mean_image)
     on_gpu = world.device.type == "cuda"
     cores = len(os.sched_getaffinity(0))
     return Loader(

@@ -39,12 +39,15 @@ class NetworkSpec:
         num_classes: number of outputs.
         variation: changes to the architecture.
         classes: names of the classes in the order of the outputs; empty if unknown.
+        channel_means: whether the mean of each colour channel was subtracted from the training images, instead of their
+            mean image.
     """
 
     architecture: str
     num_classes: int
     variation: Variation = field(default_factory=Variation)
     classes: tuple[str, ...] = ()
+    channel_means: bool = False
 
     def build_architecture(self) -> Architecture:
         """The architecture with its variation; computed once."""
@@ -81,7 +84,11 @@ class NetworkSpec:
         values = json.loads(text)
         check_json(cls, values, "network", required=("architecture", "num_classes", "variation", "classes"))
         spec = cls(
-            values["architecture"], values["num_classes"], Variation(**values["variation"]), tuple(values["classes"])
+            values["architecture"],
+            values["num_classes"],
+            Variation(**values["variation"]),
+            tuple(values["classes"]),
+            values.get("channel_means", False),
         )
         if len(spec.classes) not in (0, spec.num_classes):
             raise ValueError(f"network.num_classes is {spec.num_classes}, but {len(spec.classes)} classes are named")

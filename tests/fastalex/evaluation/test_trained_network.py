@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastalex.evaluation.feature_options import FeaturesOptions
 from fastalex.evaluation.feature_options import resolve as resolve_features
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
-from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage, inference_plan
+from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage, inference_plan, open_loader
 from fastalex.network.variation import Variation
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.training.config import RunConfig
@@ -42,6 +43,16 @@ def test_the_mean_of_the_training_images_is_subtracted(runs, prepared, tmp_path)
     assert with_own is not None
     assert with_others is not None
     assert with_own.predictions.metrics.loss != with_others.predictions.metrics.loss
+
+
+def test_the_mean_colour_is_subtracted_where_the_network_was_trained_so(prepared):
+    dataset = dataloading.Dataset(prepared)
+    images = []
+    for by_channel in (False, True):
+        with closing(open_loader(HERE, str(prepared), None, "val", 4, 224, 1, by_channel=by_channel)) as loader:
+            images.append(next(loader.epoch(0)).images[0].permute(1, 2, 0).numpy())
+    pixels = images[0] + dataset.mean_image[16:240, 16:240]
+    assert np.allclose(images[1], pixels - dataset.mean_image.mean((0, 1)), atol=1e-3)
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -39,14 +39,16 @@ def write(path: Path, model: AlexNet, spec: NetworkSpec) -> Path:
 
 
 def test_the_header_stays_readable():
-    """What earlier versions wrote, character by character."""
+    """What earlier versions wrote, character by character, and what came later."""
     text = (
         '{"architecture": "krizhevsky", "num_classes": 3, "variation": {"width": 0.0625, "lrn": false, "overlapping": '
         'true, "activation": null, "dropout": null, "without": ["conv3", "conv4"], "conv6": true, "bottleneck": 8, '
         '"init": null}, "classes": ["blue", "green", "red"]}'
     )
-    assert SPEC.to_json() == text
     assert NetworkSpec.from_json(text) == SPEC
+    assert SPEC.to_json() == text.removesuffix("}") + ', "channel_means": false}'
+    by_channel = replace(SPEC, channel_means=True)
+    assert NetworkSpec.from_json(by_channel.to_json()) == by_channel
 
 
 def test_the_architecture_is_built_once():
