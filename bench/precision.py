@@ -59,7 +59,7 @@ def epochs(run: Path) -> list[dict[str, Any]]:
     for validation in (line for line in lines if line["kind"] == "val"):
         training = [line for line in lines if line["kind"] == "train" and line["epoch"] == validation["epoch"]]
         images = sum(line["images"] for line in training)
-        row = {"precision": precision, "epoch": validation["epoch"] + 1}
+        row = {"precision": precision, "epoch": validation["epoch"]}
         row["training_loss"] = round(sum(line["loss"] * line["images"] for line in training) / images, 4)
         row |= {f"validation_{name}": validation[name] for name in ("loss", "top1_error", "top5_error")}
         rows.append(row)

@@ -189,8 +189,10 @@ def _prepared(
     return dataset
 
 
-def default_recipe(dataset: AnyDataset) -> str:
-    """The name of the recipe for a data set if none is given, chosen by its name and its number of images."""
+def default_recipe(dataset: AnyDataset, architecture: str) -> str:
+    """The name of the recipe if none is given: by the data, and for large data by the network."""
     if dataset.name == "digits":
         return "digits"
-    return "small" if dataset.count("train") < 100_000 else "krizhevsky"
+    if dataset.count("train") < 100_000:
+        return "small"
+    return architecture if architecture in ("caffe", "owt") else "krizhevsky"

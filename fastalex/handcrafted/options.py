@@ -141,7 +141,7 @@ def _run_row(run: Path, dataset: AnyDataset, split: str) -> Errors:
         problem = "no finished epoch" if split == "val" else f"errors on val, not on {split}"
         raise ConfigurationError(f"{run} has {problem}; leave --run out")
     last = validations[-1]
-    name = f"network: {run}, {last['epoch'] + 1} epochs"
+    name = f"network: {run}, {last['epoch']} epochs"
     if config.fraction != 1:
         name += f" of {100 * config.fraction:g} % of the images"
     return Errors(name, last["top1_error"], last["top5_error"], f"{dataset.name} val: {last['images']}")

@@ -92,7 +92,7 @@ def measure_speed(
     configure_libraries(precision)
     engine = build_engine(model, world, plan, batch_size)
     optimizer = KrizhevskySGD(engine.stage, build_recipe("krizhevsky"), engine.stage.compute_copies())
-    optimizer.set_epoch(0, 0)
+    optimizer.set_epoch(1)
     step = build_step(engine, optimizer)
 
     # Random images, on the first and the last stage only.

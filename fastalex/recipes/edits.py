@@ -1,6 +1,6 @@
-"""Edits: changes that a user makes to a run's recipe by hand, as text: ``epoch=67:conv1.lr=1e-5``.
+"""Edits: changes that a user makes to a run's recipe by hand, as text: ``epoch=67:conv1.weight.lr=1e-5``.
 
-An edit gives the epoch from which a value applies, counted from 0, and the value:
+An edit gives the epoch from which a value applies, counted from 1, and the value:
 
 - ``lr``, ``conv1.lr``: learning rate of the weights, in all layers or in one. The biases' rate follows with its
   multiplier.
@@ -35,12 +35,12 @@ class Edit:
     text: str
 
 
-def edited(recipe: Recipe, texts: Sequence[str], *, layers: Sequence[str], epoch: int) -> Recipe:
+def edited(recipe: Recipe, texts: Sequence[str], *, layers: Sequence[str], finished: int) -> Recipe:
     """The recipe with edits applied.
 
     Args:
         layers: names of the network's blocks.
-        epoch: current epoch of the run; edits must not be earlier.
+        finished: number of epochs that the run has finished; edits apply to later ones.
 
     Raises:
         ConfigurationError: an edit cannot be parsed, or names an unknown layer or an epoch that is past or not in the
@@ -48,24 +48,24 @@ def edited(recipe: Recipe, texts: Sequence[str], *, layers: Sequence[str], epoch
     """
     changes = list(recipe.changes)
     for text in texts:
-        changes.append(_parse(text, recipe, layers, epoch))
+        changes.append(_parse(text, recipe, layers, finished))
     # Sorting is stable: edits follow the recipe's own changes of the same epoch and so override them.
-    return replace(recipe, changes=tuple(sorted(changes, key=lambda change: change.epoch)))
+    return replace(recipe, changes=tuple(sorted(changes, key=lambda change: change.from_epoch)))
 
 
-def _parse(text: str, recipe: Recipe, layers: Sequence[str], current_epoch: int) -> Change:
+def _parse(text: str, recipe: Recipe, layers: Sequence[str], finished: int) -> Change:
     match = _EDIT.fullmatch(text)
     if match is None:
         raise ConfigurationError(
-            f"edit {text} cannot be parsed; write epoch=67:lr=1e-4, epoch=67:conv1.lr=1e-5, epoch=67:conv1.bias.lr=0 "
-            "or epoch=67:color_noise=0"
+            f"edit {text} cannot be parsed; write epoch=67:lr=1e-4, epoch=67:conv1.lr=1e-5, "
+            "epoch=67:conv1.weight.lr=0 or epoch=67:color_noise=0"
         )
     epoch, layer, kind, _, noise, value = match.groups()
     number = _parse_number(text, value, "colour noise" if noise else "learning rate")
-    if not current_epoch <= int(epoch) < recipe.epochs:
+    if not finished < int(epoch) <= recipe.epochs:
         raise ConfigurationError(
-            f"edit {text}: epoch {epoch} is past or not in the run, which has finished {current_epoch} of "
-            f"{recipe.epochs} epochs; choose an epoch from {current_epoch} to {recipe.epochs - 1}"
+            f"edit {text}: epoch {epoch} is past or not in the run, which has finished {finished} of "
+            f"{recipe.epochs} epochs; choose an epoch from {finished + 1} to {recipe.epochs}"
         )
     if noise:
         return Change(int(epoch), color_noise=number)
@@ -101,6 +101,6 @@ def overridden(edits: Sequence[Edit], before: Recipe, after: Recipe) -> list[str
             f"lr={after.lr:g} would also change the rates set by earlier edits ({', '.join(rates)}); use "
             "another edit instead, such as epoch=67:lr=1e-4"
         )
-    names = [field.name for field in fields(Recipe) if field.name != "changes"]
+    names = [field.name for field in fields(Recipe) if field.name not in ("changes", "drops_left_out")]
     pairs = [(name, getattr(before, name), getattr(after, name)) for name in names]
     return [f"{name}={new}" for name, old, new in pairs if new != old]

@@ -6,8 +6,10 @@ For every parameter w with gradient g, learning rate e, momentum m and weight de
     w <- w + v
 
 After a drop of the learning rate, the earlier, larger updates fade over about 1 / (1 - m) steps. PyTorch's SGD
-multiplies the velocity by the learning rate instead, and drops at once. Biases have no weight decay, and their learning
-rate is a multiple of the weights'. A learning rate of 0 freezes a parameter: neither it nor its velocity changes.
+multiplies the velocity by the learning rate instead, and drops at once. Recipes with ``rescale_velocity`` do the same
+by multiplying the velocity by (new rate / old rate). Biases have no weight decay unless the recipe says so, and their
+learning rate is a multiple of the weights'. A learning rate of 0 freezes a parameter: neither it nor its velocity
+changes.
 
 For batches of thousands of images, layer-wise adaptive rates (LARS) multiply the learning rate of a weight tensor by
 
@@ -41,6 +43,10 @@ class KrizhevskySGD(Optimizer):
         module: the module to train.
         recipe: momentum, weight decay and learning rates (:meth:`set_epoch`).
         copies: low-precision copies by parameter, which each update refreshes.
+
+    Attributes:
+        velocity_rates: by parameter name, the last learning rate but 0 that the velocity has followed. Only recipes
+            with ``rescale_velocity`` need it, and resuming their runs does, too.
     """
 
     # torch wraps these two, so that its compiler leaves them alone. The wrapper imports the compiler, which would take
@@ -52,9 +58,10 @@ class KrizhevskySGD(Optimizer):
         self.recipe = recipe
         self.warmup = 1.0
         self.copies = dict(copies or {})
+        self.velocity_rates: dict[str, float] = {}
         groups: list[dict[str, Any]] = []
         for name, parameter in module.named_parameters():
-            decay = recipe.weight_decay if name.endswith(".weight") else 0.0
+            decay = recipe.weight_decay if name.endswith(".weight") or recipe.decay_biases else 0.0
             groups.append({"params": [parameter], "name": name, "weight_decay": decay, "lr": 0.0})
         super().__init__(groups, defaults={"lr": 0.0, "momentum": recipe.momentum, "weight_decay": 0.0})
         self._parameters: list[nn.Parameter] = [group["params"][0] for group in self.param_groups]
@@ -64,10 +71,10 @@ class KrizhevskySGD(Optimizer):
         decays = [group["weight_decay"] for group in groups]
         self._decays = torch.tensor(decays, dtype=torch.float64, device=device)
         self._is_weight = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
-        self.set_epoch(0)
+        self.set_epoch(1)
 
     def set_epoch(self, epoch: int, divisions: int = 0) -> None:
-        """Set the recipe's learning rates for an epoch, after ``divisions`` divisions by its plateau."""
+        """Set the recipe's learning rates for an epoch, counted from 1, after ``divisions`` plateau divisions."""
         recipe = self.recipe
         factor = recipe.plateau.factor**divisions if recipe.plateau else 1.0
         for group in self.param_groups:
@@ -80,10 +87,25 @@ class KrizhevskySGD(Optimizer):
         self._copy_rates()
 
     def set_warmup(self, factor: float) -> None:
-        """Multiply all learning rates by ``factor``, which replaces the previous factor."""
+        """Multiply all learning rates by ``factor``, which replaces the previous factor; called before every step.
+
+        Only here velocities follow changed rates: once for all changes since the last step, so that a resumed run
+        rounds as an uninterrupted one does, and outside the step, which CUDA graphs may replay.
+        """
         if factor != self.warmup:
             self.warmup = factor
             self._copy_rates()
+        if self.recipe.rescale_velocity:
+            self._rescale_velocities()
+
+    @torch.no_grad()
+    def _rescale_velocities(self) -> None:
+        for group in self.param_groups:
+            rate, before = group["lr"] * self.warmup, self.velocity_rates.get(group["name"])
+            if rate and rate != before:
+                if before is not None:
+                    self.velocity(group["params"][0]).mul_(rate / before)
+                self.velocity_rates[group["name"]] = rate
 
     def _copy_rates(self) -> None:
         # A fresh pinned tensor for every copy: the allocator reuses it only after the copy, so nothing has to wait.

@@ -5,12 +5,16 @@ which is how the 2012 runs were steered: learning rates dropped by hand, conv1 s
 switched off for the last quarter. Alternatively a :class:`Plateau` divides the learning rate when the validation error
 stalls, as the paper describes.
 
+Epochs count from 1, as in the 2012 source: what changes from epoch 25 on changes after 24 finished epochs.
+
 Learning rates of changes are multiples of the recipe's ``lr``, and their epochs scale with the recipe's length, so a
 recipe keeps its shape when ``lr`` or ``epochs`` change.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +22,10 @@ from typing import Literal
 from fastalex.errors import ConfigurationError
 
 Parameters = Literal["weights", "biases", "all"]
+Order = Literal["fixed", "shuffled"]
+
+_COASTING = 10.0
+"""A velocity fades over 1 / (1 - momentum) steps. In epochs of fewer than ten times that, the fading shows."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Change:
     """New values that take effect when an epoch begins.
 
     Args:
-        epoch: the first epoch that it applies to, counted from 0.
+        from_epoch: the first epoch that it applies to, counted from 1.
         lr_scale: learning rate as a multiple of the initial one. 0 freezes: no update, no decay, no momentum. None
             changes no learning rate.
         layers: blocks whose learning rate changes; empty means all.
@@ -33,7 +41,7 @@ class Change:
         color_noise: new standard deviation of the colour noise; None does not change it.
     """
 
-    epoch: int
+    from_epoch: int
     lr_scale: float | None = None
     layers: tuple[str, ...] = ()
     parameters: Parameters = "all"
@@ -59,17 +67,29 @@ class Recipe:
     Args:
         lr: initial learning rate of the weights.
         bias_lr_multiplier: learning rate of the biases as a multiple of the weights'.
-        weight_decay: applied to weights only.
+        weight_decay: applied to weights, and to biases with ``decay_biases``.
+        decay_biases: whether weight decay applies to biases, too, as in PyTorch.
+        rescale_velocity: whether a velocity follows a change of the learning rate at once, as in PyTorch, where the
+            rate stands outside the velocity. In the 2012 update rule the earlier, larger updates fade instead.
+        order: of the training images. ``shuffled`` draws a new order for every epoch. ``fixed`` draws one, which all
+            epochs repeat, as in 2012: the same images share a batch, and a crop, during the whole run.
         crops: crop training images at random offsets; False crops at the centre.
+        resized_crops: crop a random part of 8 to 100 % of the area with a random aspect ratio, and resize it, instead
+            of cropping at a random offset.
+        channel_means: subtract the mean of each colour channel instead of the mean image.
         flip: mirror training images with probability 1/2.
-        crops_shared_by: number of consecutive images in an epoch's order that share one crop offset and one flip: 32 in
-            the 2012 source; 1 gives each image its own.
+        crops_shared_by: number of consecutive images in an epoch's order that share one crop and one flip: 32 in the
+            2012 source; 1 gives each image its own. Crops and flips are drawn anew in every epoch.
         color_noise: standard deviation of the PCA colour noise; 0 disables it.
         changes: in order of epochs.
         plateau: when to divide the learning rate; None never does.
         warmup_epochs: epochs over which all learning rates rise linearly to their normal values.
         warmup_start: fraction of the normal learning rates at which the warm-up starts.
         lars: trust coefficient of layer-wise adaptive rates (:mod:`fastalex.recipes.optimizer`); None disables them.
+        least_steps: where ``epochs`` make fewer updates than this, :meth:`for_data` adds epochs.
+        least_steps_per_rate: :meth:`for_data` leaves out drops of the learning rate before or after which a rate would
+            hold for fewer updates than this; 0 leaves out none.
+        drops_left_out: how many it has left out.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -82,7 +102,12 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_lr_multiplier: float = 2.0
+    decay_biases: bool = False
+    rescale_velocity: bool = False
+    order: Order = "shuffled"
     crops: bool = True
+    resized_crops: bool = False
+    channel_means: bool = False
     flip: bool = True
     crops_shared_by: int = 1
     color_noise: float = 0.1
@@ -91,11 +116,14 @@ class Recipe:
     warmup_epochs: float = 0.0
     warmup_start: float = 0.0
     lars: float | None = None
+    least_steps: int = 0
+    least_steps_per_rate: int = 0
+    drops_left_out: int = 0
 
     def __post_init__(self) -> None:
         for name, minimum in {
             "epochs": 1, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0, "color_noise": 0,
-            "crops_shared_by": 1,
+            "crops_shared_by": 1, "least_steps": 0, "least_steps_per_rate": 0,
         }.items():  # fmt: skip
             value = getattr(self, name)
             if not value >= minimum:
@@ -106,6 +134,8 @@ class Recipe:
             raise ConfigurationError(f"warmup_epochs must be at least 0, got {self.warmup_epochs}")
         if self.lars is not None and not self.lars > 0:
             raise ConfigurationError(f"lars must be a positive trust coefficient such as 0.001, got {self.lars}")
+        if self.resized_crops and not self.crops:
+            raise ConfigurationError("resized crops are random crops: switch both on, or resized crops off")
 
     def with_scaled_lr(self, batch_size: int) -> Recipe:
         """The recipe for another batch size: a learning rate scaled in proportion, and a warm-up from the old one.
@@ -122,35 +152,42 @@ class Recipe:
         return self.warmup_start + (1 - self.warmup_start) * epochs / self.warmup_epochs
 
     def color_noise_at(self, epoch: int) -> float:
-        """Standard deviation of the colour noise in an epoch."""
+        """Standard deviation of the colour noise in an epoch, counted from 1."""
         noise = self.color_noise
         for change in self.changes:
-            if change.epoch <= epoch and change.color_noise is not None:
+            if change.from_epoch <= epoch and change.color_noise is not None:
                 noise = change.color_noise
         return noise
 
     def lr_scale_at(self, epoch: int, layer: str, parameter: Literal["weights", "biases"]) -> float:
-        """Learning rate of a parameter in an epoch, as a multiple of its initial one and before plateau divisions."""
+        """Learning rate of a parameter as a multiple of its initial one, before plateau divisions.
+
+        Args:
+            epoch: counted from 1.
+        """
         scale = 1.0
         for change in self.changes:
             applies = (not change.layers or layer in change.layers) and change.parameters in (parameter, "all")
-            if change.epoch <= epoch and change.lr_scale is not None and applies:
+            if change.from_epoch <= epoch and change.lr_scale is not None and applies:
                 scale = change.lr_scale
         return scale
 
     def lr_summary(self, layer: str) -> str:
-        """Learning rates of a layer's weights over the run, as text; epochs are counted from 1 here."""
-        rates = [f"lr {self.lr:g}"]
-        scale = self.lr_scale_at(0, layer, "weights")
-        for epoch in sorted({change.epoch for change in self.changes if change.epoch < self.epochs}):
+        """Learning rates of a layer's weights over the run, as text."""
+        scale = self.lr_scale_at(1, layer, "weights")
+        rates = [f"lr {self.lr * scale:g}"]
+        for epoch in sorted({change.from_epoch for change in self.changes if change.from_epoch <= self.epochs}):
             before, scale = scale, self.lr_scale_at(epoch, layer, "weights")
             if scale != before:
-                rates.append(f"{self.lr * scale:.3g} from epoch {epoch + 1}")
+                rates.append(f"{self.lr * scale:.3g} from epoch {epoch}")
         if self.plateau is not None:
             rates.append(
                 f"times {self.plateau.factor:g} after {self.plateau.patience} epochs without a better top-1 error, at "
                 f"most {self.plateau.times} times"
             )
+        if self.drops_left_out:
+            drops = "a drop" if self.drops_left_out == 1 else f"{self.drops_left_out} drops"
+            rates.append(f"{drops} left out because the run is so short")
         return ", ".join(rates)
 
     def with_epochs(self, epochs: int) -> Recipe:
@@ -160,9 +197,38 @@ class Recipe:
         """
 
         def move(change: Change) -> Change:
-            return replace(change, epoch=max(1, min(round(change.epoch * epochs / self.epochs), epochs - 1)))
+            finished = round((change.from_epoch - 1) * epochs / self.epochs)
+            return replace(change, from_epoch=1 + max(1, min(finished, epochs - 1)))
 
         return replace(self, epochs=epochs, changes=tuple(move(change) for change in self.changes))
+
+    def for_data(self, images: int, epochs: int | None = None) -> Recipe:
+        """The recipe for a number of training images.
+
+        Args:
+            epochs: length of the run; None takes the recipe's, or as many as ``least_steps`` need.
+        """
+        steps = max(1, images // self.batch_size)
+        if epochs is None:
+            epochs = max(self.epochs, math.ceil(self.least_steps / steps))
+        recipe = self.with_epochs(epochs)
+
+        # A drop is made if the rates before and after it hold for long enough; after the first that is not, none is.
+        starts = [1, *(change.from_epoch for change in recipe.changes)]
+        lengths = [min(end - start, epochs + 1 - end) * steps for start, end in itertools.pairwise(starts)]
+        made = len(list(itertools.takewhile(lambda length: length >= self.least_steps_per_rate, lengths)))
+        return replace(recipe, changes=recipe.changes[:made], drops_left_out=len(lengths) - made)
+
+    def coasting_note(self, steps_per_epoch: int) -> str | None:
+        """A note on runs whose epochs are so short that the fading of old velocities takes much of one; else None."""
+        drops = self.plateau is not None or any(change.lr_scale is not None for change in self.changes)
+        fading = 1 / (1 - self.momentum)
+        if self.rescale_velocity or not drops or steps_per_epoch >= round(_COASTING * fading):
+            return None
+        return (
+            f"note: an epoch has only {steps_per_epoch} steps, and after a drop of the learning rate earlier updates "
+            f"still move the weights for some {2 * fading:.0f} steps, as in 2012; the recipe small drops at once"
+        )
 
 
 def plateau_divisions(errors: Sequence[float], plateau: Plateau) -> int:

@@ -124,7 +124,8 @@ def _with_equal_updates(options: TrainOptions, config: RunConfig) -> RunConfig:
         open_prepared(config.data, fraction, config.seed).count("train") // batch for fraction in (1.0, config.fraction)
     )
     factor = whole / max(1, part)
-    epochs = round(config.recipe.epochs * factor)
+    with_all = new_run(replace(options, training=replace(options.training, fraction=None)))
+    epochs = round(with_all.recipe.epochs * factor)
     config = new_run(replace(options, training=replace(options.training, epochs=epochs)))
     recipe = replace(config.recipe, warmup_epochs=config.recipe.warmup_epochs * factor)
     if recipe.plateau:
@@ -227,7 +228,7 @@ def read_result(run: StudyRun) -> RunResult:
     """
     lines, epochs = read_metrics(run.folder), run.config.recipe.epochs
     last = next((line for line in reversed(lines) if line["kind"] == "val"), None)
-    if last is None or last["epoch"] != epochs - 1:
+    if last is None or last["epoch"] != epochs:
         raise ConfigurationError(
             f"{run.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has completed; "
             "restore the file, or choose another output folder"
@@ -237,7 +238,7 @@ def read_result(run: StudyRun) -> RunResult:
         if line["kind"] == "train":
             errors.setdefault(line["epoch"], []).append((line["top1_error"], line["images"]))
     reached = (
-        epoch + 1
+        epoch
         for epoch, parts in sorted(errors.items())
         if sum(error * images for error, images in parts) / sum(images for _, images in parts) <= TRAINING_ERROR_GOAL
     )

@@ -4,7 +4,7 @@ A run folder holds::
 
     last.safetensors              weights of the latest checkpoint
     best.safetensors              weights with the lowest top-1 validation error so far
-    checkpoints/0006-00000264/    the latest checkpoint, named by epoch and step; older ones if asked for
+    checkpoints/0006-00000264/    the latest checkpoint, named by finished epochs and step; older ones if asked for
         model.safetensors         weights; the header holds the network's specification
         trainer.safetensors       velocities; the header holds the training state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,7 @@ class RunConfig:
             written = values.pop("sha256", None)  # version 0.1 wrote none
             is_changed = written not in (None, _content_sha256(values))
             _check_values(values)
+            _count_epochs_from_1(values)
             recipe, network = _recipe(values["recipe"]), NetworkSpec.from_json(json.dumps(values["network"]))
             parallel = values.pop("parallel", None)
             plan = ParallelPlan.from_json(parallel) if parallel else _plan_of_version_0_1(values, network, recipe)
@@ -174,6 +176,24 @@ def _check_plan(plan: ParallelPlan, network: NetworkSpec) -> None:
         raise ValueError(f"parallel has {layout.replicas} x {layout.ranks} workers on {workers} devices")
     if sum(plan.split, ()) != names or not all(plan.split) or layout.stages % layout.ranks:
         raise ValueError(f"parallel.split must cut {', '.join(names)} into stages for {layout.ranks} ranks")
+
+
+def _count_epochs_from_1(values: dict[str, Any]) -> None:
+    """Bring the recipe's changes and edits of earlier versions, which counted epochs from 0, into today's form.
+
+    Those versions named the epoch of a change ``epoch``; today it is ``from_epoch``, so each tells how it counts.
+
+    Raises:
+        KeyError, ValueError: there are no changes, or the epoch of one is no integer.
+    """
+    old = [change for change in values["recipe"]["changes"] if "epoch" in change]
+    for change in old:
+        epoch = change.pop("epoch")
+        if type(epoch) is not int:
+            raise ValueError(f"the epoch of a change must be an integer, got {epoch!r}")
+        change["from_epoch"] = epoch + 1
+    for edit in values.get("edits", ()) if old else ():  # an edit of an epoch is one of the changes, too
+        edit["text"] = re.sub(r"^epoch=(\d+):", lambda found: f"epoch={int(found[1]) + 1}:", edit["text"])
 
 
 def _content_sha256(values: dict[str, Any]) -> str:

@@ -111,7 +111,7 @@ class MetricsLog:
         self._events = _Events(run, None if is_new else step + 1)
 
     def write(self, kind: Kind, epoch: int, step: int, metrics: Metrics, rate: Rate, **more: float) -> None:
-        """Append one line; ``more`` are additional fields.
+        """Append one line for an epoch, counted from 1; ``more`` are additional fields.
 
         Raises:
             OSError: ``metrics.jsonl`` cannot be written; the error names it.
@@ -201,13 +201,15 @@ class _Events:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, up to a last line that a crash cut short."""
-    lines = []
+    """The lines of a run's ``metrics.jsonl``, up to a last line that a crash cut short; epochs count from 1."""
+    lines: list[dict[str, Any]] = []
     for text in (run / "metrics.jsonl").read_text().splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             break
+    if lines and lines[0].get("epoch") == 0:  # earlier versions counted from 0
+        lines = [{**line, "epoch": line["epoch"] + 1} if "epoch" in line else line for line in lines]
     return lines
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -14,6 +14,7 @@ from fastalex.network.architecture import ActivationName
 from fastalex.network.precision import Precision
 from fastalex.network.variation import InitName, Variation
 from fastalex.parallel.layout import ScheduleName
+from fastalex.recipes.schedule import Order, Recipe
 from fastalex.training.config import BadSamplePolicy, NonFinitePolicy
 
 
@@ -64,15 +65,19 @@ class RecipeOptions:
 
     recipe: Annotated[
         Literal[
-            "krizhevsky", "source-145", "source-145-2010", "source-170", "paper", "small", "digits", "four-layer"
+            "krizhevsky", "source-145", "source-145-2010", "source-170", "paper", "caffe", "owt", "small", "digits",
+            "four-layer",
         ] | None,
         optional("RECIPE"),
     ] = None  # fmt: skip
     """krizhevsky (or source-145): the run of 2012; source-145-2010: the run on ILSVRC-2010; source-170: the automatic
-    schedule of 2013; paper: the paper's text; small: for fewer than 100,000 images; digits: for the bundled digits;
-    four-layer: for the network of that name. Default: by the data."""
+    schedule of 2013; paper: the paper's text, with the source's colour noise (0.1 standard deviations; the text's
+    eigenvalues are their squares); caffe: bvlc_alexnet's; owt: torchvision's; small: for fewer than 100,000 images;
+    digits: for the bundled digits; four-layer: for the network of that name. Default: small or digits by the data; for
+    100,000 images and more caffe and owt for the networks of that name, else krizhevsky."""
     epochs: Annotated[int | None, optional("N")] = None
-    """Passes over the training images; the schedule is stretched or shrunk to fit. Default: the recipe's."""
+    """Passes over the training images; the schedule is stretched or shrunk to fit. Epochs count from 1 everywhere.
+    Default: the recipe's; small makes 20, or more where these are fewer than 1,000 updates."""
     batch_size: Annotated[int | None, optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
     lr: Annotated[float | None, optional("LR")] = None
@@ -80,7 +85,7 @@ class RecipeOptions:
     momentum: Annotated[float | None, optional("M")] = None
     """Momentum. Default: 0.9."""
     wd: Annotated[float | None, optional("WD", "--weight-decay")] = None
-    """Weight decay, on weights only, not on biases. Default: 0.0005."""
+    """Weight decay; on weights only, not on biases, except in owt. Default: 0.0005, for owt 0.0001."""
     scale_lr: bool = False
     """Multiply the learning rate by --batch-size / (the recipe's batch size), and warm up from the recipe's rate."""
     warmup_epochs: Annotated[float | None, optional("N")] = None
@@ -90,13 +95,18 @@ class RecipeOptions:
     seed: Annotated[int | None, optional("N")] = None
     """Seed of initial weights, order, augmentation and dropout (default 0). A seed gives the same run on any
     devices."""
+    order: Annotated[Order | None, optional("{fixed,shuffled}")] = None
+    """Order of the training images. fixed: shuffled once, and the same in every epoch, as in 2012; shuffled: a new
+    order every epoch. Default: fixed for krizhevsky, source-... and caffe, else shuffled."""
     random_crops: Annotated[bool | None, optional("")] = None
     """Crop training images at random positions; otherwise at the centre. Default: the recipe's."""
+    resized_crops: Annotated[bool | None, optional("")] = None
+    """Crop random parts of random size and aspect ratio, and resize them. Default: for owt only."""
     flip: Annotated[bool | None, optional("")] = None
     """Mirror half of the training images. Default: the recipe's."""
     crops_shared_by: Annotated[int | None, optional("N")] = None
-    """Number of consecutive images that share one crop position and one flip. Default: the recipe's (32 for krizhevsky
-    and source-..., as in the 2012 source; else 1)."""
+    """Number of consecutive images that share one crop and one flip, drawn anew in every epoch. Default: the recipe's
+    (32 for krizhevsky and source-..., as in the 2012 source; else 1)."""
     color_noise: Annotated[float | None, optional("S")] = None
     """Standard deviation of the PCA colour noise; 0 switches it off. Default: the recipe's."""
     fraction: Annotated[float | None, optional("F")] = None
@@ -104,7 +114,30 @@ class RecipeOptions:
     init_from: Annotated[Path | None, optional("RUN")] = None
     """Start from the weights of another run or .safetensors file; if the classes differ, the last layer starts anew."""
     edits: Annotated[tuple[str, ...], arg(name="set", metavar="EDIT [EDIT ...]", help_behavior_hint="")] = ()
-    """Change the schedule by hand: epoch=67:conv1.lr=1e-5 epoch=67:color_noise=0. Epochs count from 0."""
+    """Change the schedule by hand: epoch=67:conv1.weight.lr=1e-5 epoch=67:color_noise=0. Epochs count from 1: this
+    applies from the 67th on."""
+
+    def applied_to(self, recipe: Recipe) -> Recipe:
+        """The recipe with what these options replace, except its length and edits."""
+        given: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.wd,
+            "order": self.order,
+            "crops": self.random_crops,
+            "resized_crops": False if self.resized_crops is None and self.random_crops is False else self.resized_crops,
+            "flip": self.flip,
+            "crops_shared_by": self.crops_shared_by,
+            "color_noise": self.color_noise,
+            "warmup_epochs": 5.0 if self.scale_lr and self.warmup_epochs is None else self.warmup_epochs,
+            "lars": self.lars,
+        }
+        if self.scale_lr:
+            base = recipe if self.lr is None else replace(recipe, lr=self.lr)
+            recipe = base.with_scaled_lr(self.batch_size or recipe.batch_size)
+            given["lr"] = None
+        return replace(recipe, **_given(given))
 
 
 @dataclass(frozen=True)
@@ -137,6 +170,10 @@ class ParallelOptions:
     on_non_finite: Annotated[NonFinitePolicy | None, optional("{stop,skip}")] = None
     """If the loss or a gradient is not finite: stop the run (default), or skip the update and count it."""
 
+    def of_steps(self) -> dict[str, Any]:
+        """The given options that are fields of a run's configuration."""
+        return _given({"cuda_graphs": self.cuda_graphs, "on_non_finite": self.on_non_finite})
+
 
 @dataclass(frozen=True)
 class ReadingOptions:
@@ -147,6 +184,10 @@ class ReadingOptions:
     hardware_decoder_load: Annotated[float | None, optional("SHARE")] = None
     """Fraction of each batch that a GPU's JPEG hardware decodes, 0 to 1 (default 0.65); 0 makes runs repeat bit for
     bit."""
+
+    def given(self) -> dict[str, Any]:
+        """The given options, all of which are fields of a run's configuration."""
+        return _given(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -169,6 +210,15 @@ class TrainOptions:
     epoch."""
     keep: Annotated[int | None, optional("N")] = None
     """Keep the N latest checkpoints (default 1). The best weights are always kept."""
+
+    def of_saving(self) -> dict[str, Any]:
+        """The given options on saving, which are fields of a run's configuration."""
+        return _given({"save_every": self.save_every, "keep": self.keep})
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not left out."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def resume_command(run: Path, **options: object) -> str:

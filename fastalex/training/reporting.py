@@ -116,7 +116,7 @@ class Reporter(SilentReporter):
         state, metrics, rate = report.state, report.metrics, report.rate
         assert self._log is not None
         more = {"waiting_percent": round(rate.waiting_percent, 2), "learning_rate": report.learning_rate}
-        self._log.write("train", state.epoch, state.step, metrics, rate, **more)
+        self._log.write("train", state.epoch + 1, state.step, metrics, rate, **more)
         self._total += rate
         self._epoch += rate
         self._summed_loss += metrics.loss * metrics.images
@@ -138,7 +138,7 @@ class Reporter(SilentReporter):
     def validated(self, state: TrainingState, metrics: Metrics, rate: Rate) -> None:
         """Log a validation and print the epoch's line."""
         assert self._log is not None
-        self._log.write("val", state.epoch, state.step, metrics, rate)
+        self._log.write("val", state.epoch + 1, state.step, metrics, rate)
         parts = [f"epoch {state.epoch + 1}/{self.recipe.epochs}"]
         if self._summed_images:  # a run that resumes before a validation has made no step
             parts.append(f"loss {self._summed_loss / self._summed_images:.3f}")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -30,11 +30,10 @@ from fastalex.parallel.schedules import check_batch, default_micro_batches
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
-from fastalex.recipes.schedule import Recipe
 from fastalex.training.checkpoint import checkpoints_of, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
-from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
+from fastalex.training.options import NetworkOptions, ParallelOptions, TrainOptions
 from fastalex.training.state import TrainingState
 
 _SECONDS_TO_DIE = 30.0  # in which the workers that torchrun has killed release their run folder
@@ -108,12 +107,15 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
     dataset = open_data(options.data, architecture.prepared_size, may_prepare=not is_worker())
     # The recipe, and what the options change in it.
     training = options.training
-    recipe = build_recipe(training.recipe or default_recipe(dataset))
-    if training.epochs is not None:
-        recipe = recipe.with_epochs(training.epochs)
-    recipe = edited(_override(recipe, training), training.edits, layers=architecture.block_names, epoch=0)
+    fraction, seed = 1.0 if training.fraction is None else training.fraction, training.seed or 0
+    part = dataset if fraction == 1 else open_prepared(_absolute(dataset), fraction, seed)
+    recipe = training.applied_to(build_recipe(training.recipe or default_recipe(dataset, options.network.arch)))
+    recipe = recipe.for_data(part.count("train"), training.epochs)
+    recipe = edited(recipe, training.edits, layers=architecture.block_names, finished=0)
     classes = tuple(dataset.classes)
-    network = NetworkSpec(options.network.arch, len(classes), options.network.variation, classes)
+    network = NetworkSpec(
+        options.network.arch, len(classes), options.network.variation, classes, channel_means=recipe.channel_means
+    )
     plan = _plan(stages, options.parallel.micro_batches, recipe.batch_size)
     return RunConfig(
         data=_absolute(dataset),
@@ -121,17 +123,17 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
         recipe=recipe,
         parallel=plan,
         precision=options.parallel.precision or "fp32",
-        seed=training.seed or 0,
+        seed=seed,
         output=str(options.output or default_folder(f"{dataset.name}-{options.network.arch}")),
         measure_split=_measures_split(options.parallel, plan),
-        fraction=1.0 if training.fraction is None else training.fraction,
+        fraction=fraction,
         stored_size=dataset.size,
         mean_image=mean_image_hash(dataset.mean_image),
         init_from=_initial_weights(training.init_from, network),
         edits=tuple(Edit(0, text) for text in training.edits),
-        **_step_options(options.parallel),
-        **_given(options.reading),
-        **_saving_options(options),
+        **options.parallel.of_steps(),
+        **options.reading.given(),
+        **options.of_saving(),
     )
 
 
@@ -163,7 +165,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     # Longer runs keep their past: changes of the schedule stay at their epochs.
     recipe, state = config.recipe, load_state(checkpoint) if checkpoint else TrainingState()
     if options.training.epochs is not None:
-        recipe = replace(recipe, epochs=options.training.epochs)
+        recipe = replace(recipe, epochs=options.training.epochs, drops_left_out=0)
     if state.epoch >= recipe.epochs:
         if checkpoint:
             publish(options.resume, checkpoint, config.keep)  # the run may have been killed just before this
@@ -171,9 +173,9 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
             f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
             f"{state.epoch + 1} or more"
         )
-    recipe = _override(recipe, options.training)
+    recipe = options.training.applied_to(recipe)
     edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
-    recipe = edited(recipe, options.training.edits, layers=architecture.block_names, epoch=state.epoch)
+    recipe = edited(recipe, options.training.edits, layers=architecture.block_names, finished=state.epoch)
     plan, measure_split = resume_parallel(options.parallel, config, devices, recipe.batch_size)
     return replace(
         config,
@@ -185,9 +187,9 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
         measure_split=measure_split,
         precision=options.parallel.precision or config.precision,
         edits=(*config.edits, *(Edit(state.step, text) for text in edits)),
-        **_step_options(options.parallel),
-        **_given(options.reading),
-        **_saving_options(options),
+        **options.parallel.of_steps(),
+        **options.reading.given(),
+        **options.of_saving(),
     )
 
 
@@ -200,7 +202,7 @@ def _check_unchanged(options: TrainOptions, config: RunConfig) -> None:
                 f"{options.resume} trains {config.network.summary()}, got options for {asked.summary()}; leave the "
                 "network's options out, or start a new run"
             )
-    for name in ("recipe", "seed", "fraction", "init_from", "scale_lr"):
+    for name in ("recipe", "seed", "fraction", "init_from", "scale_lr", "order"):
         if getattr(options.training, name) not in (None, False):
             option = name.replace("_", "-")
             raise ConfigurationError(f"--{option} cannot change in a resumed run; leave it out, or start a new run")
@@ -315,42 +317,7 @@ def _measures_split(options: ParallelOptions, plan: ParallelPlan) -> bool:
     return options.split == "auto" and plan.layout.stages > 1
 
 
-# --- the other options ------------------------------------------------------------------------------------------------
-
-
-def _given(options: ReadingOptions) -> dict[str, Any]:
-    return {name: value for name, value in asdict(options).items() if value is not None}
-
-
-def _step_options(options: ParallelOptions) -> dict[str, Any]:
-    given = {"cuda_graphs": options.cuda_graphs, "on_non_finite": options.on_non_finite}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _saving_options(options: TrainOptions) -> dict[str, Any]:
-    given = {"save_every": options.save_every, "keep": options.keep}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _override(recipe: Recipe, options: RecipeOptions) -> Recipe:
-    """The recipe with what the options replace."""
-    given: dict[str, Any] = {
-        "batch_size": options.batch_size,
-        "lr": options.lr,
-        "momentum": options.momentum,
-        "weight_decay": options.wd,
-        "crops": options.random_crops,
-        "flip": options.flip,
-        "crops_shared_by": options.crops_shared_by,
-        "color_noise": options.color_noise,
-        "warmup_epochs": 5.0 if options.scale_lr and options.warmup_epochs is None else options.warmup_epochs,
-        "lars": options.lars,
-    }
-    if options.scale_lr:
-        base = recipe if options.lr is None else replace(recipe, lr=options.lr)
-        recipe = base.with_scaled_lr(options.batch_size or recipe.batch_size)
-        given["lr"] = None
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check(config: RunConfig) -> None:

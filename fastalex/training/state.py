@@ -22,6 +22,8 @@ class TrainingState:
         errors: top-1 validation error in percent of every finished epoch.
         replaced: for each split, the damaged samples that were replaced by others of their class.
         skipped: steps without an update because the loss or a gradient was not finite.
+        velocity_rates: the learning rates that the velocities follow, by parameter
+            (:class:`~fastalex.recipes.optimizer.KrizhevskySGD`); empty unless the recipe rescales them.
     """
 
     epoch: int = 0
@@ -31,6 +33,7 @@ class TrainingState:
     errors: list[float] = field(default_factory=list)
     replaced: dict[str, list[int]] = field(default_factory=dict)
     skipped: int = 0
+    velocity_rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingState:

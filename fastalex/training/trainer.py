@@ -24,7 +24,7 @@ from torch import Tensor
 import dataloading
 import kernels
 from dataloading import Batch, Loader
-from fastalex.datasets import AnyDataset, open_prepared
+from fastalex.datasets import AnyDataset, channel_means, open_prepared
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.metrics import Metrics
 from fastalex.network.model import AlexNet
@@ -149,6 +149,7 @@ def open_loaders(world: World, config: RunConfig, dataset: AnyDataset, engine: E
     common: dict[str, Any] = {
         "crop_size": engine.stage.architecture.image_size,
         "seed": config.seed,
+        "reshuffle": recipe.order == "shuffled",
         "device": world.device.index if on_gpu else None,
         "threads": threads,
         "replica": world.replica,
@@ -160,9 +161,10 @@ def open_loaders(world: World, config: RunConfig, dataset: AnyDataset, engine: E
     }
     augment = dataloading.Augmentation(
         flip=recipe.flip,
-        color_noise=recipe.color_noise_at,
+        color_noise=lambda finished: recipe.color_noise_at(finished + 1),
         crops_shared_by=recipe.crops_shared_by,
         random_crop=recipe.crops,
+        resized_crop=recipe.resized_crops,
     )
     rows = engine.batch_size
     training = Loader(dataset, "train", rows, shuffle=True, augment=augment, drop_last=True, **common)
@@ -192,9 +194,14 @@ class Trainer:
             parameters = dict(stage.named_parameters())
             for name, velocity in load_velocities(checkpoint, parameters).items():
                 self.optimizer.velocity(parameters[name]).copy_(velocity)
+            self.optimizer.velocity_rates = {
+                name: rate for name, rate in self.state.velocity_rates.items() if name in parameters
+            }
 
         # The data. Images that do not fill the last batch of an epoch are left out of it.
         self.dataset = open_prepared(config.data, config.fraction, config.seed)
+        if config.network.channel_means:
+            self.dataset.mean_image = channel_means(self.dataset.mean_image)
         self.training_data, self.validation_data = open_loaders(world, config, self.dataset, self.engine)
         self.batch_size = config.recipe.batch_size
         self.images_per_epoch = self.dataset.count("train")
@@ -230,7 +237,7 @@ class Trainer:
         while state.epoch < self.recipe.epochs:
             # Learning rates follow the recipe and, with a plateau, the validation errors so far.
             divisions = plateau_divisions(state.errors, self.recipe.plateau) if self.recipe.plateau else 0
-            self.optimizer.set_epoch(state.epoch, divisions)
+            self.optimizer.set_epoch(state.epoch + 1, divisions)
             self._train_epoch()
             metrics, rate = self._validate()
             state.errors.append(metrics.top1_error)
@@ -258,6 +265,7 @@ class Trainer:
         notes = [slow_precision(config.precision, world.device)]
         if world.device.type == "cuda" and config.cuda_graphs is not False:
             notes.append(self.engine.capture_obstacle(config.cuda_graphs))
+        notes.append(self.recipe.coasting_note(self.steps_per_epoch))
         if not self.state.step and not config.init_from:
             notes.append(narrow_init_warning(self.engine.stage.architecture, config.network.variation))
         for note in filter(None, notes):
@@ -352,6 +360,8 @@ class Trainer:
         for loader in (self.training_data, self.validation_data):
             for replaced in world.gather_objects(loader.replaced):
                 state.add_replaced(loader.split, replaced)
+        for rates in world.gather_objects(self.optimizer.velocity_rates):
+            state.velocity_rates |= rates
         parameters = dict(self.engine.stage.named_parameters())
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).all()
         self.counters.check_weights(bool(world.minimum(finite.double())))  # before they replace the last checkpoint

@@ -62,7 +62,7 @@ def config(prepared: Path, tmp_path: Path) -> RunConfig:
     output = tmp_path / "run"
     output.mkdir()
     network = NetworkSpec("krizhevsky", len(CLASSES), Variation(width=1 / 16, lrn=False), CLASSES)
-    recipe = Recipe("test", epochs=2, batch_size=8, lr=0.002, changes=(Change(1, 0.1, color_noise=0.0),))
+    recipe = Recipe("test", epochs=2, batch_size=8, lr=0.002, changes=(Change(2, 0.1, color_noise=0.0),))
     config = RunConfig(
         data=str(prepared),
         network=network,

@@ -215,7 +215,8 @@ def test_help_names_every_option_in_groups(tmp_path):
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
         "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --crops-shared-by --seed "
-        "--set --init-from --bottleneck --init --random-crops --flip --color-noise --fraction --devices --stages "
+        "--set --init-from --bottleneck --init --order --random-crops --resized-crops "
+        "--flip --color-noise --fraction --devices --stages "
         "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
         "--on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
     )

@@ -32,7 +32,7 @@ def rates(recipe, epoch: int) -> dict[str, float]:
     ],
 )
 def test_an_edit_changes_what_it_names_from_its_epoch_on(text, changed):
-    recipe = edited(RECIPE, [text], layers=LAYERS, epoch=0)
+    recipe = edited(RECIPE, [text], layers=LAYERS, finished=0)
     assert rates(recipe, 29) == rates(RECIPE, 29)
     assert rates(recipe, 30) == pytest.approx(rates(RECIPE, 30) | changed)
     assert recipe.color_noise_at(30) == (0.05 if "noise" in text else 0.1)
@@ -40,7 +40,7 @@ def test_an_edit_changes_what_it_names_from_its_epoch_on(text, changed):
 
 
 def test_the_last_edit_of_an_epoch_holds():
-    recipe = edited(RECIPE, ["epoch=25:lr=5e-3", "epoch=25:conv1.lr=0"], layers=LAYERS, epoch=25)
+    recipe = edited(RECIPE, ["epoch=25:lr=5e-3", "epoch=25:conv1.lr=0"], layers=LAYERS, finished=24)
     found = rates(recipe, 25)
     assert (found["conv1.weight"], found["conv2.weight"], found["conv2.bias"]) == pytest.approx((0.0, 5e-3, 1e-2))
 
@@ -63,17 +63,24 @@ def test_the_last_edit_of_an_epoch_holds():
         ("epoch=30:color_noise=loud", "colour noise must be a number of at least 0, got 'loud'"),
         ("epoch=30:conv9.lr=1", "no layer 'conv9'; choose from conv1, conv2, fc8"),
         (
-            "epoch=19:lr=1",
-            "epoch 19 is past or not in the run, which has finished 20 of 91 epochs; choose an epoch from 20 to 90",
+            "epoch=20:lr=1",
+            "epoch 20 is past or not in the run, which has finished 20 of 91 epochs; choose an epoch from 21 to 91",
         ),
-        ("epoch=91:lr=1", "epoch 91 is past or not in the run"),
+        ("epoch=0:lr=1", "epoch 0 is past or not in the run"),
+        ("epoch=92:lr=1", "epoch 92 is past or not in the run"),
     ],
 )
 def test_what_cannot_be_set(text, message):
     with pytest.raises(ConfigurationError) as error:
-        edited(RECIPE, [text], layers=LAYERS, epoch=20)
+        edited(RECIPE, [text], layers=LAYERS, finished=20)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_first_and_the_last_epoch_can_be_edited():
+    recipe = edited(RECIPE, ["epoch=1:lr=5e-3", "epoch=91:lr=5e-7"], layers=LAYERS, finished=0)
+    assert [rates(recipe, epoch)["fc8.weight"] for epoch in (1, 90, 91)] == pytest.approx([5e-3, 1e-5, 5e-7])
+    assert recipe.lr_summary("fc8").startswith("lr 0.005, 0.001 from epoch 25")
 
 
 def test_options_of_a_resumed_run_are_recorded_as_edits():

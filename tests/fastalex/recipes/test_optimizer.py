@@ -20,13 +20,13 @@ def recipe(**values) -> Recipe:
 
 def test_velocity_holds_the_learning_rate_and_biases_do_not_decay():
     module = network()
-    schedule = recipe(changes=(Change(2, 0.1),))
+    schedule = recipe(changes=(Change(3, 0.1),))
     optimizer = KrizhevskySGD(module, schedule)
     weights = {name: p.detach().double().clone() for name, p in module.named_parameters()}
     velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
     generator = torch.Generator().manual_seed(1)
     for step in range(6):
-        optimizer.set_epoch(step)
+        optimizer.set_epoch(step + 1)
         for name, parameter in module.named_parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             bias = name.endswith("bias")
@@ -48,7 +48,7 @@ def test_equals_pytorchs_sgd_until_the_rate_changes():
     for step in range(8):
         if step == 5:
             optimizer.recipe = recipe(bias_lr_multiplier=1.0, weight_decay=0.0, lr=0.01)
-            optimizer.set_epoch(0)
+            optimizer.set_epoch(1)
             reference.param_groups[0]["lr"] = 0.01
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             a.grad, b.grad = torch.ones_like(a), torch.ones_like(b)
@@ -58,10 +58,67 @@ def test_equals_pytorchs_sgd_until_the_rate_changes():
         assert same == (step < 5)
 
 
+def updates(optimizer: KrizhevskySGD, module: nn.Module, schedule: list[tuple[int, float]]) -> None:
+    """A step for each epoch and warm-up factor, with gradients of ones."""
+    for epoch, warmup in schedule:
+        optimizer.set_epoch(epoch)
+        optimizer.set_warmup(warmup)
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+
+DROPS = {"bias_lr_multiplier": 1.0, "decay_biases": True, "rescale_velocity": True}
+SCHEDULE = [(1, 0.5), (1, 0.75), (1, 1.0), (2, 1.0), (2, 1.0), (3, 1.0), (3, 1.0)]
+
+
+def test_a_rescaled_velocity_makes_pytorchs_updates_whenever_the_rate_changes():
+    ours, theirs = network(), network()
+    changes = (Change(2, 0.1), Change(3, 0.3))
+    updates(KrizhevskySGD(ours, recipe(changes=changes, **DROPS)), ours, SCHEDULE)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05)
+    for epoch, warmup in SCHEDULE:
+        reference.param_groups[0]["lr"] = 0.1 * {1: 1.0, 2: 0.1, 3: 0.3}[epoch] * warmup
+        for parameter in theirs.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        reference.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_velocity_goes_on_at_the_rate_after_the_freeze():
+    module = network()
+    changes = (Change(2, 0.0, layers=("conv1",)), Change(3, 0.1, layers=("conv1",)))
+    optimizer = KrizhevskySGD(module, recipe(changes=changes, **DROPS))
+    updates(optimizer, module, [(1, 1.0)])
+    weight = module["conv1"].weight
+    before = optimizer.velocity(weight).clone()
+    updates(optimizer, module, [(2, 1.0)])
+    assert torch.equal(optimizer.velocity(weight), before)
+    decay = 0.05 * weight.detach()
+    updates(optimizer, module, [(3, 1.0)])
+    torch.testing.assert_close(optimizer.velocity(weight), 0.9 * 0.1 * before - 0.01 * (1 + decay), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("stop", range(1, len(SCHEDULE)))
+def test_a_resumed_optimizer_rescales_as_if_it_had_gone_on(stop):
+    schedule = recipe(changes=(Change(2, 0.1), Change(3, 0.3)), **DROPS)
+    straight, stopped = network(), network()
+    one, two = KrizhevskySGD(straight, schedule), KrizhevskySGD(stopped, schedule)
+    updates(one, straight, SCHEDULE)
+    updates(two, stopped, SCHEDULE[:stop])
+    resumed = KrizhevskySGD(stopped, schedule)
+    for parameter in stopped.parameters():
+        resumed.velocity(parameter).copy_(two.velocity(parameter))
+    resumed.velocity_rates = dict(two.velocity_rates)
+    updates(resumed, stopped, SCHEDULE[stop:])
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))
+
+
 def test_rate_zero_freezes_weight_and_velocity():
     module = network()
-    optimizer = KrizhevskySGD(module, recipe(changes=(Change(1, 0.0, layers=("conv1",)),)))
-    for epoch in range(3):
+    optimizer = KrizhevskySGD(module, recipe(changes=(Change(2, 0.0, layers=("conv1",)),)))
+    for epoch in range(1, 4):
         optimizer.set_epoch(epoch)
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         velocity = optimizer.velocity(module["conv1"].weight).clone()
@@ -69,9 +126,9 @@ def test_rate_zero_freezes_weight_and_velocity():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         frozen = torch.equal(module["conv1"].weight, before["conv1.weight"])
-        assert frozen == (epoch >= 1)
-        assert torch.equal(module["conv1"].bias, before["conv1.bias"]) == (epoch >= 1)
-        assert torch.equal(optimizer.velocity(module["conv1"].weight), velocity) == (epoch >= 1)
+        assert frozen == (epoch >= 2)
+        assert torch.equal(module["conv1"].bias, before["conv1.bias"]) == (epoch >= 2)
+        assert torch.equal(optimizer.velocity(module["conv1"].weight), velocity) == (epoch >= 2)
         assert not torch.equal(module["fc8"].weight, before["fc8.weight"])
 
 

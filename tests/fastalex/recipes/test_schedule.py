@@ -14,7 +14,7 @@ LAYERS = ("conv1", "conv2", "conv5", "fc6", "fc8")
 def test_other_lengths_keep_the_shape():
     short = build_recipe("krizhevsky").with_epochs(182)
     assert short.epochs == 182
-    assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158, 158]
+    assert [change.from_epoch for change in short.changes] == [49, 101, 133, 143, 157, 157]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,9 +22,54 @@ def test_other_lengths_keep_the_shape():
 def test_short_runs_start_as_the_recipe_does(name, epochs):
     recipe, short = build_recipe(name), build_recipe(name).with_epochs(epochs)
     for layer in LAYERS:
-        assert short.lr_scale_at(0, layer, "weights") == recipe.lr_scale_at(0, layer, "weights")
+        assert short.lr_scale_at(1, layer, "weights") == recipe.lr_scale_at(1, layer, "weights")
     if epochs > 1:  # and every change happens, however late
-        assert short.lr_scale_at(epochs - 1, "conv2", "weights") == recipe.lr_scale_at(10**6, "conv2", "weights")
+        assert short.lr_scale_at(epochs, "conv2", "weights") == recipe.lr_scale_at(10**6, "conv2", "weights")
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "length", "drops", "summary"),
+    [
+        (50_000, None, 20, [15, 19], "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
+        (50_000, 4, 4, [4], "lr 0.002, 0.0002 from epoch 4, a drop left out because the run is so short"),
+        (300, None, 112, [79, 102], "lr 0.002, 0.0002 from epoch 79, 2e-05 from epoch 102"),
+        (300, 20, 20, [15], "lr 0.002, 0.0002 from epoch 15, a drop left out because the run is so short"),
+        (300, 4, 4, [], "lr 0.002, 2 drops left out because the run is so short"),
+        (300, 1, 1, [], "lr 0.002, 2 drops left out because the run is so short"),
+        (10, None, 1000, [701, 901], "lr 0.002, 0.0002 from epoch 701, 2e-05 from epoch 901"),
+    ],
+)
+def test_small_data_get_more_epochs_and_short_runs_fewer_drops(images, epochs, length, drops, summary):
+    recipe = build_recipe("small").for_data(images, epochs)
+    assert (recipe.epochs, [change.from_epoch for change in recipe.changes]) == (length, drops)
+    assert recipe.lr_summary("fc8") == summary
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("small", "digits")])
+def test_other_recipes_are_the_same_for_any_data(name):
+    recipe = build_recipe(name)
+    assert recipe.for_data(300) == recipe.for_data(10**6) == recipe
+    assert recipe.for_data(300, 4) == recipe.with_epochs(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "noted"),
+    [("krizhevsky", 99, True), ("krizhevsky", 100, False), ("paper", 9, True), ("small", 9, False), ("owt", 9, False)],
+)
+def test_a_note_where_old_velocities_outlast_much_of_an_epoch(name, steps, noted):
+    note = build_recipe(name).coasting_note(steps)
+    assert (note is not None) == noted
+    if note:
+        assert f"only {steps} steps, " in note
+        assert "some 20 steps" in note
+    assert build_recipe("four-layer").coasting_note(1) is None  # its rates never change
+
+
+def test_resized_crops_are_random_crops():
+    with pytest.raises(
+        ConfigurationError, match="resized crops are random crops: switch both on, or resized crops off"
+    ):
+        replace(build_recipe("owt"), crops=False)
 
 
 def test_plateau_divides_three_times_and_no_more():
@@ -65,7 +110,7 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
 @pytest.mark.parametrize(
     ("recipe", "epochs", "expected"),
     [
-        ("krizhevsky", 91, "lr 0.01, 0.001 from epoch 26, 0.0001 from epoch 52, 1e-05 from epoch 80"),
+        ("krizhevsky", 91, "lr 0.01, 0.001 from epoch 25, 0.0001 from epoch 51, 1e-05 from epoch 79"),
         ("small", 20, "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
         ("small", 2, "lr 0.002, 2e-05 from epoch 2"),  # both changes in one
         ("four-layer", 40, "lr 0.001"),

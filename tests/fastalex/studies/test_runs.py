@@ -1,12 +1,14 @@
 """The runs of a study: every variant can be trained, and runs resume, finish and diverge."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fastalex.errors import ConfigurationError
+from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.studies import runs as study_runs
 from fastalex.studies.claims import STUDIES, find_study
 from fastalex.studies.comparison import compare
@@ -68,6 +70,9 @@ def test_smaller_sets_make_the_same_number_of_updates(prepared, tmp_path):
     whole, part = plan_runs(chosen, options(prepared, epochs=4), seeds=1, folder=tmp_path)
     assert (whole.config.fraction, whole.config.recipe.epochs) == (1.0, 4)
     assert (part.config.fraction, part.config.recipe.epochs) == (0.5, 8)  # 2 updates per epoch instead of 4
+    whole, part = plan_runs(chosen, options(prepared, epochs=None), seeds=1, folder=tmp_path)
+    assert whole.config.recipe.epochs == math.ceil(SMALL_LEAST_STEPS / 4)
+    assert part.config.recipe.epochs == 2 * whole.config.recipe.epochs
     whole, part = plan_runs(chosen, options(prepared, recipe="paper", warmup_epochs=0.5), seeds=1, folder=tmp_path)
     assert [run.config.recipe.warmup_epochs for run in (whole, part)] == [0.5, 1.0]
     assert [run.config.recipe.plateau.patience for run in (whole, part)] == [5, 10]
@@ -88,7 +93,7 @@ def test_a_log_without_its_end_is_named(straight, prepared):
     log = run.folder / "metrics.jsonl"
     whole = log.read_text()
     try:
-        log.write_text("".join(line for line in whole.splitlines(keepends=True) if '"epoch": 3' not in line))
+        log.write_text("".join(line for line in whole.splitlines(keepends=True) if '"epoch": 4' not in line))
         with pytest.raises(ConfigurationError, match=r"ends before the errors of epoch 4, .*; restore the file, or"):
             read_result(run)
     finally:

@@ -96,7 +96,19 @@ def test_white_space_may_change_and_edits_may_be_kept(config):
         (lambda values: values.update(edits=[{"step": "3", "text": "lr=1"}]), r"edits\[0\].step must be an integer"),
         (lambda values: values["recipe"].update(epochs="5"), "recipe.epochs must be an integer, got '5'"),
         (lambda values: values["recipe"].update(lr=float("inf")), "recipe.lr must be a finite number, got inf"),
-        (lambda values: values["recipe"]["changes"][0].update(epoch=1.5), r"recipe.changes\[0\].epoch must be an int"),
+        (
+            lambda values: values["recipe"]["changes"][0].update(from_epoch=1.5),
+            r"recipe.changes\[0\].from_epoch must be an integer, got 1.5",
+        ),
+        (
+            lambda values: values["recipe"]["changes"][0].update(epoch="3"),  # the name in earlier versions
+            "the epoch of a change must be an integer, got '3'",
+        ),
+        (
+            lambda values: (values["recipe"]["changes"][0].update(epoch=3), values.update(edits=[{"text": 5}])),
+            r"edits\[0\].text must be text, got 5",
+        ),
+        (lambda values: values["recipe"].update(order="sorted"), "recipe.order must be one of fixed, shuffled"),
         (lambda values: values["network"].update(num_classes=2), "num_classes is 2, but 3 classes are named"),
         (lambda values: values["network"].update(architecture="alexnet"), "unknown architecture 'alexnet'"),
         (lambda values: values.pop("data"), "missing 1 required positional argument: 'data'"),
@@ -138,7 +150,29 @@ def test_a_run_of_version_0_1():
     assert config.network == NetworkSpec("four-layer", 3, Variation(width=0.25, init="scaled"), classes)
     names = config.network.build_architecture().block_names
     assert config.parallel == ParallelPlan(CPUS, 1, Layout(1, 2, 2), parse_split("conv3", names, 2), "1f1b", 2)
-    assert config.edits == (Edit(0, "epoch=2:conv1.lr=0.001"),)
+    # It counted epochs from 0: its changes came after two finished epochs, and do so still.
+    assert config.edits == (Edit(0, "epoch=3:conv1.lr=0.001"),)
+    assert [change.from_epoch for change in config.recipe.changes] == [3, 3, 3]
+    assert [config.recipe.lr_scale_at(epoch, "conv1", "weights") for epoch in (1, 2, 3)] == [1.0, 1.0, 0.5]
+    assert (config.recipe.order, config.recipe.rescale_velocity) == ("shuffled", False)
+
+
+def test_a_run_from_before_epochs_counted_from_1_keeps_its_schedule(config):
+    """Such runs have the parallel plan of today, and none of the fields that came later."""
+    path = config.folder / "config.json"
+    replace(config, edits=(Edit(0, "lr=0.002"), Edit(3, "epoch=2:lr=0.0002"))).save()
+    values = json.loads(path.read_text())
+    for change in values["recipe"]["changes"]:
+        change["epoch"] = change.pop("from_epoch") - 1
+    values["edits"][1]["text"] = "epoch=1:lr=0.0002"
+    for name in ("order", "resized_crops", "channel_means", "decay_biases", "rescale_velocity", "drops_left_out"):
+        del values["recipe"][name]
+    del values["network"]["channel_means"], values["sha256"]
+    path.write_text(json.dumps(values))
+    loaded = RunConfig.load(config.folder)
+    assert loaded == replace(config, edits=(Edit(0, "lr=0.002"), Edit(3, "epoch=2:lr=0.0002")))
+    loaded.save()
+    assert RunConfig.load(config.folder) == loaded
 
 
 def test_a_schedule_that_is_gone_becomes_the_default(tmp_path):

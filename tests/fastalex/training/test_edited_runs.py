@@ -15,21 +15,21 @@ from tests.fastalex.training.test_trainer import run_here, stop_after
 
 def test_a_stopped_run_is_edited_goes_on_and_remembers(config):
     stop_after(config, 3)
-    resumed = TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1.lr=1e-5",)))
+    resumed = TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=2:conv1.lr=1e-5",)))
     again = resolve(resumed)
     lines = run_here(again)
     assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
         [2e-3] * 4 + [1e-5] * 4
     )
     kept = RunConfig.load(Path(config.output))
-    assert kept.edits == (Edit(3, "epoch=1:conv1.lr=1e-5"),)
-    assert kept.recipe.lr_scale_at(1, "conv2", "weights") == 0.1
+    assert kept.edits == (Edit(3, "epoch=2:conv1.lr=1e-5"),)
+    assert kept.recipe.lr_scale_at(2, "conv2", "weights") == 0.1
     before = (Path(config.output) / "config.json").read_bytes()
-    with pytest.raises(ConfigurationError, match=r"lr=0.1 would also change the rates .* \(epoch=1:conv1.lr=1e-5\)"):
+    with pytest.raises(ConfigurationError, match=r"lr=0.1 would also change the rates .* \(epoch=2:conv1.lr=1e-5\)"):
         resolve(replace(resumed, training=RecipeOptions(epochs=3, lr=0.1)))
     assert (Path(config.output) / "config.json").read_bytes() == before
-    longer = replace(resumed, training=RecipeOptions(epochs=3, lr=0.002, wd=0.001, edits=("epoch=2:lr=1e-6",)))
-    changed = [Edit(8, text) for text in ("epochs=3", "weight_decay=0.001", "epoch=2:lr=1e-6")]
+    longer = replace(resumed, training=RecipeOptions(epochs=3, lr=0.002, wd=0.001, edits=("epoch=3:lr=1e-6",)))
+    changed = [Edit(8, text) for text in ("epochs=3", "weight_decay=0.001", "epoch=3:lr=1e-6")]
     assert resolve(longer).edits == (*kept.edits, *changed)
 
 
@@ -51,6 +51,6 @@ def test_a_malformed_edit_changes_nothing(config):
     stop_after(config, 3)
     path = Path(config.output) / "config.json"
     before = path.read_bytes()
-    with pytest.raises(ConfigurationError, match="epoch=1:conv1=2 cannot be parsed"):
-        resolve(TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=1:conv1=2",))))
+    with pytest.raises(ConfigurationError, match="epoch=2:conv1=2 cannot be parsed"):
+        resolve(TrainOptions(resume=Path(config.output), training=RecipeOptions(edits=("epoch=2:conv1=2",))))
     assert path.read_bytes() == before

@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,14 +19,14 @@ METRICS = Metrics(loss=1.23456789, top1_error=50.0, top5_error=12.5, images=8)
 
 def test_a_line_has_these_fields(tmp_path):
     log = MetricsLog(tmp_path)
-    log.write("train", 0, 1, METRICS, Rate(8, 2.0, 0.5), waiting_percent=25.0, learning_rate=0.01)
-    log.write("val", 0, 1, METRICS, Rate(8, 4.0, 0.0))
+    log.write("train", 1, 1, METRICS, Rate(8, 2.0, 0.5), waiting_percent=25.0, learning_rate=0.01)
+    log.write("val", 1, 1, METRICS, Rate(8, 4.0, 0.0))
     log.close()
     common = {"loss": 1.234568, "top1_error": 50.0, "top5_error": 12.5, "images": 8}
     rates = {"images_per_second": 4.0, "waiting_percent": 25.0, "learning_rate": 0.01}
     assert read_metrics(tmp_path) == [
-        {"kind": "train", "epoch": 0, "step": 1, **common, **rates},
-        {"kind": "val", "epoch": 0, "step": 1, **common, "images_per_second": 2.0},
+        {"kind": "train", "epoch": 1, "step": 1, **common, **rates},
+        {"kind": "val", "epoch": 1, "step": 1, **common, "images_per_second": 2.0},
     ]
     assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
 
@@ -33,14 +34,25 @@ def test_a_line_has_these_fields(tmp_path):
 def test_a_resumed_log_drops_later_lines_and_a_broken_one(tmp_path):
     log = MetricsLog(tmp_path)
     for step in (1, 2, 3):
-        log.write("train", 0, step, METRICS, Rate(8, 2.0, 0.5))
+        log.write("train", 1, step, METRICS, Rate(8, 2.0, 0.5))
     log.close()
     with log.path.open("a") as file:
         file.write('{"kind": "tra')
     log = MetricsLog(tmp_path, 2)
-    log.write("train", 0, 3, METRICS, Rate(8, 2.0, 0.5))
+    log.write("train", 1, 3, METRICS, Rate(8, 2.0, 0.5))
     log.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_log_that_counted_epochs_from_0_goes_on_from_1(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"epoch": 0, "step": 1}\n{"epoch": 0, "step": 1}\n{"epoch": 1, "step": 2}\n'
+    )
+    log = MetricsLog(tmp_path, 2)
+    log.write("val", 3, 3, METRICS, Rate(8, 2.0, 0.5))
+    log.close()
+    assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in log.path.read_text().splitlines()] == [1, 1, 2, 3]
 
 
 def test_rates_add_up():
@@ -76,7 +88,7 @@ def test_the_curve_needs_no_backend(tmp_path):
 def write_some(run: Path) -> MetricsLog:
     log = MetricsLog(run)
     for step in range(1, 40):
-        log.write("train", 0, step, METRICS, Rate(8, 2.0, 0.5))
+        log.write("train", 1, step, METRICS, Rate(8, 2.0, 0.5))
     log.close()
     return log
 

@@ -1,5 +1,6 @@
 """How options become a run, without starting one."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 import dataloading
-from fastalex.datasets import mean_image_hash
+from fastalex.datasets import default_recipe, mean_image_hash
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.edits import Edit
+from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.training import resolve as resolving
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
@@ -146,6 +148,54 @@ def test_a_resumed_run_keeps_the_size_of_its_images(class_folders, tmp_path, mon
     large = dataloading.prepare_dataset(class_folders, tmp_path / "large", progress=False, workers=0)
     assert dataloading.Dataset(resolve(replace(resumed, data=large.root)).data).size == 32
     assert RunConfig.load(Path("run")).stored_size == 32
+
+
+@pytest.mark.parametrize(
+    ("images", "arch", "expected"),
+    [
+        (99_999, "krizhevsky", "small"),
+        (99_999, "owt", "small"),
+        (100_000, "krizhevsky", "krizhevsky"),
+        (100_000, "half", "krizhevsky"),
+        (1_281_167, "caffe", "caffe"),
+        (1_281_167, "owt", "owt"),
+    ],
+)
+def test_the_recipe_follows_the_data_and_for_large_data_the_network(images, arch, expected):
+    assert default_recipe(dataloading.SyntheticDataset(train=images, val=1), arch) == expected
+
+
+def test_a_recipe_decides_how_images_are_read_and_options_override_it(prepared):
+    """What the network needs to know of it goes with its weights."""
+
+    def asked_for(recipe: str, **training) -> RunConfig:
+        training |= {"recipe": recipe, "batch_size": 8}
+        return new_run(replace(asked(prepared, devices="cpu"), training=RecipeOptions(**training)))
+
+    config = asked_for("owt")
+    assert (config.recipe.order, config.recipe.resized_crops, config.network.channel_means) == ("shuffled", True, True)
+    assert not asked_for("owt", random_crops=False).recipe.resized_crops
+    assert asked_for("owt", random_crops=True, order="fixed").recipe.order == "fixed"
+    assert asked_for("caffe", order="shuffled", resized_crops=True).recipe.resized_crops
+    config = asked_for("krizhevsky")
+    assert (config.recipe.order, config.network.channel_means) == ("fixed", False)
+    with pytest.raises(ConfigurationError, match="resized crops are random crops"):
+        asked_for("krizhevsky", random_crops=False, resized_crops=True)
+
+
+@pytest.mark.parametrize(("fraction", "steps"), [(None, 4), (0.5, 2)])
+def test_the_length_of_small_runs_counts_the_images_trained_on(prepared, fraction, steps):
+    training = RecipeOptions(recipe="small", batch_size=8, fraction=fraction)
+    config = new_run(replace(asked(prepared, devices="cpu"), training=training))
+    assert config.recipe.epochs == math.ceil(SMALL_LEAST_STEPS / steps)
+
+
+def test_the_order_of_a_run_stays(prepared, tmp_path):
+    resolve(replace(asked(prepared, devices="cpu"), output=tmp_path / "run"))
+    with pytest.raises(
+        ConfigurationError, match="--order cannot change in a resumed run; leave it out, or start a new"
+    ):
+        resolve(TrainOptions(resume=tmp_path / "run", training=RecipeOptions(order="fixed")))
 
 
 def test_a_run_folder_has_one_owner(prepared, tmp_path):

@@ -27,6 +27,7 @@ def test_replaced_samples_count_once():
 def test_json_keeps_its_fields():
     values = {
         "epoch": 1, "samples": 8, "step": 5, "seconds": 1.5, "errors": [50.0], "replaced": {"train": [3]}, "skipped": 2,
+        "velocity_rates": {"conv1.weight": 0.1},
     }  # fmt: skip
     assert asdict(TrainingState(**values)) == values
     assert TrainingState(**json.loads(json.dumps(values))) == TrainingState(**values)

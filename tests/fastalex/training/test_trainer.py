@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ from fastalex.parallel.partition import parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.schedule import Plateau
 from fastalex.training import trainer
-from fastalex.training.checkpoint import latest_checkpoint
+from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Counters
 from fastalex.training.metrics_log import Rate, read_metrics
@@ -84,7 +85,7 @@ def test_a_run_writes_what_it_promises(config):
     lines = run_here(config)
     assert [line["kind"] for line in lines] == (["train"] * 4 + ["val"]) * 2
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
-    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 5
+    assert [line["epoch"] for line in lines] == [1] * 5 + [2] * 5
     for line in lines:
         assert {"loss", "top1_error", "top5_error", "images_per_second"} <= set(line)
         assert 0 <= line["top5_error"] <= line["top1_error"] <= 100
@@ -129,14 +130,24 @@ def one_thread(config: RunConfig) -> list[dict]:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("schedule", "split"), [("eager-1f1b", "conv3"), ("interleaved", "conv2,conv4,fc6")])
-def test_two_devices_make_the_same_run_as_one(config, monkeypatch, schedule, split):
+@pytest.mark.parametrize(
+    ("schedule", "split", "changes"),
+    [
+        ("eager-1f1b", "conv3", {}),
+        ("interleaved", "conv2,conv4,fc6", {"rescale_velocity": True, "order": "fixed", "crops_shared_by": 4}),
+    ],
+)
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch, schedule, split, changes):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = replace(config, recipe=replace(config.recipe, **changes))
     two = moved(config, "two", parallel=two_stages(config, schedule, split))
     run_workers(train, two, [CPU, CPU])
     one = moved(config, "one")
     assert curve(read_metrics(two.folder)) == curve(one_thread(one))
     assert_same_state(two.output, one.output)
+    rates = [load_state(latest_checkpoint(run.folder)).velocity_rates for run in (two, one)]
+    assert rates[0] == rates[1]
+    assert len(rates[0]) == (16 if changes else 0)
 
 
 def test_a_measured_split_is_kept(config, monkeypatch, capsys):
@@ -167,7 +178,7 @@ def test_building_writes_nothing(config, capsys):
 def test_a_small_run_prints_few_lines(config, capsys):
     run_here(config)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 6 + 1 + config.recipe.epochs + 8  # what is trained, a note, the epochs, the results
+    assert len(lines) <= 6 + 2 + config.recipe.epochs + 8  # what is trained, two notes, the epochs, the results
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]
     assert lines[-1].startswith("trained and evaluated: top-1 error ")
     assert lines[-1].endswith(" % on 7 validation images")
@@ -223,6 +234,39 @@ def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, stops)
     assert_same_state(config.output, straight.output)
 
 
+def test_a_stopped_run_in_a_fixed_order_with_rescaled_velocities_ends_the_same(config):
+    recipe = replace(
+        config.recipe, order="fixed", crops_shared_by=4, rescale_velocity=True, warmup_epochs=1.5, resized_crops=True
+    )
+    straight = moved(config, "straight", recipe=recipe)
+    expected = curve(run_here(straight))
+    stopped = replace(config, recipe=recipe)
+    for steps in (2, 4, 5):  # within the warm-up, where the rate drops, and within the second epoch
+        stop_after(stopped, steps)
+    assert curve(run_here(stopped)) == expected
+    assert_same_state(stopped.output, straight.output)
+
+
+def test_a_lower_rate_on_resuming_slows_the_velocity_at_once(config):
+    stopped = replace(config, recipe=replace(config.recipe, rescale_velocity=True, weight_decay=0.0))
+    stop_after(stopped, 3)
+    slower = build(replace(stopped, recipe=replace(stopped.recipe, lr=stopped.recipe.lr / 100)))
+    with closing(slower):
+        before = {name: slower.optimizer.velocity(p).clone() for name, p in slower.engine.stage.named_parameters()}
+        slower.optimizer.set_epoch(1)
+        slower.optimizer.set_warmup(1.0)
+        for name, parameter in slower.engine.stage.named_parameters():
+            torch.testing.assert_close(slower.optimizer.velocity(parameter), before[name] / 100)
+
+
+def test_images_lose_the_mean_colour_where_the_network_says_so(config):
+    by_channel = replace(config, network=replace(config.network, channel_means=True))
+    with closing(build(config)) as plain, closing(build(by_channel)) as flat:
+        pixels, colour = plain.dataset.mean_image, flat.dataset.mean_image
+        assert np.abs(pixels - pixels.mean((0, 1))).max() > 1  # the images differ from place to place
+        assert np.allclose(colour, pixels.mean((0, 1)), atol=1e-3)
+
+
 def test_a_resumed_run_may_change_its_batch_size_within_an_epoch(config):
     stop_after(config, 1)  # 8 of 32 images
     larger = replace(config, recipe=replace(config.recipe, batch_size=14, epochs=1))
@@ -271,7 +315,8 @@ def test_counts_read_late_make_the_same_curve(config, monkeypatch):
 
 
 def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
-    config = replace(config, recipe=replace(config.recipe, crops_shared_by=4))
+    recipe = replace(config.recipe, crops_shared_by=4, order="fixed", resized_crops=True)
+    config = replace(config, recipe=recipe)
     dataset, model = open_prepared(config.data), config.network.build(seed=0)
     stage = model.stage(model.architecture.block_names)
     for first, last in ((True, False), (False, False), (False, True)):
@@ -280,7 +325,11 @@ def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
             with closing(loader):
                 batch = next(loader.epoch(0))
                 assert (batch.images is not None, batch.labels is not None) == (first, last)
-                assert loader.augment is None or loader.augment.crops_shared_by == 4
+                if loader.augment is not None:
+                    assert (loader.augment.crops_shared_by, loader.augment.resized_crop) == (4, True)
+                    # The recipe counts epochs from 1, the loader from 0.
+                    assert [loader.augment.color_noise_at(epoch) for epoch in (0, 1)] == [0.1, 0.0]
+                    assert next(loader.epoch(1)).samples.tolist() == batch.samples.tolist()
 
 
 def test_a_plateau_lowers_the_rate_and_survives_resuming(config, monkeypatch):
