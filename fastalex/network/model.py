@@ -276,12 +276,13 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
             f"mean; got {found}"
         )
     if architecture.input_std is not None:
-        images = images / _per_channel(architecture.input_std, images.device)
+        precise = torch.promote_types(images.dtype, torch.float32)
+        images = images / _per_channel(architecture.input_std, images.device, precise)
     return images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 @functools.cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     # Cached: copying to a GPU in every step would wait for it, and a CUDA graph can read the tensor but not create it.
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(1, -1, 1, 1)
+        return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)

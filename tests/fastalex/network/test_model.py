@@ -1,10 +1,9 @@
-"""The whole network against plain PyTorch, its stages, and its activations."""
+"""The whole network: its implementations, stages and activations. ``test_independent.py`` compares it with another."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import kernels
 from fastalex import AlexNet
@@ -16,40 +15,6 @@ from fastalex.network.variation import Variation, build_architecture
 from tests.fastalex.network.inputs import images, randomise
 
 SPREAD_IMAGES = 16
-
-
-def plain_krizhevsky(model: AlexNet, x: torch.Tensor) -> torch.Tensor:
-    """Configuration 145 written out with PyTorch's own functions, one line per line of its layer definition."""
-    p = {name: parameter.double() for name, parameter in model.named_parameters()}
-
-    def per_tower_norm(x):
-        return torch.cat([F.local_response_norm(half, 5, alpha=1e-4, beta=0.75, k=2.0) for half in x.chunk(2, 1)], 1)
-
-    def same_map_norm(x):
-        sums = F.conv2d((x * x).flatten(0, 1)[:, None], torch.ones(1, 1, 5, 5, dtype=x.dtype), padding=2).view_as(x)
-        return x / (1.0 + 0.001 / 25 * sums) ** 0.75
-
-    x = F.pad(x.double(), (0, 3, 0, 3))
-    x = F.conv2d(x, p["conv1.weight"], p["conv1.bias"], stride=4)
-    x = F.relu(F.max_pool2d(per_tower_norm(x), 3, 2))
-    x = F.relu(F.conv2d(x, p["conv2.weight"], p["conv2.bias"], padding=2, groups=2))
-    x = F.max_pool2d(same_map_norm(per_tower_norm(x)), 3, 2)
-    x = F.relu(F.conv2d(x, p["conv3.weight"], p["conv3.bias"], padding=1))
-    x = F.relu(F.conv2d(x, p["conv4.weight"], p["conv4.bias"], padding=1, groups=2))
-    x = F.conv2d(x, p["conv5.weight"], p["conv5.bias"], padding=1, groups=2)
-    x = F.relu(F.max_pool2d(x, 3, 2)).flatten(1)
-    x = 0.5 * F.relu(F.linear(x, p["fc6.weight"], p["fc6.bias"]))
-    x = 0.5 * F.relu(F.linear(x, p["fc7.weight"], p["fc7.bias"]))
-    return F.linear(x, p["fc8.weight"], p["fc8.bias"])
-
-
-def test_krizhevsky_is_configuration_145():
-    model = AlexNet("krizhevsky", 5, seed=0, width=0.25).eval()
-    randomise(model)
-    with torch.no_grad():
-        x = images(3)
-        expected = plain_krizhevsky(model, x)
-        torch.testing.assert_close(model(x).double(), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
