@@ -158,7 +158,7 @@ def _table(outcomes: dict[Fault, str]) -> str:
 
 def _tests(path: str, root: Path, given: Sequence[str] | None) -> tuple[str, ...]:
     found = tuple(given) if given else matching_tests(path, root)
-    missing = [test for test in found if not (root / test).exists()]
+    missing = [test for test in found if not (root / test.partition("::")[0]).exists()]
     if missing or not found:
         raise CannotTryError(
             f"{missing[0]} does not exist" if missing else f"no tests match {path}; name some with --tests"
@@ -177,7 +177,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--files", nargs="+", default=PACKAGES, metavar="PATH", help="files, folders or FILE:LINE (default: all code)")
-    add("--tests", nargs="+", metavar="PATH", help="the test files to run, instead of those that match")
+    add("--tests", nargs="+", metavar="PATH", help="the tests to run, instead of those that match")
     add("--count", type=_positive, metavar="N", help="faults to try (default: all)")
     add("--seconds", type=_positive, metavar="S", help="time for the whole (default: as long as it takes)")
     add("--seed", type=int, default=0, help="draws the faults and their order (default: 0)")
