@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from tests.mutation.c_faults import c_edits
 from tests.mutation.campaign import SURVIVED, TIME_LIMIT, Campaign, CannotTryError
 from tests.mutation.faults import Fault, faults
-from tests.mutation.matching import matching_tests
+from tests.mutation.matching import TestFiles, matching_tests
 from tests.mutation.python_faults import python_edits
 
 PACKAGES = ("kernels", "dataloading", "fastalex")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         if options.list:
             print("\n".join(map(str, sorted(chosen, key=_place))))
             return 0
-        tests = {path: _tests(path, root, options.tests) for path in {fault.path for fault in chosen}}
+        tests = {path: _tests(path, root, options) for path in {fault.path for fault in chosen}}
         return _try(chosen, root, tests, options)
     except (CannotTryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -113,7 +113,9 @@ def _lines(root: Path, files: Sequence[str]) -> dict[str, set[int] | None]:
     return chosen
 
 
-def _try(chosen: Sequence[Fault], root: Path, tests: dict[str, tuple[str, ...]], options: argparse.Namespace) -> int:
+def _try(
+    chosen: Sequence[Fault], root: Path, tests: dict[str, tuple[TestFiles, ...]], options: argparse.Namespace
+) -> int:
     """Try the faults, print how they end, and return the exit status."""
     outcomes: dict[Fault, str] = {}
     status = 0
@@ -156,9 +158,9 @@ def _table(outcomes: dict[Fault, str]) -> str:
     return "\n".join(lines)
 
 
-def _tests(path: str, root: Path, given: Sequence[str] | None) -> tuple[str, ...]:
-    found = tuple(given) if given else matching_tests(path, root)
-    missing = [test for test in found if not (root / test.partition("::")[0]).exists()]
+def _tests(path: str, root: Path, options: argparse.Namespace) -> tuple[TestFiles, ...]:
+    found = (tuple(options.tests),) if options.tests else matching_tests(path, root, wider=options.wider)
+    missing = [test for step in found for test in step if not (root / test.partition("::")[0]).exists()]
     if missing or not found:
         raise CannotTryError(
             f"{missing[0]} does not exist" if missing else f"no tests match {path}; name some with --tests"
@@ -178,6 +180,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--files", nargs="+", default=PACKAGES, metavar="PATH", help="files, folders or FILE:LINE (default: all code)")
     add("--tests", nargs="+", metavar="PATH", help="the tests to run, instead of those that match")
+    add(
+        "--wider", action="store_true", help="show a fault that these do not see to the other tests of its package, too"
+    )
     add("--count", type=_positive, metavar="N", help="faults to try (default: all)")
     add("--seconds", type=_positive, metavar="S", help="time for the whole (default: as long as it takes)")
     add("--seed", type=int, default=0, help="draws the faults and their order (default: 0)")

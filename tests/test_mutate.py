@@ -73,6 +73,12 @@ def test_what_survives_is_printed_and_the_checkout_stays_as_it_is(
     assert lines[-2:] == ["survived:", "kernels/limits.py:8: return -x -> return x"]
 
 
+def test_what_the_mirrored_tests_do_not_see_can_be_shown_to_the_package(checkout: Path) -> None:
+    other = "from kernels import limits\n\ndef test_opposite():\n    assert limits.opposite(1) == -1\n"
+    write(checkout, {"tests/kernels/test_other.py": other})
+    assert mutate.main(["--files", "kernels/limits.py:8", "--wider"], checkout) == 0
+
+
 def test_faults_that_are_known_to_be_equivalent_are_left_out(checkout: Path) -> None:
     write(checkout, {mutate.EQUIVALENT: "# why\nkernels/limits.py: return -x -> return x\n"})
     (left,) = mutate.choose(checkout, ["kernels"], seed=0)
@@ -204,13 +210,13 @@ def test_the_time_of_each_file_is_read_from_the_report(tmp_path: Path) -> None:
 
 
 def test_tests_are_matched_by_name_and_else_by_package(tmp_path: Path) -> None:
-    names = ["kernels/lrn_pool.py", "tests/test_all.py"]
-    names += [f"tests/kernels/{name}.py" for name in ("test_lrn", "test_lrn_errors", "test_lrn_pool")]
-    root = write(tmp_path, dict.fromkeys([*names, "tests/kernels/native/test_build.py"], ""))
-    assert matching_tests("kernels/lrn.py", root) == ("tests/kernels/test_lrn.py", "tests/kernels/test_lrn_errors.py")
-    assert matching_tests("kernels/lrn_pool.py", root) == ("tests/kernels/test_lrn_pool.py",)
-    native = matching_tests("kernels/native/native.c", root)
-    assert native == ("tests/kernels/native/test_build.py", *names[2:])
+    names = [f"tests/kernels/{name}.py" for name in ("test_lrn", "test_lrn_errors", "test_lrn_pool")]
+    build = "tests/kernels/native/test_build.py"
+    root = write(tmp_path, dict.fromkeys(["kernels/lrn_pool.py", "tests/test_all.py", build, *names], ""))
+    assert matching_tests("kernels/lrn.py", root) == (tuple(names[:2]),)
+    assert matching_tests("kernels/lrn_pool.py", root) == ((names[2],),)
+    assert matching_tests("kernels/lrn_pool.py", root, wider=True) == ((names[2],), tuple(names[:2]))
+    assert matching_tests("kernels/native/native.c", root) == ((build,), tuple(names))
 
 
 # --- places for faults ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutation.faults import Fault
+from tests.mutation.matching import TestFiles
 from tests.mutation.sandbox import Sandbox, seconds_by_file
 
 CAUGHT, TIME_LIMIT, NOT_COMPILED, SURVIVED = "caught", "caught by the time limit", "caught by the compiler", "survived"
@@ -32,7 +33,7 @@ class _OutOfTimeError(Exception):
 class _Clean:
     """Tests that pass without a fault, cheapest first, and how long they take."""
 
-    tests: tuple[str, ...]
+    tests: TestFiles
     seconds: float
 
 
@@ -41,12 +42,18 @@ class Campaign:
 
     Args:
         folder: where the copies are made.
-        tests: the test files of each file with faults.
+        tests: the test files of each file with faults, in steps: what the first ones do not see is shown to the next.
         seconds: for the whole; a fault that is being tried when they are over does not count.
     """
 
     def __init__(
-        self, folder: Path, checkout: Path, tests: dict[str, tuple[str, ...]], *, jobs: int, seconds: float | None
+        self,
+        folder: Path,
+        checkout: Path,
+        tests: dict[str, tuple[TestFiles, ...]],
+        *,
+        jobs: int,
+        seconds: float | None,
     ) -> None:
         self._tests = tests
         self._end = None if seconds is None else time.monotonic() + seconds
@@ -57,7 +64,7 @@ class Campaign:
         self._caches = folder / "caches"  # as tests without a fault leave them
         self._caches.mkdir()
         self._report = folder / "report.xml"
-        self._clean: dict[tuple[str, ...], _Clean] = {}
+        self._clean: dict[TestFiles, _Clean] = {}
         self._checking = threading.Lock()  # one at a time runs tests without a fault
         self._copying = threading.Lock()  # of the caches
 
@@ -83,18 +90,20 @@ class Campaign:
     def _try(self, fault: Fault) -> str:
         sandbox = self._free.get()
         try:
-            tests = self._tests[fault.path]
-            clean = self._clean.get(tests) or self._passing(sandbox, tests)
-            self._copy(self._caches, sandbox.caches)
-            with sandbox.fault(fault):
-                if not sandbox.compiles(fault.path):
-                    return NOT_COMPILED
-                code = self._run(sandbox, clean.tests, _TIMES * clean.seconds + _SECONDS_MORE)
-            return TIME_LIMIT if code is None else CAUGHT if code else SURVIVED
+            for tests in self._tests[fault.path]:
+                clean = self._clean.get(tests) or self._passing(sandbox, tests)
+                self._copy(self._caches, sandbox.caches)
+                with sandbox.fault(fault):
+                    if not sandbox.compiles(fault.path):
+                        return NOT_COMPILED
+                    code = self._run(sandbox, clean.tests, _TIMES * clean.seconds + _SECONDS_MORE)
+                if code != 0:
+                    return TIME_LIMIT if code is None else CAUGHT
+            return SURVIVED
         finally:
             self._free.put(sandbox)
 
-    def _passing(self, sandbox: Sandbox, tests: tuple[str, ...]) -> _Clean:
+    def _passing(self, sandbox: Sandbox, tests: TestFiles) -> _Clean:
         """Run tests without a fault, the first time that they are wanted.
 
         Raises:
