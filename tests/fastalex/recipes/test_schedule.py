@@ -79,7 +79,7 @@ def test_the_learning_rate_in_words(recipe, epochs, expected):
 @pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "color_noise", "warmup_epochs"])
 def test_zero_is_accepted_and_less_is_not(name):
     values = {"name": "test", "epochs": 1, "batch_size": 1, "lr": 0.1}
-    Recipe(**{**values, name: 0})
+    Recipe(**{**values, name: 0}, lars=1e-3)
     with pytest.raises(ConfigurationError, match=f"{name} must be at least 0, got -0.5"):
         Recipe(**{**values, name: -0.5})
 
