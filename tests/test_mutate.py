@@ -328,6 +328,12 @@ def test_c_patterns(text: str, wanted: str) -> None:
     assert text not in found
 
 
+def test_names_in_c_are_mistaken_for_others_of_the_same_function() -> None:
+    text = "int f(int height)\n{\n    return height;\n}\nint g(int width, int row, int column)\n{\n    return row;\n}\n"
+    found = {fault.change for fault in faults("file.c", text, c_edits(text)) if fault.line != 5}
+    assert found == {"return row; -> return column;"}
+
+
 def test_c_outside_the_code_has_no_faults() -> None:
     text = """
 #include <math.h>

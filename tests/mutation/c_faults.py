@@ -20,6 +20,7 @@ _INTEGER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 _FLOAT = re.compile(r"(?<![\w.])\d+\.\d+f?")
 _NEGATION = re.compile(r"!(?=[\w(])")
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_TOP_LEVEL = re.compile(r".+?(?:^\}|\Z)", re.DOTALL | re.MULTILINE)  # a function, or what stands between two
 _CONDITION = re.compile(r"\bif \(")
 _CALL = re.compile(r"\w+\(([^()]*)\)")
 _PLAIN = re.compile(r"[\w.>-]+")
@@ -60,9 +61,10 @@ def _values(code: str) -> Iterator[Edit]:
             yield Edit("constant", *found.span(), str(value - 1))
     for found in _FLOAT.finditer(code):
         yield Edit("constant", *found.span(), f"(2 * {found[0]})")
-    names = set(_NAME.findall(code))
-    for found in _NAME.finditer(code):
-        yield from (Edit("swapped name", *found.span(), other) for other in swapped_names(found[0], names))
+    for part in _TOP_LEVEL.finditer(code):  # names of other functions would not compile
+        names = set(_NAME.findall(part[0]))
+        for found in _NAME.finditer(code, *part.span()):
+            yield from (Edit("swapped name", *found.span(), other) for other in swapped_names(found[0], names))
 
 
 def _conditions(code: str) -> Iterator[Edit]:
