@@ -12,6 +12,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first, so that parallel workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_compiled.py")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first, so that parallel workers end at about the same time.
+
+    A single process keeps the order it is given.
+    """
+    if hasattr(config, "workerinput"):  # of a worker of pytest-xdist
+        items.sort(key=lambda item: item.path.name != "test_compiled.py")

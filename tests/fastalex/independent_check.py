@@ -30,8 +30,8 @@ from tests.fastalex.network.inputs import images, randomise
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fidelity.md"
 
-# Epochs, counted from 1, of the updates of a run of 2012: the last with the first rate; the first with a tenth of it for
-# the weights alone; and the first with conv1 frozen.
+# Epochs, counted from 1, of the updates of a run of 2012: the last with the first rate; the first with a tenth of it
+# for the weights alone; and the first with conv1 frozen.
 EPOCHS = (24, 25, 72)
 
 

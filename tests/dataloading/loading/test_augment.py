@@ -273,3 +273,32 @@ def test_a_senseless_colour_noise_is_refused(noise):
 def test_a_senseless_sharing_is_refused():
     with pytest.raises(DatasetError, match=r"crops_shared_by must be at least 1, got 0"):
         Augmentation(crops_shared_by=0)
+
+
+def test_rows_and_columns_of_an_image_have_their_own_limits():
+    samples = np.arange(2000)
+    options = {
+        "seed": 0, "epoch": 0, "samples": samples, "positions": samples, "crop_size": 224,
+        "heights": np.full(2000, 230), "widths": np.full(2000, 300),
+        "color_deviations": DEVIATIONS, "color_vectors": VECTORS,
+    }  # fmt: skip
+    found = draw(Augmentation(), **options)
+    assert (set(found.top.tolist()), set(found.left.tolist())) == (set(range(7)), set(range(77)))
+    centre = draw(None, **options)
+    assert (centre.top[0], centre.left[0]) == (3, 38)
+
+
+def test_draws_are_the_same_in_every_version():
+    found = draws(Augmentation(), [0, 1, 2**40], seed=2012, epoch=89)
+    assert found.top.tolist() == [27, 17, 3]
+    assert found.left.tolist() == [5, 22, 32]
+    assert found.flip.tolist() == [True, False, False]
+    assert np.allclose(
+        found.shift,
+        [[-1.256329, 2.696985, -5.189934], [1.377028, 4.201144, 4.21442], [4.962298, 0.013727, 2.233179]],
+        atol=1e-5,
+    )
+
+
+def test_images_vary_as_in_2012_unless_told_otherwise():
+    assert Augmentation() == Augmentation(flip=True, color_noise=0.1, random_crop=True, crops_shared_by=1)

@@ -110,3 +110,8 @@ def test_samples_of_a_batch_are_a_copy():
     (batch,) = batches.ranges()
     batches.samples(0, batch)[:] = 0
     assert batches.samples(0, batch).tolist() == epoch_order(5, seed=0, epoch=0).tolist()
+
+
+def test_a_replica_without_a_sample_of_the_last_batch_has_an_empty_part():
+    parts = [list(part.ranges()) for part in replicas_of(5, 0, 2, 2, drop_last=False)]
+    assert [[batch.is_empty for batch in part] for part in parts] == [[False, True], [False, False]]

@@ -1,13 +1,22 @@
 """Tables and files of an evaluation."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import dataloading
 from fastalex.errors import ConfigurationError
+from fastalex.evaluation.ensemble import Predictions
 from fastalex.evaluation.options import EvaluateOptions, evaluate_and_report, resolve
+from fastalex.evaluation.prediction_files import (
+    ClassErrors,
+    errors_by_class,
+    worst_classes_table,
+    write_class_errors,
+)
 from tests.fastalex.evaluation.conftest import HERE
 
 
@@ -47,3 +56,45 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     assert found["files"][0] == "val/blue/000.jpg"
     assert found["labels"].tolist() == dataset.labels("val").tolist()
     assert found["top_classes"].shape == found["top_probabilities"].shape == (7, 3)
+
+
+def test_errors_by_class_name_the_class_that_is_taken_most_often(tmp_path):
+    tops = torch.tensor([[1], [1], [2], [0], [1], [0], [3]])
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
+    top5_misses = torch.tensor([True, *[False] * 6])
+    none = torch.zeros(7)
+    predictions = Predictions(labels, tops[:, 0] != labels, top5_misses, tops, none, none, none)
+    dataset = SimpleNamespace(classes=["a", "b", "c", "d"], words=["A", "B", "C", "D"])
+    errors = errors_by_class(predictions, dataset)
+    assert errors == [
+        ClassErrors("a", "A", 4, 75.0, 25.0, "b", 2),
+        ClassErrors("b", "B", 2, 50.0, 0.0, "a", 1),
+        ClassErrors("d", "D", 1, 0.0, 0.0, "", 0),
+    ]
+    write_class_errors(tmp_path / "errors.csv", errors)
+    first = next(csv.DictReader((tmp_path / "errors.csv").open()))
+    assert first == {
+        "class": "a", "words": "A", "images": "4", "top1_error": "75.0000", "top5_error": "25.0000",
+        "most_often_taken_for": "b", "times": "2",
+    }  # fmt: skip
+
+
+def test_the_worst_classes_come_first_and_of_equal_ones_the_larger():
+    errors = [
+        ClassErrors(name, "", images, top1, 1.0, "z", confusions)
+        for name, images, top1, confusions in (
+            ("a", 2, 50.0, 1),
+            ("b", 4, 50.0, 2),
+            ("c", 3, 75.0, 2),
+            ("d", 9, 0.0, 0),
+        )
+    ]
+    table = worst_classes_table(errors, 3)
+    assert table.title == "worst 3 of 4 classes"
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert list(cells) == ["class", "images", "top-1 error", "top-5 error", "most often confused with"]
+    assert list(zip(*cells.values(), strict=True)) == [
+        ("c", "3", "75.0 %", "1.0 %", "z (2)"),
+        ("b", "4", "50.0 %", "1.0 %", "z (2)"),
+        ("a", "2", "50.0 %", "1.0 %", "z (1)"),
+    ]

@@ -52,3 +52,22 @@ def test_padding_of_one_number_is_that_of_all_sides():
 def test_what_has_no_shape_is_refused(blocks, message):
     with pytest.raises(ConfigurationError, match=message):
         block_shapes(replace(SMALL, blocks=blocks))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ((replace(CONV, groups=3),), "conv1: 3 groups do not divide 3 input and 8 output channels"),
+        ((CONV, LinearBlock("fc2", 5, groups=5)), "fc2: 5 groups do not divide 48 inputs and 5 outputs"),
+        ((replace(CONV, kernel_size=12, padding=(0, 0, 2, 2), steps=()),), "conv1: the output would be 0x2 pixels"),
+        ((replace(CONV, kernel_size=12, padding=(2, 2, 0, 0), steps=()),), "conv1: the output would be 2x0 pixels"),
+    ],
+)
+def test_one_of_two_that_does_not_fit_is_enough_to_refuse(blocks, message):
+    with pytest.raises(ConfigurationError, match=message):
+        block_shapes(replace(SMALL, blocks=blocks))
+
+
+def test_an_output_of_one_pixel_is_a_shape():
+    (shape,) = block_shapes(replace(SMALL, blocks=(replace(CONV, kernel_size=10, padding=0, steps=()),)))
+    assert shape.output == (8, 1, 1)

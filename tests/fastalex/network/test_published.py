@@ -3,6 +3,7 @@
 import pytest
 
 from fastalex.network.architecture import Activation, ConvBlock, LocalResponseNorm, MaxPool, SameMapNorm, block_shapes
+from fastalex.network.published import ARCHITECTURES
 from fastalex.network.variation import build_architecture
 
 # Layer by layer from the 2012 network's geometry: weights + biases.
@@ -70,3 +71,39 @@ def test_krizhevsky_puts_norm_pool_and_relu_in_the_order_of_2012():
     assert conv2.steps == (Activation(), towers, SameMapNorm(5, 1e-3, 0.75, 1.0), MaxPool(3, 2))
     assert isinstance(conv5, ConvBlock)
     assert conv5.steps == (MaxPool(3, 2), Activation())
+
+
+# Standard deviations of conv1 ... conv5, fc6 ... fc8 and their biases: the saved options of 2012, section 5 of the
+# paper, and Caffe's bvlc_alexnet.
+@pytest.mark.parametrize(
+    ("name", "stds", "biases"),
+    [
+        ("krizhevsky", (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01), (0, 1, 0, 1, 1, 1, 1, 0)),
+        ("paper", (0.01,) * 8, (0, 1, 0, 1, 1, 1, 1, 0)),
+        ("caffe", (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0)),
+        ("owt", (None,) * 8, (0,) * 8),
+    ],
+)
+def test_initial_weights_and_biases(name, stds, biases):
+    blocks = build_architecture(name).blocks
+    assert tuple(block.weight_std for block in blocks) == stds
+    assert tuple(block.bias for block in blocks) == biases
+
+
+@pytest.mark.parametrize(("name", "alpha", "k"), [("paper", 5e-4, 2.0), ("caffe", 1e-4, 1.0)])
+def test_norms_of_the_text_and_of_caffe_come_after_the_relu(name, alpha, k):
+    for block in build_architecture(name).blocks[:2]:
+        assert isinstance(block, ConvBlock)
+        assert block.steps == (Activation(), LocalResponseNorm(5, alpha, 0.75, k, towers=1), MaxPool(3, 2))
+
+
+def test_which_networks_scale_dropped_features_and_images():
+    inverted = {name for name in ARCHITECTURES if build_architecture(name).inverted_dropout}
+    assert inverted == {"caffe", "owt"}
+    owt = build_architecture("owt")
+    assert owt.input_std == pytest.approx(
+        (58.395, 57.12, 57.375)
+    )  # torchvision's 0.229, 0.224, 0.225 on the scale 0-255
+    assert {name for name in ARCHITECTURES if build_architecture(name).input_std} == {"owt"}
+    places = {name: [block.dropout for block in build_architecture(name).blocks[-3:]] for name in ("krizhevsky", "owt")}
+    assert places == {"krizhevsky": ["after", "after", "none"], "owt": ["before", "before", "none"]}

@@ -5,7 +5,7 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from fastalex.network.variation import build_architecture
-from fastalex.parallel.layout import Layout, ParallelPlan, resolve_layout
+from fastalex.parallel.layout import Layout, ParallelPlan, divisors, resolve_layout
 from fastalex.parallel.partition import partition
 
 
@@ -67,3 +67,14 @@ def test_one_device_runs_the_whole_network():
     names = build_architecture("owt").block_names
     plan = ParallelPlan.single(torch.device("cpu"), names)
     assert (plan.layout, plan.split, plan.micro_batches, plan.device_type) == (Layout(), (names,), 1, "cpu")
+
+
+def test_machines_of_one_device_each_run_their_stage_on_it():
+    device = torch.device("cuda", 0)
+    plan = ParallelPlan((device,), 2, Layout(1, 2, 2), (("conv1",), ("fc8",)), "1f1b", 2)
+    assert [plan.device_of(stage) for stage in range(2)] == [device, device]
+
+
+def test_divisors_are_named_up_to_a_limit():
+    assert divisors(16 * 17) == "1, 2, 4, 8, 16"
+    assert divisors(6, 3) == "1, 2, 3"

@@ -6,7 +6,7 @@ import pytest
 
 from fastalex.errors import ConfigurationError
 from fastalex.recipes.published import RECIPES, build_recipe
-from fastalex.recipes.schedule import Plateau, Recipe, plateau_divisions
+from fastalex.recipes.schedule import Change, Plateau, Recipe, plateau_divisions
 
 LAYERS = ("conv1", "conv2", "conv5", "fc6", "fc8")
 
@@ -119,3 +119,24 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
 )
 def test_the_learning_rate_in_words(recipe, epochs, expected):
     assert build_recipe(recipe).with_epochs(epochs).lr_summary("fc8") == expected
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "color_noise", "warmup_epochs"])
+def test_zero_is_accepted_and_less_is_not(name):
+    values = {"name": "test", "epochs": 1, "batch_size": 1, "lr": 0.1}
+    Recipe(**{**values, name: 0}, lars=1e-3)
+    with pytest.raises(ConfigurationError, match=f"{name} must be at least 0, got -0.5"):
+        Recipe(**{**values, name: -0.5})
+
+
+def test_a_smaller_batch_starts_at_its_own_rate():
+    recipe = replace(build_recipe("krizhevsky"), warmup_epochs=5).with_scaled_lr(64)
+    assert (recipe.lr, recipe.warmup_at(0)) == (pytest.approx(0.005), 1)
+
+
+def test_an_equal_error_is_no_progress():
+    assert plateau_divisions([50, 50, 50], Plateau(patience=2)) == 1
+
+
+def test_a_change_after_the_end_is_not_in_the_summary():
+    assert Recipe("test", 2, 1, 0.1, changes=(Change(3, 0.5),)).lr_summary("fc8") == "lr 0.1"

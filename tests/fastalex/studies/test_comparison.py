@@ -107,3 +107,29 @@ def test_differences_within_the_spread_are_marked_as_uncertain():
     assert str(Difference.between(Figure(49.0, 4.0), base)) == "-3.00~"
     assert str(Difference.between(Figure.of([60.0]), base)) == "+8.00?"
     assert Difference.between(None, base) is None
+
+
+def test_the_fastest_variant_of_a_family_needs_the_fewest_epochs():
+    chosen = find_study("activation")
+    epochs = (6, 4, 5, 9, 8, None, 7, 9)
+    table = [row(variant, within) for variant, within in zip(chosen.variants, epochs, strict=True)]
+    fastest = fastest_variants(chosen, table)
+    assert {family: best.variant.name for family, best in fastest.items()} == {
+        "relu": chosen.variants[1].name,
+        "tanh": chosen.variants[6].name,
+    }
+
+
+def test_a_difference_as_large_as_the_spread_and_a_missing_one():
+    base = Figure(52.0, 2.0)
+    assert str(Difference.between(Figure(54.0, 0.1), base)) == "+2.00~"
+    assert str(Difference.between(base, Figure(60.0, None))) == "-8.00?"
+    assert Difference.between(base, None) is None
+
+
+def test_each_error_that_may_be_chance_is_named():
+    base, one, both = (row(variant) for variant in find_study("depth").variants[:3])
+    one = replace(one, top1_difference=Difference(3.0, True), top5_difference=Difference(0.1, False))
+    both = replace(both, top1_difference=Difference(0.1, False), top5_difference=Difference(0.1, False))
+    (line,) = uncertain_differences([base, one, both])
+    assert line.endswith(f"be chance: {one.variant.name} (top-5), {both.variant.name} (top-1 and top-5).")

@@ -1,0 +1,1 @@
+"""Parts of ``tests/mutate.py``, which makes faults in a copy of the code and runs the matching tests."""
