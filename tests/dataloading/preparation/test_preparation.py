@@ -12,6 +12,7 @@ from dataloading import DatasetError, is_prepared, prepare_dataset
 from dataloading.check import problems
 from dataloading.preparation.images import ImageOptions, prepare_image
 from tests.dataloading.preparation.preparing import python_script, quietly, stored
+from tests.dataloading.recording import Call, disk_calls
 from tests.dataloading.small_sources import (
     class_folders,
     contents,
@@ -55,6 +56,32 @@ def test_statistics_are_those_of_the_training_images(folders, small):
 def test_the_bytes_do_not_depend_on_the_number_of_workers(folders, small, tmp_path):
     quietly(folders, tmp_path / "two", shard_images=10, workers=2)
     assert contents(tmp_path / "two") == contents(small.root)
+
+
+def test_files_reach_the_disk_before_others_rely_on_them(folders, tmp_path, monkeypatch):
+    calls, work = disk_calls(monkeypatch), tmp_path / "out.preparing"
+    dataset = quietly(folders, tmp_path / "out", shard_images=10)
+    for split in dataset.splits:
+        for shard in dataset.shards(split):
+            named, recorded = (
+                calls.index(Call("rename", (work / shard.file).with_suffix(x))) for x in (".tar", ".json")
+            )
+            assert named < calls.index(Call("sync", work), named) < recorded
+    described = calls.index(Call("rename", work / "dataset.json"))
+    for name in (
+        "rejected.csv",
+        *(f"{split}-{what}" for split in dataset.splits for what in ("index.npy", "sources.csv")),
+    ):
+        assert Call("sync", work / name, (dataset.root / name).stat().st_size) in calls[:described]
+    assert Call("rename", work / "mean-image.npy") in calls[:described]
+    removed = [number for number, call in enumerate(calls) if call.what == "remove" and call.path.parent == work]
+    assert min(removed) > calls.index(Call("sync", work), described)
+    finished = calls.index(Call("rename", dataset.root))
+    assert calls[finished:][:3] == [
+        Call("rename", dataset.root),
+        Call("sync", tmp_path),
+        Call("remove", dataset.root / "plan.json"),
+    ]
 
 
 def test_workers_do_not_import_the_main_module(folders, tmp_path):
