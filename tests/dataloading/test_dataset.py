@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
 from dataloading.preparation.images import ImageOptions, prepare_image
-from dataloading.shards import INDEX_DTYPE, file_sha256
+from dataloading.shards import INDEX_DTYPE
 from dataloading.subset import balanced_subset
-from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten
+from tests.dataloading.damage import changed_index, copied, flip_bit, overwritten, rewritten
 
 
 def test_a_data_set_says_what_it_is(small):
@@ -200,10 +200,7 @@ def test_a_description_that_is_no_json_is_refused(small, tmp_path):
 
 def test_an_index_with_labels_out_of_range_is_refused(small, tmp_path):
     root = copied(small.root, tmp_path / "copy")
-    index = np.load(root / "train-index.npy")
-    index["label"][5] = -1
-    np.save(root / "train-index.npy", index)
-    rewritten(root, lambda about: about["splits"]["train"].update(index_sha256=file_sha256(root / "train-index.npy")))
+    changed_index(root, "train", lambda index: index["label"].put(5, -1))
     with pytest.raises(DatasetError, match=r"labels from -1 to 2; with 3 classes they must be 0 to 2"):
         Dataset(root)
 
@@ -221,10 +218,7 @@ def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
 
 def test_an_index_that_belongs_to_other_shards_is_refused(small, tmp_path):
     root = copied(small.root, tmp_path / "copy")
-    index = np.load(root / "train-index.npy")
-    index["shard"][10:20] = 2  # all checksums agree, as if the data set had been prepared like this
-    np.save(root / "train-index.npy", index)
-    rewritten(root, lambda about: about["splits"]["train"].update(index_sha256=file_sha256(root / "train-index.npy")))
+    changed_index(root, "train", lambda index: index["shard"].put(range(10, 20), 2))
     with pytest.raises(DatasetError, match=r"train-index.npy does not belong to these shards: sample 10 should be"):
         Dataset(root)
 
