@@ -9,6 +9,8 @@ import torch
 
 from dataloading import Augmentation, Dataset, DatasetError, prepare_dataset
 from dataloading.errors import DamagedSample
+from dataloading.loading.batch_feeder import BatchFeeder
+from dataloading.loading.order import EpochBatches
 from tests.dataloading.damage import copied, overwritten, undecodable
 from tests.dataloading.loading.loaders import by_hand, loader, same
 from tests.dataloading.small_sources import class_folders, jpeg
@@ -83,6 +85,10 @@ def test_the_replacement_is_a_good_sample_and_the_search_begins_anew_at_the_end_
     undecodable(root, "train", 14)
     overwritten(root, "train", 15, b"?")
     dataset = Dataset(root)
+    batches = EpochBatches(24, seed=7, shuffle=True, batch_size=4)
+    feeder = BatchFeeder(dataset, "train", batches, crop_size=24, augment=None, skip=True)
+    feeder.unusable.add(14)  # as the stream does when it does not decode
+    assert feeder._files(np.array([12, 13, 14, 15]))[1].tolist() == [12, 8, 8, 8]
     source = loader(dataset, batch_size=4, on_bad_sample="skip")
     for epoch in range(2):
         for batch in source.epoch(epoch):
