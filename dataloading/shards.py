@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataloading.files import sync_descriptor
+from dataloading.files import sync, sync_descriptor
 
 FORMAT = "fastalex-dataset"
 VERSION = 3
@@ -143,13 +143,14 @@ class ShardWriter:
         self.rows.append((self.shard, len(jpeg), offset, label, zlib.crc32(jpeg), height, width))
 
     def finish(self) -> ShardFile:
-        """Write the end of the archive, sync it to disk and rename it to its final name."""
+        """Write the end of the archive, sync it to disk, rename it to its final name, and sync that too."""
         end = self._position + 2 * TAR_BLOCK
         self._write(bytes(2 * TAR_BLOCK + -end % tarfile.RECORDSIZE))
         self._file.flush()
         sync_descriptor(self._file.fileno())
         self._file.close()
         self._part.replace(self.path)
+        sync(self.path.parent)  # before a record says that the shard is there
         return ShardFile(self.path.name, self._position, self._hash.hexdigest(), len(self.rows))
 
     def _add_member(self, name: str, data: bytes) -> int:

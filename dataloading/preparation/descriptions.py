@@ -13,7 +13,7 @@ import PIL
 
 from dataloading import shards
 from dataloading.errors import DatasetError
-from dataloading.files import write_atomically
+from dataloading.files import sync, write_atomically
 from dataloading.preparation.images import ImageOptions
 from dataloading.preparation.shard_plan import read_record, record_path
 from dataloading.preparation.statistics import PixelSums
@@ -121,6 +121,8 @@ def _write_index(folder: Path, split: str) -> dict[str, Any]:
     np.save(path, index, allow_pickle=False)
     sources = folder / shards.sources_name(split)
     shards.write_sources(sources, (row for record in _records(folder, split) for row in record["sources"]))
+    for written in (path, sources):
+        sync(written)  # before `dataset.json` says that they are there
     return {
         "count": count,
         "index_sha256": shards.file_sha256(path),
@@ -139,4 +141,5 @@ def _write_rejected(source: Source, folder: Path) -> tuple[Path, int]:
             for record in _records(folder, split):
                 table.writerows(record["rejected"])
                 count += len(record["rejected"])
+    sync(path)
     return path, count

@@ -23,7 +23,7 @@ import numpy as np
 
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError, SourceChanged
-from dataloading.files import write_atomically
+from dataloading.files import sync, write_atomically
 from dataloading.locks import LOCK, owned
 from dataloading.preparation.class_counts import check_listed, check_prepared
 from dataloading.preparation.descriptions import remarks, write_descriptions
@@ -196,6 +196,7 @@ def _finish(folder: Path, dest: Path) -> None:
     if dest.exists():
         dest.rmdir()
     folder.rename(dest)
+    sync(dest.parent)  # before the plan goes, without which nothing would continue from the work folder
     (dest / PLAN).unlink()
 
 

@@ -76,7 +76,7 @@ def read_member(path: Path, member: Member, limit: int) -> bytes:
     """Return the bytes of a member. Raises `DatasetError` if it is unusable or longer than `limit`."""
     if member.problem or member.length > limit:
         raise DatasetError(
-            f"{path}: {member.name} is {member.problem or f'{member.length:,} bytes long'}; it cannot be used"
+            f"{path.name}: {member.name} is {member.problem or f'{member.length:,} bytes long'}; it cannot be used"
         )
     try:
         with path.open("rb") as file:

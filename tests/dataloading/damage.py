@@ -38,17 +38,28 @@ def overwritten(root: Path, split: str, sample: int, data: bytes, *, at: int = 1
         file.write(data)
 
 
+def changed_index(root: Path, split: str, change: Callable[[np.ndarray], object]) -> None:
+    """Change the index of a split and its checksum, as if the data set had been prepared like this."""
+    path = root / f"{split}-index.npy"
+    index = np.load(path)
+    change(index)
+    np.save(path, index)
+    rewritten(root, lambda about: about["splits"][split].update(index_sha256=file_sha256(path)))
+
+
+def changed_shard(root: Path, split: str, shard: int, change: Callable[[bytes], bytes]) -> None:
+    """Change a shard, its checksum and its length, as if the data set had been prepared like this."""
+    path = root / f"{split}-{shard:06d}.tar"
+    path.write_bytes(change(path.read_bytes()))
+    entry = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    rewritten(root, lambda about: about["splits"][split]["shards"][shard].update(entry))
+
+
 def undecodable(root: Path, split: str, sample: int) -> None:
     """Zero the second half of a sample and update all checksums, as if the data set had been prepared like this."""
     index = np.load(root / f"{split}-index.npy")
     shard, length, offset = (int(index[sample][name]) for name in ("shard", "length", "offset"))
     overwritten(root, split, sample, bytes(length - length // 2), at=length // 2)
-    path = root / f"{split}-{shard:06d}.tar"
-    index["crc32"][sample] = zlib.crc32(path.read_bytes()[offset : offset + length])
-    np.save(root / f"{split}-index.npy", index)
-
-    def change(about: dict) -> None:
-        about["splits"][split]["index_sha256"] = file_sha256(root / f"{split}-index.npy")
-        about["splits"][split]["shards"][shard]["sha256"] = file_sha256(path)
-
-    rewritten(root, change)
+    changed_shard(root, split, shard, lambda data: data)
+    data = (root / f"{split}-{shard:06d}.tar").read_bytes()[offset : offset + length]
+    changed_index(root, split, lambda index: index["crc32"].put(sample, zlib.crc32(data)))

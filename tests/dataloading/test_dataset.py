@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
 from dataloading.preparation.images import ImageOptions, prepare_image
-from dataloading.shards import INDEX_DTYPE, file_sha256
+from dataloading.shards import INDEX_DTYPE
 from dataloading.subset import balanced_subset
-from tests.dataloading.damage import copied, flip_bit, overwritten, rewritten
+from tests.dataloading.damage import changed_index, copied, flip_bit, overwritten, rewritten
 
 
 def test_a_data_set_says_what_it_is(small):
@@ -42,6 +42,23 @@ def test_a_subset_is_a_data_set_of_some_of_the_samples(small):
     assert small.count("train") == 24
     batches = Loader(half, "train", 5, crop_size=24, shuffle=True, augment=None, drop_last=False).epoch(0)
     assert sorted(sample for batch in batches for sample in batch.samples) == list(range(12))
+
+
+def test_a_subset_of_a_subset_travels_to_other_processes(small):
+    chosen = small.subset("train", 0.5, seed=3).subset("val", 0.5, seed=4).subset("train", 0.5, seed=5)
+    again = pickle.loads(pickle.dumps(chosen))
+    assert (chosen.count("train"), chosen.count("val")) == (6, 6)
+    for split in chosen.splits:
+        assert np.array_equal(again.index(split), chosen.index(split))
+
+
+def test_the_whole_is_a_subset_too(small):
+    assert np.array_equal(small.subset("train", 1.0, seed=3).index("train"), small.index("train"))
+
+
+def test_what_is_read_cannot_be_changed(small):
+    assert not small.index("train").flags.writeable
+    assert small.read("train", 0).readonly
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,18 @@ def test_a_missing_or_shortened_file_is_named_on_opening(small, tmp_path, name):
         Dataset(path.parent)
     path.unlink()
     with pytest.raises(DatasetError, match=name):
+        Dataset(path.parent)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "val-000001.tar", "train-index.npy", "mean-image.npy"])
+def test_a_folder_in_place_of_a_file_is_named_on_opening(small, tmp_path, name):
+    path = copied(small.root, tmp_path / "copy") / name
+    path.unlink()
+    path.mkdir()
+    assert is_prepared(path.parent) == (name != "dataset.json")
+    with pytest.raises(
+        DatasetError, match=rf"has no {name}|{name} is missing; it should be .* bytes long|{name} is not a regular file"
+    ):
         Dataset(path.parent)
 
 
@@ -143,6 +172,8 @@ def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, t
     ("change", "message"),
     [
         (lambda about: about.update(version=99), "has format version 99; this program reads version 3"),
+        (lambda about: about.update(version=2), "has format version 2; this program reads version 3"),
+        (lambda about: about.pop("version"), "has format version None; this program reads version 3"),
         (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
         (lambda about: about.pop("classes"), "dataset.json is damaged: missing or invalid entry 'classes'"),
         (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),
@@ -169,10 +200,7 @@ def test_a_description_that_is_no_json_is_refused(small, tmp_path):
 
 def test_an_index_with_labels_out_of_range_is_refused(small, tmp_path):
     root = copied(small.root, tmp_path / "copy")
-    index = np.load(root / "train-index.npy")
-    index["label"][5] = -1
-    np.save(root / "train-index.npy", index)
-    rewritten(root, lambda about: about["splits"]["train"].update(index_sha256=file_sha256(root / "train-index.npy")))
+    changed_index(root, "train", lambda index: index["label"].put(5, -1))
     with pytest.raises(DatasetError, match=r"labels from -1 to 2; with 3 classes they must be 0 to 2"):
         Dataset(root)
 
@@ -186,6 +214,13 @@ def test_a_flipped_bit_in_a_sample_is_named_when_it_is_read(small, tmp_path):
         DatasetError, match=r"sample 13 of train \(000000013-0005.jpg in .*train-000001.tar, offset \d+\) is"
     ):
         dataset.read("train", 13)
+
+
+def test_an_index_that_belongs_to_other_shards_is_refused(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    changed_index(root, "train", lambda index: index["shard"].put(range(10, 20), 2))
+    with pytest.raises(DatasetError, match=r"train-index.npy does not belong to these shards: sample 10 should be"):
+        Dataset(root)
 
 
 READ_ALL = """

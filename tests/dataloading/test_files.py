@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataloading.files import is_empty, sync, write_atomically
+from tests.dataloading.recording import Call, disk_calls
 
 
 def test_text_and_bytes_are_written_and_replaced(tmp_path):
@@ -34,17 +35,28 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing_else(tmp_path, monke
 
 
 def test_file_and_folder_reach_the_disk_before_it_returns(tmp_path, monkeypatch):
-    synced, fsync = [], os.fsync
-
-    def note(descriptor: int) -> None:
-        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), (tmp_path / "file").exists()))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", note)
+    calls = disk_calls(monkeypatch)
     write_atomically(tmp_path / "file", "data")
-    (temporary, existed), (folder, exists) = synced
-    assert (temporary.parent, existed) == (tmp_path, False)
-    assert (folder, exists) == (tmp_path, True)
+    temporary = calls[0].path
+    assert calls == [Call("sync", temporary, 4), Call("rename", tmp_path / "file"), Call("sync", tmp_path)]
+    assert (temporary.parent, temporary.name[0]) == (tmp_path, ".")
+
+
+def test_a_folder_that_may_not_be_listed_is_not_synced_and_no_other_error_is_hidden(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refuse(path, *arguments, **more):
+        if Path(path) == tmp_path:
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    number = errno.EACCES
+    write_atomically(tmp_path / "file", "data")
+    assert (tmp_path / "file").read_text() == "data"
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_atomically(tmp_path / "file", "data")
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EPERM])

@@ -5,11 +5,12 @@ import fcntl
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from dataloading import DatasetError
+from dataloading import DatasetError, locks
 from dataloading.locks import LOCK, owned, owner
 from tests.dataloading.owning import another_owner
 
@@ -37,6 +38,67 @@ def test_a_process_does_not_share_with_itself_and_may_own_again(tmp_path):
         pass
     with owned(tmp_path):
         pass
+
+
+def test_a_lock_file_that_somebody_has_left_is_signed_anew(tmp_path):
+    (tmp_path / LOCK).write_text("process 1 on host left since 2012-10-01 00:00:00" + "!" * 300 + "\n")
+    assert owner(tmp_path) is None
+    with owned(tmp_path):
+        assert re.fullmatch(rf"process {os.getpid()} on host \S+ since \S+ \d\d:\d\d:\d\d", owner(tmp_path) or "")
+
+
+@pytest.mark.parametrize("text", ["", "process 1 on ho", "something else\n"])
+def test_an_owner_that_has_not_signed_is_another_process(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(locks, "_SECONDS_TO_SIGN", 0.0)
+    with owned(tmp_path):
+        (tmp_path / LOCK).write_text(text)
+        assert owner(tmp_path) == "another process"
+
+
+def test_an_owner_has_time_to_sign(tmp_path, monkeypatch):
+    with owned(tmp_path):
+        signed = (tmp_path / LOCK).read_text()
+        (tmp_path / LOCK).write_text("")
+        monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / LOCK).write_text(signed))
+        assert owner(tmp_path) == signed.strip()
+
+
+def test_a_patient_process_waits_until_its_owner_has_died(tmp_path, monkeypatch):
+    with another_owner(tmp_path) as process:
+        waits = []
+
+        def end_the_owner(seconds: float) -> None:
+            waits.append(seconds)
+            process.kill()
+            process.wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "sleep", end_the_owner)
+            with owned(tmp_path, patience=30):
+                assert f"process {os.getpid()} " in (owner(tmp_path) or "")
+    assert len(waits) == 1
+
+
+def test_patience_ends(tmp_path, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with owned(tmp_path), pytest.raises(DatasetError, match="is in use"), owned(tmp_path, patience=3):
+        pass
+    assert len(waits) == 2  # at 1 and 2 seconds, not at 3
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINTR])
+def test_a_lock_that_fails_is_no_missing_lock(tmp_path, monkeypatch, number):
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=os.strerror(number)), owned(tmp_path):
+        pytest.fail("the folder is not protected")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_patient_process_gets_the_folder_when_its_owner_has_died(tmp_path):

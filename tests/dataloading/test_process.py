@@ -1,11 +1,16 @@
-"""Child processes end with their parent."""
+"""Child processes end with their parent, and everything can be printed."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from dataloading.process import print_anything
 
 CHILD = "import os, sys, time; from dataloading.process import die_with_parent; die_with_parent(int(sys.argv[1]))"
 SLEEPING_CHILD = CHILD + "; print(os.getpid(), flush=True); time.sleep(60)"
@@ -46,3 +51,17 @@ def test_a_child_exits_if_its_parent_has_died_before():
 def test_nothing_happens_while_the_parent_lives():
     done = subprocess.run([sys.executable, "-c", f"{CHILD}; print('alive')", str(os.getpid())], capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+@pytest.mark.parametrize(
+    ("errors", "printed"), [("strict", b"caf? ?\n"), ("surrogateescape", b"caf? ?\n"), ("backslashreplace", None)]
+)
+def test_any_text_can_be_printed_on_any_terminal(monkeypatch, errors, printed):
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
+        monkeypatch.setattr(sys, name, stream)
+        print_anything()
+        print("caf\u00e9 \udcff", file=stream, flush=True)
+        assert stream.buffer.getvalue() == (printed or b"caf\\xe9 \\udcff\n")  # as the user has chosen
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # what a notebook has, say
+    print_anything()

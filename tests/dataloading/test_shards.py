@@ -8,12 +8,13 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from dataloading.shards import ShardWriter, file_sha256
+from tests.dataloading.recording import Call, disk_calls
 
 
 def test_shards_are_plain_tar_files_with_pairs_of_members(small):
@@ -48,23 +49,38 @@ def test_dalis_own_webdataset_reader_reads_the_shards(small):
         assert int(labels.at(i).tobytes()) == small.labels("train")[i]
 
 
+@settings(max_examples=50)  # each syncs a file and a folder
 @given(sizes=st.lists(st.integers(0, 3000), max_size=12), labels=st.randoms(use_true_random=False))
 def test_a_shard_holds_what_was_put_in(tmp_path_factory, sizes, labels):
     path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
     put = [(f"{i:09d}-x", labels.randbytes(size), labels.randrange(22_000)) for i, size in enumerate(sizes)]
-    with ShardWriter(path, 0) as writer:
+    with ShardWriter(path, 5) as writer:
         for key, data, label in put:
-            writer.add(key, data, label, height=1, width=1)
+            writer.add(key, data, label, height=3, width=4)
         file = writer.finish()
     whole = path.read_bytes()
     assert (file.bytes, file.sha256, file.samples) == (len(whole), file_sha256(path), len(put))
     assert len(whole) % tarfile.RECORDSIZE == 0
+    assert not any(whole[-2 * tarfile.BLOCKSIZE :])  # the end mark of a tar file
     with tarfile.open(path) as archive:
         read = [(info.name, archive.extractfile(info).read()) for info in archive]
     assert read == [pair for key, data, label in put for pair in ((f"{key}.jpg", data), (f"{key}.cls", b"%d" % label))]
-    for (_, data, label), (shard, length, offset, found, crc32, _, _) in zip(put, writer.rows, strict=True):
-        assert (shard, found, crc32) == (0, label, zlib.crc32(data))
+    for (_, data, label), (shard, length, offset, found, crc32, *size) in zip(put, writer.rows, strict=True):
+        assert (shard, found, crc32, size) == (5, label, zlib.crc32(data), [3, 4])
         assert whole[offset : offset + length] == data
+
+
+def test_a_shard_is_on_disk_before_it_has_its_name_and_its_name_before_anybody_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "train-000000.tar"
+    calls = disk_calls(monkeypatch)
+    with ShardWriter(path, 0) as writer:
+        writer.add("key", b"data", 0, height=1, width=1)
+        size = writer.finish().bytes
+    assert calls == [
+        Call("sync", tmp_path / "train-000000.tar.part", size),
+        Call("rename", path),
+        Call("sync", tmp_path),
+    ]
 
 
 def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path):

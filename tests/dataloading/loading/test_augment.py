@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dataloading import Augmentation, DatasetError
+from dataloading.loading import augment
 from dataloading.loading.augment import Draws, draw, normals, philox4x32
 
 DEVIATIONS = np.array([19.72083305, 37.09388853, 121.78006099])
@@ -62,6 +63,29 @@ def test_philox_gives_the_published_answers(counter, key, wanted):
     low, high = (int(word, 16) for word in key.split())
     words = np.array([[int(word, 16)] for word in counter.split()], dtype=np.uint64)
     assert [f"{word:08x}" for word in philox4x32(words, high << 32 | low)[:, 0]] == wanted.split()
+
+
+def test_draws_are_the_same_on_every_machine():
+    """Other numbers here would give every seed another meaning."""
+    samples = np.array([0, 1, 2**33, 1_281_166])
+    found = draw(
+        Augmentation(),
+        seed=2012 << 40,
+        epoch=89,
+        samples=samples,
+        positions=samples,
+        heights=np.array([256, 300, 256, 256]),
+        widths=np.array([256, 256, 400, 256]),
+        crop_size=224,
+        color_deviations=DEVIATIONS,
+        color_vectors=VECTORS,
+    )
+    assert found.top.tolist() == [24, 3, 27, 19]
+    assert found.left.tolist() == [11, 2, 159, 2]
+    assert found.flip.tolist() == [False, True, False, False]
+    wanted = [[-1.34355, -4.11315, -10.07881], [-11.48014, -12.31320, -16.17497]]
+    wanted += [[-8.93142, -7.28720, -7.52740], [10.54268, 7.43262, 12.92561]]
+    assert np.abs(found.shift - wanted).max() < 1e-4  # float32
 
 
 @given(
@@ -129,6 +153,12 @@ def test_normal_numbers_are_normal_and_independent():
         assert stats.kstest(column, "norm").pvalue > 1e-4
     assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.02
     assert np.abs(np.corrcoef((found**2).T) - np.eye(3)).max() < 0.02
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_normal_numbers_are_finite_for_every_word(monkeypatch, word):
+    monkeypatch.setattr(augment, "philox4x32", lambda counter, key: np.full_like(counter, word))
+    assert np.isfinite(normals(np.arange(3), seed=0, epoch=0)).all()
 
 
 def test_colour_noise_is_that_of_2012():
@@ -253,6 +283,7 @@ def test_without_augmentation_the_crop_is_the_centre():
     found = draws(None, [3, 4])
     assert found.top.tolist() == found.left.tolist() == [16, 16]
     assert not found.flip.any()
+    assert draws(None, [3], crop_size=227).top.tolist() == [14]  # as in `Dataset.mean_image` and DALI: rounded down
 
 
 def test_parts_can_be_switched_off_one_by_one():

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from dataloading import Dataset, DatasetError
+from dataloading import Augmentation, Dataset, DatasetError, prepare_dataset
 from dataloading.errors import DamagedSample
+from dataloading.loading.batch_feeder import BatchFeeder
+from dataloading.loading.order import EpochBatches
 from tests.dataloading.damage import copied, overwritten, undecodable
-from tests.dataloading.loading.loaders import loader, same
+from tests.dataloading.loading.loaders import by_hand, loader, same
+from tests.dataloading.small_sources import class_folders, jpeg
 
 
 @pytest.fixture
@@ -64,6 +67,50 @@ def test_a_bad_sample_can_be_replaced_and_counted(kind, small, request, caplog):
     assert "replaced by sample 14: sample 13 of train (000000013-0005.jpg in" in named[0]
     source.close()
     assert source.replaced == {13: 14}
+
+
+def test_what_was_replaced_is_remembered_when_a_closed_loader_is_used_again(damaged, small):
+    source = loader(damaged, batch_size=24, on_bad_sample="skip")
+    next(source.epoch(0))
+    source.close()
+    with (damaged.root / "train-000001.tar").open("r+b") as file:  # the disk is well again
+        file.write((small.root / "train-000001.tar").read_bytes())
+    assert same(next(source.epoch(0)), next(loader(small, batch_size=24).epoch(0)))
+    assert source.replaced == {13: 14}
+
+
+def test_the_replacement_is_a_good_sample_and_the_search_begins_anew_at_the_end_of_the_class(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    overwritten(root, "train", 13, b"?")
+    undecodable(root, "train", 14)
+    overwritten(root, "train", 15, b"?")
+    dataset = Dataset(root)
+    batches = EpochBatches(24, seed=7, shuffle=True, batch_size=4)
+    feeder = BatchFeeder(dataset, "train", batches, crop_size=24, augment=None, skip=True)
+    feeder.unusable.add(14)  # as the stream does when it does not decode
+    assert feeder._files(np.array([12, 13, 14, 15]))[1].tolist() == [12, 8, 8, 8]
+    source = loader(dataset, batch_size=4, on_bad_sample="skip")
+    for epoch in range(2):
+        for batch in source.epoch(epoch):
+            delivered = np.where(np.isin(batch.samples, [13, 14, 15]), 8, batch.samples)
+            wanted = by_hand(dataset, batch.samples, Augmentation(), epoch=epoch, crop=24, delivered=delivered)
+            assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
+    assert source.replaced == {13: 8, 14: 8, 15: 8}
+
+
+def test_a_replacement_of_another_size_is_cropped_over_its_own_area(tmp_path):
+    source = class_folders(tmp_path / "in", classes=2, train=4, val=1)
+    for number, width in enumerate((60, 150, 48, 100)):
+        (source / f"train/class1/{number:04d}.jpg").write_bytes(jpeg(number, width, 48))
+    root = prepare_dataset(source, tmp_path / "out", size=32, keep_aspect=True, workers=0, progress=False).root
+    for bad in (5, 7):
+        overwritten(root, "train", bad, b"?")
+    dataset = Dataset(root)
+    for epoch in range(3):
+        batch = next(loader(dataset, batch_size=8, on_bad_sample="skip").epoch(epoch))
+        delivered = np.array([{5: 6, 7: 4}.get(sample, sample) for sample in batch.samples.tolist()])
+        wanted = by_hand(dataset, batch.samples, Augmentation(), epoch=epoch, crop=24, delivered=delivered)
+        assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
 
 
 def test_a_class_without_any_good_sample_stops_the_loader(small, tmp_path):

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from dataloading import Augmentation, Dataset
+from dataloading.loading.dali_stream import DaliStream
 from tests.dataloading.loading.loaders import evaluating, loader, same, samples
 
 
 def test_the_next_epoch_is_prefetched(small):
     source = loader(small, batch_size=8)
-    list(source.epoch(0))
+    list(source.epoch(0, 8))
     fed = source._stream._plan_number
     for epoch in (1, 2):
         assert len(list(source.epoch(epoch))) == 3
@@ -58,6 +59,27 @@ def test_earlier_batches_are_not_overwritten(small):
     source = loader(small, batch_size=4)
     kept = [(batch, batch.images.clone()) for epoch in range(4) for batch in source.epoch(epoch)]
     assert all(torch.equal(batch.images, copy) for batch, copy in kept)
+
+
+def test_what_dali_reads_without_a_copy_is_kept_until_its_images_are_there(small, monkeypatch):
+    feed, run, fed, delivered = DaliStream._feed, DaliStream._run, [], []
+
+    def noted_feed(self: DaliStream) -> object:
+        fed.append(feed(self))
+        return fed[-1]
+
+    def noted_run(self: DaliStream) -> object:
+        output = run(self)
+        assert any(kept is fed[len(delivered)] for kept in self._fed)
+        delivered.append(output)
+        return output
+
+    monkeypatch.setattr(DaliStream, "_feed", noted_feed)
+    monkeypatch.setattr(DaliStream, "_run", noted_run)
+    source = loader(small, batch_size=4)
+    for epoch in (0, 1, 5):
+        list(source.epoch(epoch))
+    assert len(delivered) > 18
 
 
 def resident_bytes() -> int:

@@ -6,52 +6,31 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from dataloading import Augmentation, Batch, Dataset, DatasetError, prepare_dataset
-from dataloading.loading.augment import draw
+from dataloading import Augmentation, Dataset, DatasetError, SyntheticDataset, prepare_dataset
 from dataloading.loading.order import epoch_order
-from tests.dataloading.loading.loaders import evaluating, loader, same, samples, stored
+from tests.dataloading.loading.loaders import by_hand, evaluating, loader, same, samples, stored
+from tests.dataloading.small_sources import class_folders
 
 
-def by_hand(
-    dataset: Dataset, batch: Batch, augmentation: Augmentation, *, seed: int, epoch: int, crop: int
-) -> np.ndarray:
-    """The images of a batch in plain NumPy, N x H x W x C."""
-    rows = dataset.index("train")[batch.samples]
-    found = draw(
-        augmentation,
-        seed=seed,
-        epoch=epoch,
-        samples=batch.samples,
-        positions=np.arange(len(rows)),
-        heights=rows["height"].astype(np.int64),
-        widths=rows["width"].astype(np.int64),
-        crop_size=crop,
-        color_deviations=dataset.color_deviations,
-        color_vectors=dataset.color_vectors,
-    )
-    border = (dataset.size - crop) // 2
-    mean = dataset.mean_image[border : border + crop, border : border + crop]
-    images = []
-    for i, sample in enumerate(batch.samples):
-        image = stored(dataset, "train", sample)[found.top[i] :, found.left[i] :][: found.height[i], : found.width[i]]
-        if augmentation.resized_crop:
-            part = Image.fromarray(image.astype(np.uint8))
-            image = np.asarray(part.resize((crop, crop), Image.Resampling.BILINEAR)).astype(np.float32)
-        if found.flip[i]:
-            image = image[:, ::-1]
-        images.append((image - mean + found.shift[i]) / found.divisor[i])
-    return np.stack(images)
-
-
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(color_noise=0), Augmentation(crops_shared_by=4)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(),
+        Augmentation(color_noise=0),
+        Augmentation(color_noise=lambda epoch: 0.1 if epoch < 1 else 0.0),
+        Augmentation(crops_shared_by=4),
+    ],
+)
 def test_batches_are_what_the_recipe_says(full_size, augmentation):
-    source = loader(full_size, batch_size=12, crop_size=224, augment=augmentation)
+    source = loader(full_size, batch_size=7, crop_size=224, augment=augmentation)
     for epoch in range(2):
-        batch = next(source.epoch(epoch))
-        wanted = by_hand(full_size, batch, augmentation, seed=7, epoch=epoch, crop=224)
-        assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
+        start = 0
+        for batch in source.epoch(epoch):
+            wanted = by_hand(full_size, batch.samples, augmentation, epoch=epoch, start=start, crop=224)
+            assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
+            start += len(batch.samples)
+        assert start == 24
 
 
 @pytest.mark.parametrize("color_noise", [0.0, 0.1])
@@ -59,7 +38,7 @@ def test_resized_crops_are_those_of_pillow(full_size, color_noise):
     """Up to the rounding of two programs that resize to integers."""
     augmentation = Augmentation(color_noise=color_noise, resized_crop=True)
     batch = next(loader(full_size, batch_size=12, crop_size=224, augment=augmentation).epoch(0))
-    wanted = by_hand(full_size, batch, augmentation, seed=7, epoch=0, crop=224)
+    wanted = by_hand(full_size, batch.samples, augmentation, epoch=0, crop=224)
     assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 2.01
 
 
@@ -76,14 +55,28 @@ def test_a_fixed_order_repeats_batches_and_shares_crops_within_them(small):
     assert torch.equal(torch.cat([part.images for part in parts]), epochs[2][2].images)
 
 
-def test_whole_images_are_cropped_over_their_whole_area(folders, tmp_path):
-    dataset = prepare_dataset(folders, tmp_path / "whole", size=32, keep_aspect=True, workers=0, progress=False)
-    batch = next(loader(dataset, batch_size=24).epoch(0))
-    wanted = by_hand(dataset, batch, Augmentation(), seed=7, epoch=0, crop=24)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Dataset:
+    """Whole images of 32 x 41 pixels. Odd margins on both sides of a crop tell rounding from truncation."""
+    root = tmp_path_factory.mktemp("whole")
+    class_folders(root / "in", width=61)
+    return prepare_dataset(root / "in", root / "out", size=32, keep_aspect=True, workers=0, progress=False)
+
+
+def test_whole_images_are_cropped_over_their_whole_area(whole):
+    batch = next(loader(whole, batch_size=24, crop_size=23).epoch(0))
+    wanted = by_hand(whole, batch.samples, Augmentation(), epoch=0, crop=23)
     assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() - wanted).max() < 1e-3
-    ten = next(evaluating(dataset, views=10).epoch(0))
-    centre = stored(dataset, "val", 0)[4:28, 8:32] - dataset.mean_image[4:28, 4:28]
-    assert np.abs(ten.images[0, 4].permute(1, 2, 0).numpy() - centre).max() < 1e-3
+
+
+def test_the_centre_is_the_same_wherever_margins_are_odd(whole):
+    image, mean = stored(whole, "val", 0), whole.mean_image[4:27, 4:27]
+    assert image.shape == (32, 41, 3)
+    one, ten = (next(evaluating(whole, crop_size=23, views=views).epoch(0)).images[0] for views in (1, 10))
+    assert np.abs(one.permute(1, 2, 0).numpy() - (image[4:27, 9:32] - mean)).max() < 1e-3
+    # ten views lie in the centre square, columns 4 to 36 of 41
+    assert np.abs(ten[4].permute(1, 2, 0).numpy() - (image[4:27, 8:31] - mean)).max() < 1e-3
+    assert np.abs(ten[1].permute(1, 2, 0).numpy() - (image[:23, 13:36] - mean)).max() < 1e-3
 
 
 def test_images_are_channels_last_float32_and_labels_int64(small):
@@ -161,17 +154,19 @@ def test_the_last_batch_can_be_dropped(awkward):
         assert [len(batch.samples) for batch in batches] == [50] * 20
 
 
-def test_replicas_threads_and_batch_sizes_change_no_image(small):
-    whole = list(loader(small, batch_size=8).epoch(3))
+@pytest.mark.parametrize("shared", [1, 4])
+def test_replicas_threads_and_batch_sizes_change_no_image(small, shared):
+    augmentation = Augmentation(crops_shared_by=shared)
+    whole = list(loader(small, batch_size=8, augment=augmentation).epoch(3))
     images, labels = torch.cat([batch.images for batch in whole]), torch.cat([batch.labels for batch in whole])
     for options in ({"threads": 2}, {"batch_size": 5}, {"batch_size": 24}):
-        other = list(loader(small, **({"batch_size": 8} | options)).epoch(3))
+        other = list(loader(small, augment=augmentation, **({"batch_size": 8} | options)).epoch(3))
         assert samples(other) == samples(whole)
         assert torch.equal(torch.cat([batch.images for batch in other]), images)
         assert torch.equal(torch.cat([batch.labels for batch in other]), labels)
     for replicas in (2, 4):
         parts = [
-            list(loader(small, batch_size=8 // replicas, replica=r, replicas=replicas).epoch(3))
+            list(loader(small, batch_size=8 // replicas, augment=augmentation, replica=r, replicas=replicas).epoch(3))
             for r in range(replicas)
         ]
         for batch, *pieces in zip(whole, *parts, strict=True):
@@ -225,6 +220,17 @@ def test_an_epoch_can_be_left_and_another_one_begun(small):
     with pytest.raises(RuntimeError, match=r"ended by a later call"):
         next(left)
     assert same(next(newer), wanted[1][1])
+    source.close()
+    with pytest.raises(RuntimeError, match=r"ended by a later call of epoch\(\) or close\(\)"):
+        next(newer)
+
+
+@pytest.mark.parametrize("options", [{"shuffle": False}, {"augment": None}, {"shuffle": False, "augment": None}])
+def test_an_epoch_that_was_not_expected_is_delivered(small, options):
+    """What is prefetched may serve for another epoch only if all epochs are the same."""
+    source = loader(small, **options)
+    list(source.epoch(0))
+    assert all(same(*pair) for pair in zip(source.epoch(5), loader(small, **options).epoch(5), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -232,15 +238,19 @@ def test_an_epoch_can_be_left_and_another_one_begun(small):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"crop_size": 0}, "crop_size must be 1 to 32, the size of the images in pixels, got 0"),
         ({"crop_size": 33}, "crop_size must be 1 to 32, the size of the images in pixels, got 33"),
         ({"views": 5}, "views must be 1 or 10, got 5"),
         ({"views": 10}, "ten views are for evaluation"),
         ({"dtype": "bfloat16"}, "dtype must be one of float32, float16, uint8, got 'bfloat16'"),
         ({"dtype": "uint8"}, "uint8 images cannot have colour noise"),
         ({"replica": 2, "replicas": 2}, "replica must be 0 to 1, got 2"),
+        ({"replica": -1, "replicas": 2}, "replica must be 0 to 1, got -1"),
+        ({"hardware_decoder_load": -0.1}, "hardware_decoder_load must be 0 to 1, got -0.1"),
         ({"hardware_decoder_load": 1.5}, "hardware_decoder_load must be 0 to 1, got 1.5"),
         ({"on_bad_sample": "ignore"}, "on_bad_sample must be stop or skip, got 'ignore'"),
         ({"device": 99}, r"device must be None for the CPU or one of this machine's \d+ CUDA devices, got 99"),
+        ({"device": -1}, r"one of this machine's \d+ CUDA devices, got -1"),
         ({"split": "test"}, "has no split 'test'"),
         ({"seed": -1}, "seed must be an integer from 0 .* got -1"),
     ],
@@ -250,8 +260,22 @@ def test_arguments_that_do_not_fit_are_refused(small, options, message):
         loader(small, **options)
 
 
+def test_a_split_without_samples_is_refused():
+    with pytest.raises(DatasetError, match=r"val of synthetic has no samples"):
+        loader(SyntheticDataset(val=0), "val")
+
+
+def test_the_ends_of_ranges_are_accepted(small):
+    whole = loader(small, batch_size=24, crop_size=32, hardware_decoder_load=1.0, replica=1, replicas=2)
+    assert next(whole.epoch(0)).images.shape == (12, 3, 32, 32)
+    assert list(whole.epoch(0, 24)) == []
+    assert next(loader(small, crop_size=1, hardware_decoder_load=0.0).epoch(0)).images.shape == (10, 3, 1, 1)
+
+
 def test_a_position_out_of_range_is_refused(small):
     with pytest.raises(DatasetError, match=r"cannot start epoch 0 at sample 25; train has 24 samples"):
         loader(small).epoch(0, 25)
+    with pytest.raises(DatasetError, match=r"cannot start epoch 0 at sample -1"):
+        loader(small).epoch(0, -1)
     with pytest.raises(DatasetError, match=r"cannot start epoch -1"):
         loader(small).epoch(-1)

@@ -21,3 +21,27 @@ def test_synthetic_data_look_like_a_data_set():
     assert ten.images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(DatasetError, match=r"has no split 'test'; it has train, val"):
         dataset.count("test")
+
+
+def test_synthetic_images_are_uniform_noise_that_depends_on_the_seed():
+    dataset = SyntheticDataset(classes=10, train=100, val=7)
+    pixels, again, other, large = (
+        next(loader(dataset, batch_size=10, dtype="uint8", augment=None, seed=seed).epoch(0)).images
+        for seed in (1, 1, 2, 2**64 - 1)
+    )
+    assert torch.equal(pixels, again)
+    assert not torch.equal(pixels, other)
+    assert not torch.equal(pixels, large)
+    assert torch.bincount(pixels.flatten().int(), minlength=256).min() > 0
+    scaled = next(loader(dataset, batch_size=10, augment=None, seed=1).epoch(0)).images
+    assert torch.equal(scaled, pixels.float() - 127.5)
+
+
+def test_a_synthetic_data_set_is_known_by_its_numbers():
+    dataset = SyntheticDataset(classes=10, train=25, val=7, size=64)
+    assert [dataset.count(split) for split in dataset.splits] == [25, 7]
+    assert dataset.labels("val").tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert dataset.labels("train")[9:12].tolist() == [9, 0, 1]
+    others = [{"classes": 11}, {"train": 26}, {"val": 8}, {"size": 65}]
+    numbers = {"classes": 10, "train": 25, "val": 7, "size": 64}
+    assert len({dataset.fingerprint, *(SyntheticDataset(**(numbers | other)).fingerprint for other in others)}) == 5

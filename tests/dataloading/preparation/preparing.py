@@ -15,7 +15,7 @@ from tests.dataloading.small_sources import kill, processes_of, started
 
 
 def quietly(source: Path | str, dest: Path, **options: object) -> Dataset:
-    return prepare_dataset(source, dest, progress=False, **({"workers": 0, "size": 32} | options))
+    return prepare_dataset(source, dest, **({"workers": 0, "size": 32, "progress": False} | options))
 
 
 def stored(dataset: Dataset, split: str) -> list[np.ndarray]:

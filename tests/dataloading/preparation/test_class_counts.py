@@ -29,6 +29,9 @@ def test_a_class_folder_missing_in_a_split_can_be_allowed(tmp_path, caplog):
     assert dataset.classes == ["class0", "class1", "class2"]
     assert set(dataset.labels("val").tolist()) == {0, 2}
     assert "note: in: no images of class1 for val" in caplog.text
+    caplog.clear()
+    quietly(class_folders(tmp_path / "whole"), tmp_path / "out2", allow_empty_classes=True)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -67,12 +70,29 @@ def test_one_class_of_shards_is_refused(tmp_path):
         quietly(tmp_path, tmp_path.parent / "out")
 
 
+def test_one_class_of_shards_is_enough_where_nothing_is_trained(tmp_path):
+    (tmp_path / "train.tar").write_bytes(tar_of([("a.jpg", jpeg(0)), ("a.cls", b"0")]))
+    assert quietly(tmp_path, tmp_path / "out", validation_every=0).classes == ["0"]
+
+
+def test_samples_without_labels_are_not_counted(tmp_path):
+    parts = [("a.jpg", jpeg(0)), ("a.cls", b"1"), ("b.jpg", jpeg(1))]  # without a label, b is listed as 0
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.tar").write_bytes(tar_of(parts))
+    with pytest.raises(DatasetError, match=r"no images of 0 for train and of 0 for val; add some"):
+        quietly(tmp_path, tmp_path.parent / "out")
+
+
 def test_a_split_without_any_usable_sample_is_refused_with_the_reason(tmp_path):
     (tmp_path / "train.tar").write_bytes(tar_of([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1))]))
     (tmp_path / "val.tar").write_bytes(tar_of([("a.jpg", jpeg(0)), ("a.cls", b"0")]))
     with pytest.raises(
         DatasetError, match=r"has no usable images for train; the first, train.tar/a: no usable label: neither .cls nor"
     ):
+        quietly(tmp_path, tmp_path.parent / "out")
+    (tmp_path / "val.tar").write_bytes(tar_of([]))
+    (tmp_path / "train.tar").write_bytes(tar_of([("a.jpg", jpeg(0)), ("a.cls", b"0")]))
+    with pytest.raises(DatasetError, match=r"has no usable images for val; add some$"):
         quietly(tmp_path, tmp_path.parent / "out")
 
 

@@ -1,5 +1,6 @@
 """Destinations that exist, cannot be written, or have too little space."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_two_preparations_of_one_destination_do_not_mix(folders, tmp_path):
     assert (tmp_path / "out.preparing").is_dir()
     assert quietly(folders, tmp_path / "out").count("train") == 24
     assert not (tmp_path / "out" / ".lock").exists()
+
+
+@pytest.mark.parametrize("moment", ["open_source", "check_disk_space", "write_descriptions", "_finish"])
+def test_a_preparation_that_begins_in_the_middle_of_another_one_is_refused(
+    folders, small, tmp_path, monkeypatch, moment
+):
+    real, refused = getattr(preparation, moment), []
+
+    def begin_another(*arguments: object, **options: object) -> object:
+        monkeypatch.undo()
+        with pytest.raises(
+            DatasetError, match=rf"preparing is in use by process {os.getpid()} on host .*; wait for it"
+        ):
+            quietly(folders, tmp_path / "out", shard_images=10)
+        refused.append(moment)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(preparation, moment, begin_another)
+    assert contents(quietly(folders, tmp_path / "out", shard_images=10).root) == contents(small.root)
+    assert refused == [moment]
 
 
 def test_a_destination_that_another_process_has_just_finished_is_left_alone(folders, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """One image file to the stored image."""
 
+import errno
 import gzip
 import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dataloading import DatasetError
 from dataloading.preparation.images import (
@@ -109,6 +110,30 @@ def test_bad_images_are_rejected_with_the_reason(data, reason):
         prepare_image(data, SMALL)
 
 
+def test_images_may_be_as_large_and_as_narrow_as_the_limits():
+    data = encoded(photograph(7), "PNG")
+    assert prepare_image(data, ImageOptions(size=32, max_pixels=60 * 48)).height == 32
+    with pytest.raises(Rejected, match=r"too large: 60 x 48 pixels, more than 2,879 in all"):
+        prepare_image(data, ImageOptions(size=32, max_pixels=60 * 48 - 1))
+    assert prepare_image(encoded(np.zeros((1, 2031, 3), dtype=np.uint8), "PNG"), SMALL).width == 32
+    with pytest.raises(Rejected, match=r"too narrow: 2032 x 1 pixels"):
+        prepare_image(encoded(np.zeros((1, 2032, 3), dtype=np.uint8), "PNG"), SMALL)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("place", ["open", "load"])
+def test_an_error_of_the_machine_is_no_bad_image(monkeypatch, error, place):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if place == "open":
+        monkeypatch.setattr(Image, "open", fail)
+    else:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(type(error)):
+        prepare_image(encoded(photograph(7)), SMALL)
+
+
 def test_a_gzip_file_is_decompressed_up_to_a_limit():
     assert gunzip(gzip.compress(b"a" * 1000), 1000) == b"a" * 1000
     with pytest.raises(Rejected, match=r"unpacks to more than 999 bytes"):
@@ -123,6 +148,7 @@ def test_a_gzip_file_is_decompressed_up_to_a_limit():
         (256, 256, (256, 256)),
         (100, 50, (512, 256)),
         (333, 500, (256, 384)),
+        (640, 427, (384, 256)),  # 383.7
     ],
 )
 def test_the_shorter_side_is_brought_to_size(width, height, wanted):
@@ -162,3 +188,11 @@ def test_a_file_is_read_within_its_limits(tmp_path):
         read_entry(Entry(str(archive), 20, 100, 0, "x"), 99)
     with pytest.raises(DatasetError, match=f"x in {archive} has changed since it was listed: it had 101 .* has 100;"):
         read_entry(Entry(str(archive), 20, 101, 0, "x"), 10**9)
+    assert read_entry(Entry(str(archive), 20, 99, 0, "x"), 99) == b"x" * 99
+    for length in (119, 121):  # an image at the beginning is the whole file
+        with pytest.raises(
+            DatasetError, match=rf"^{archive} has changed since it was listed: it had {length} .* has 120;"
+        ):
+            read_entry(Entry(str(archive), 0, length, 0, "x"), 10**9)
+    with pytest.raises(Rejected, match=r"^too bright$"):
+        read_entry(Entry(str(archive), 0, 120, 0, "x", "too bright"), 10**9)

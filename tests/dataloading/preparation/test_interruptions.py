@@ -61,6 +61,46 @@ def test_a_lost_record_of_a_shard_does_not_count_its_images_twice(folders, small
     assert contents(tmp_path / "out") == contents(small.root)
 
 
+@pytest.mark.parametrize(("saves", "workers"), [(0, 0), (1, 0), (2, 0), (1, 1)])
+def test_a_shard_whose_images_are_not_in_the_sums_is_made_again(
+    folders, small, tmp_path, monkeypatch, capsys, saves, workers
+):
+    """The process ends after `saves` training shards, between the record of the next one and the sums."""
+    save, done = preparation._save_sums, []
+
+    def save_or_end(*arguments: object) -> None:
+        if len(done) == saves:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        save(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "_save_sums", save_or_end)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(folders, tmp_path / "out", shard_images=10)
+    capsys.readouterr()
+    quietly(folders, tmp_path / "out", shard_images=10, workers=workers, progress=True)
+    assert contents(tmp_path / "out") == contents(small.root)
+    assert "preparing photographs: 36 of 36 images" in capsys.readouterr().err
+
+
+def test_options_that_refuse_what_is_there_do_not_throw_away_what_was_made(tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    root = class_folders(tmp_path / "in", classes=3, train=2, val=1)
+    (root / "val/class1/0000.jpg").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "write_descriptions", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(root, tmp_path / "out", allow_empty_classes=True)
+    shard = (tmp_path / "out.preparing/train-000000.tar").stat().st_ino
+    with pytest.raises(DatasetError, match=r"no images of class1 for val"):
+        quietly(root, tmp_path / "out")
+    quietly(root, tmp_path / "out", allow_empty_classes=True)
+    assert (tmp_path / "out/train-000000.tar").stat().st_ino == shard
+
+
 def test_a_preparation_that_was_killed_after_its_last_shard_leaves_no_plan(folders, small, tmp_path):
     data = copied(small.root, tmp_path / "out")
     (data / "plan.json").write_text("{}")

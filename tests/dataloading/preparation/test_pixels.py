@@ -3,12 +3,15 @@
 import io
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from dataloading.preparation.descriptions import remarks
 from dataloading.preparation.images import ImageOptions, Rejected, decode, prepare_image
+from dataloading.preparation.shard_plan import record_path, write_record
 from tests.dataloading.preparation.preparing import quietly, stored
 from tests.dataloading.small_sources import class_folders, command, encoded, photograph
 
@@ -154,6 +157,9 @@ def tiff_with_alpha(data: bytes, *, associated: bool) -> bytes:
         (lambda: tiff(bytes(8 * 1024), bits=64, sample_format=3), r"a TIFF image with pixels of a kind that is not su"),
         (lambda: b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99), "an AVIF image; convert it to JPEG or PNG"),
         (lambda: b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(99), "an AVIF image; convert it to JPEG or PNG"),
+        (lambda: b"\0\0\0\x1cftypmif1\0\0\0\0miafMA1Bavif" + bytes(99), "an AVIF image; convert it to JPEG or PNG"),
+        (lambda: b"\0\0\0\x14ftypmp42\0\0\0\0isomheic" + bytes(99), "not an image: starts with"),  # after the box
+        (lambda: b'<?xml version="1.0"?>\n<html xmlns="x"/>', "not an image: starts with"),
         (lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "a HEIC image; convert it to JPEG or PNG"),
         (
             lambda: b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(99),
@@ -264,6 +270,28 @@ def test_what_is_not_shown_as_a_viewer_does_is_said_once(tmp_path):
     assert done.returncode == 0
     assert "transparent" not in done.stderr
     assert "EXIF" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("background", "exif", "wanted"),
+    [
+        (None, False, ["3 images have transparent pixels, stored in the colours", "1 image is turned or mirrored acc"]),
+        ((0, 0, 0), False, ["1 image is turned or mirrored acc"]),
+        (None, True, ["3 images have transparent pixels, stored in the colours"]),
+        ((0, 0, 0), True, []),
+    ],
+)
+def test_remarks_count_over_all_shards_what_the_options_leave_as_it_is(tmp_path, background, exif, wanted):
+    counts = {"train": [(1, 0), (1, 0), (0, 0)], "val": [(1, 1), (0, 0)]}
+    for split, shards in counts.items():
+        for shard, (transparent, turned) in enumerate(shards):
+            record = (
+                {"transparent": transparent, "turned": turned} if transparent or turned else {}
+            )  # as earlier versions
+            write_record(record_path(tmp_path, split, shard), record)
+    source = SimpleNamespace(splits=("train", "val"))
+    found = remarks(source, tmp_path, ImageOptions(background=background, exif=exif))
+    assert [text[: len(start)] for text, start in zip(found, wanted, strict=True)] == wanted
 
 
 def test_the_options_are_part_of_what_a_set_is(folders, small, tmp_path):

@@ -10,8 +10,10 @@ from PIL import Image
 
 from dataloading import DatasetError, is_prepared, prepare_dataset
 from dataloading.check import problems
+from dataloading.preparation import preparation
 from dataloading.preparation.images import ImageOptions, prepare_image
 from tests.dataloading.preparation.preparing import python_script, quietly, stored
+from tests.dataloading.recording import Call, disk_calls
 from tests.dataloading.small_sources import (
     class_folders,
     contents,
@@ -55,6 +57,32 @@ def test_statistics_are_those_of_the_training_images(folders, small):
 def test_the_bytes_do_not_depend_on_the_number_of_workers(folders, small, tmp_path):
     quietly(folders, tmp_path / "two", shard_images=10, workers=2)
     assert contents(tmp_path / "two") == contents(small.root)
+
+
+def test_files_reach_the_disk_before_others_rely_on_them(folders, tmp_path, monkeypatch):
+    calls, work = disk_calls(monkeypatch), tmp_path / "out.preparing"
+    dataset = quietly(folders, tmp_path / "out", shard_images=10)
+    for split in dataset.splits:
+        for shard in dataset.shards(split):
+            named, recorded = (
+                calls.index(Call("rename", (work / shard.file).with_suffix(x))) for x in (".tar", ".json")
+            )
+            assert named < calls.index(Call("sync", work), named) < recorded
+    described = calls.index(Call("rename", work / "dataset.json"))
+    for name in (
+        "rejected.csv",
+        *(f"{split}-{what}" for split in dataset.splits for what in ("index.npy", "sources.csv")),
+    ):
+        assert Call("sync", work / name, (dataset.root / name).stat().st_size) in calls[:described]
+    assert Call("rename", work / "mean-image.npy") in calls[:described]
+    removed = [number for number, call in enumerate(calls) if call.what == "remove" and call.path.parent == work]
+    assert min(removed) > calls.index(Call("sync", work), described)
+    finished = calls.index(Call("rename", dataset.root))
+    assert calls[finished:][:3] == [
+        Call("rename", dataset.root),
+        Call("sync", tmp_path),
+        Call("remove", dataset.root / "plan.json"),
+    ]
 
 
 def test_workers_do_not_import_the_main_module(folders, tmp_path):
@@ -205,8 +233,44 @@ def test_digits_are_real_jpeg_files_of_256_pixels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 8}, {"quality": 0}, {"quality": 96}, {"workers": -1}, {"shard_images": 0}, {"max_pixels": 0}]
+    "options",
+    [
+        {"size": 15},
+        {"size": 4097},
+        {"quality": 0},
+        {"quality": 96},
+        {"workers": -1},
+        {"workers": 1025},
+        {"shard_images": 0},
+        {"shard_images": 100_001},
+        {"max_pixels": 0},
+        {"max_pixels": 178_956_971},  # where Pillow stops
+    ],
 )
 def test_options_out_of_range_are_refused(folders, tmp_path, options):
     with pytest.raises(DatasetError, match=rf"{next(iter(options))} must be \d+ to \d+, got -?\d+"):
         quietly(folders, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("background", [(0, 0), (0, 0, 0, 0), (0, 0, 256), (-1, 0, 0), (0, 0, 0.5)])
+def test_backgrounds_that_are_no_colours_are_refused(folders, tmp_path, background):
+    with pytest.raises(DatasetError, match=r"background must be three numbers from 0 to 255, such as 255,255,255, got"):
+        quietly(folders, tmp_path / "out", background=background)
+
+
+def test_the_ends_of_ranges_are_accepted():
+    preparation._check_options(ImageOptions(16, 1, max_pixels=1, background=(0, 0, 0)), 1, None)
+    preparation._check_options(ImageOptions(4096, 95, max_pixels=178_956_970, background=(255,) * 3), 100_000, 1024)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "key"),
+    [
+        (0, "n01440764/n01440764_10026.JPEG", "000000000-n01440764_10026"),
+        (1_281_166, "a.b/c.d/ünï x.y.jpg", "001281166-_n__x_y"),
+        (7, "a/" + "x" * 59 + "-Z.jpg", "000000007-" + "x" * 58 + "-Z"),
+        (7, "noext", "000000007-noext"),
+    ],
+)
+def test_keys_are_numbers_and_ends_of_names_in_safe_letters(number, name, key):
+    assert preparation.sample_key(number, name) == key

@@ -4,16 +4,20 @@ import csv
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dataloading import Dataset, DatasetError
+from dataloading.preparation import worker_pool
 from dataloading.preparation.images import ImageOptions
 from dataloading.preparation.shard_plan import Task
 from dataloading.preparation.worker_pool import Tick, run_tasks
 from dataloading.progress_bar import ProgressBar
+from dataloading.sources.entries import Entry
 from tests.dataloading.preparation.preparing import preparing, quietly, stored
 from tests.dataloading.small_sources import class_folders, command, contents, processes_of
 
@@ -88,3 +92,77 @@ def test_workers_that_are_killed_again_and_again_end_the_work_with_one_line(tmp_
         DatasetError, match=r"worker processes were killed 3 times \(out of memory\?\); the same command"
     ):
         list(run_tasks(killed, iter([task]), 1, ProgressBar("", None, shown=False)))
+
+
+class Scripted:
+    """A worker without a process, to test which task comes next: `script` says what becomes of each one."""
+
+    script: list[object]
+    all: list["Scripted"]
+
+    def __init__(self, work: object) -> None:
+        self.task: Task | None = None
+        self.position = SimpleNamespace(value=-1)
+        self.has_ended = False
+        Scripted.all.append(self)
+
+    def give(self, tasks: Iterator[Task]) -> bool:
+        if self.task is None:
+            self.task = next(tasks, None)
+        return self.task is not None
+
+    def answer(self) -> object:
+        outcome = Scripted.script.pop(0)
+        if isinstance(outcome, tuple):  # the image at which it dies
+            self.position.value = outcome[0]
+            raise worker_pool._Died
+        self.task, self.position.value = None, -1
+        return outcome
+
+    def end(self) -> None:
+        self.has_ended = True
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """A function that lets one worker do two tasks of three images by a script and returns what `run_tasks` gives."""
+    monkeypatch.setattr(worker_pool, "_Worker", Scripted)
+    monkeypatch.setattr(worker_pool, "_with_answer", lambda busy: busy[:1])
+    images = [Entry("/nowhere", 0, 10, 0, f"{number}.jpg") for number in range(3)]
+    tasks = [Task(tmp_path, "train", shard, 0, images, ImageOptions()) for shard in range(2)]
+
+    def run(*script: object, bar: ProgressBar | None = None) -> list[tuple[int, list[str], object]]:
+        Scripted.script, Scripted.all = list(script), []
+        finished = run_tasks(killed, iter(tasks), 1, bar or ProgressBar("", None, shown=False))
+        return [(task.shard, [entry.problem for entry in task.entries], result) for task, result in finished]
+
+    yield run
+    assert all(worker.has_ended for worker in Scripted.all)
+
+
+def test_only_deaths_in_a_row_end_the_work_and_a_task_is_repeated_before_the_next(scripted, monkeypatch):
+    monkeypatch.setattr(worker_pool, "_crash", lambda entry, options: "")
+    death, bar = (-1,), ProgressBar("", None, done=10, shown=False)
+    found = scripted(death, death, "one", death, death, "other", bar=bar)
+    assert found == [(0, [""] * 3, "one"), (1, [""] * 3, "other")]
+    assert len(Scripted.all) == 5
+    assert bar.done == 16
+    with pytest.raises(
+        DatasetError, match=r"worker processes were killed 3 times \(out of memory\?\); the same command"
+    ):
+        scripted("one", death, death, death)
+    with pytest.raises(DatasetError, match=r"were killed 3 times, the last one at 2.jpg \(out of memory"):
+        scripted((0,), (1,), (2,))
+
+
+def test_deaths_by_images_that_crash_their_decoder_are_not_counted(scripted, monkeypatch):
+    monkeypatch.setattr(worker_pool, "_crash", lambda entry, options: f"{entry.name} crashes")
+    crashes = [f"{number}.jpg crashes" for number in range(3)]
+    assert scripted((0,), (1,), (2,), "one", (1,), "other") == [
+        (0, crashes, "one"),
+        (1, ["", "1.jpg crashes", ""], "other"),
+    ]
+    with pytest.raises(DatasetError, match=r"were killed 3 times, the last one at 1.jpg"):
+        scripted((1,), (1,), (1,), (1,))  # now the image has a problem already, so it is not decoded
+    with pytest.raises(DatasetError, match=r"were killed 3 times \("):
+        scripted((3,), (3,), (3,))  # after the last image

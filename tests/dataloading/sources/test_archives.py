@@ -3,12 +3,13 @@
 import errno
 import io
 import os
+import tarfile
 import tracemalloc
 
 import pytest
 
 from dataloading import DatasetError
-from dataloading.sources.archives import members
+from dataloading.sources.archives import members, read_member
 from tests.dataloading.preparation.preparing import quietly
 from tests.dataloading.small_sources import tar_of
 
@@ -27,6 +28,42 @@ def test_a_pipe_with_the_name_of_an_archive_is_named_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "train-000.tar")
     with pytest.raises(DatasetError, match=r"train-000.tar is not a regular file; remove it"):
         quietly(tmp_path, tmp_path / "out", validation_every=0)
+
+
+def test_what_is_no_plain_file_has_a_problem(tmp_path):
+    kinds = {
+        "symbolic": (tarfile.SYMTYPE, "a link to other.jpg, not a file"),
+        "hard": (tarfile.LNKTYPE, "a link to other.jpg, not a file"),
+        "device": (tarfile.CHRTYPE, "not a plain file"),
+        "pipe": (tarfile.FIFOTYPE, "not a plain file"),
+        "sparse": (tarfile.GNUTYPE_SPARSE, "not a plain file"),
+        "old": (tarfile.AREGTYPE, ""),
+        "file": (tarfile.REGTYPE, ""),
+    }
+
+    def change(info: tarfile.TarInfo) -> None:
+        info.type, info.linkname = kinds[info.name][0], "other.jpg"
+
+    (tmp_path / "x.tar").write_bytes(tar_of(((name, b"") for name in kinds), change))
+    assert {member.name: member.problem for member in members(tmp_path / "x.tar")} == {
+        name: problem for name, (_, problem) in kinds.items()
+    }
+
+
+def test_a_tar_file_inside_a_file_ends_where_it_ends(tmp_path):
+    inner = tar_of([("1.jpg", b"x" * 700), ("2.jpg", b"y" * 512)]).rstrip(b"\0")
+    inner += bytes(-len(inner) % 512 + 1024)  # without the padding to whole records
+    path = tmp_path / "x"
+    path.write_bytes(bytes(300) + inner + b"no tar file" * 99)
+    found = list(members(path, offset=300, length=len(inner)))
+    assert [read_member(path, member, 700) for member in found] == [b"x" * 700, b"y" * 512]
+    assert [(member.offset, member.length) for member in found] == [(812, 700), (2348, 512)]
+    assert len(list(members(path, offset=300, length=len(inner) - 512))) == 2  # one block of zeros is an end mark, too
+    for missing, what in ((513, "the end mark"), (1024, "the end mark"), (1025, "the end of 2.jpg")):
+        with pytest.raises(DatasetError, match=rf"x is truncated: it ends at offset [\d,]+, before {what}; download"):
+            list(members(path, offset=300, length=len(inner) - missing))
+    with pytest.raises(DatasetError, match=r"2.jpg is 512 bytes long; it cannot be used"):
+        read_member(path, found[1], 511)
 
 
 class FailingFile(io.BytesIO):

@@ -3,12 +3,16 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from dataloading import DatasetError
 from dataloading.sources.detection import open_source
+from dataloading.sources.digits import write_digits
 from tests.dataloading.preparation.preparing import quietly
-from tests.dataloading.small_sources import class_folders, ilsvrc2012
+from tests.dataloading.small_sources import class_folders, ilsvrc2012, jpeg, tar_of
 from tests.dataloading.sources.listing import listed, opened
 
 
@@ -93,6 +97,36 @@ def test_folders_without_images_do_not_hide_archives(tmp_path):
     assert opened(tmp_path).name == "ILSVRC2012"
 
 
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        ({"previews": 1}, "WebDataset shards"),
+        ({"previews": 1, "texts": 0}, "WebDataset shards"),
+        ({"cat": 1, "dog": 1}, "class folders"),
+        ({"cat": 1, "dog": 1, "val": 1}, "WebDataset shards"),
+        ({"train/cat": 0, "train/dog": 1, "val/cat": 1, "val/dog": 1}, "class folders"),
+        ({"train/cat": 0, "train/dog": 0}, "WebDataset shards"),
+    ],
+)
+def test_shards_are_read_unless_class_folders_beside_them_have_images(tmp_path, folders, wanted):
+    parts = [part for i in range(4) for part in ((f"{i}.jpg", jpeg(i)), (f"{i}.cls", b"%d" % (i % 2)))]
+    (tmp_path / "set.tar").write_bytes(tar_of(parts))
+    for name, count in folders.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / ("0.jpg" if count else "0.txt")).write_bytes(jpeg(0))
+    source = opened(tmp_path, **({} if "val/cat" in folders else {"validation_every": 2}))
+    assert source.made()["source"] == wanted
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_compressed_archive_beside_images_is_ignored(tmp_path, count):
+    (tmp_path / "photos.zip").write_bytes(b"PK\x03\x04...")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/0.jpg").write_bytes(jpeg(0)) if count else None
+    with pytest.raises(DatasetError, match=r"has only one class folder, cat" if count else r"photos.zip is compressed"):
+        opened(tmp_path, validation_every=2)
+
+
 def test_a_prepared_set_with_folders_in_it_is_still_one(small, tmp_path):
     root = Path(shutil.copytree(small.root, tmp_path / "set"))
     class_folders(root, classes=2)
@@ -113,3 +147,18 @@ def test_a_folder_called_digits_is_named(tmp_path, monkeypatch):
         "digits means the bundled digits; the folder of that name is ./digits"
     ]
     assert opened("./digits").made() == {"source": "class folders"}
+
+
+def test_the_digits_are_written_with_all_their_greys(tmp_path):
+    digits = load_digits()
+    write_digits(tmp_path, size=8)
+    names = {path.stem: path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.jpg")}
+    assert len(names) == 1797
+    for label in range(10):
+        members = np.flatnonzero(digits.target == label)
+        for number, i in enumerate(members):  # the third of every five is for validation
+            assert names[f"{i:04d}"] == ("val" if number % 5 == 2 else "train", str(label))
+    for i in (0, 1000, 1796):
+        pixels = np.asarray(Image.open(tmp_path.joinpath(*names[f"{i:04d}"], f"{i:04d}.jpg"))).astype(float)
+        assert pixels.shape == (8, 8)
+        assert np.abs(pixels - digits.images[i] * 255 / 16).mean() < 3  # JPEG

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from dataloading import DatasetError
-from dataloading.sources.folder_listing import regular_size
+from dataloading.sources.folder_listing import has_image_suffix, is_own_output, regular_size
 from tests.dataloading.small_sources import class_folders, jpeg
 from tests.dataloading.sources.listing import data, listed, opened
 
@@ -66,7 +66,7 @@ def test_class_folders_that_differ_are_named(tmp_path):
 
 def test_system_files_and_what_is_no_regular_file_are_no_images(tmp_path):
     class_folders(tmp_path, classes=2, train=1, val=1)
-    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+    for name in ("Thumbs.db", "THUMBS.DB", "desktop.ini", ".DS_Store"):
         (tmp_path / "train/class0" / name).write_bytes(b"x")
     for folder in ("train/@eaDir/class0", "train/__MACOSX", "train/lost+found"):
         (tmp_path / folder).mkdir(parents=True)
@@ -110,6 +110,81 @@ def test_a_folder_behind_a_link_is_read_once_per_link(tmp_path, caplog):
     names = [entry.name for entry in listed(tmp_path / "in", "train")]
     assert names == ["train/class0/0000.jpg", "train/class0/more/z.jpg", "train/class1/0000.jpg"]
     assert "train/class0: images in its subfolders, such as more, count as images of the class class0" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_images_in_subfolders_are_noted_once_in_each_split(tmp_path, caplog):
+    class_folders(tmp_path / "in", classes=2, train=1, val=1)
+    for place in ("train/class0/a", "train/class0/b", "train/class1/c", "val/class1/d/e"):
+        (tmp_path / "in" / place).mkdir(parents=True)
+        (tmp_path / "in" / place / "0.jpg").write_bytes(jpeg(0))
+    source = opened(tmp_path / "in")
+    for split in ("train", "val", "train"):
+        list(source.entries(split))
+    assert [record.getMessage().partition(": images")[0] for record in caplog.records] == [
+        f"note: {tmp_path}/in/train/class0",
+        f"note: {tmp_path}/in/val/class1",
+    ]
+    assert "such as d/e, count as images of the class class1" in caplog.text
+
+
+DESCRIPTIONS = {
+    "dataset.json": '{"mean_image_sha256": "0"}',
+    "config.json": '{"recipe": {}}',
+    "study.json": '{"claim": "dropout"}',
+    "features.json": '{"activations": "fc7"}',
+    "baseline.json": '{"fingerprint": "0"}',
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_every_output_is_known_by_the_file_that_describes_it(tmp_path, name):
+    folder = class_folders(tmp_path, classes=2, train=1, val=1) / "train/output"
+    images = folder / "deep"
+    images.mkdir(parents=True)
+    (images / "0.jpg").write_bytes(jpeg(0))
+    (folder / name).write_text(DESCRIPTIONS[name])
+    assert is_own_output(folder)
+    assert [entry.name for entry in listed(tmp_path, "train")] == ["train/class0/0000.jpg", "train/class1/0000.jpg"]
+    for text in ("{}", "[]", "1", "{", '"recipe"'):
+        (folder / name).write_text(text)
+        assert not is_own_output(folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert not is_own_output(folder)
+
+
+def test_folders_for_outputs_are_outputs_if_nothing_else_is_in_them(tmp_path):
+    for name in ("prepared", "runs", "studies", "other"):
+        (tmp_path / name / "a/b").mkdir(parents=True)
+        assert is_own_output(tmp_path / name) == (name != "other")
+    study = tmp_path / "studies/a/b/config.json"  # a study has runs
+    study.write_text(DESCRIPTIONS["config.json"])
+    (tmp_path / "studies/class0").mkdir()
+    (tmp_path / "studies/class0/0.jpg").write_bytes(jpeg(0))
+    assert is_own_output(tmp_path / "studies")
+    study.unlink()
+    assert not is_own_output(tmp_path / "studies")
+    (tmp_path / "studies/class0/0.jpg").unlink()
+    (tmp_path / "studies/notes.txt").touch()
+    assert not is_own_output(tmp_path / "studies")
+
+
+def test_an_unfinished_preparation_is_an_output(tmp_path):
+    folder = tmp_path / "out.preparing"
+    folder.mkdir()
+    assert is_own_output(folder)  # killed before it had a plan
+    (folder / "0.jpg").write_bytes(jpeg(0))
+    assert not is_own_output(folder)
+    (folder / "plan.json").write_text("{}")
+    assert is_own_output(folder)
+
+
+@pytest.mark.parametrize("name", ["a.JPG", "a.Jpeg", "a.b.png", "a.TIFF", "a.webp"])
+def test_images_are_known_by_their_suffix_in_any_case(name):
+    assert has_image_suffix(name)
+    assert not has_image_suffix(f"{name}.txt")
+    assert not has_image_suffix(name.replace(".", ""))
 
 
 @pytest.mark.parametrize("name", ["prepared", "runs", "first", "out.preparing"])

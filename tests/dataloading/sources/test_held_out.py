@@ -6,7 +6,7 @@ import pytest
 
 from dataloading import DatasetError
 from tests.dataloading.small_sources import encoded, jpeg, photograph, tar_of
-from tests.dataloading.sources.listing import listed
+from tests.dataloading.sources.listing import listed, opened
 
 
 def filled(root: Path, **counts: int) -> Path:
@@ -36,6 +36,25 @@ def test_damaged_links_and_empty_files_are_not_counted(tmp_path):
             (tmp_path / name / f"{number:02d}..jpg").symlink_to("nowhere.jpg")
     val = listed(tmp_path, "val", validation_every=2)
     assert [entry.name for entry in val] == ["cat/01.jpg", "cat/03.jpg", "dog/01.jpg", "dog/03.jpg"]
+
+
+@pytest.mark.parametrize("start", [b"RIFF\0\0\0\0WAVEfmt ", b"fLaC", b"\xff\xfb\x90\0", b"%PDF-1.4", b"", b"I"])
+def test_other_files_without_a_suffix_are_not_counted(tmp_path, start):
+    filled(tmp_path, cat=4, dog=4)
+    for name in ("cat", "dog"):
+        (tmp_path / name / "00").write_bytes(start)
+    assert [entry.name for entry in listed(tmp_path, "val", validation_every=4)] == ["cat/03.jpg", "dog/03.jpg"]
+
+
+def test_a_test_set_stays_as_it_is(tmp_path):
+    parts = [part for i in range(6) for part in ((f"{i}.jpg", jpeg(i)), (f"{i}.cls", b"%d" % (i % 2)))]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tar").write_bytes(tar_of(parts))
+    source = opened(tmp_path, validation_every=3)
+    assert source.splits == ("train", "val", "test")
+    names = {split: [entry.name for entry in source.entries(split)] for split in source.splits}
+    assert names["test"] == [f"test.tar/{i}" for i in range(6)]
+    assert (names["train"], names["val"]) == ([f"train.tar/{i}" for i in range(4)], ["train.tar/4", "train.tar/5"])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])

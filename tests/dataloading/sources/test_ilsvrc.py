@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import os
 
 import pytest
 
@@ -66,6 +67,32 @@ def test_ilsvrc2010_has_a_test_set_and_patches(tmp_path):
     assert data(val[0]) == jpeg(2000)
     assert gzip.decompress(data(train[1])) == jpeg(101)
     assert source.made()["patched"] is True
+
+
+def test_ilsvrc2010_may_lack_its_test_set_and_patches(tmp_path):
+    ilsvrc2010(tmp_path)
+    for name in ("ILSVRC2010_images_test.tar", "ILSVRC2010_test_ground_truth.txt", "patch_images.tar"):
+        (tmp_path / name).unlink()
+    source = opened(tmp_path)
+    assert source.splits == ("train", "val")
+    assert source.made() == {"source": "ILSVRC2010", "label_order": "sorted", "patched": False}
+    assert data(listed(tmp_path, "train")[0]) == jpeg(100)
+
+
+def test_a_patch_replaces_images_of_its_own_split_only_and_must_be_a_file(tmp_path):
+    ilsvrc2010(tmp_path)
+    patches = link("patch_images/val/ILSVRC2010_val_00000001.JPEG", "/etc/passwd")
+    patches += tar_of([(f"patch_images/{split}/n02119789_0.JPEG", jpeg(7001)) for split in ("val", "test")])
+    (tmp_path / "patch_images.tar").write_bytes(patches)
+    assert data(listed(tmp_path, "train")[0]) == jpeg(100)
+    assert [entry.problem for entry in listed(tmp_path, "val")] == ["a link to /etc/passwd, not a file", *[""] * 4]
+
+
+def test_a_class_that_is_a_link_is_no_class(tmp_path):
+    path = ilsvrc2012(tmp_path) / "ILSVRC2012_img_train.tar"
+    path.write_bytes(link("n02119789.tar", "/etc/passwd") + tar_of([]))
+    with pytest.raises(DatasetError, match=r"contains n02119789.tar, which is not the tar file of a class"):
+        listed(tmp_path, "train")
 
 
 def test_what_is_missing_beside_the_archives_is_named(tmp_path):
@@ -148,10 +175,24 @@ def test_md5_sums_are_compared(tmp_path):
         opened(ilsvrc2010(tmp_path / "2010")).verify(progress=False)
 
 
-def test_md5_sums_that_agree_are_accepted(tmp_path, monkeypatch):
+def test_md5_sums_that_agree_are_accepted_and_every_byte_counts(tmp_path, monkeypatch, capsys):
     source = opened(ilsvrc2012(tmp_path))
+    for name in source.edition.md5:
+        os.truncate(tmp_path / name, 5 << 20)  # more than is read at a time
     published = {name: hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in source.edition.md5}
     monkeypatch.setattr(source, "edition", dataclasses.replace(source.edition, md5=published))
+    source.verify()
+    assert "verifying ILSVRC2012: 15,728,640 of 15,728,640 bytes" in capsys.readouterr().err
+    for name in published:
+        with (tmp_path / name).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"?")
+            with pytest.raises(
+                DatasetError, match=rf"{name} must have MD5 {published[name]}, got [0-9a-f]{{32}}; down"
+            ):
+                file.flush() or source.verify(progress=False)
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\0")
     source.verify(progress=False)
 
 

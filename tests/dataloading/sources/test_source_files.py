@@ -29,6 +29,22 @@ def test_class_folders_stand_for_the_files_that_are_read(tmp_path):
     assert len(read) == 6
 
 
+def test_class_folders_without_splits_stand_for_their_files(tmp_path):
+    source = class_folders(tmp_path, classes=2, train=1, val=1) / "train"
+    for name in ("README.md", "photos.ZIP", "class0/list.txt"):
+        (source / name).write_bytes(b"x")
+    assert names(source) == ["class0/0000.jpg", "class0/list.txt", "class1/0000.jpg", "photos.ZIP"]
+    (source / "class0").rename(source / "train")  # now it is a split
+    for name in ("list.txt", "0.tar", "classes.txt", "deep"):
+        (source / "train" / name).mkdir() if name == "deep" else (source / "train" / name).touch()
+    (source / "train/deep/list.txt").touch()
+    assert [name for name in names(source) if name.startswith("train/")] == [
+        "train/0.tar",
+        "train/classes.txt",
+        "train/deep/list.txt",
+    ]
+
+
 def test_archives_stand_for_themselves_and_what_describes_them(tmp_path, small):
     source = ilsvrc2010(tmp_path / "in")
     (source / "README.md").write_text("x")

@@ -144,6 +144,33 @@ def test_a_folder_around_a_data_set_is_refused_with_the_name(tmp_path, place):
     assert f"name {tmp_path / place} instead" in str(caught.value)
 
 
+@pytest.mark.parametrize(("count", "refused"), [(20, True), (21, False)])
+def test_many_folders_are_taken_for_classes_without_looking_into_each(tmp_path, count, refused):
+    for number in range(count - 1):
+        images(tmp_path / f"class{number:02d}", 2)
+    images(tmp_path / "set/train/cat")
+    if refused:
+        with pytest.raises(
+            DatasetError, match=rf"has no class folders, but {tmp_path}/set has; name {tmp_path}/set inst"
+        ):
+            opened(tmp_path, validation_every=2)
+    else:
+        assert len(opened(tmp_path, validation_every=2).classes) == count
+
+
+def test_one_folder_with_a_word_for_a_split_is_a_class(tmp_path):
+    images(tmp_path / "train station/inside", 4)
+    images(tmp_path / "cat", 4)
+    assert opened(tmp_path, validation_every=2).classes == ["cat", "train station"]
+
+
+def test_validation_classes_must_be_those_of_training(root):
+    for label in (0, 1):
+        (root / f"val/class{label}").rename(root / f"val/klass{label}")
+    with pytest.raises(DatasetError, match=r"only train/ has class0, class1; only val/ has klass0, klass1; give both"):
+        opened(root)
+
+
 def test_what_lies_beside_class_folders_is_named(root):
     (root / "train/README.md").write_text("")
     (root / "train/stray.jpg").write_bytes(jpeg(0))

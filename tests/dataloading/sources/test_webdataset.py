@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dataloading import DatasetError
+from dataloading.sources import webdataset
 from dataloading.sources.archives import members, read_member
-from tests.dataloading.small_sources import class_folders, jpeg, tar_of
+from tests.dataloading.small_sources import class_folders, jpeg, link, tar_of
 from tests.dataloading.sources.listing import data, listed, opened
 
 
@@ -61,7 +62,10 @@ def test_incomplete_samples_are_listed_with_their_problem(tmp_path):
         ("d.jpg", jpeg(0)),
         ("d.png", jpeg(0)),
     ]
-    (tmp_path / "train.tar").write_bytes(tar_of([*parts, ("e.jpg", jpeg(0)), ("e.json", b'{"label": "x"}')]))
+    for key, text in {"e": '{"label": "x"}', "f": '{"label": true}', "g": '{"label": 1.0}', "h": "{}"}.items():
+        parts += [(f"{key}.jpg", jpeg(0)), (f"{key}.json", text.encode())]
+    parts += [("i.jpg", jpeg(0)), ("i.cls", b"0"), ("i.CLS", b"0")]
+    (tmp_path / "train.tar").write_bytes(tar_of(parts))
     (tmp_path / "val.tar").write_bytes(shard([("a", 0)]))
     problems = [entry.problem for entry in listed(tmp_path, "train")]
     assert problems == [
@@ -70,7 +74,57 @@ def test_incomplete_samples_are_listed_with_their_problem(tmp_path):
         "no usable label: invalid literal for int() with base 10: b'dog'",
         "2 images in one sample; wanted: 1",
         "no usable label: 'x' is not a whole number",
+        "no usable label: True is not a whole number",
+        "no usable label: 1.0 is not a whole number",
+        "no usable label: 'label'",
+        "no usable label: 2 files .cls in one sample",
     ]
+
+
+def test_suffixes_may_have_any_case_and_keys_are_told_apart_by_it(tmp_path):
+    parts = [("A.JPG", jpeg(0)), ("A.CLS", b"1"), ("a.Jpeg", jpeg(1)), ("a.Cls", b"0")]
+    parts += [("b.PNG", jpeg(2)), ("b.JSON", b'{"label": 1}'), ("c.jpg", jpeg(3)), ("c.cls", b"0"), ("c.json", b"[]")]
+    (tmp_path / "TRAIN.TAR").write_bytes(tar_of(parts))
+    entries = listed(tmp_path, "train", validation_every=0)
+    assert [(entry.name, entry.label, entry.problem) for entry in entries] == [
+        ("TRAIN.TAR/A", 1, ""),
+        ("TRAIN.TAR/a", 0, ""),
+        ("TRAIN.TAR/b", 1, ""),
+        ("TRAIN.TAR/c", 0, ""),
+    ]
+    assert [data(entry) for entry in entries] == [jpeg(number) for number in range(4)]
+
+
+def test_without_class_names_there_is_a_class_for_every_label_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "_CLASS_LIMIT", 5)
+    (tmp_path / "train.tar").write_bytes(shard([("a", 1), ("b", 0), ("c", 4), ("d", 4)]))
+    source = opened(tmp_path, validation_every=0)
+    assert source.classes == []
+    assert [entry.label for entry in source.entries("train")] == [1, 0, 4, 4]
+    assert source.classes == ["0", "1", "2", "3", "4"]
+    (tmp_path / "train.tar").write_bytes(shard([("a", 5)]))
+    with pytest.raises(DatasetError, match=r"label 5 of train.tar/a is out of range: it must be 0 to 4; correct"):
+        listed(tmp_path, "train", validation_every=0)
+
+
+def test_a_label_that_is_too_long_or_a_link_is_no_label_wherever_the_shard_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "_LABEL_LIMIT", 10)
+    parts = [(f"{length}.{suffix}", b"0".rjust(length)) for length in (10, 11) for suffix in ("cls", "jpg")]
+    (tmp_path / "train.tar").write_bytes(link("a.cls", "/etc/passwd") + tar_of([("a.jpg", jpeg(0)), *parts]))
+    assert [entry.problem for entry in listed(tmp_path, "train", validation_every=0)] == [
+        "",
+        "no usable label: train.tar: a.cls is a link to /etc/passwd, not a file; it cannot be used",
+        "no usable label: train.tar: 11.cls is 11 bytes long; it cannot be used",
+    ]
+
+
+def test_samples_of_the_same_name_in_two_shards_are_no_halves_of_one(tmp_path):
+    for number in range(2):
+        (tmp_path / f"train-{number}.tar").write_bytes(
+            tar_of([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1")])
+        )
+    problems = [entry.problem for entry in listed(tmp_path, "train", validation_every=0)]
+    assert problems == ["", "no usable label: neither .cls nor .json"] * 2
 
 
 @pytest.mark.parametrize(("label", "names"), [(-1, ""), (2, "cat\ndog\n"), (10**9, "")])

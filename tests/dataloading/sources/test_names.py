@@ -1,0 +1,52 @@
+"""Names of splits and classes, and lists of names in messages."""
+
+import pytest
+
+from dataloading import DatasetError
+from dataloading.sources.names import check_distinct, split_in, split_of_folder
+from dataloading.sources.notes import first_few
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-000000.tar", "train"),
+        ("imagenet_TRAINING.tar", "train"),
+        ("set-validation-000.tar", "val"),
+        ("Valid2.tar", "val"),
+        ("my.val.tar", "val"),
+        ("testing.tar", "test"),
+        ("train-and-test.tar", "train"),
+        ("constraint.tar", None),
+        ("trainer.tar", None),
+        ("value.tar", None),
+        ("interval.tar", None),
+        ("latest.tar", None),
+        ("tests.tar", None),
+    ],
+)
+def test_a_split_is_a_word_of_its_own_in_a_name(name, split):
+    assert split_in(name) == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("Train", "train"), ("validation", "val"), ("TEST", "test"), ("train2", None), ("my-train", None), ("", None)],
+)
+def test_a_folder_of_a_split_has_its_name_alone(name, split):
+    assert split_of_folder(name) == split
+
+
+@pytest.mark.parametrize(("one", "other"), [("tea", " tea"), ("tea", "tea\t"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_look_the_same_are_refused(one, other):
+    with pytest.raises(DatasetError, match=r"here: classes 2 and 4 cannot be told apart: '.*' and '.*'; give each"):
+        check_distinct(["a", one, "b", other, "a"], "here")
+    check_distinct(["a", one, "b"], "here")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(1, "0"), (8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0, 1, 2, 3, 4, 5, 6, 7 and 1 more"), (2008, "7 and 2,000 more")],
+)
+def test_a_long_list_of_names_is_cut(count, text):
+    assert first_few([str(number) for number in range(count)]).endswith(text)
