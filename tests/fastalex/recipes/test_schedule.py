@@ -36,6 +36,13 @@ def test_plateau_divides_three_times_and_no_more():
     assert plateau_divisions([50, *[60] * 20], plateau) == 3
 
 
+@pytest.mark.parametrize("stalled", [50, 60])
+def test_a_stall_is_counted_anew_after_each_division(stalled):
+    plateau = Plateau(patience=3, times=9)
+    divisions = [plateau_divisions([50, *[stalled] * epochs], plateau) for epochs in range(8)]
+    assert divisions == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -44,6 +51,10 @@ def test_plateau_divides_three_times_and_no_more():
         ({"lr": -0.1}, "lr must be at least 0, got -0.1"),
         ({"lr": float("nan")}, "lr must be at least 0, got nan"),
         ({"momentum": 1.0}, "momentum must be less than 1, got 1.0"),
+        ({"momentum": -0.1}, "momentum must be at least 0, got -0.1"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"color_noise": -0.1}, "color_noise must be at least 0, got -0.1"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
     ],
 )
 def test_bad_values_are_named(values, message):
@@ -57,7 +68,10 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
     assert [recipe.lr * recipe.warmup_at(epoch) for epoch in (0, 2.5, 5, 50)] == pytest.approx(
         [0.01, 0.045, 0.08, 0.08]
     )
+    assert recipe.warmup_at(4.9) < 1
     assert build_recipe("krizhevsky").warmup_at(0) == 1
+    smaller = replace(recipe, warmup_epochs=5).with_scaled_lr(512)
+    assert [smaller.lr * smaller.warmup_at(epoch) for epoch in (0, 2.5, 5)] == pytest.approx([0.04] * 3)
     with pytest.raises(ConfigurationError, match="lars must be a positive trust coefficient"):
         replace(recipe, lars=0)
 
