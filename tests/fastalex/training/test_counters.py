@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastalex.errors import NonFiniteLoss
+from fastalex.parallel.layout import Layout
 from fastalex.parallel.world import World
 from fastalex.training.counters import Counters, Report
 from fastalex.training.metrics_log import Rate
@@ -173,12 +174,13 @@ def test_skipped_steps_are_counted_and_too_many_end_the_run(tmp_path):
         receive(counting)
 
 
-def test_only_one_worker_counts_skipped_steps(tmp_path):
-    step = _Step("skip")
-    step.engine.is_last = False
-    state = TrainingState()
+@pytest.mark.parametrize(("is_last", "replica", "expected"), [(True, 0, 1), (False, 0, 0), (True, 1, 0)])
+def test_only_one_worker_counts_skipped_steps(tmp_path, is_last, replica, expected):
+    step, state = _Step("skip"), TrainingState()
+    step.engine.is_last = is_last
     step.skipped.fill_(1)
-    counting = counters(tmp_path, step, state)
+    world = _TwoWorkers(replica, 2, CPU, layout=Layout(replicas=2))
+    counting = counters(tmp_path, step, state, world=world)
     counting.send(None)
     receive(counting)
-    assert state.skipped == 0
+    assert state.skipped == expected
