@@ -1,13 +1,20 @@
 """Tables and files of an evaluation."""
 
 import csv
+import io
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
 import dataloading
 from fastalex.errors import ConfigurationError
+from fastalex.evaluation.ensemble import Predictions
 from fastalex.evaluation.options import EvaluateOptions, evaluate_and_report, resolve
+from fastalex.evaluation.prediction_files import ClassErrors, errors_by_class, worst_classes_table
 from tests.fastalex.evaluation.conftest import HERE
 
 
@@ -40,10 +47,44 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
         ConfigurationError, match=r"classes.csv exists already; choose another file, or add --overwrite"
     ):
         resolve(options)
+    assert resolve(replace(options, overwrite=True)).predictions == files["predictions"]
     arrays = tmp_path / "predictions.npz"
-    evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays)))
+    evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays, worst=0)))
+    assert "worst" not in capsys.readouterr().out
     found = np.load(arrays)
     assert found["classes"].tolist() == dataset.classes
     assert found["files"][0] == "val/blue/000.jpg"
     assert found["labels"].tolist() == dataset.labels("val").tolist()
     assert found["top_classes"].shape == found["top_probabilities"].shape == (7, 3)
+
+
+def test_errors_by_class_by_hand():
+    """Four classes, of which one has no images: what each is taken for, and how often."""
+    labels = torch.tensor([3, 0, 1, 1, 0, 1, 1])
+    predicted = torch.tensor([3, 1, 3, 0, 0, 3, 1])
+    missed = predicted != labels
+    top5 = torch.tensor([False, False, True, False, False, False, False])
+    nothing = torch.zeros(0)
+    predictions = Predictions(labels, missed, top5, predicted.unsqueeze(1), nothing, nothing, nothing)
+    dataset = SimpleNamespace(classes=["a", "b", "c", "d"], words=["A", "B", "C", "D"])
+    assert errors_by_class(predictions, dataset) == [  # type: ignore[arg-type]
+        ClassErrors("a", "A", 2, 50.0, 0.0, "b", 1),
+        ClassErrors("b", "B", 4, 75.0, 25.0, "d", 2),
+        ClassErrors("d", "D", 1, 0.0, 0.0, "", 0),
+    ]
+
+
+def test_the_worst_classes_come_first_and_of_equal_ones_the_larger():
+    entries = [
+        ClassErrors(name, "", images, error, 0.0, "x" * bool(error), int(error))
+        for name, images, error in (("a", 5, 20.0), ("b", 9, 60.0), ("c", 7, 0.0), ("d", 12, 60.0))
+    ]
+    out = io.StringIO()
+    Console(file=out, width=100).print(worst_classes_table(entries, 3))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.getvalue().splitlines() if "│" in line]
+    assert rows == [
+        ["d", "12", "60.0 %", "0.0 %", "x (60)"],
+        ["b", "9", "60.0 %", "0.0 %", "x (60)"],
+        ["a", "5", "20.0 %", "0.0 %", "x (20)"],
+    ]
+    assert "worst 3 of 4 classes" in out.getvalue()

@@ -161,7 +161,10 @@ def test_memory_that_runs_out_anywhere_names_a_batch_that_would_fit(config, monk
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), r"run: No space left on device; once .* --resume \S*run$"),
-        (PermissionError(errno.EACCES, "Permission denied", "labels"), r"^labels: Permission denied; once this is fixe"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "labels"),
+            r"^labels: Permission denied; once this is fixe",
+        ),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), None),
     ],
 )
