@@ -6,7 +6,7 @@ import pytest
 
 from fastalex.errors import ConfigurationError
 from fastalex.recipes.published import RECIPES, build_recipe
-from fastalex.recipes.schedule import Plateau, Recipe, plateau_divisions
+from fastalex.recipes.schedule import Change, Plateau, Recipe, plateau_divisions
 
 LAYERS = ("conv1", "conv2", "conv5", "fc6", "fc8")
 
@@ -15,6 +15,11 @@ def test_other_lengths_keep_the_shape():
     short = build_recipe("krizhevsky").with_epochs(182)
     assert short.epochs == 182
     assert [change.epoch for change in short.changes] == [50, 102, 134, 144, 158, 158]
+
+
+def test_changes_move_to_the_nearest_epoch():
+    recipe = Recipe("test", epochs=10, batch_size=1, lr=0.1, changes=tuple(map(Change, (3, 5, 9))))
+    assert [change.epoch for change in recipe.with_epochs(6).changes] == [2, 3, 5]  # 1.8, 3 and 5.4
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -142,6 +142,22 @@ def test_a_non_finite_loss_names_its_step_and_rate(tmp_path):
         counting.check_finite(float("inf"))
 
 
+def test_the_first_of_all_workers_bad_steps_is_named(tmp_path):
+    """Replicas see different images; workers without the last stage see no loss."""
+
+    class Replicas(_TwoWorkers):
+        def gather_objects(self, value):
+            return [0, 5, value, 6]
+
+    step, state = _Step(), TrainingState(step=100)
+    counting = counters(tmp_path, step, state, world=Replicas(2, 4, CPU))
+    step.first_bad.fill_(4)
+    counting.add(counts(loss=float("inf")))
+    counting.send(None)
+    with pytest.raises(NonFiniteLoss, match=r"the loss is inf at step 104 "):
+        receive(counting)
+
+
 def test_the_remedy_is_a_command(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "checkpoints" / "0001-00000004").mkdir(parents=True)
