@@ -92,7 +92,7 @@ def report_and_exit(error: BaseException) -> NoReturn:
     An orderly exit would wait for threads that wait for other workers. The exit code is 1, or 128 + n after
     :class:`~fastalex.errors.Interrupted` by signal n.
     """
-    get_error_handler().record_exception(error)
+    get_error_handler().record_exception(as_recorded(error))
     sys.stdout.flush()
     sys.stderr.flush()
     if has_lost_peer(str(error)):
@@ -100,6 +100,15 @@ def report_and_exit(error: BaseException) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_GRACE)
     os._exit(128 + error.signal_number if isinstance(error, Interrupted) else 1)
+
+
+def as_recorded(error: BaseException) -> BaseException:
+    """An error that concerns the user as the kind that the parent raises again; any other error as it is.
+
+    An error file holds the name of an exception's class, and of a subclass the parent knows no more than that.
+    """
+    kind = next((kind for kind in type(error).__mro__ if kind in _USER_ERRORS.values()), type(error))
+    return error if kind is type(error) else kind(str(error))
 
 
 # --- in the parent ----------------------------------------------------------------------------------------------------

@@ -37,6 +37,9 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     assert f"preparing {class_folders} into prepared/{class_folders.name}-" in out
     assert "2 stages: conv1 on cpu (worker 0), conv2 to fc8 on cpu (worker 1); eager-1f1b; 4 micro-batches" in out
     assert "waiting for data" in out
+    peaks = re.search(r"^peak memory +(\d+\.\d\d) GB, (\d+\.\d\d) GB by worker$", out, re.MULTILINE)
+    assert peaks is not None
+    assert min(map(float, peaks.groups())) > 0
     assert "trained and evaluated: top-1 error" in out
     assert out.count('use init="scaled"') == 1
     assert len(out.splitlines()) <= 40
@@ -90,7 +93,7 @@ def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
     code, out, err = command(folder, "fastalex.train", "--resume", "run", "--epochs", "3", "--devices", "cpu")
     assert code == 0, err
     assert "at step 8, in epoch 3" in out
-    assert "--init scaled" not in out
+    assert 'init="scaled"' not in out  # its weights are no longer the initial ones
     assert (before, latest_checkpoint(folder / "run").name) == ("0002-00000008", "0003-00000012")
 
 

@@ -3,12 +3,13 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import dataloading
 from dataloading import DatasetError
-from fastalex.datasets import mean_image_hash, open_data, reopen_data
+from fastalex.datasets import default_recipe, mean_image_hash, open_data, reopen_data
 from fastalex.errors import ConfigurationError
 from tests.fastalex.commands import refused
 from tests.fastalex.conftest import save_run, write_images
@@ -200,3 +201,17 @@ def test_data_that_are_gone_or_have_changed_are_refused(photos):
         again(None, str(dataset.root), 256, "0" * 16)
     assert again(Path(dataset.root), str(dataset.root), 256, "0" * 16).root == dataset.root  # named, so wanted
     assert again(None, "synthetic", 32).name == "synthetic"
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "recipe"),
+    [
+        ("digits", 10**6, "digits"),
+        ("photos", 99_999, "small"),
+        ("photos", 100_000, "krizhevsky"),
+        ("ILSVRC2012", 1_281_167, "krizhevsky"),
+    ],
+)
+def test_the_recipe_follows_from_the_data(name, images, recipe):
+    counts = {"train": images, "val": 10**6}
+    assert default_recipe(SimpleNamespace(name=name, count=counts.__getitem__)) == recipe  # type: ignore[arg-type]

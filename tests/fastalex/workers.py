@@ -1,12 +1,16 @@
 """What the launch tests run in worker processes; here because a spawned process imports it by name."""
 
+import json
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import dataloading
 from fastalex.errors import Interrupted
 from fastalex.evaluation.ensemble import Evaluation, evaluate
 from fastalex.evaluation.features import Extraction, extract
@@ -26,6 +30,37 @@ def fail_on_last(world: World, kind: type[Exception] | None) -> None:
         else:
             raise kind("the thing must be 4, got 3")
     world.barrier()
+
+
+def read_images(world: World, data: str) -> None:
+    """The last worker decodes all training images of a data set; the others wait for it."""
+    if world.rank == world.size - 1:
+        dataset = dataloading.Dataset(data)
+        with closing(dataloading.Loader(dataset, "train", 8, shuffle=False, augment=None, drop_last=False)) as loader:
+            for _ in loader.epoch(0):
+                pass
+    world.barrier()
+
+
+def share(world: World, folder: str) -> None:
+    """Every collective operation, between two workers; each saves what it got."""
+    rank = world.rank
+    got: dict[str, Any] = {
+        "sum": world.sum(torch.tensor([rank + 1.0, 10.0])).tolist(),
+        "minimum": world.minimum(torch.tensor([rank + 3.0])).tolist(),
+        "objects": world.gather_objects(f"worker {rank}"),
+        "from first": world.from_first(lambda: f"made by {rank}"),
+    }
+    gathered = world.gather({f"w{rank}": torch.full((2,), rank + 1.0), f"b{rank}": torch.ones(1)})
+    got["gathered"] = {name: tensor.tolist() for name, tensor in gathered.items()}
+    try:
+        world.from_first(lambda: 1 // rank)
+    except ZeroDivisionError as error:
+        got["error"] = str(error)
+    got["stop"] = [world.stop_requested()]
+    world.signal_number = signal.SIGTERM if rank else 0
+    got["stop"] += [world.stop_requested(), world.signal_number]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(got))
 
 
 def be_killed_twice(world: World, folder: str) -> None:

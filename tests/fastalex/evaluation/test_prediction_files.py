@@ -1,6 +1,7 @@
 """Tables and files of an evaluation."""
 
 import csv
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,8 +50,10 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
         ConfigurationError, match=r"classes.csv exists already; choose another file, or add --overwrite"
     ):
         resolve(options)
+    assert resolve(replace(options, overwrite=True)).predictions == files["predictions"]
     arrays = tmp_path / "predictions.npz"
-    evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays)))
+    evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays, worst=0)))
+    assert "worst" not in capsys.readouterr().out
     found = np.load(arrays)
     assert found["classes"].tolist() == dataset.classes
     assert found["files"][0] == "val/blue/000.jpg"

@@ -1,9 +1,15 @@
 """Hand-crafted features and classifiers together, on small real JPEG files."""
 
+import shutil
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 import dataloading
+from fastalex.errors import ConfigurationError
 from fastalex.handcrafted.classify import HandcraftedMethod, classify
+from fastalex.handcrafted.descriptors import HOG_LENGTH
 
 
 @pytest.mark.parametrize("features", ["sift", "hog"])
@@ -16,4 +22,16 @@ def test_textures_are_told_apart_with_any_number_of_threads(features, textures, 
     assert results[0] == results[1]
     assert results[0].metrics.top1_error <= 10  # chance is 67
     assert results[0].metrics.images == 18
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_need_room_on_the_disk(textures, tmp_path, monkeypatch):
+    """Four bytes for each of 8100 values, of 45 training and 18 validation images."""
+    needed = 4 * HOG_LENGTH * (45 + 18)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if free == needed:
+            monkeypatch.setattr(sys.modules[classify.__module__], "train_linear", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError if free == needed else ConfigurationError):  # it goes on to the classifier
+            classify(dataloading.Dataset(textures), HandcraftedMethod("hog"), "val", tmp_path, shown=False)
     assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,19 @@ def test_sift_patches_cover_the_image_at_five_scales():
     assert heights.max() <= 1 - 12 / 256
 
 
+def test_sift_heights_are_those_of_the_patches_in_a_wide_image():
+    image = np.full((64, 96), 7, dtype=np.uint8)
+    image[32:] = np.random.default_rng(0).integers(0, 256, (32, 96))
+    descriptors, heights = dense_sift(image)
+    rows, columns = (64 - 24) // 6 + 1, (96 - 24) // 6 + 1
+    lengths = np.linalg.norm(descriptors[: rows * columns], axis=1).reshape(rows, columns)  # of the first scale
+    assert heights[: rows * columns].reshape(rows, columns) == pytest.approx(
+        np.repeat((12 + 6 * np.arange(rows))[:, None] / 64, columns, 1)
+    )
+    assert not lengths[0].any()  # rows 0 to 24 are flat
+    assert lengths[4:] == pytest.approx(1, abs=0.01)  # and rows from 24 on are not
+
+
 def test_sift_tells_directions_and_not_brightness_or_contrast():
     upright = np.tile((120 + 60 * np.sin(np.arange(64))).astype(np.uint8), (64, 1))
     found, _ = dense_sift(upright)

@@ -62,21 +62,35 @@ def test_a_fisher_vector_is_that_of_the_formula():
 def test_stripes_are_fisher_vectors_of_the_thirds():
     descriptors = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float32)
     heights = np.random.default_rng(2).random(30, dtype=np.float32)
+    heights[0] = 1.0  # the lower edge belongs to the last stripe
     striped = encoder(stripes=True)
     found = striped.encode(descriptors, heights).reshape(4, -1) * 2
     assert found[0] == pytest.approx(by_the_formula(striped, descriptors), abs=1e-5)
-    for number, (low, high) in enumerate(((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1))):
+    for number, (low, high) in enumerate(((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.01))):
         here = descriptors[(heights >= low) & (heights < high)]
         assert found[1 + number] == pytest.approx(by_the_formula(striped, here), abs=1e-5)
+
+
+def test_a_stripe_without_descriptors_is_zero():
+    descriptors = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    whole, upper, middle, lower = (
+        encoder(stripes=True).encode(descriptors, np.zeros(5, dtype=np.float32)).reshape(4, -1)
+    )
+    assert np.array_equal(whole, upper)
+    assert whole.any()
+    assert not middle.any()
+    assert not lower.any()
 
 
 def test_gaussians_are_found_where_the_descriptors_are():
     random = np.random.default_rng(0)
     centres = random.normal(size=(3, 128)) * 5
     which = random.integers(0, 3, 3000)
-    fitted = FisherEncoder.fit((centres[which] + random.normal(size=(3000, 128))).astype(np.float32), 3, seed=0)
+    noise = 0.5 * random.normal(size=(3000, 128))
+    fitted = FisherEncoder.fit((centres[which] + noise).astype(np.float32), 3, seed=0)
     assert fitted.axes.shape == (128, 64)
     assert np.sort(fitted.weights) == pytest.approx(np.sort(np.bincount(which) / 3000), abs=1e-3)
+    assert np.median(fitted.deviations) == pytest.approx(0.5, abs=0.05)  # PCA keeps the axes with the most noise
     rebuilt = fitted.means @ fitted.axes.T + fitted.centre
     for centre in centres:
         assert np.linalg.norm(rebuilt - centre, axis=1).min() < 1

@@ -19,6 +19,27 @@ def test_initial_weights_and_biases():
     assert biases == {name: [1.0 if name in ones else 0.0] for name in biases}
 
 
+def test_pytorchs_initial_weights_are_uniform_within_the_fan_in():
+    model = AlexNet("owt", 1000, seed=0)
+    for name, fan_in in {"conv1": 3 * 11 * 11, "conv3": 192 * 3 * 3, "fc6": 9216, "fc8": 4096}.items():
+        block, bound = model.get_submodule(name), fan_in**-0.5
+        for parameter in (block.weight, block.bias):
+            assert 0.9 * bound < parameter.abs().max() <= bound, name
+        assert block.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_two_layers_of_a_step_drop_different_features():
+    model = AlexNet("krizhevsky", 4, seed=0, width=1 / 16)
+    with torch.no_grad():
+        masks = []
+        for block in (model.fc6, model.fc7):
+            block.weight.zero_()
+            block.bias.fill_(1.0)
+            masks.append(block(torch.zeros(8, block.weight.shape[1]), seed=3))
+    assert set(masks[0].unique().tolist()) == {0.0, 1.0}
+    assert 0.3 < (masks[0] == masks[1]).float().mean() < 0.7
+
+
 def test_no_two_blocks_draw_from_one_stream():
     model = AlexNet("krizhevsky", 4, seed=8, width=0.0625, conv6=True)
     for name in ("fc6", "conv5", "conv1"):
@@ -38,9 +59,9 @@ def test_dropout_follows_row_and_seed_not_the_micro_batch(name):
         assert not torch.allclose(model(x[:1], seed=11, first_row=1), whole[:1])
 
 
-def test_dropout_of_2012_halves_in_evaluation_and_inverted_dropout_does_not():
-    for name, factor in (("krizhevsky", 0.5), ("caffe", 1.0)):
-        model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False).eval()
+def test_dropout_of_2012_scales_in_evaluation_and_inverted_dropout_does_not():
+    for name, dropout, factor in (("krizhevsky", 0.5, 0.5), ("krizhevsky", 0.2, 0.8), ("caffe", 0.5, 1.0)):
+        model = AlexNet(name, 4, seed=0, width=0.0625, lrn=False, dropout=dropout).eval()
         x = images(2, model.architecture.image_size)
         with torch.no_grad():
             found = model.activations(x, ["fc6.activation", "fc7.linear"])

@@ -8,7 +8,7 @@ import torch
 import kernels
 from fastalex import AlexNet
 from fastalex.errors import ConfigurationError
-from fastalex.network.architecture import ConvBlock, LocalResponseNorm, SameMapNorm, block_shapes
+from fastalex.network.architecture import ConvBlock, LinearBlock, LocalResponseNorm, SameMapNorm, block_shapes
 from fastalex.network.published import ARCHITECTURES
 from fastalex.network.variation import Variation, build_architecture, narrow_init_warning
 from fastalex.recipes.optimizer import KrizhevskySGD
@@ -20,6 +20,9 @@ ALEXNETS = [name for name in ARCHITECTURES if name != "four-layer"]
 def test_a_bottleneck_keeps_the_weights_of_many_classes_few():
     shapes = block_shapes(build_architecture("krizhevsky", 21_843, Variation(conv6=True, bottleneck=2048)))
     assert [shape.name for shape in shapes][-4:] == ["fc6", "fc7", "bottleneck", "fc8"]
+    bottleneck = build_architecture("krizhevsky", 9, Variation(bottleneck=7)).blocks[-2]
+    assert bottleneck == LinearBlock("bottleneck", 7, activation=False, dropout="none", weight_std=0.01)
+    assert build_architecture("owt", 9, Variation(bottleneck=7)).blocks[-2].weight_std is None
     assert shapes[-1].parameters == 21_843 * 2049
     assert shapes[-2].parameters == 2048 * 4097
 
@@ -106,11 +109,25 @@ def test_conv6_has_the_size_of_the_pretrained_networks():
     shapes = {shape.name: shape for shape in block_shapes(build_architecture(variation=Variation(conv6=True)))}
     assert shapes["conv6"].parameters == 590_080
     assert shapes["conv6"].output == (256, 6, 6)
+    for name, initial in (("krizhevsky", (0.03, 1.0)), ("owt", (None, 0.0))):
+        conv6 = build_architecture(name, variation=Variation(conv6=True)).blocks[5]
+        assert (conv6.name, conv6.weight_std, conv6.bias) == ("conv6", *initial)
 
 
 def test_width_scales_hidden_layers_and_not_the_classes():
     architecture = build_architecture("krizhevsky", 7, Variation(width=0.5))
     assert [shape.output[0] for shape in block_shapes(architecture)] == [48, 128, 192, 192, 128, 2048, 2048, 7]
+    # To the nearest multiple of 4, and at least 4.
+    for width, expected in ((0.3, [28, 76, 116, 116, 76, 1228, 1228, 7]), (1e-3, [4] * 7 + [7])):
+        shapes = block_shapes(build_architecture("krizhevsky", 7, Variation(width=width)))
+        assert [shape.output[0] for shape in shapes] == expected
+
+
+def test_dropout_is_the_variations_and_none_where_no_layer_has_any():
+    assert build_architecture("krizhevsky").dropout == 0.5
+    assert build_architecture("krizhevsky", variation=Variation(dropout=0.2)).dropout == 0.2
+    assert build_architecture("four-layer").dropout == 0.0
+    assert build_architecture("four-layer", variation=Variation(dropout=0.2)).dropout == 0.0
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_text_that_names_devices(monkeypatch):
     assert parse_devices("0, 3") == (torch.device("cuda:0"), torch.device("cuda:3"))
     assert parse_devices("cuda:1") == (torch.device("cuda:1"),)
     assert parse_devices("cpu,cpu") == (torch.device("cpu"),) * 2
+    with pytest.raises(ConfigurationError, match="device 4 does not exist: this machine has GPUs 0 to 3; choose"):
+        parse_devices("0,4")
     with pytest.raises(ConfigurationError, match="name a GPU twice"):
         parse_devices("1,1")
     with pytest.raises(ConfigurationError, match="must be all GPUs or all CPU, got cpu,cuda:1"):

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dataloading import DatasetError
+from dataloading.errors import DamagedSample
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, NonFiniteLoss, WorkerError
-from fastalex.parallel.failures import FailureReport, read_reports, root_cause
+from fastalex.evaluation.trained_network import UnknownMeanImage
+from fastalex.parallel.failures import FailureReport, as_recorded, read_reports, root_cause
 
 DEVICES = [torch.device("cpu")] * 2
 BUG = FailureReport(1, "RuntimeError", "a tensor went missing", "Traceback: a tensor went missing")
@@ -41,6 +43,21 @@ def test_error_files_are_read_in_the_order_of_time(tmp_path):
 def test_an_error_of_the_user_keeps_its_type_and_message(kind):
     error = root_cause([BUG, FailureReport(0, kind.__name__, "lower it", "")], {1: 1}, DEVICES)
     assert (type(error), str(error)) == (kind, "lower it")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DamagedSample("sample 3"), DatasetError),
+        (UnknownMeanImage("gone"), ConfigurationError),
+        (NonFiniteLoss("the loss is nan"), NonFiniteLoss),
+        (Interrupted("at step 3", signal.SIGTERM), Interrupted),
+        (KeyError("a bug"), KeyError),
+    ],
+)
+def test_an_error_of_the_user_is_recorded_as_the_kind_that_the_parent_knows(error, kind):
+    recorded = as_recorded(error)
+    assert (type(recorded), str(recorded)) == (kind, str(error))
 
 
 @pytest.mark.parametrize(

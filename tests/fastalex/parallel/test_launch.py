@@ -1,5 +1,6 @@
 """Worker processes end with the command, however it ends, and its root cause is raised."""
 
+import json
 import os
 import signal
 import socket
@@ -13,20 +14,24 @@ import torch
 
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError, Interrupted, WorkerError
+from fastalex.parallel import launch
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
-from tests.fastalex.workers import be_killed_twice, be_told_to_stop, fail_on_last, note_pids, wait_for_the_end
+from tests.dataloading.damage import copied, overwritten
+from tests.fastalex.workers import be_killed_twice, be_told_to_stop, fail_on_last, read_images, share, wait_for_the_end
 
 ROOT = Path(__file__).parents[3]
 CPUS = [torch.device("cpu")] * 2
 SECONDS_TO_END = 30
 
 
-def test_an_error_of_the_user_is_raised_again_and_signal_handlers_are_put_back():
+def test_an_error_of_the_data_is_one_line_of_the_parents_and_signal_handlers_are_put_back(prepared, tmp_path):
+    overwritten(copied(prepared, tmp_path / "data"), "train", 13, b"?")
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(DatasetError, match=r"^the thing must be 4, got 3$"):
-        run_workers(fail_on_last, DatasetError, CPUS)
+    with pytest.raises(DatasetError, match=r"^sample 13 of train \(.*train-000000.tar, offset \d+\) is dam") as error:
+        run_workers(read_images, str(tmp_path / "data"), CPUS)
+    assert "\n" not in str(error.value)
     assert [signal.getsignal(number) for number in numbers] == before
 
 
@@ -35,12 +40,23 @@ def test_the_cause_of_a_failure_is_named_and_not_its_victim():
         run_workers(fail_on_last, RuntimeError, CPUS)
 
 
-def test_workers_meet_whatever_this_machine_is_called(monkeypatch, tmp_path):
+def test_workers_meet_whatever_this_machine_is_called_and_share_what_they_have(monkeypatch, tmp_path):
     """They waited nine minutes for a name that does not resolve."""
     monkeypatch.setattr(socket, "getfqdn", lambda name="": "no-such-host.invalid")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    run_workers(note_pids, str(tmp_path), CPUS)
-    assert {path.name for path in tmp_path.iterdir()} == {"0.pid", "1.pid"}
+    run_workers(share, str(tmp_path), CPUS)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    gathered = {"w0": [1.0, 1.0], "b0": [1.0], "w1": [2.0, 2.0], "b1": [1.0]}
+    assert (first.pop("gathered"), second.pop("gathered")) == (gathered, {})
+    expected = {
+        "sum": [3.0, 20.0],
+        "minimum": [3.0],
+        "objects": ["worker 0", "worker 1"],
+        "from first": "made by 0",
+        "error": "integer division or modulo by zero",
+        "stop": [False, True, signal.SIGTERM],
+    }
+    assert first == second == expected
 
 
 def test_a_killed_worker_ends_the_others():
@@ -67,6 +83,27 @@ def test_a_signal_to_one_worker_interrupts_all(tmp_path):
     with pytest.raises(Interrupted, match=r"^stopped$") as caught:
         run_workers(be_told_to_stop, signal.SIGTERM, CPUS)
     assert caught.value.signal_number == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "workers", "threads"),
+    [
+        (None, 8, 2, 8),  # twice the share of each
+        (None, 8, 3, 5),
+        (None, 8, 1, 8),
+        (None, 2, 8, 1),
+        ("3", 8, 2, 3),
+        ("4,2", 8, 2, 4),
+        (" 6 ", 8, 2, 6),
+        *((ignored, 8, 4, 4) for ignored in ("", "0", "many", "-1", str(2**31))),
+    ],
+)
+def test_threads_of_a_worker_on_a_cpu(monkeypatch, given, cores, workers, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert launch._cpu_threads(workers) == threads
 
 
 def start_parent(worker: str, folder: Path) -> subprocess.Popen[str]:

@@ -6,7 +6,7 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.network.variation import build_architecture
 from fastalex.parallel.layout import Layout, ParallelPlan, divisors, resolve_layout
-from fastalex.parallel.partition import partition
+from fastalex.parallel.partition import parse_split, partition
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from fastalex.parallel.partition import partition
         (4, 1, 4, 2, None, (Layout(2, 2, 4), "interleaved")),
         (2, 3, 2, None, "gpipe", (Layout(3, 2, 2), "gpipe")),
         (2, 1, None, 2, "1f1b", (Layout(2, 1, 1), "1f1b")),
+        (2, 1, 4, 2, None, (Layout(2, 1, 4), "interleaved")),
     ],
 )
 def test_devices_become_replicas_and_stages(devices, machines, stages, replicas, schedule, expected):
@@ -61,6 +62,25 @@ def test_a_plan_survives_its_json():
     assert [plan.device_of(stage) for stage in range(4)] == [*devices, *devices]
     with pytest.raises(ValueError, match="unknown pipeline schedule 'zero-bubble'"):
         ParallelPlan.from_json({**plan.to_json(), "schedule": "zero-bubble"})
+
+
+def test_workers_of_several_machines_know_the_device_of_each_stage():
+    names = build_architecture("krizhevsky").block_names
+    devices = (torch.device("cuda", 0), torch.device("cuda", 1))
+    across = ParallelPlan(devices, 2, Layout(1, 4, 4), parse_split("conv2,conv3,fc6", names, 4), "1f1b", 4)
+    assert [across.device_of(stage).index for stage in range(4)] == [0, 1, 0, 1]
+    alone = ParallelPlan(devices, 1, Layout(2, 1, 3), parse_split("conv2,conv3", names, 3), "interleaved", 4)
+    assert [alone.device_of(stage).index for stage in range(3)] == [0, 0, 0]
+    assert (across.rows(8), alone.rows(8)) == (8, 4)
+
+
+def test_divisors_end_with_the_number_or_the_most():
+    assert (divisors(12), divisors(1), divisors(64, 8), divisors(32)) == (
+        "1, 2, 3, 4, 6, 12",
+        "1",
+        "1, 2, 4, 8",
+        "1, 2, 4, 8, 16",
+    )
 
 
 def test_one_device_runs_the_whole_network():

@@ -81,6 +81,17 @@ def test_gpipe_runs_fewer_micro_batches_than_stages():
 def test_a_batch_that_replicas_do_not_divide():
     with pytest.raises(ConfigurationError, match=r"batch of 30 cannot be divided among 4 replicas; .* such as 32"):
         check_batch(Layout(4, 2, 2), "1f1b", 30, 2)
+    with pytest.raises(ConfigurationError, match=r"^each replica's batch of 6 cannot be divided into 4 micro-batches"):
+        check_batch(Layout(2, 2, 2), "1f1b", 12, 4)  # which 12 images could be
+    with pytest.raises(ConfigurationError, match=r"^a batch of 6 cannot be divided into 4 micro-batches"):
+        check_batch(Layout(1, 2, 2), "1f1b", 6, 4)
+    check_batch(Layout(2, 2, 2), "1f1b", 12, 3)
+
+
+def test_as_few_micro_batches_as_the_schedules_take():
+    check_micro_batches(32, 4, 4, "1f1b")
+    check_micro_batches(6, 3, 2, "eager-1f1b")  # one round of three
+    check_micro_batches(8, 1, 1, "gpipe")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ CPU = torch.device("cpu")
 
 
 def test_ranks_in_a_layout():
-    world = World(5, 8, CPU, layout=Layout(replicas=2, ranks=4, stages=4))
-    assert (world.replica, world.pipeline_rank, world.is_first) == (1, 1, False)
+    world = World(6, 8, CPU, layout=Layout(replicas=2, ranks=4, stages=4))
+    assert (world.replica, world.pipeline_rank, world.is_first) == (1, 2, False)
+    world = World(5, 6, CPU, layout=Layout(replicas=3, ranks=2, stages=2))
+    assert (world.replica, world.pipeline_rank, world.is_first) == (2, 1, False)
+    assert World(0, 6, CPU).is_first
 
 
 def test_a_layout_for_another_number_of_workers_is_refused():
@@ -33,6 +36,13 @@ def test_alone():
     world = World(0, 1, CPU)
     assert world.from_first(lambda: 3) == 3
     assert world.gather_objects("a") == ["a"]
+    with pytest.raises(ZeroDivisionError):
+        world.from_first(lambda: 1 // 0)
+    tensors = {"a": torch.arange(6.0).view(2, 3).t()}
+    gathered = world.gather(tensors)
+    assert torch.equal(gathered["a"], tensors["a"])
+    assert gathered["a"].is_contiguous()
+    assert world.sum(torch.ones(2)).tolist() == world.minimum(torch.ones(2)).tolist() == [1.0, 1.0]
     assert not world.stop_requested()
     world.signal_number = signal.SIGTERM
     assert world.stop_requested()

@@ -5,6 +5,7 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout
+from fastalex.planning import options
 from fastalex.planning.options import GIB, PlanOptions, resolve
 from fastalex.training.options import NetworkOptions
 
@@ -17,6 +18,12 @@ def test_devices_of_another_machine_need_not_exist():
     assert (parallel.layout, parallel.schedule, parallel.micro_batches) == (Layout(1, 2, 2), "eager-1f1b", 8)
 
 
+def test_workers_on_the_cpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(options, "memory_limit", lambda: 9 * GIB)
+    assert resolve(PlanOptions(devices="cpu,cpu,cpu", batch_size=6)).memory == (3 * GIB,) * 3
+    assert resolve(PlanOptions(devices="cpu", device_memory=0.5)).memory == (GIB // 2,)
+
+
 @pytest.mark.parametrize(
     ("devices", "batch_size", "micro_batches"), [("cpu", 9, 1), ("cpu,cpu", 128, 4), ("cpu,cpu", 6, 3)]
 )
@@ -25,7 +32,7 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ({"devices": "7"}, "device 7 does not exist.* --device-memory GIB"),
         ({"devices": "cpu,0", "device_memory": 3}, "write GPU numbers"),
@@ -40,6 +47,6 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),
     ],
 )
-def test_what_is_refused(options, message):
+def test_what_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
-        resolve(PlanOptions(**options))
+        resolve(PlanOptions(**given))

@@ -1,13 +1,20 @@
 """The report of the plan, counted and measured."""
 
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from fastalex.network.footprint import layer_costs
 from fastalex.parallel.launch import run_workers
+from fastalex.parallel.stage_memory import stage_memory
 from fastalex.parallel.world import World
-from fastalex.planning.options import PlanOptions, resolve
+from fastalex.planning import speed
+from fastalex.planning.options import GIB, PlanOptions, resolve
 from fastalex.planning.report import report
-from fastalex.planning.speed import known_speeds
+from fastalex.planning.speed import known_speeds, paper_speeds
 from fastalex.training.options import NetworkOptions
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -40,10 +47,62 @@ def test_the_report_counts_memory_and_knows_speeds(capsys, monkeypatch):
         assert text in out
 
 
-def test_the_speed_is_measured_with_the_real_step(capsys):
+def rows_of(out: str) -> dict[str, list[str]]:
+    """The cells of all tables by their first one."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    return {name: cells for name, *cells in rows}
+
+
+@pytest.mark.parametrize(
+    ("devices", "implementation", "micro_batches"), [("0,1", "triton", 8), ("cpu,cpu", "native", 4)]
+)
+def test_every_figure_is_that_of_its_layer_or_stage(capsys, monkeypatch, devices, implementation, micro_batches):
+    monkeypatch.setenv("COLUMNS", "120")
+    plan = resolve(
+        PlanOptions(devices=devices, device_memory=1, batch_size=128, precision="bf16", epochs=3, images=7000)
+    )
+    layers = layer_costs(plan.architecture, "bf16", implementation)
+    stages = stage_memory(plan.architecture, layers, plan.parallel.split, micro_batches, "eager-1f1b", "bf16")
+    # One image more than the batch fits into the first device, one less into the second.
+    batches = (129, 127)
+    memory = tuple(stage.total(batch) + 1000 for stage, batch in zip(stages, batches, strict=True))
+    report(HERE, replace(plan, memory=memory))
+    rows = rows_of(capsys.readouterr().out)
+    macs = sum(layer.macs for layer in layers)
+    conv2 = layers[1]
+    assert rows["conv2"] == [
+        "256x13x13",
+        "307,456",
+        f"{100 * 307_456 / 60_965_224:.2f} %",
+        f"{conv2.macs / 1e6:,.1f}",
+        f"{100 * conv2.macs / macs:.1f} %",
+        f"{conv2.kept_bytes / 1024:,.0f}",
+    ]
+    expected: dict[str, list[float]] = {
+        "weights, gradients, momentum": [3 * stage.weights for stage in stages],
+        "low-precision copies": [stage.copies for stage in stages],
+        "activations": [128 * stage.activations * stage.in_flight for stage in stages],
+        "images, boundaries, deferred": [128 * stage.whole_batch for stage in stages],
+        "total": [stage.total(128) for stage in stages],
+        "device memory": list(memory),
+    }
+    for name, values in expected.items():
+        assert rows[name] == [f"{value / GIB:.2f}" for value in values], name
+    assert rows["fits"] == ["yes", "no"]
+    assert rows["largest batch"] == ["128", f"{127 - 127 % micro_batches}"]
+    largest = [stage.largest_batch(3 * GIB) for stage in stages]
+    assert rows["largest on a GTX 580 (3 GiB)"] == [f"{batch - batch % micro_batches:,}" for batch in largest]
+    slow, fast = (7000 * 3 / speed / 86_400 for speed in paper_speeds())
+    assert rows["two GTX 580"][-1] == f"{fast:.2f} to {slow:.2f}"
+
+
+def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch):
+    """On a clock that goes on by a second whenever it is read: at both ends of each round of four steps."""
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     network = NetworkOptions(width=1 / 16, lrn=False)
     report(HERE, resolve(PlanOptions(network, devices="cpu", batch_size=4, measure=True)))
     out = capsys.readouterr().out
+    assert rows_of(out)["this machine"][:2] == ["cpu, fp32, batch 4", "16.0"]
     assert "This machine: 20 training steps" in out
     assert "Known speeds are of networks without variations" in out
 

@@ -139,33 +139,80 @@ def test_plateau_divides_all_rates():
     assert rates == pytest.approx({"conv1.weight": 1e-3, "conv1.bias": 2e-3, "fc8.weight": 1e-3, "fc8.bias": 2e-3})
 
 
-def test_copies_follow_the_weights():
+def test_copies_follow_the_weights_that_have_gradients():
     module = network()
-    copies = {parameter: parameter.detach().bfloat16() for parameter in module.parameters()}
+    first, *_, last = module.parameters()
+    copies = {parameter: parameter.detach().bfloat16() for parameter in module.parameters() if parameter is not last}
     optimizer = KrizhevskySGD(module, recipe(), copies)
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert all(torch.equal(copies[parameter], parameter.detach().bfloat16()) for parameter in module.parameters())
+    before = copies[first].clone()
+    for missing in (first, None):
+        for parameter in module.parameters():
+            parameter.grad = None if parameter is missing else torch.ones_like(parameter)
+        optimizer.step()
+        assert all(torch.equal(copy, parameter.detach().bfloat16()) for parameter, copy in copies.items())
+        assert torch.equal(copies[first], before) == (missing is first)
 
 
-def test_layer_wise_rates_make_updates_a_like_share_of_every_weight():
+def test_a_disabled_update_changes_nothing():
     module = network()
-    plain = {name: p.detach().double().clone() for name, p in module.named_parameters()}
-    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    optimizer = KrizhevskySGD(module, recipe())
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for enabled in (0.0, 1.0):
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(enabled=torch.tensor(enabled, dtype=torch.float64))
+        for name, parameter in module.named_parameters():
+            assert torch.equal(parameter, before[name]) == (not enabled)
+            assert bool(optimizer.velocity(parameter).any()) == bool(enabled)
+
+
+def test_a_warm_up_factor_replaces_the_one_before_and_survives_the_next_epoch():
+    module = network()
+    optimizer = KrizhevskySGD(module, recipe(changes=(Change(1, 0.1),)))
+    for epoch, factor, expected in ((0, 0.5, 0.05), (0, 0.25, 0.025), (1, 0.25, 0.0025), (1, 1.0, 0.01)):
+        optimizer.set_epoch(epoch)
+        optimizer.set_warmup(factor)
+        assert optimizer.rates.tolist() == pytest.approx([expected, 2 * expected] * 2)
+
+
+@pytest.mark.parametrize("lars", [None, 0.5])
+@pytest.mark.parametrize("missing", [(), ("conv1.weight",), ("conv1.bias", "fc8.weight")])
+def test_every_parameter_with_a_gradient_gets_its_own_update(lars, missing):
+    """Velocities are compared: an update is small beside its weight."""
+    module = network()
+    schedule = recipe(lars=lars, weight_decay=2.0, changes=(Change(0, 0.1, layers=("conv1",), parameters="weights"),))
+    optimizer = KrizhevskySGD(module, schedule)
     optimizer.set_warmup(0.5)
-    for parameter in module.parameters():
-        parameter.grad = torch.full_like(parameter, 3.0)
-    module["fc8"].weight.grad.zero_()  # no direction to judge: the plain rule
+    generator = torch.Generator().manual_seed(1)
+    expected = {}
+    for name, parameter in module.named_parameters():
+        w, g = parameter.detach().double(), torch.randn(parameter.shape, generator=generator)
+        rate, decay = {"conv1.weight": (0.005, 2.0), "fc8.weight": (0.05, 2.0)}.get(name, (0.1, 0.0))
+        if lars is not None and name.endswith("weight"):
+            rate *= lars * w.norm() / (g.double().norm() + decay * w.norm())
+        expected[name] = -rate * (decay * w + g.double())
+        if name in missing:
+            expected[name].zero_()
+        else:
+            parameter.grad = g
     optimizer.step()
     for name, parameter in module.named_parameters():
-        w, g = plain[name], torch.full_like(plain[name], 3.0)
-        rate, decay = (0.05, 0.05) if name.endswith("weight") else (0.1, 0.0)
-        if name == "conv1.weight":
-            rate *= 0.001 * w.norm() / (g.norm() + 0.05 * w.norm())
-        if name == "fc8.weight":
-            g = torch.zeros_like(g)
-        torch.testing.assert_close(parameter.detach().double(), w - rate * (decay * w + g), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(optimizer.velocity(parameter).double(), expected[name], rtol=1e-5, atol=1e-8)
+
+
+def test_layer_wise_rates_leave_what_has_no_ratio_to_the_plain_rule():
+    """A gradient of zeros, and weights of zeros, which a ratio of zero would never let go."""
+    module = network()
+    optimizer = KrizhevskySGD(module, recipe(lars=0.001))
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    module["conv1"].weight.grad.zero_()
+    with torch.no_grad():
+        module["fc8"].weight.zero_()
+    decayed = -0.1 * 0.05 * module["conv1"].weight.detach()
+    optimizer.step()
+    torch.testing.assert_close(optimizer.velocity(module["conv1"].weight), decayed)
+    torch.testing.assert_close(module["fc8"].weight.detach(), torch.full((3, 4), -0.3))
 
 
 class _NoCopies(TorchDispatchMode):

@@ -17,6 +17,11 @@ def test_other_lengths_keep_the_shape():
     assert [change.from_epoch for change in short.changes] == [49, 101, 133, 143, 157, 157]
 
 
+def test_changes_move_to_the_nearest_epoch():
+    recipe = Recipe("test", epochs=10, batch_size=1, lr=0.1, changes=tuple(map(Change, (3, 5, 9))))
+    assert [change.epoch for change in recipe.with_epochs(6).changes] == [2, 3, 5]  # 1.8, 3 and 5.4
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7])
 def test_short_runs_start_as_the_recipe_does(name, epochs):
@@ -81,6 +86,13 @@ def test_plateau_divides_three_times_and_no_more():
     assert plateau_divisions([50, *[60] * 20], plateau) == 3
 
 
+@pytest.mark.parametrize("stalled", [50, 60])
+def test_a_stall_is_counted_anew_after_each_division(stalled):
+    plateau = Plateau(patience=3, times=9)
+    divisions = [plateau_divisions([50, *[stalled] * epochs], plateau) for epochs in range(8)]
+    assert divisions == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -89,6 +101,10 @@ def test_plateau_divides_three_times_and_no_more():
         ({"lr": -0.1}, "lr must be at least 0, got -0.1"),
         ({"lr": float("nan")}, "lr must be at least 0, got nan"),
         ({"momentum": 1.0}, "momentum must be less than 1, got 1.0"),
+        ({"momentum": -0.1}, "momentum must be at least 0, got -0.1"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"color_noise": -0.1}, "color_noise must be at least 0, got -0.1"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
     ],
 )
 def test_bad_values_are_named(values, message):
@@ -102,7 +118,10 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
     assert [recipe.lr * recipe.warmup_at(epoch) for epoch in (0, 2.5, 5, 50)] == pytest.approx(
         [0.01, 0.045, 0.08, 0.08]
     )
+    assert recipe.warmup_at(4.9) < 1
     assert build_recipe("krizhevsky").warmup_at(0) == 1
+    smaller = replace(recipe, warmup_epochs=5).with_scaled_lr(512)
+    assert [smaller.lr * smaller.warmup_at(epoch) for epoch in (0, 2.5, 5)] == pytest.approx([0.04] * 3)
     with pytest.raises(ConfigurationError, match="lars must be a positive trust coefficient"):
         replace(recipe, lars=0)
 

@@ -1,11 +1,16 @@
 """A small finished study, and the options that make it."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastalex.studies.options import StudyOptions
+from fastalex.studies.runs import StudyRun
+from fastalex.training.checkpoint import save_checkpoint
 from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
+from fastalex.training.state import TrainingState
 from tests.fastalex.commands import command
 
 
@@ -41,6 +46,20 @@ def given(study: str, prepared: Path, folder: Path, **more) -> StudyOptions:
         ParallelOptions(devices=devices),
         output=folder,
     )
+
+
+def finish(run: StudyRun, lines: list[dict], *, epoch: int) -> None:
+    """Leave a run folder as after so many epochs of 7 seconds together, with these lines in its log."""
+    run.folder.mkdir(parents=True)
+    run.config.save()
+    state = TrainingState(epoch=epoch, step=99, seconds=7.0, errors=[1.0])
+    save_checkpoint(run.folder, {"weights": torch.zeros(1)}, {}, state, run.config.network)
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def line(kind: str, epoch: int, top1: float, images: int = 16) -> dict:
+    """A line of a run's log."""
+    return {"kind": kind, "epoch": epoch, "step": 1, "top1_error": top1, "top5_error": top1 / 2, "images": images}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The comparison of a study: figures follow from its runs, and uncertain differences are marked."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -19,35 +18,26 @@ from fastalex.studies.comparison import (
     fastest_variants,
     uncertain_differences,
 )
-from fastalex.studies.runs import RunResult, plan_runs, run_to_completion
-from fastalex.training.metrics_log import read_metrics
-from tests.fastalex.studies.conftest import options
+from fastalex.studies.runs import RunResult, plan_runs
+from tests.fastalex.studies.conftest import finish, line, options
 
 
 def test_epochs_to_the_goal_are_read_from_the_training_error(prepared, tmp_path):
     chosen = find_study("activation")
     chosen = replace(chosen, variants=(chosen.variants[0], chosen.variants[4]), network={}, training={})
-    runs = plan_runs(chosen, options(prepared, lr=None), seeds=2, folder=tmp_path)
+    runs = plan_runs(chosen, options(prepared, lr=None, epochs=9), seeds=2, folder=tmp_path)
     first_epoch_within = {"relu": (3, 5), "tanh": (8, 8)}
     for run in runs:
-        family = run.variant.name.split()[0]
-        within = first_epoch_within[family][run.config.seed]
-        run = replace(run, config=replace(run.config))
-        write_history(run, within)
-    table = compare(chosen, [*runs])
+        within = first_epoch_within[run.variant.name.split()[0]][run.config.seed]
+        log = []
+        for epoch in range(9):
+            log.append(line("train", epoch, 20.0 if epoch + 1 >= within else 40.0, 24))
+            log.append(line("train", epoch, 40.0, 8))  # in a window of another size
+            log.append(line("val", epoch, 60.0))
+        finish(run, log, epoch=9)
+    table = compare(chosen, runs)
     best = fastest_variants(chosen, table)
     assert (best["relu"].epochs_to_goal, best["tanh"].epochs_to_goal) == (Figure(4.0, 2**0.5), Figure(8.0, 0.0))
-
-
-def write_history(run, within: int) -> None:
-    """Train the run, then replace its training history."""
-    run_to_completion(run)
-    lines = [line for line in read_metrics(run.folder) if line["kind"] == "val"][-1:]
-    for epoch in range(9):
-        good = epoch + 1 >= within
-        for error, images in ((20.0, 24) if good else (40.0, 24)), (40.0, 8):  # in windows of unequal size
-            lines.insert(-1, {**lines[-1], "kind": "train", "epoch": epoch, "top1_error": error, "images": images})
-    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
@@ -55,6 +45,27 @@ def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
     results = tuple(RunResult(seed, 10.0 + seed, 5.0, 1.0, epoch) for seed, epoch in enumerate(epochs))
     error = Figure.of([result.top1_error for result in results])
     return Row(variant, 1, 9, results, diverged, error, error, None, None)
+
+
+def test_the_goal_counts_only_if_every_run_of_a_variant_reached_it():
+    relu, _, third = find_study("activation").variants[:3]
+    assert row(relu, 3, 5).epochs_to_goal == Figure(4.0, 2**0.5)
+    assert row(relu, 3).epochs_to_goal == Figure(3.0, None)
+    for incomplete in (row(relu), row(relu, None), row(relu, 3, None), row(relu, 3, diverged=1)):
+        assert incomplete.epochs_to_goal is None
+    rows = [row(relu, 8, 8), row(third, 3, diverged=1)]
+    assert fastest_variants(find_study("activation"), rows)["relu"] is rows[0]
+
+
+def test_the_fastest_variant_of_each_family_is_compared():
+    study = find_study("activation")
+    families = {family: [v for v in study.variants if v.name.startswith(family)] for family in study.families}
+    rows = [row(variant, 5 - index) for variants in families.values() for index, variant in enumerate(variants[:2])]
+    rows.append(row(replace(rows[0].variant, name=f"no {study.families[0]}"), 1))  # of neither family
+    assert fastest_variants(study, rows) == dict(zip(study.families, (rows[1], rows[3]), strict=True))
+    assert "Ratio 1.0" in epoch_ratio(study, rows)
+    only_relu = epoch_ratio(study, rows[:2])
+    assert only_relu.endswith(f"{study.families[1]} did not reach it.")
 
 
 def test_a_goal_that_was_not_reached_is_a_text_and_not_a_bar(tmp_path, monkeypatch, capsys):
@@ -106,7 +117,12 @@ def test_differences_within_the_spread_are_marked_as_uncertain():
     assert str(Difference.between(Figure(54.1, 0.1), base)) == "+2.10"
     assert str(Difference.between(Figure(49.0, 4.0), base)) == "-3.00~"
     assert str(Difference.between(Figure.of([60.0]), base)) == "+8.00?"
+    assert str(Difference.between(Figure(54.0, 0.1), base)) == "+2.00~"
+    assert str(Difference.between(Figure(49.0, 1.0), base)) == "-3.00"
+    assert str(Difference.between(Figure(60.0, 1.0), Figure(50.0, None))) == "+10.00?"
     assert Difference.between(None, base) is None
+    assert Difference.between(base, None) is None
+    assert Figure.of([]) is None
 
 
 def test_the_fastest_variant_of_a_family_needs_the_fewest_epochs():
@@ -118,13 +134,6 @@ def test_the_fastest_variant_of_a_family_needs_the_fewest_epochs():
         "relu": chosen.variants[1].name,
         "tanh": chosen.variants[6].name,
     }
-
-
-def test_a_difference_as_large_as_the_spread_and_a_missing_one():
-    base = Figure(52.0, 2.0)
-    assert str(Difference.between(Figure(54.0, 0.1), base)) == "+2.00~"
-    assert str(Difference.between(base, Figure(60.0, None))) == "-8.00?"
-    assert Difference.between(base, None) is None
 
 
 def test_each_error_that_may_be_chance_is_named():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,11 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.studies import runs as study_runs
-from fastalex.studies.claims import STUDIES, find_study
-from fastalex.studies.comparison import compare
-from fastalex.studies.runs import is_finished, plan_runs, read_result, run_to_completion
+from fastalex.studies.claims import STUDIES, TRAINING_ERROR_GOAL, find_study
+from fastalex.studies.comparison import Difference, Figure, compare
+from fastalex.studies.runs import RunResult, is_finished, plan_runs, read_result, run_to_completion
 from fastalex.training.options import NetworkOptions, TrainOptions
-from tests.fastalex.studies.conftest import given, options
+from tests.fastalex.studies.conftest import finish, given, line, options
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -57,6 +58,55 @@ def test_the_base_of_augmentation_has_all_of_it_with_any_recipe(prepared, tmp_pa
         (True, True, 0.0),
         (False, False, 0.0),
     ]
+
+
+def test_the_users_options_go_before_the_studys_and_the_variants_before_both(prepared, tmp_path):
+    chosen = find_study("dropout")
+    chosen = replace(chosen, network={"init": "scaled", "width": 0.5}, training={"momentum": 0.8, "wd": 0.01})
+    asked = options(prepared, wd=0.02)
+    asked = replace(asked, training=replace(asked.training, seed=7))
+    runs = plan_runs(chosen, asked, seeds=2, folder=tmp_path)
+    assert [run.config.seed for run in runs] == [7, 7, 8, 8]
+    assert [run.folder.name for run in runs] == ["seed-7", "seed-7", "seed-8", "seed-8"]
+    variations = [run.config.network.variation for run in runs[:2]]
+    assert [(v.width, v.init) for v in variations] == [(0.0625, "scaled")] * 2
+    assert [v.dropout for v in variations] == [0.5, 0.0]
+    assert {(run.config.recipe.momentum, run.config.recipe.weight_decay) for run in runs} == {(0.8, 0.02)}
+
+
+def test_the_result_of_a_run_is_that_of_its_last_epoch(prepared, tmp_path):
+    run = plan_runs(find_study("dropout"), options(prepared, epochs=4), seeds=1, folder=tmp_path)[0]
+    goal = TRAINING_ERROR_GOAL
+    log = [line("train", 0, 80.0), line("val", 0, 10.0)]
+    log += [line("train", 1, goal + 8, 24), line("train", 1, goal - 16, 8), line("val", 1, 20.0)]  # a mean just above
+    log += [line("train", 2, goal + 8, 8), line("train", 2, goal - 8, 8), line("val", 2, 30.0)]  # and one that is it
+    finish(run, log, epoch=3)
+    assert not is_finished(run)
+    log += [line("train", 3, 1.0), line("val", 3, 40.0)]
+    shutil.rmtree(run.folder)
+    finish(run, log, epoch=4)
+    assert is_finished(run)
+    assert read_result(run) == RunResult(0, 40.0, 20.0, 7.0, 3)
+
+
+def test_differences_are_from_the_base_and_diverged_runs_have_no_errors(prepared, tmp_path):
+    chosen = find_study("width")
+    runs = plan_runs(chosen, options(prepared, epochs=1), seeds=2, folder=tmp_path)
+    for number, run in enumerate(runs):
+        finish(run, [line("val", 0, 10.0 + number)], epoch=1)
+    (runs[1].folder / "diverged.txt").touch()
+    table = compare(chosen, runs)
+    count = len(chosen.variants)
+    tops = [(10.0 + number, 10.0 + count + number) for number in range(count)]
+    assert [row.diverged for row in table] == [0, 1, *[0] * (count - 2)]
+    assert [len(row.results) for row in table] == [2, 1, *[2] * (count - 2)]
+    spread = count / 2**0.5
+    assert table[0].top1 == Figure(sum(tops[0]) / 2, pytest.approx(spread))
+    assert table[0].top5 == Figure(sum(tops[0]) / 4, pytest.approx(spread / 2))
+    assert table[0].top1_difference is None
+    assert table[1].top1_difference == Difference(tops[1][1] - sum(tops[0]) / 2, None)
+    assert (table[2].top1_difference, table[2].top5_difference) == (Difference(2.0, False), Difference(1.0, False))
+    assert table[0].seconds == 7.0
 
 
 def test_widths_multiply(prepared, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from fastalex import AlexNet, ConfigurationError, load_model
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.training import checkpoint as saving
 from fastalex.training.checkpoint import (
     checkpoints_of,
     latest_checkpoint,
@@ -44,6 +46,11 @@ def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed
     velocities = {name: torch.full_like(w, step) for name, w in weights.items()}
     save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK, keep)
     return model
+
+
+def no_links(*_: object) -> None:
+    """As ``os.link`` on a file system without hard links."""
+    raise OSError("not here")
 
 
 def test_a_checkpoint_comes_back_whole(run: Path):
@@ -84,6 +91,25 @@ def test_several_checkpoints_are_kept_if_asked_for(run: Path):
     assert [load_state(checkpoint).step for checkpoint in checkpoints_of(run)] == [12]
 
 
+def test_a_checkpoint_that_is_published_again_stays_although_there_are_newer_ones(run: Path):
+    for step in (1, 2):
+        save(run, step, keep=2)
+    publish(run, run / "checkpoints" / "0001-00000001")
+    assert [load_state(checkpoint).step for checkpoint in checkpoints_of(run)] == [1, 2]
+
+
+def test_checkpoints_are_ordered_by_epoch_and_step_as_numbers(run: Path):
+    steps = [(9999, 99_999_999), (10_000, 99_999_999), (10_000, 100_000_000)]
+    for epoch, step in reversed(steps):
+        (run / "checkpoints" / f"{epoch:04d}-{step:08d}").mkdir(parents=True)
+    assert [path.name for path in checkpoints_of(run)] == [f"{epoch}-{step}" for epoch, step in steps]
+
+
+def test_everybody_may_read_the_weights(run: Path):
+    save(run, 1)
+    assert stat.S_IMODE((run / "last.safetensors").stat().st_mode) == 0o644
+
+
 def test_leftovers_of_killed_processes_go(run: Path):
     (run / "checkpoints" / ".0001-00000001.4711").mkdir(parents=True)
     for name in (".best.safetensors.4711", ".last.safetensors.4711", ".config.json.1", ".metrics.jsonl.1"):
@@ -113,9 +139,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path):
 
 
 def test_a_full_disk_without_hard_links_keeps_the_old_weights(run: Path, monkeypatch):
-    def no_links(*_):
-        raise OSError("not here")
-
     def full(source, target):
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
@@ -131,6 +154,59 @@ def test_a_full_disk_without_hard_links_keeps_the_old_weights(run: Path, monkeyp
     assert not list(run.glob(".*"))
     publish(run, latest_checkpoint(run))
     assert (run / "best.safetensors").read_bytes() != before
+
+
+@pytest.fixture
+def calls(run: Path, monkeypatch) -> list[str]:
+    """What is written, synced and given a name in the run folder, in this order; without process ids."""
+    made: list[str] = []
+
+    def record(owner: object, name: str, what: str, place: Callable[..., object]) -> None:
+        original = getattr(owner, name)
+
+        def recorded(*arguments, **more):
+            result = original(*arguments, **more)
+            path = os.path.relpath(str(place(*arguments)), run).replace(f".{os.getpid()}", "")
+            made.append(f"{what} {path}")
+            return result
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(saving, "save_file", "write", lambda tensors, path: path)
+    record(os, "fsync", "sync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    record(os, "link", "link", lambda source, target: target)
+    record(shutil, "copyfile", "copy", lambda source, target: target)
+    record(os, "replace", "name", lambda source, target: target)
+    record(Path, "rename", "name", lambda source, target: target)
+    return made
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_gets_its_name_is_on_disk_before_and_the_name_is_before_the_old_checkpoint_goes(
+    run: Path, calls: list[str], monkeypatch, has_links: bool
+):
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    save(run, 1, errors=BEST)
+    calls.clear()
+    save(run, 2, errors=(*BEST, 1.0))
+    unfinished, made = "checkpoints/.0001-00000002", "link" if has_links else "copy"
+    written = [f"{what} {unfinished}/{name}.safetensors" for name in ("model", "trainer") for what in ("write", "sync")]
+    last, best = (
+        [f"{made} .{name}.safetensors", f"sync .{name}.safetensors", f"name {name}.safetensors", "sync ."]
+        for name in ("last", "best")
+    )
+    if has_links:  # to a file that is on disk
+        del last[1], best[1]
+    assert calls == [
+        *written,
+        f"sync {unfinished}",
+        "name checkpoints/0001-00000002",
+        "sync checkpoints",
+        *last,
+        *best,
+        "name checkpoints/.0001-00000001",  # and then it is removed
+    ]
 
 
 def test_a_file_system_that_knows_no_modes_and_syncs_no_folders(run: Path, monkeypatch):
@@ -151,9 +227,6 @@ def test_a_file_system_that_knows_no_modes_and_syncs_no_folders(run: Path, monke
 
 
 def test_a_file_system_without_hard_links(run: Path, monkeypatch):
-    def no_links(*_):
-        raise OSError("not here")
-
     monkeypatch.setattr(os, "link", no_links)
     model = save(run, 1, errors=BEST)
     assert torch.equal(load_model(run / "best.safetensors")[0].conv1.weight, model.conv1.weight)

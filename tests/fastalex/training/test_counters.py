@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastalex.errors import NonFiniteLoss
+from fastalex.parallel.layout import Layout
 from fastalex.parallel.world import World
 from fastalex.training.counters import Counters, Report
 from fastalex.training.metrics_log import Rate
@@ -141,6 +142,22 @@ def test_a_non_finite_loss_names_its_step_and_rate(tmp_path):
         counting.check_finite(float("inf"))
 
 
+def test_the_first_of_all_workers_bad_steps_is_named(tmp_path):
+    """Replicas see different images; workers without the last stage see no loss."""
+
+    class Replicas(_TwoWorkers):
+        def gather_objects(self, value):
+            return [0, 5, value, 6]
+
+    step, state = _Step(), TrainingState(step=100)
+    counting = counters(tmp_path, step, state, world=Replicas(2, 4, CPU))
+    step.first_bad.fill_(4)
+    counting.add(counts(loss=float("inf")))
+    counting.send(None)
+    with pytest.raises(NonFiniteLoss, match=r"the loss is inf at step 104 "):
+        receive(counting)
+
+
 def test_the_remedy_is_a_command(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "checkpoints" / "0001-00000004").mkdir(parents=True)
@@ -173,12 +190,13 @@ def test_skipped_steps_are_counted_and_too_many_end_the_run(tmp_path):
         receive(counting)
 
 
-def test_only_one_worker_counts_skipped_steps(tmp_path):
-    step = _Step("skip")
-    step.engine.is_last = False
-    state = TrainingState()
+@pytest.mark.parametrize(("is_last", "replica", "expected"), [(True, 0, 1), (False, 0, 0), (True, 1, 0)])
+def test_only_one_worker_counts_skipped_steps(tmp_path, is_last, replica, expected):
+    step, state = _Step("skip"), TrainingState()
+    step.engine.is_last = is_last
     step.skipped.fill_(1)
-    counting = counters(tmp_path, step, state)
+    world = _TwoWorkers(replica, 2, CPU, layout=Layout(replicas=2))
+    counting = counters(tmp_path, step, state, world=world)
     counting.send(None)
     receive(counting)
-    assert state.skipped == 0
+    assert state.skipped == expected

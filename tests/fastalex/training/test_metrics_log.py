@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastalex.metrics import Metrics
+from fastalex.training import metrics_log
 from fastalex.training.metrics_log import MetricsLog, Rate, Stopwatch, draw_curve, read_metrics
 
 METRICS = Metrics(loss=1.23456789, top1_error=50.0, top5_error=12.5, images=8)
@@ -53,6 +55,29 @@ def test_a_log_that_counted_epochs_from_0_goes_on_from_1(tmp_path):
     log.close()
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 1, 2, 3]
     assert [json.loads(line)["epoch"] for line in log.path.read_text().splitlines()] == [1, 1, 2, 3]
+
+
+def test_events_of_a_resumed_run_replace_the_later_ones_before(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed_at, steps, loss in ((0, (1, 2, 3), 1.0), (2, (3, 4), 2.0)):
+        log = MetricsLog(tmp_path, resumed_at)
+        for step in steps:
+            log.write("train", 1, step, replace(METRICS, loss=loss), Rate(8, 2.0, 0.5))
+        log.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_validation_is_on_disk_before_its_checkpoint_is_made(tmp_path, monkeypatch):
+    log, synced = MetricsLog(tmp_path), []
+    monkeypatch.setattr(metrics_log, "sync_descriptor", lambda descriptor: synced.append(log.path.read_text()))
+    for kind in ("train", "train", "val"):
+        assert synced == []
+        log.write(kind, 1, 1, METRICS, Rate(8, 2.0, 0.5))
+    assert [text.count("\n") for text in synced] == [3]
+    log.close()
 
 
 def test_rates_add_up():

@@ -220,11 +220,12 @@ def test_a_plan_in_one_line(plan, expected):
     assert describe_plan(plan, 64) == expected
 
 
-def test_many_classes_show_the_top_5_error(reporter):
+@pytest.mark.parametrize(("classes", "shown"), [(10, ""), (11, ", top-5 5.50 %")])
+def test_many_classes_show_the_top_5_error(reporter, classes, shown):
     reporter.start(TrainingState())
-    reporter.dataset = SimpleNamespace(classes=range(1000))
+    reporter.dataset = SimpleNamespace(classes=range(classes))
     reporter.validated(TrainingState(errors=[25.0]), Metrics(1.0, 25.0, 5.5, 7), Rate(7, 1.0, 0.0))
-    assert "val top-1 error 25.00 %, top-5 5.50 %  best" in lines(reporter)[-1]
+    assert f"val top-1 error 25.00 %{shown}  best" in lines(reporter)[-1]
 
 
 def test_a_path_in_a_table_is_not_broken():

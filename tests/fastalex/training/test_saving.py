@@ -2,8 +2,10 @@
 
 import os
 import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +13,22 @@ import torch
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
-from fastalex.training import trainer
-from fastalex.training.checkpoint import checkpoints_of, load_state
+from fastalex.training import metrics_log, trainer
+from fastalex.training.checkpoint import checkpoints_of, latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
-from fastalex.training.trainer import Trainer, train
+from fastalex.training.trainer import Trainer, restore_model, train
 from tests.dataloading.owning import fill, small_disk
-from tests.fastalex.training.test_trainer import CPU, assert_same_state, curve, moved, run_here, state, two_stages
+from tests.fastalex.training.test_trainer import (
+    CPU,
+    assert_same_state,
+    curve,
+    moved,
+    run_here,
+    state,
+    stop_after,
+    two_stages,
+)
 
 
 def steps_saved(config: RunConfig) -> list[int]:
@@ -94,6 +105,44 @@ def test_the_first_workers_clock_decides_for_all_when_to_save(config):
     by_steps = moved(config, "by-steps", save_every=100, keep=10)
     train_with_a_fast_clock(World(0, 1, CPU), by_steps)
     assert steps_saved(by_steps) == [4, 8]
+
+
+def test_only_the_first_worker_asks_for_checkpoints_and_not_again_after_one(config):
+    trainer = Trainer(World(0, 1, CPU), config, restore_model(config, None), None)
+    with closing(trainer):
+        assert not trainer._wants_save()
+        trainer._saved_at -= 15 * 60
+        assert trainer._wants_save()
+        trainer.world.rank = 1
+        assert not trainer._wants_save()
+        trainer.world.rank = 0
+        trainer.counters.save_requested = True
+        trainer._save()
+        assert not trainer._wants_save()
+        assert not trainer.counters.save_requested
+
+
+def test_training_time_is_that_of_all_steps_and_of_nothing_else(config, monkeypatch):
+    """On a clock by which a step takes a second, and saving and validation take hours."""
+    config, now = replace(config, save_every=2), [0.0]
+
+    def slow(method: str, seconds: float) -> None:
+        original = getattr(Trainer, method)
+
+        def slowed(self, *arguments):
+            now[0] += seconds
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Trainer, method, slowed)
+
+    slow("train_step", 1.0)
+    slow("_save", 1e4)
+    slow("_validate", 1e5)
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    stop_after(config, 3)
+    lines = run_here(config)
+    assert [line["images_per_second"] for line in lines if line["kind"] == "train"] == [8.0] * 8
+    assert load_state(latest_checkpoint(config.folder)).seconds == 8.0
 
 
 def test_saving_by_the_clock_changes_no_weights(config):

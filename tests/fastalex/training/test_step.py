@@ -101,6 +101,46 @@ def test_gradients_that_are_not_finite_are_skipped_too():
     assert int(step.first_bad) == 0  # the loss itself was finite
 
 
+def test_a_loss_that_is_not_finite_is_skipped_though_all_gradients_are():
+    step = build(on_non_finite="skip")
+    images, labels = batch(0)
+    compute = step.engine.train_step
+
+    def overflow(*arguments):
+        counts = compute(*arguments)
+        assert counts is not None
+        return counts + torch.tensor([float("inf"), 0, 0, 0])
+
+    before = weights(step)
+    step.engine.train_step = overflow  # type: ignore[method-assign]
+    step(images, labels, 0)
+    assert same(weights(step), before)
+    assert (int(step.skipped), int(step.first_bad)) == (1, 1)
+
+
+def test_a_step_is_skipped_if_another_worker_cannot_make_it():
+    asked = []
+
+    def another_cannot(own: torch.Tensor) -> None:
+        asked.append(own.tolist())
+        own.zero_()
+
+    step = build(on_non_finite="skip", agree=another_cannot)
+    images, labels = batch(0)
+    before = weights(step)
+    counts = step(images, labels, 0)
+    assert counts is not None
+    assert counts.tolist() == [0, 0, 0, 0]
+    assert same(weights(step), before)
+    assert (asked, int(step.skipped), int(step.first_bad)) == ([1.0], 1, 0)
+
+
+def test_a_step_starts_without_the_gradients_of_the_one_before():
+    step = build()
+    step(*batch(0), 0)
+    assert all(parameter.grad is None for parameter in step.engine.stage.parameters())
+
+
 def test_without_skipping_the_first_bad_step_is_known():
     step = build()
     images, labels = batch(0)

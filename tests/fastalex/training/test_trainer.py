@@ -1,5 +1,7 @@
 """Whole runs in this process, or over worker processes: the same curve everywhere, and again after every resume."""
 
+import re
+import signal
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from fastalex.training.counters import Counters
 from fastalex.training.metrics_log import Rate, read_metrics
 from fastalex.training.readback import DelayedReadback
 from fastalex.training.trainer import Trainer, find_checkpoint, open_loaders, restore_model, train
+from kernels.philox import derive_seed
 
 CPU = torch.device("cpu")
 
@@ -82,6 +85,7 @@ def assert_same_state(first: str | Path, second: str | Path) -> None:
 
 
 def test_a_run_writes_what_it_promises(config):
+    config = moved(config, "warm", recipe=replace(config.recipe, warmup_epochs=0.75, warmup_start=0.25))
     lines = run_here(config)
     assert [line["kind"] for line in lines] == (["train"] * 4 + ["val"]) * 2
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
@@ -91,8 +95,9 @@ def test_a_run_writes_what_it_promises(config):
         assert 0 <= line["top5_error"] <= line["top1_error"] <= 100
         assert line["images_per_second"] > 0
     assert [line["images"] for line in lines if line["kind"] == "val"] == [7, 7]
+    # The warm-up ends with the third of four steps; each step has the rate of the epochs at its end.
     assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == pytest.approx(
-        [2e-3] * 4 + [2e-4] * 4
+        [1e-3, 1.5e-3, 2e-3, 2e-3] + [2e-4] * 4
     )
     run = Path(config.output)
     for name in ("config.json", "last.safetensors", "best.safetensors", "curve.png"):
@@ -182,6 +187,10 @@ def test_a_small_run_prints_few_lines(config, capsys):
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1/2", "2/2"]
     assert lines[-1].startswith("trained and evaluated: top-1 error ")
     assert lines[-1].endswith(" % on 7 validation images")
+    (memory,) = (line for line in lines if line.startswith("peak memory"))
+    peak = re.fullmatch(r"peak memory +(\d+\.\d\d) GB", memory)
+    assert peak is not None
+    assert float(peak[1]) > 0
 
 
 def test_machines_that_do_not_share_the_run_folder_are_refused(config):
@@ -211,7 +220,7 @@ class _StopAfter(Trainer):
     def train_step(self, batch):
         counts = super().train_step(batch)
         if self.state.step == self.steps:
-            self.world.signal_number = 2
+            self.world.signal_number = signal.SIGTERM
         return counts
 
 
@@ -219,8 +228,9 @@ def stop_after(config: RunConfig, steps: int) -> None:
     stopping = build(config, _StopAfter)
     assert isinstance(stopping, _StopAfter)
     stopping.steps = steps
-    with closing(stopping), pytest.raises(Interrupted, match=f"stopped and saved at step {steps}, .* --resume"):
+    with closing(stopping), pytest.raises(Interrupted, match=f"stopped and saved at step {steps}, .* --resume") as end:
         stopping.run()
+    assert end.value.signal_number == signal.SIGTERM
 
 
 @pytest.mark.parametrize("stops", [[1, 3], [4], [5, 6, 7], [8]])
@@ -321,25 +331,70 @@ def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
     stage = model.stage(model.architecture.block_names)
     for first, last in ((True, False), (False, False), (False, True)):
         engine = SimpleNamespace(is_first=first, is_last=last, stage=stage, batch_size=8)
-        for loader in open_loaders(World(0, 1, CPU), config, dataset, engine):  # type: ignore[arg-type]
-            with closing(loader):
+        training, validation = open_loaders(World(0, 1, CPU), config, dataset, engine)  # type: ignore[arg-type]
+        with closing(training), closing(validation):
+            for loader in (training, validation):
                 batch = next(loader.epoch(0))
                 assert (batch.images is not None, batch.labels is not None) == (first, last)
-                if loader.augment is not None:
-                    assert (loader.augment.crops_shared_by, loader.augment.resized_crop) == (4, True)
-                    # The recipe counts epochs from 1, the loader from 0.
-                    assert [loader.augment.color_noise_at(epoch) for epoch in (0, 1)] == [0.1, 0.0]
-                    assert next(loader.epoch(1)).samples.tolist() == batch.samples.tolist()
+            augment = training.augment
+            assert augment is not None
+            assert (augment.flip, augment.random_crop, augment.crops_shared_by) == (True, True, 4)
+            assert augment.resized_crop
+            # The recipe counts epochs from 1, the loader from 0.
+            assert [augment.color_noise_at(epoch) for epoch in (0, 1)] == [0.1, 0.0]
+            assert next(training.epoch(1)).samples.tolist() == next(training.epoch(0)).samples.tolist()
+            assert validation.augment is None
+            assert (training.split, validation.split) == ("train", "val")
+    centred = replace(config, recipe=replace(recipe, crops=False, resized_crops=False))
+    training, validation = open_loaders(World(0, 1, CPU), centred, dataset, engine)  # type: ignore[arg-type]
+    with closing(training), closing(validation):
+        assert training.augment is not None
+        assert not training.augment.random_crop
 
 
-def test_a_plateau_lowers_the_rate_and_survives_resuming(config, monkeypatch):
-    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, 50.0, 0.0, 7), Rate(7, 1.0, 0.0)))
+def test_dropout_masks_depend_on_the_runs_seed_and_the_step(config):
+    keys: dict[tuple[int, int], int] = {}
+    for seed in (3, 4):
+        trainer = build(replace(config, seed=seed))
+        with closing(trainer):
+            state = trainer.state
+            trainer.step = lambda *given, seed=seed, state=state: keys.update({(seed, state.step): given[2]})
+            for step in range(6):
+                trainer.train_step(SimpleNamespace(images=None, labels=None))  # type: ignore[arg-type]
+                assert state.step == step + 1
+    assert keys == {(seed, step): derive_seed(seed, step) for seed in (3, 4) for step in range(6)}
+    assert len(set(keys.values())) == 12
+
+
+def test_a_run_asked_to_stop_while_it_validates_validates_again(config):
+    class StopInValidation(Trainer):
+        def _validate(self):
+            self.world.signal_number = signal.SIGTERM
+            return super()._validate()
+
+    config = moved(config, "short", recipe=replace(config.recipe, epochs=1))
+    stopping = build(config, StopInValidation)
+    with closing(stopping), pytest.raises(Interrupted, match="stopped and saved at step 4, in epoch 1 of 1"):
+        stopping.run()
+    assert load_state(latest_checkpoint(config.folder)).errors == []
+    assert [line["kind"] for line in run_here(config)] == ["train"] * 4 + ["val"]
+    assert len(load_state(latest_checkpoint(config.folder)).errors) == 1
+
+
+def decree(monkeypatch: pytest.MonkeyPatch, *errors: tuple[float, float]) -> None:
+    """Let the validations of a run find these top-1 and top-5 errors, one after the other."""
+    left = iter(errors)
+    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, *next(left), 7), Rate(7, 1.0, 0.0)))
+
+
+def test_a_plateau_of_the_top_1_error_lowers_the_rate_and_survives_resuming(config, monkeypatch):
+    decree(monkeypatch, (50.0, 20.0), (50.0, 10.0), (40.0, 15.0), (45.0, 5.0))  # the other one stalls a bit later
     plateau = Plateau(factor=0.1, patience=1, times=2)
     stalled = replace(config, recipe=replace(config.recipe, epochs=4, changes=(), plateau=plateau))
     run_here(replace(stalled, recipe=replace(stalled.recipe, epochs=3)))
     lines = run_here(stalled)
     rates = [line["learning_rate"] for line in lines if line["kind"] == "train"][::4]
-    assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-5])
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4])
 
 
 def test_bf16_follows_fp32(config):
@@ -349,10 +404,8 @@ def test_bf16_follows_fp32(config):
     assert rounded != exact
 
 
-def test_the_best_weights_are_those_of_the_lowest_error(config, monkeypatch):
-    # Errors by decree: the second epoch is worse.
-    errors = iter([30.0, 60.0])
-    monkeypatch.setattr(Trainer, "_validate", lambda self: (Metrics(1.0, next(errors), 0.0, 8), Rate(8, 1.0, 0.0)))
+def test_the_best_weights_are_those_of_the_lowest_top_1_error(config, monkeypatch):
+    decree(monkeypatch, (30.0, 20.0), (60.0, 10.0))
     stop_after_first = replace(config, recipe=replace(config.recipe, epochs=1))
     run_here(stop_after_first)
     best = load_file(Path(config.output) / "best.safetensors")

@@ -1,5 +1,6 @@
 """Runs that meet non-finite losses, damaged images or full memory: each is named, and no good checkpoint is lost."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,14 +73,21 @@ def test_weights_beyond_repair_do_not_replace_a_checkpoint(config, monkeypatch):
     assert all(torch.equal(tensor, good[name]) for name, tensor in state(config.output).items())
 
 
-def train_with_bad_images(world: World, config: RunConfig) -> None:
-    """A run whose third step gets images that are not finite; worker processes call this."""
+def train_with_bad_steps(world: World, config: RunConfig) -> None:
+    """A run whose third step gets images that are not finite, which every stage notices, and in whose second step a
+    gradient of the first stage alone is not finite; worker processes call this."""
     step = Trainer.train_step
 
     def spoiled(self, batch):
         if self.state.step == 2 and batch.images is not None:
             batch = batch._replace(images=batch.images * float("nan"))
-        return step(self, batch)
+        if self.state.step != 1 or not self.engine.is_first:
+            return step(self, batch)
+        hook = self.engine.stage.get_parameter("conv1.weight").register_hook(lambda gradient: gradient + float("inf"))
+        try:
+            return step(self, batch)
+        finally:
+            hook.remove()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", spoiled)
@@ -90,18 +98,33 @@ def test_steps_that_are_not_finite_are_skipped_by_all_stages_and_counted(config,
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     skipping = replace(config, on_non_finite="skip", recipe=replace(config.recipe, epochs=1, changes=()))
     two = moved(skipping, "two", parallel=two_stages(config))
-    run_workers(train_with_bad_images, two, [CPU, CPU])
+    run_workers(train_with_bad_steps, two, [CPU, CPU])
     one = moved(skipping, "one")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        train_with_bad_images(World(0, 1, CPU), one)
+        train_with_bad_steps(World(0, 1, CPU), one)
     finally:
         torch.set_num_threads(threads)
     assert_same_state(two.output, one.output)
     for run in (one, two):
-        assert load_state(latest_checkpoint(run.folder)).skipped == 1
+        assert load_state(latest_checkpoint(run.folder)).skipped == 2
     assert all(torch.isfinite(tensor).all() for tensor in state(one.output).values())
+
+
+def test_skipped_steps_are_counted_over_all_parts_of_a_run(config, monkeypatch):
+    step, skipping = Trainer.train_step, replace(config, on_non_finite="skip")
+
+    def spoiled(self, batch):
+        if self.state.step in (0, 1, 5):
+            batch = batch._replace(images=batch.images * float("nan"))
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", spoiled)
+    stop_after(skipping, 3)
+    assert load_state(latest_checkpoint(config.folder)).skipped == 2
+    run_here(skipping)
+    assert load_state(latest_checkpoint(config.folder)).skipped == 3
 
 
 def test_a_run_without_any_finite_step_ends(config, monkeypatch):
@@ -131,6 +154,26 @@ def test_memory_that_runs_out_anywhere_names_a_batch_that_would_fit(config, monk
     monkeypatch.setattr(WholeNetwork, where, full)
     message = rf"a batch size of 8 does not fit into memory \({what}\); a batch size of about [246] would fit, or use"
     with pytest.raises(ConfigurationError, match=message):
+        run_here(config)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"run: No space left on device; once .* --resume \S*run$"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "labels"),
+            r"^labels: Permission denied; once this is fixe",
+        ),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), None),
+    ],
+)
+def test_an_error_of_files_is_one_line_and_one_of_connections_is_none_of_them(config, monkeypatch, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    with pytest.raises(ConfigurationError if message else ConnectionResetError, match=message):
         run_here(config)
 
 

@@ -7,7 +7,7 @@ import dataloading
 from fastalex import AlexNet
 from fastalex.metrics import Metrics
 from fastalex.parallel.engine import WholeNetwork
-from fastalex.training.validation import count_errors
+from fastalex.training.validation import classify, count_errors
 
 
 @pytest.fixture
@@ -25,15 +25,20 @@ def loader(prepared, views: int) -> dataloading.Loader:
     )
 
 
-def test_ten_views_are_the_mean_of_ten_softmax_outputs(model, prepared):
+@pytest.mark.parametrize("views", [1, 10])
+def test_views_count_by_the_mean_of_their_softmax_outputs(model, prepared, views):
     engine = WholeNetwork(model, torch.device("cpu"), 4)
-    counts = count_errors(engine, loader(prepared, 10).epoch(0), views=10)
+    counts = count_errors(engine, loader(prepared, views).epoch(0), views=views)
     assert counts is not None
     model.eval()
     loss, wrong = 0.0, 0
     with torch.no_grad():
-        for batch in loader(prepared, 10).epoch(0):
-            mean = torch.stack([model(batch.images[:, view]).double().softmax(1) for view in range(10)]).mean(0)
+        for batch in loader(prepared, views).epoch(0):
+            seen = batch.images.view(len(batch.labels), views, 3, 224, 224).unbind(1)
+            mean = torch.stack([model(images).double().softmax(1) for images in seen]).mean(0)
+            scores = classify(engine, batch, views)
+            assert scores is not None
+            torch.testing.assert_close(scores.softmax(1) if views == 1 else scores.exp(), mean.float())
             loss -= mean[torch.arange(len(batch.labels)), batch.labels].log().sum().item()
             wrong += int((mean.argmax(1) != batch.labels).sum())
     metrics = Metrics.from_counts(counts)
