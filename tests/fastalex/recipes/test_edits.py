@@ -46,21 +46,21 @@ def test_the_last_edit_of_an_epoch_holds():
 
 
 def test_edits_take_their_turn_among_the_recipes_own_changes():
-    recipe = edited(RECIPE, ["epoch=60:lr=2e-3", "epoch=40:lr=5e-3"], layers=LAYERS, epoch=0)
+    recipe = edited(RECIPE, ["epoch=60:lr=2e-3", "epoch=40:lr=5e-3"], layers=LAYERS, finished=0)
     found = [rates(recipe, epoch)["fc8.weight"] for epoch in (39, 40, 52, 60, 80)]
     assert found == pytest.approx([1e-3, 5e-3, 1e-4, 2e-3, 1e-5])
 
 
 def test_the_last_epoch_can_be_edited_and_the_current_one():
-    last = RECIPE.epochs - 1
-    recipe = edited(RECIPE, [f"epoch={last}:lr=5e-3", "epoch=20:color_noise=0"], layers=LAYERS, epoch=20)
+    last = RECIPE.epochs
+    recipe = edited(RECIPE, [f"epoch={last}:lr=5e-3", "epoch=20:color_noise=0"], layers=LAYERS, finished=19)
     assert rates(recipe, last)["fc8.weight"] == pytest.approx(5e-3)
     assert recipe.color_noise_at(20) == 0
 
 
 def test_a_rate_of_zero_has_no_multiples():
     with pytest.raises(ConfigurationError, match="rates are stored as multiples of the recipe's lr, which is 0"):
-        edited(replace(RECIPE, lr=0.0), ["epoch=30:lr=1e-3"], layers=LAYERS, epoch=0)
+        edited(replace(RECIPE, lr=0.0), ["epoch=30:lr=1e-3"], layers=LAYERS, finished=0)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ def test_other_lengths_keep_the_shape():
 
 
 def test_changes_move_to_the_nearest_epoch():
-    recipe = Recipe("test", epochs=10, batch_size=1, lr=0.1, changes=tuple(map(Change, (3, 5, 9))))
-    assert [change.epoch for change in recipe.with_epochs(6).changes] == [2, 3, 5]  # 1.8, 3 and 5.4
+    recipe = Recipe("test", epochs=10, batch_size=1, lr=0.1, changes=tuple(map(Change, (4, 6, 10))))
+    # After 1.8, 3 and 5.4 epochs.
+    assert [change.from_epoch for change in recipe.with_epochs(6).changes] == [3, 4, 6]
 
 
 @pytest.mark.parametrize("name", RECIPES)
