@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from dataloading.shards import ShardWriter, file_sha256
+from dataloading.shards import ShardWriter, file_sha256, read_sources, write_sources
 from tests.dataloading.recording import Call, disk_calls
 
 
@@ -74,7 +74,7 @@ def test_a_shard_is_on_disk_before_it_has_its_name_and_its_name_before_anybody_i
     path = tmp_path / "train-000000.tar"
     calls = disk_calls(monkeypatch)
     with ShardWriter(path, 0) as writer:
-        writer.add("key", b"data", 0, height=1, width=1)
+        writer.add("key", bytes(7000), 0, height=1, width=1)  # the last bytes are so few that they wait in a buffer
         size = writer.finish().bytes
     assert calls == [
         Call("sync", tmp_path / "train-000000.tar.part", size),
@@ -113,3 +113,9 @@ def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, ignored)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_source_files_are_read_as_they_were_written(tmp_path):
+    rows = [("0-a", "train/a.jpg"), ("1-b", 'a "b", \udcff\n.jpg'), ("2-c", "")]
+    write_sources(tmp_path / "sources.csv", rows)
+    assert read_sources(tmp_path / "sources.csv") == dict(rows)

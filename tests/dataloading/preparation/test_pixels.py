@@ -92,6 +92,11 @@ KINDS: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
         0,
     ),
     "float TIFF, 0 to 1": (lambda: encoded((GREY / 255).astype(np.float32), "TIFF"), three(GREY), 0),
+    "float TIFF, between two greys": (
+        lambda: encoded(((GREY * 0.99 + 0.6) / 255).astype(np.float32), "TIFF"),
+        three(np.round(GREY * 0.99 + 0.6).astype(np.uint8)),
+        0,
+    ),
     "float TIFF, 0 is white": (
         lambda: tiff((1 - GREY / 255).astype(np.float32).tobytes(), bits=32, sample_format=3, photometric=0),
         three(GREY),

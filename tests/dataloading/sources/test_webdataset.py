@@ -107,14 +107,14 @@ def test_without_class_names_there_is_a_class_for_every_label_up_to_a_limit(tmp_
         listed(tmp_path, "train", validation_every=0)
 
 
-def test_a_label_that_is_too_long_or_a_link_is_no_label_wherever_the_shard_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "_LABEL_LIMIT", 10)
-    parts = [(f"{length}.{suffix}", b"0".rjust(length)) for length in (10, 11) for suffix in ("cls", "jpg")]
+def test_a_label_that_is_too_long_or_a_link_is_no_label_wherever_the_shard_lies(tmp_path):
+    limit = 1 << 20
+    parts = [(f"{length}.{suffix}", b"0".rjust(length)) for length in (limit, limit + 1) for suffix in ("cls", "jpg")]
     (tmp_path / "train.tar").write_bytes(link("a.cls", "/etc/passwd") + tar_of([("a.jpg", jpeg(0)), *parts]))
     assert [entry.problem for entry in listed(tmp_path, "train", validation_every=0)] == [
         "",
         "no usable label: train.tar: a.cls is a link to /etc/passwd, not a file; it cannot be used",
-        "no usable label: train.tar: 11.cls is 11 bytes long; it cannot be used",
+        "no usable label: train.tar: 1048577.cls is 1,048,577 bytes long; it cannot be used",
     ]
 
 
