@@ -2,6 +2,7 @@
 
     python bench/loader.py                         # synthetic photographs: nothing to download
     python bench/loader.py --data prepared/mine    # your own prepared data set (without rows for originals)
+    python bench/loader.py --resizing              # only the resizing of originals, beside Pillow's
 
 Every reader does the same work: decode, random 224-pixel crop, random flip, subtract the mean image, add colour noise,
 and deliver float32 batches (float16 on a GPU). Rows:
@@ -13,6 +14,8 @@ and deliver float32 batches (float16 on a GPU). Rows:
   `python_percent` is its share of the processor time per image
 - `shards, Pillow` and `shards, simplejpeg` (if installed): torch's DataLoader on the same shards, by number of workers
 - `originals, Pillow`: torch's DataLoader, which also resizes originals, by number of workers
+
+With `--resizing`, the record `resizing` instead: processor time per original, beside Pillow's box filter.
 """
 
 import io
@@ -22,7 +25,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,12 +36,14 @@ import torch
 from harness.charts import plt
 from numpy.typing import NDArray
 from PIL import Image
+from preparation.photographs import write_photographs
+from preparation.resizing import compare
 
 from dataloading import Augmentation, Dataset, Loader, prepare_dataset
 from dataloading.command_line import parse
 from dataloading.loading.batch_feeder import BatchFeeder
 from dataloading.loading.order import EpochBatches
-from dataloading.preparation.images import centre_square, resize_shorter_side
+from dataloading.preparation.images import resize_shorter_side
 
 CROP = 224
 WARM_UP = 5  # batches
@@ -79,6 +83,7 @@ class Options:
         rounds: Number of rounds, in which all rows are measured in turn; the fastest round counts.
         workers: Numbers of threads or processes.
         quick: Few images and one short round.
+        resizing: Only compare resizing with Pillow's.
         output: Folder of the records.
         name: Name of the record.
     """
@@ -90,42 +95,9 @@ class Options:
     rounds: int = 4
     workers: tuple[int, ...] = (1, 2)
     quick: bool = False
+    resizing: bool = False
     output: Path = harness.RESULTS
     name: str = "loader"
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-def synthetic_photograph(seed: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Noise with the spectrum, contrast and correlated colours of photographs: uint8, height x width x 3."""
-    generator = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    frequency[0, 0] = np.inf
-
-    def layer() -> NDArray[np.float64]:
-        phases = np.exp(2j * np.pi * generator.random(frequency.shape))
-        pixels = np.fft.irfft2(phases / frequency**1.5, s=(height, width))
-        return pixels / pixels.std()
-
-    shared = layer()
-    return np.clip(np.stack([118 + 58 * (0.93 * shared + 0.37 * layer()) for _ in range(3)], -1), 0, 255).astype(
-        np.uint8
-    )
-
-
-def write_photographs(root: Path, count: int) -> Path:
-    """Write `count` photographs of ImageNet's typical size, 500 x 375, into class folders."""
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(partial(_write_photograph, root), range(count), chunksize=20))
-    return root
-
-
-def _write_photograph(root: Path, i: int) -> None:
-    path = root / ("val" if i % 20 == 19 else "train") / f"class{i // 20 % 5}" / f"{i:05d}.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = (375, 500) if i % 4 == 3 else (500, 375)
-    Image.fromarray(synthetic_photograph(i, width, height)).save(path, quality=92)
 
 
 # --- the alternatives -------------------------------------------------------------------------------------------------
@@ -161,7 +133,7 @@ def pillow(data: Any) -> NDArray[np.uint8]:
 
 def pillow_original(path: Path, size: int = 256) -> NDArray[np.uint8]:
     with Image.open(path) as image:
-        return np.asarray(centre_square(resize_shorter_side(image.convert("RGB"), size), size))
+        return resize_shorter_side(image.convert("RGB"), size, square=True)
 
 
 def torch_batches(images: TorchImages, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
@@ -329,6 +301,12 @@ def main(options: Options) -> None:
     """Measure all rows, print them, and write the record and the chart."""
     device = harness.device_name()  # before the number of threads changes
     torch.set_num_threads(1)
+    if options.resizing:
+        repetitions = 20 if options.quick else 200
+        about = {"quick": options.quick, "repetitions": repetitions, "load_average": round(os.getloadavg()[0], 1)}
+        compared = [asdict(row) for row in compare(repetitions)]
+        harness.write_record("resizing", about, compared, options.output, device=device, versions=versions())
+        return
     if options.quick:
         options.images, options.seconds, options.rounds = min(options.images, 300), 1.0, 1
     with tempfile.TemporaryDirectory() as scratch:

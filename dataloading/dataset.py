@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dataloading.errors import HOW_TO_REPAIR, DamagedSample, DatasetError, unreadable
 from dataloading.open_files import OpenFiles
 from dataloading.shards import (
+    CHANGE,
     DESCRIPTION,
     FORMAT,
     INDEX_DTYPE,
@@ -333,9 +334,11 @@ def _read_description(root: Path) -> dict[str, Any]:
         raise DatasetError(f"{path} is damaged: {error}; {HOW_TO_REPAIR}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DatasetError(f"{path} does not describe a data set of this program; {remedy}")
-    if about.get("version") != VERSION:
+    if (version := about.get("version")) != VERSION:
+        change = f" ({CHANGE})" if isinstance(version, int) and version < VERSION else ""
         raise DatasetError(
-            f"{root} has format version {about.get('version')!r}; this program reads version {VERSION}; {remedy}"
+            f"{root} has format version {version!r}, this program reads version {VERSION}{change}; remove or rename "
+            f"the folder and {remedy}"
         )
     if (found := fingerprint(about)) != about.get("fingerprint"):
         raise DatasetError(

@@ -33,7 +33,8 @@ import numpy as np
 from dataloading.files import sync, sync_descriptor
 
 FORMAT = "fastalex-dataset"
-VERSION = 3
+VERSION = 4
+CHANGE = "since version 4 images are shrunk by exact area averages"  # for data sets of earlier versions
 DESCRIPTION = "dataset.json"
 MEAN_IMAGE = "mean-image.npy"
 REJECTED = "rejected.csv"

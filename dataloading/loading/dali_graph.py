@@ -119,7 +119,11 @@ def pack(arrays: Arrays) -> Feed:
 
 
 def _decoder_options(device: int | None, image_size: int, hardware_load: float) -> dict[str, Any]:
-    """Options of the decoder. On a GPU, buffers get their final size at once, so memory use does not grow later."""
+    """Options of the decoder.
+
+    On a GPU, chroma is interpolated as libjpeg does on the CPU (its "fancy upsampling"; DALI's default repeats it), and
+    buffers get their final size at once, so memory use does not grow later.
+    """
     common = {"output_type": types.DALIImageType.RGB, "adjust_orientation": False}
     if device is None:
         return {**common, "device": "cpu"}
@@ -127,6 +131,7 @@ def _decoder_options(device: int | None, image_size: int, hardware_load: float) 
     return {
         **common,
         "device": "mixed",
+        "jpeg_fancy_upsampling": True,
         "hw_decoder_load": hardware_load,
         "device_memory_padding": padding,
         "host_memory_padding": padding // 2,

@@ -62,7 +62,7 @@ def _made(options: ImageOptions) -> dict[str, Any]:
     """Return what `dataset.json` records about the preparation."""
     return {
         **options.record(),
-        "resampling": "box when shrinking, bicubic when enlarging",
+        "resampling": "area averages when shrinking, cubic (a = -0.75) when enlarging",
         "exif_orientation": "applied" if options.exif else "ignored",
         "pillow": PIL.__version__,
     }

@@ -1,8 +1,8 @@
 """From an image file of the source to the stored image: decode, convert to RGB, resize, encode.
 
 The steps are those of Krizhevsky's own preparation tool (cuda-convnet2, ``make-data``): resize the shorter side to 256,
-with area averaging to shrink and cubic interpolation to enlarge, crop the centre 256 x 256, and encode as JPEG of
-quality 95. Like the tools of 2012, they ignore EXIF orientation, unless they are asked to turn the images.
+with area averaging to shrink and cubic interpolation to enlarge (`resizing`), crop the centre 256 x 256, and encode as
+JPEG of quality 95. Like the tools of 2012, they ignore EXIF orientation, unless they are asked to turn the images.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from dataloading.preparation.pixels import (
     upright,
     with_8_bits,
 )
+from dataloading.preparation.resizing import Box, resize
 from dataloading.sources.entries import Entry
 
 # Formats in use for photographs. Of the others that Pillow reads, EPS would even execute a program.
@@ -188,13 +189,12 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     image, is_transparent, is_turned = _decode(gunzip(data, options.max_bytes), options)
     if max(image.size) * options.size > 65_000 * min(image.size):  # JPEG allows 65,535 pixels a side
         raise Rejected(f"too narrow: {image.width} x {image.height} pixels")
-    image = resize_shorter_side(image, options.size)
-    square = centre_square(image, options.size)
-    stored = image if options.keep_aspect else square
+    pixels = resize_shorter_side(image, options.size, square=not options.keep_aspect)
+    height, width, _ = pixels.shape
+    left, top, right, bottom = _centre(width, height, options.size)
     buffer = io.BytesIO()
-    stored.save(buffer, "JPEG", quality=options.quality)
-    pixels = np.asarray(square)
-    return PreparedImage(buffer.getvalue(), stored.height, stored.width, pixels, is_transparent, is_turned)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=options.quality)
+    return PreparedImage(buffer.getvalue(), height, width, pixels[top:bottom, left:right], is_transparent, is_turned)
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
@@ -309,19 +309,31 @@ def _what_it_is(data: bytes) -> str:
     return f"not an image: starts with {data[:8]!r}"
 
 
-def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side has `size` pixels, and keep the aspect ratio to the nearest pixel."""
+def resize_shorter_side(image: Image.Image, size: int, *, square: bool) -> NDArray[np.uint8]:
+    """Resize so that the shorter side has `size` pixels, and keep the aspect ratio to the nearest pixel, halves up.
+
+    Args:
+        image: in mode RGB.
+        size: in pixels.
+        square: return only the centre `size` x `size` pixels; the others are not computed.
+
+    Returns:
+        uint8, height x width x 3.
+    """
     shorter = min(image.size)
-    if shorter == size:
-        return image
-    width, height = (size if side == shorter else max(size, round(side * size / shorter)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BOX if shorter > size else Image.Resampling.BICUBIC)
+    width, height = ((2 * side * size + shorter) // (2 * shorter) for side in image.size)
+    return resize(image, (width, height), _centre(width, height, size) if square else (0, 0, width, height))
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
     """Crop the centre `size` x `size` of an image that is at least as large."""
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return image.crop(_centre(image.width, image.height, size))
+
+
+def _centre(width: int, height: int, size: int) -> Box:
+    """Return the centre `size` x `size` pixels of width x height."""
+    left, top = (width - size) // 2, (height - size) // 2
+    return left, top, left + size, top + size
 
 
 def _one_line(error: BaseException) -> str:

@@ -171,9 +171,14 @@ def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(version=99), "has format version 99; this program reads version 3"),
-        (lambda about: about.update(version=2), "has format version 2; this program reads version 3"),
-        (lambda about: about.pop("version"), "has format version None; this program reads version 3"),
+        (lambda about: about.update(version=99), r"has format version 99, this program reads version 4; remove or"),
+        (
+            lambda about: about.update(version=3),
+            r"has format version 3, this program reads version 4 \(since version 4 images are shrunk by exact area "
+            r"averages\); remove or rename the folder and prepare it with: python -m dataloading.prepare SOURCE .*copy",
+        ),
+        (lambda about: about.update(version=2), "has format version 2, this program reads version 4"),
+        (lambda about: about.pop("version"), "has format version None, this program reads version 4"),
         (lambda about: about.update(format="parquet"), "does not describe a data set of this program"),
         (lambda about: about.pop("classes"), "dataset.json is damaged: missing or invalid entry 'classes'"),
         (lambda about: about.update(classes=["one", "two"]), "labels from 0 to 2; with 2 classes they must be 0 to 1"),

@@ -149,10 +149,13 @@ def test_a_gzip_file_is_decompressed_up_to_a_limit():
         (100, 50, (512, 256)),
         (333, 500, (256, 384)),
         (640, 427, (384, 256)),  # 383.7
+        (1025, 512, (513, 256)),  # 512.5
     ],
 )
 def test_the_shorter_side_is_brought_to_size(width, height, wanted):
-    assert resize_shorter_side(Image.new("RGB", (width, height)), 256).size == wanted
+    image = Image.new("RGB", (width, height))
+    assert resize_shorter_side(image, 256, square=False).shape == (wanted[1], wanted[0], 3)
+    assert resize_shorter_side(image, 256, square=True).shape == (256, 256, 3)
 
 
 def test_shrinking_averages_areas():

@@ -1,0 +1,1 @@
+"""Originals to prepare, and how long their preparation takes."""
