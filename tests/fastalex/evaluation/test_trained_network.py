@@ -55,6 +55,16 @@ def test_the_mean_colour_is_subtracted_where_the_network_was_trained_so(prepared
     assert np.allclose(images[1], pixels - dataset.mean_image.mean((0, 1)), atol=1e-3)
 
 
+def test_the_mean_of_images_of_another_size_is_not_subtracted(runs, prepared, class_folders, tmp_path):
+    small = dataloading.prepare_dataset(class_folders, tmp_path / "small", size=64, progress=False, workers=0)
+    large = dataloading.Dataset(prepared)
+    networks = TrainedNetwork.find(runs[0]), TrainedNetwork.find(save_run(tmp_path / "run", small.root))
+    for network, other, own, found in zip(networks, (small, large), (256, 64), (64, 256), strict=True):
+        with pytest.raises(ConfigurationError, match=rf"trained on images of {own} pixels, .* has images of {found};"):
+            network.mean_image_for(other)
+        assert replace(network, recorded_size=48).stored_size == 48
+
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 

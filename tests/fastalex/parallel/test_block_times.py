@@ -43,11 +43,11 @@ def test_a_block_costs_its_median_step_after_the_warm_up_on_the_slowest_device(m
     monkeypatch.setattr(block_times, "_time_step", time_step)
 
     class TwoDevices(World):
-        """The other one computes the first block slowly and all else at once."""
+        """The other one computes the first block more slowly."""
 
         def gather_objects(self, value):
             assert value == {name: 3.0 * (1 + index) for index, name in enumerate(names)}
-            return [value, dict.fromkeys(names, 0.0) | {names[0]: 1000.0}]
+            return [value, value | {names[0]: 1000.0}]
 
     here = TwoDevices(0, 1, HERE.device)
     assert balance_split(here, model, plan, batch_size=12) == ((names[0],), names[1:])

@@ -1,9 +1,12 @@
 """Micro-batches change nothing but rounding; dropout masks differ from step to step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fastalex.parallel.engine import WholeNetwork
+from fastalex.parallel.engine import Replica, WholeNetwork
+from fastalex.parallel.pipeline import Pipeline
 from tests.fastalex.parallel.conftest import CPU, single_device
 from tests.fastalex.parallel.engine_workers import BATCH, batch, network
 
@@ -41,3 +44,23 @@ def test_what_keeps_steps_out_of_cuda_graphs():
     assert engine.capture_obstacle(False) == "CUDA graphs are off, as requested"
     with pytest.raises(RuntimeError, match="WholeNetwork does not capture single passes"):
         engine.capture(lambda run: run)
+    engine._replicated = engine.stage  # type: ignore[assignment]
+    for requested in (None, True):
+        assert engine.capture_obstacle(requested) == (
+            "CUDA graphs are off: replicas exchange gradients during backward"
+        )
+
+
+@pytest.mark.parametrize(
+    ("device", "replica", "requested", "obstacle"),
+    [
+        ("cuda", None, True, None),
+        ("cuda", None, None, "CUDA graphs are off: for pipeline stages they are experimental and must be requested"),
+        ("cuda", None, False, "CUDA graphs are off, as requested"),
+        ("cuda", Replica(0, None), True, "CUDA graphs are off: replicas exchange gradients during backward"),
+        ("cpu", None, True, "CUDA graphs are off: the device is a CPU"),
+    ],
+)
+def test_what_keeps_the_passes_of_stages_out_of_cuda_graphs(device, replica, requested, obstacle):
+    stages = SimpleNamespace(device=torch.device(device), _replica=replica)
+    assert Pipeline.capture_obstacle(stages, requested) == obstacle  # type: ignore[arg-type]

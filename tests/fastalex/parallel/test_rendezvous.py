@@ -30,6 +30,8 @@ def test_workers_that_differ_are_named():
             {"kind of device": "NVIDIA H100"},
             "kind of device is NVIDIA H100 for worker 1 on b and cpu for worker 0 on a",
         ),
+        ({"python": "3.12"}, r"python is 3\.12 for worker 1 on b and 3\.11 for worker 0 on a"),
+        ({"fastalex": "0.2"}, r"fastalex is 0\.2 for worker 1 on b and 0\.1 for worker 0 on a"),
         ({"problem": "device 1 does not exist"}, "^b: device 1 does not exist$"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -5,7 +5,7 @@ import pytest
 from fastalex import build_architecture
 from fastalex.network.footprint import layer_costs
 from fastalex.parallel.partition import partition
-from fastalex.parallel.stage_memory import stage_memory
+from fastalex.parallel.stage_memory import StageMemory, stage_memory
 
 ARCHITECTURE = build_architecture("krizhevsky")
 LAYERS = layer_costs(ARCHITECTURE, "fp32", "native")
@@ -54,6 +54,7 @@ def test_every_byte_of_two_stages_in_bf16_by_hand():
     assert (first.in_flight, second.in_flight) == (2 / 4, 1 / 4)
     assert second.per_image == second.activations / 4 + second.whole_batch
     assert second.total(9) == second.fixed + round(9 * second.per_image)
+    assert StageMemory(("conv1",), 1, 0, 3, 1 / 4, 0).total(3) == 3 + 2  # 2.25 bytes of three images
 
 
 def test_a_middle_stage_keeps_what_crosses_both_boundaries():
