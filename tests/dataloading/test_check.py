@@ -210,6 +210,20 @@ def test_a_disk_that_fails_is_not_called_damage(small, tmp_path, monkeypatch, ca
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
+    stat = Path.stat
+
+    def failing_too(path: Path, **more: bool) -> os.stat_result:
+        if path.name in ("val-000000.tar", "val-sources.csv"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", failing_too)
+        assert [(problem.file.name, problem.is_damage) for problem in problems(dataset, progress=False)] == [
+            ("val-sources.csv", False),
+            ("train-000001.tar", False),
+            ("val-000000.tar", False),
+        ]
     with pytest.raises(
         DatasetError, match=r"was not checked: 1 files cannot be read; check the disk or its connection"
     ):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
+from dataloading import dataset as dataset_module
 from dataloading.preparation.images import ImageOptions, prepare_image
 from dataloading.shards import INDEX_DTYPE
 from dataloading.subset import balanced_subset
@@ -153,6 +154,8 @@ def test_a_sample_knows_the_file_it_was_made_from(small, folders, tmp_path):
     assert dataset.source("val", 0) == small.source("val", 0)
     with pytest.raises(DatasetError, match=r"train-sources.csv is damaged: its SHA-256 is not the one in dataset.json"):
         dataset.source("train", 0)
+    (root / "val-sources.csv").unlink()
+    assert dataset.source("val", 1) == small.source("val", 1)  # they are read once
     (root / "train-sources.csv").unlink()
     with pytest.raises(DatasetError, match=r"cannot read .*train-sources.csv: No such file"):
         dataset.source("train", 0)
@@ -226,6 +229,15 @@ def test_an_index_that_belongs_to_other_shards_is_refused(small, tmp_path):
     changed_index(root, "train", lambda index: index["shard"].put(range(10, 20), 2))
     with pytest.raises(DatasetError, match=r"train-index.npy does not belong to these shards: sample 10 should be"):
         Dataset(root)
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(1, [0]), (2, [0, 20]), (3, [0, 10, 20]), (64, [0, 10, 20])])
+def test_opening_reads_the_first_sample_of_some_shards(small, monkeypatch, most, wanted):
+    probed, read = [], Dataset.read
+    monkeypatch.setattr(dataset_module, "_SHARDS_PROBED", most)
+    monkeypatch.setattr(Dataset, "read", lambda *a: probed.append(a[1:]) or read(*a))
+    Dataset(small.root)
+    assert [sample for split, sample in probed if split == "train"] == wanted
 
 
 READ_ALL = """
