@@ -54,6 +54,11 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _say(f"CPU operators fall back to PyTorch, which is slower: native.c could not be compiled ({_reason(error)})")
         return None
+    return declared(loaded)
+
+
+def declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """`loaded`, a compiled native.c, with the types of its functions."""
     for name, arguments in _ARGUMENTS.items():
         function = getattr(loaded, name)
         function.argtypes = arguments

@@ -73,7 +73,7 @@ class _BiasReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, bias, seed, first_row, p, scale):
-        y, _ = _apply_mask((x + bias.to(x.dtype)).relu_(), seed, first_row, p, scale)
+        y, _ = _apply_mask(_add_bias_relu(x, bias).to(x.dtype), seed, first_row, p, scale)
         ctx.save_for_backward(y, seed, first_row)
         ctx.options = (p, scale)
         ctx.bias_dtype = bias.dtype
@@ -102,5 +102,11 @@ def bias_relu_dropout(
     """As :func:`kernels.bias_relu_dropout`, without the checks."""
     if training and p > 0:
         return _BiasReluDropout.apply(x, bias, seed, first_row, p, 1 / (1 - p) if inverted else 1.0)
-    y = (x + bias.to(x.dtype)).relu_()
-    return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
+    y = _add_bias_relu(x, bias)
+    return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted).to(x.dtype)
+
+
+def _add_bias_relu(x: Tensor, bias: Tensor) -> Tensor:
+    """relu(x + bias) in the dtype computed in, in which the gradient of the bias is then summed too."""
+    wide = compute_dtype(x)
+    return (x.to(wide) + bias.to(wide)).relu_()

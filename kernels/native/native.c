@@ -582,8 +582,8 @@ INLINE long offset_of(const Grid *grid, const Run *run, long group, long row, lo
 }
 
 /* values = matrix * tile * matrix^T for all tiles. Given `mask`, an array of the maps' shape, map elements count as 0
-   where the mask is not above 0. Given `sums` (images x channels, for a grid of stride 1), the first step x step cells
-   of each tile are added up there. */
+   where the mask is not above 0. Given `sums` (images x channels, for a grid of stride 1 whose tiles do not overlap),
+   the map is added up there. */
 int maps_to_tiles(const float *maps, const float *mask, float *values, float *sums, const float *matrix, long p, long q,
                   long images, long height, long width, long depth, long groups, long stride, long top, long left,
                   long step, long down, long right, int threads)
@@ -615,7 +615,7 @@ int maps_to_tiles(const float *maps, const float *mask, float *values, float *su
                             else
                                 for (long t = 0; t < runs[r].count; t++) to[t] = from[at + t];
                         }
-                        if (sums && i < step && j < step) {
+                        if (sums) {
                             float *restrict total = sums + (image * groups + group) * depth + first;
                             for (long t = 0; t < count; t++) total[t] += cell[t];
                         }

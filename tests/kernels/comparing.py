@@ -5,17 +5,19 @@ from __future__ import annotations
 import builtins
 import importlib
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import kernels
-from kernels.native import build
+from kernels.native import build, c_functions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -37,8 +39,13 @@ TRANSFORMED_TOLERANCES = {torch.float64: 6e-14, torch.float32: 3e-5}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["nchw", "channels_last", "sliced"]
 IMPLEMENTATIONS = ["native", "triton"]
-# On a CPU, normalisation is compiled C, or PyTorch if there is no compiler.
-NORM_IMPLEMENTATIONS = ["native", "native in PyTorch", "triton"]
+# Normalisation and minimal filtering are native.c for fp32 on a CPU, else PyTorch: there are two to test.
+NATIVE = [*(["native in C"] if DEVICE == "cpu" else []), "native in PyTorch"]
+NORM_IMPLEMENTATIONS = [*NATIVE, "triton"]
+
+# Bytes behind the end of a tensor that `kernels` allocates in a test (conftest.py), by its storage's address.
+GUARD = 4096
+guarded_bytes: dict[int, int] = {}
 
 # More iterations than any loop of a kernel has at small sizes.
 LONG_GRID = 1000
@@ -50,7 +57,9 @@ seeds = st.integers(0, 2**31)
 
 
 def dtypes_of(implementation: str) -> list[torch.dtype]:
-    """All dtypes, without bf16 in Triton's interpreter, which truncates where a GPU rounds."""
+    """All dtypes, without bf16 in Triton's interpreter, which truncates where a GPU rounds; fp32 for native.c."""
+    if implementation == "native in C":
+        return [torch.float32]
     interpreted = implementation == "triton" and DEVICE == "cpu"
     return [dtype for dtype in DTYPES if not (interpreted and dtype == torch.bfloat16)]
 
@@ -63,19 +72,43 @@ NORM_COMPUTED = [
 
 @contextmanager
 def using(implementation: str) -> Iterator[None]:
-    """:func:`kernels.using`, which also accepts "native in PyTorch". "native" fails without a compiler."""
-    with pytest.MonkeyPatch.context() as patched:
+    """:func:`kernels.using`, which also accepts the two of `NATIVE`.
+
+    Fails if a block "native in C" computes nothing there. Every native block says which functions of native.c it
+    called, or that PyTorch computed: in `pytest --hypothesis-show-statistics` for the tests by Hypothesis.
+    """
+    if not implementation.startswith("native"):
+        with kernels.using(implementation):
+            yield
+        return
+    with pytest.MonkeyPatch.context() as patched, called_c_functions() as called:
         if implementation == "native in PyTorch":
             patched.setattr(build, "library", lambda: None)
-        else:
-            assert implementation != "native" or build.library() is not None, "native.c was not compiled"
-        with kernels.using("native" if implementation == "native in PyTorch" else implementation):
+        with kernels.using("native"):
             yield
+    assert called or implementation != "native in C", "nothing was computed by native.c"
+    if hypothesis.currently_in_test_context():
+        hypothesis.event(f"native: {', '.join(sorted(called)) or 'PyTorch'}")
+
+
+@contextmanager
+def called_c_functions() -> Iterator[set[str]]:
+    """The names of the functions of native.c that compute something in this block."""
+    called, call = set(), c_functions._call
+
+    def recorded(name: str, *arguments: object) -> None:
+        call(name, *arguments)
+        if name != "run_in_threads":
+            called.add(name)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(c_functions, "_call", recorded)
+        yield called
 
 
 def dtype_for(implementation: str, drawn: torch.dtype) -> torch.dtype:
-    """The dtype drawn, or fp16 if the implementation does not support it here."""
-    return drawn if drawn in dtypes_of(implementation) else torch.float16
+    """The dtype drawn, or the smallest that the implementation supports here."""
+    return drawn if drawn in dtypes_of(implementation) else dtypes_of(implementation)[-1]
 
 
 def examples(count: int) -> Callable:
@@ -110,6 +143,23 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
+def guarded(x: Tensor) -> Tensor:
+    """x with NaN around it and in its gaps, which shows reads outside; x itself if elements share memory."""
+    if 0 in x.stride() or not x.numel():
+        return x
+    length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    margin = GUARD // x.element_size()
+    memory = torch.full((length + 2 * margin,), float("nan"), dtype=x.dtype, device=x.device)
+    return memory.as_strided(x.shape, x.stride(), margin).copy_(x)
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros. On a CPU, pages take memory only once they are written."""
+    if DEVICE == "cuda":
+        return torch.zeros(tuple(shape), dtype=dtype, device=DEVICE)
+    return torch.from_numpy(np.zeros(tuple(shape), dtype=str(dtype).removeprefix("torch.")))
+
+
 def uninitialised(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor. On a CPU, pages take memory only once they are written."""
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -133,7 +183,8 @@ def ends_of_grids(count: int) -> Iterator[None]:
         return itertools.chain(full[:count], full[-count:]) if len(full) > LONG_GRID else full
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(interpreter, "range", ends, raising=False)
+        for module in [interpreter, *(module for name, module in sys.modules.items() if name.startswith("kernels."))]:
+            patched.setattr(module, "range", ends, raising=False)
         patched.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
         yield
 
@@ -188,7 +239,7 @@ def check_against_reference(
 ) -> Tensor:
     """Compare the result and the gradients of all `tensors` with the reference in fp64. Returns the result."""
     dtype = tensors[0].dtype
-    ours = [tensor.detach().requires_grad_() for tensor in tensors]
+    ours = [guarded(tensor.detach()).requires_grad_() for tensor in tensors]
     theirs = [tensor.detach().double().requires_grad_() for tensor in tensors]
     with using(implementation):
         y = operator(*ours)
@@ -196,7 +247,7 @@ def check_against_reference(
         wanted = operator(*theirs)
     check_close(y.detach(), wanted.detach(), dtype, "result")
     assert y.dtype == dtype
-    grad = laid_out(random_tensor(y.shape, seed + 1, dtype), gradient_layout)
+    grad = guarded(laid_out(random_tensor(y.shape, seed + 1, dtype), gradient_layout))
     with using(implementation):
         y.backward(grad)
     wanted.backward(grad.double())
@@ -218,7 +269,7 @@ def saved_bytes(operator: Callable[[], Tensor]) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes() - guarded_bytes.get(storage.data_ptr(), 0)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

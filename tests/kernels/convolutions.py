@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from comparing import DEVICE, laid_out, random_tensor
+from comparing import DEVICE, guarded, laid_out, random_tensor
 from torch import Tensor
 
 import kernels
@@ -63,9 +63,9 @@ def check_convolution(
     seed: int, work: torch.dtype,
 ) -> None:  # fmt: skip
     """Check the result and the gradients of the implementation in use, which accumulates in the dtype `work`."""
-    ours = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
+    ours = [None if t is None else guarded(t.detach()).requires_grad_() for t in (x, weight, bias)]
     y = kernels.conv2d_relu(*ours, stride, padding, groups, relu=relu)
-    grad = laid_out(random_tensor(y.shape, seed + 3, x.dtype), gradient_layout)
+    grad = guarded(laid_out(random_tensor(y.shape, seed + 3, x.dtype), gradient_layout))
     y.backward(grad)
     # The sign for the ReLU comes from the result itself, because near 0 it depends on rounding.
     grad_z = grad.double() * (y > 0) if relu else grad.double()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
-from comparing import DEVICE, ends_of_grids, laid_out, random_tensor, uninitialised
+from comparing import DEVICE, ends_of_grids, laid_out, random_tensor, zeros
 from convolutions import ALEXNET, check_convolution, launched_with
 from torch import Tensor
 
 import kernels
 from kernels import conv_gemm, launch_settings
-from kernels.launch_settings import Settings
+from kernels.launch_settings import Problem, Settings
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -33,7 +36,7 @@ def test_space_to_depth_gives_the_same_convolution(
     weight = laid_out(random_tensor((filters, shape[1] // groups, *kernel), 1, dtype), "channels_last")
     made, make = [], conv_gemm.space_to_depth
     monkeypatch.setattr(conv_gemm, "space_to_depth", lambda *a: made.append(make(*a)) or made[-1])
-    settings = None if rearranged else Settings(16, 16, 16, 4, 1, splits=2)
+    settings = None if rearranged else Settings(16, 64, 64, 4, 1, splits=2)
     bias = random_tensor((filters,), 2, dtype)
     work = torch.float32 if dtype == torch.float16 else dtype
     with kernels.using("triton"), launched_with(settings):
@@ -93,27 +96,71 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert torch.equal(y[-8:], few)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_offsets_pass_32_bits(stride: int) -> None:
-    """The first and the last image of a large batch give the same results as alone. Sums over images are left out."""
-    images = 2**31 // (16 * 3 * 3) + 2
-    image, grad_image = (
-        random_tensor((1, 16, size, size), 0, torch.float16).to(memory_format=torch.channels_last)
-        for size in (2 * stride + 1, 3)
+def results(x: Tensor, weight: Tensor, stride: int, grad: Tensor) -> list[Tensor]:
+    """y, and the gradients of x and of the weight, from the ends of long grids and loops."""
+    leaves = x.requires_grad_(), weight.clone().requires_grad_()
+    # The weight gradient has two splits, so that both begin or end with one of the images.
+    settings = Settings(32, 64, 64, 4, 1, splits=2, rearranged=x.shape[1] == 3)
+    with kernels.using("triton"), launched_with(settings), ends_of_grids(max(8, 2 * stride**2)):
+        y = kernels.conv2d_relu(*leaves, None, stride, 1 if weight.shape[2] == 3 else 0, relu=False)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "stride", "side"),
+    [
+        # More elements than 32 bits count; more pixels than that; and space-to-depth.
+        ((16, 3, 3), 16, 3, 1, 3),
+        ((16, 5, 5), 32, 3, 2, 3),
+        ((1, 3, 3), 1, 3, 1, 3),
+        ((3, 4, 4), 48, 4, 4, 1),
+    ],
+)
+def test_offsets_pass_32_bits(shape: tuple[int, ...], filters: int, kernel: int, stride: int, side: int) -> None:
+    """The first and the last of many images give the same as alone. Those in between are 0, and sums twice as large."""
+    images = 2**31 // min(math.prod(shape), filters * side * side) + 2
+    weight = random_tensor((filters, shape[0], kernel, kernel), 2, torch.float16, 0.1)
+    alone, many = [], []
+    for index, (channels, height) in enumerate((shape[:2], (filters, side))):
+        one = random_tensor((1, channels, height, height), index, torch.float16)
+        alone.append(laid_out(one, "channels_last"))
+        many.append(zeros((images, height, height, channels), torch.float16).permute(0, 3, 1, 2))
+        many[-1][0] = many[-1][-1] = one[0]
+    wanted, found = (results(x, weight, stride, grad) for x, grad in (alone, many))
+    for single, large in zip(wanted[:2], found[:2], strict=True):
+        assert large.numel() > 2**31
+        assert torch.equal(large[0], single[0])
+        assert torch.equal(large[-1], single[0])
+    torch.testing.assert_close(found[2], 2 * wanted[2])
+
+
+@pytest.mark.parametrize("settings", [Settings(32, 16, 16, 8, 5), Settings(16, 32, 64, 2, 2, splits=3)])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_launches_have_the_settings_chosen(settings: Settings, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that an interpreter ignores too: warps, stages, and the rounding of factors."""
+    problem = Problem(2, 4, 5, 5, 6, (3, 3), 1, (1, 1, 1, 1), 2, "float32", precision)
+    x, weight, grad = (
+        laid_out(random_tensor(shape, 0, torch.float32), "channels_last")
+        for shape in ((2, 4, 5, 5), (6, 2, 3, 3), (2, 6, 5, 5))
     )
-    weight = random_tensor((16, 16, 3, 3), 1, torch.float16, 0.1)
+    launches = {}
 
-    def result_and_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x.requires_grad_()
-        with kernels.using("triton"), ends_of_grids(8):
-            y = kernels.conv2d_relu(x, weight, None, stride, 1, relu=False)
-            return y.detach(), torch.autograd.grad(y, x, grad)[0]
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name = name
 
-    alone = result_and_gradient(image.clone(), grad_image)
-    x, grad = (uninitialised((images, *one.shape[1:]), "channels_last", one.dtype) for one in (image, grad_image))
-    x[0] = x[-1] = image[0]
-    grad[0] = grad[-1] = grad_image[0]
-    for many, single in zip(result_and_gradient(x, grad), alone, strict=True):
-        assert many.numel() > 2**31
-        assert torch.equal(many[0], single[0])
-        assert torch.equal(many[-1], single[0])
+        def __getitem__(self, grid: tuple[int, ...]):
+            return lambda *_, **options: launches.update({self.name: options | {"grid": grid}})
+
+    for name in ("conv_fwd_kernel", "conv_bwd_data_kernel", "conv_bwd_weight_kernel"):
+        monkeypatch.setattr(conv_gemm, name, Recorded(name))
+    conv_gemm.run_forward(x, weight, None, problem, False, settings)
+    conv_gemm.run_backward_data(grad, weight, problem, settings)
+    conv_gemm.run_backward_weight(grad, x, problem, settings)
+    assert len(launches) == 3
+    for options in launches.values():
+        assert Settings(*(options[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"))) == (
+            dataclasses.replace(settings, splits=1)
+        )
+        assert options["PRECISION"] == precision
+        assert options["enable_fp_fusion"]

@@ -11,17 +11,19 @@ from comparing import (
     check_close,
     dtype_for,
     dtypes,
+    ends_of_grids,
     examples,
     gradient_layouts,
+    guarded,
     laid_out,
     layouts,
     random_tensor,
     saved_bytes,
     seeds,
+    uninitialised,
 )
 from convolutions import check_convolution, launched_with
 from hypothesis import assume, given
-from torch import Tensor
 
 import kernels
 from kernels import arguments, conv_gemm, conv_relu, launch_settings
@@ -60,7 +62,7 @@ def test_result_and_gradients_are_pytorchs(
     dtype = dtype_for(implementation, dtype)
     x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
     weight = laid_out(random_tensor((count * groups, channels, *kernel), seed + 1, dtype), layout)
-    bias = random_tensor((count * groups,), seed + 2, dtype) if with_bias else None
+    bias = laid_out(random_tensor((count * groups,), seed + 2, dtype), layout) if with_bias else None
     # On a CPU, PyTorch may accumulate in half precision.
     half = dtype in (torch.float16, torch.bfloat16)
     work = torch.float32 if half and implementation == "triton" else dtype
@@ -70,7 +72,7 @@ def test_result_and_gradients_are_pytorchs(
 
 @pytest.mark.usefixtures("without_tf32")
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 0, 0), (0, 3, 0, 3)])
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 1, 0, 0), (1, 1, 0, 2), (0, 3, 0, 3)])
 def test_cudnn_and_triton_agree(relu: bool, padding: tuple[int, ...]) -> None:
     x = laid_out(random_tensor((2, 4, 7, 6), 0, torch.float32), "channels_last")
     weight, bias = random_tensor((6, 2, 3, 3), 1, torch.float32), random_tensor((6,), 2, torch.float32)
@@ -86,22 +88,54 @@ def test_cudnn_and_triton_agree(relu: bool, padding: tuple[int, ...]) -> None:
         check_close(library, triton.double(), torch.float32, what)
 
 
-def test_bias_and_relu_reach_beyond_2_to_the_31_items() -> None:
-    """Runs only the first program of a launch with more items than 32 bits count, on memory for that program alone."""
-    y, bias = random_tensor((launch_settings.ITEMS // 16, 16), 0, torch.float32), random_tensor((16,), 1, torch.float32)
-    wanted = (y + bias).relu()
-    conv_relu.bias_relu_fwd_kernel[(1,)](
-        y,
-        bias,
-        2**29,
-        FILTERS=16,
-        HAS_BIAS=True,
-        RELU=True,
-        ITEMS=launch_settings.ITEMS,
-        VECTOR=1,
-        **launch_settings.OPTIONS,
-    )
+@pytest.mark.parametrize("forced", [True, False])
+def test_without_a_measurement_the_library_computes_unless_triton_is_forced(
+    forced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for module in (conv_gemm, conv_relu):
+        for name in ("run_forward", "run_backward_data", "run_backward_weight", "library_forward", "library_backward"):
+            if run := getattr(module, name, None):
+                monkeypatch.setattr(module, name, lambda *a, name=name, run=run: called.append(name) or run(*a))
+    x, weight = random_tensor((1, 2, 4, 4), 0, torch.float32), random_tensor((2, 2, 3, 3), 1, torch.float32)
+    y = torch.ops.fastalex.conv_relu_forward(x, weight, None, 1, [0] * 4, 1, False, forced)
+    torch.ops.fastalex.conv_relu_backward(y, x, weight, None, 1, [0] * 4, 1, [True, True, False], forced)
+    by_triton = ["run_forward", "run_backward_data", "run_backward_weight"]
+    assert called == (by_triton if forced else ["library_forward", "library_backward", "library_backward"])
+
+
+@pytest.mark.parametrize(("with_bias", "relu"), [(False, False), (True, False), (False, True)])
+def test_settings_are_those_of_the_product_with_its_epilogue(
+    with_bias: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, choose = [], launch_settings.choose
+    monkeypatch.setattr(launch_settings, "choose", lambda *a: asked.append((a[0], a[1].epilogue)) or choose(*a))
+    x, weight = (torch.ones(shape, device=DEVICE, requires_grad=True) for shape in ((1, 2, 4, 4), (3, 2, 3, 3)))
+    with kernels.using("triton"):
+        kernels.conv2d_relu(x, weight, torch.ones(3, device=DEVICE) if with_bias else None, relu=relu).sum().backward()
+    assert asked == [("forward", with_bias or relu), ("data_gradient", False), ("weight_gradient", False)]
+
+
+@pytest.mark.parametrize("filters", [3, 6, 8])
+def test_bias_and_relu_of_several_programs(filters: int) -> None:
+    y, bias = random_tensor((3, filters, 9, 17), 0, torch.float32), random_tensor((filters,), 1, torch.float32)
+    wanted = (y + bias.view(-1, 1, 1)).relu()
+    y = guarded(laid_out(y, "channels_last"))
+    conv_relu.add_bias_relu_(y, bias, True)
     assert torch.equal(y, wanted)
+
+
+def test_bias_and_relu_pass_32_bits() -> None:
+    """The first and the last pixels of a large tensor, whose 32 filters are 4 vectors, give the same as alone."""
+    ends, bias = random_tensor((launch_settings.ITEMS // 4, 32), 0, torch.float16), random_tensor((32,), 1)
+    y = uninitialised((2**26 + len(ends), 32, 1, 1), "channels_last", torch.float16)
+    for part in (y[: len(ends)], y[-len(ends) :]):
+        part[..., 0, 0] = ends
+    with ends_of_grids(1):
+        conv_relu.add_bias_relu_(y, bias, True)
+    assert y.numel() > 2**31
+    for part in (y[: len(ends)], y[-len(ends) :]):
+        assert torch.equal(part[..., 0, 0], (ends.float() + bias.float()).relu().half())
 
 
 @pytest.mark.usefixtures("without_tf32")
@@ -191,25 +225,6 @@ def test_an_empty_batch_gives_an_empty_result(implementation: str) -> None:
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
-@pytest.mark.usefixtures("without_tf32")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_compiles_into_one_graph(implementation: str) -> None:
-    x = laid_out(random_tensor((1, 4, 5, 5), 0, torch.float32), "channels_last").requires_grad_()
-    weight = random_tensor((4, 2, 3, 3), 1, torch.float32).requires_grad_()
-    bias = random_tensor((4,), 2, torch.float32).requires_grad_()
-
-    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return kernels.conv2d_relu(x * 2, weight, bias, 2, (0, 1, 1, 0), 2) + 1
-
-    with kernels.using(implementation):
-        y = torch.compile(function, fullgraph=True)(x, weight, bias)
-        wanted = function(x, weight, bias)
-        expected = torch.autograd.grad(wanted.sum(), (x, weight, bias))
-        found = torch.autograd.grad(y.sum(), (x, weight, bias))
-    torch.testing.assert_close(y, wanted)
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("forced", [True, False])
 def test_registered_operators_keep_pytorchs_rules(layout: str, forced: bool) -> None:
@@ -244,6 +259,8 @@ def test_registered_operators_keep_pytorchs_rules(layout: str, forced: bool) -> 
         ({"bias": torch.ones(4, device="meta")}, ValueError, "bias must be on the device of x"),
         ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
         ({"stride": 1.5}, TypeError, "stride must be an int, got float"),
+        ({"stride": True}, TypeError, "stride must be an int, got bool: True"),
+        ({"weight": torch.ones(4, 2, 0, 3)}, ValueError, "x's padded height must be at least the kernel's, 0, got 5"),
         ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         ({"padding": (0, 0, 0, -1)}, ValueError, "padding must be at least 0, got -1"),
         ({"padding": "same"}, TypeError, r"padding must be an int, \(h, w\) or \(top, .*\), got str: 'same'"),
@@ -267,3 +284,16 @@ def test_an_image_too_large_for_32_bits_is_refused() -> None:
     x, weight = torch.ones(1, 1, 2, 2, device=DEVICE), torch.ones(1, 1, 1, 1, device=DEVICE)
     with kernels.using("triton"), pytest.raises(ValueError, match="x must have at most 2147418112 elements per padded"):
         kernels.conv2d_relu(x, weight, padding=2**15)
+
+
+@pytest.mark.usefixtures("no_copies")
+@pytest.mark.parametrize(
+    ("filters", "side", "kernel", "what"),
+    [(2**15, 2**8, 1, "the result must have at most 2147418112 elements per padded image"),
+     (2**16, 2**4, 2**4, "weight must have at most 2147418112 elements")],
+)  # fmt: skip
+def test_a_result_or_a_weight_too_large_for_32_bits_is_refused(filters: int, side: int, kernel: int, what: str) -> None:
+    one = torch.ones(1, 1, 1, 1, device=DEVICE)
+    x, weight = one.expand(1, 2**7, side, side), one.expand(filters, 2**7, kernel, kernel)
+    with kernels.using("triton"), pytest.raises(ValueError, match=what):
+        kernels.conv2d_relu(x, weight)

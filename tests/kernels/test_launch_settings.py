@@ -93,6 +93,8 @@ def test_without_an_entry_the_heuristic_chooses_and_logs(tables: Path, caplog: p
         ),
         ({"problem": {"batch": 1, "colour": 2}}, "colour"),
         ({"ms": "fast"}, "ms must be a positive number, got 'fast'"),
+        ({"ms": True}, "ms must be a positive number, got True"),
+        ({"ms": 0.0}, "ms must be a positive number, got 0.0"),
         ({"library_ms": float("nan")}, "library_ms must be a positive number, got nan"),
     ],
 )
@@ -118,6 +120,36 @@ def test_the_precision_follows_pytorchs_switch(allowed: bool, monkeypatch: pytes
     assert launch_settings.problem_of(x, weight, 1, (0, 0, 0, 0), 1).precision == ("tf32" if allowed else "ieee")
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert launch_settings.problem_of(x.to(dtype), weight.to(dtype), 1, (0, 0, 0, 0), 1).precision == "ieee"
+
+
+@pytest.mark.parametrize(
+    ("channels", "itemsize", "width"),
+    [(96, 2, 8), (96, 4, 4), (96, 8, 2), (12, 2, 4), (6, 4, 2), (3, 2, 1), (48, 1, 8)],
+)
+def test_a_thread_loads_at_most_16_bytes(channels: int, itemsize: int, width: int) -> None:
+    assert launch_settings.vector_width(channels, itemsize) == width
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, True),
+        ({"stride": 1}, False),
+        # 8 channels of 2 bytes are loaded 16 bytes at a time without it.
+        ({"channels": 8}, False),
+        # 5 x 5 taps would become 8 x 8.
+        ({"kernel": (5, 5)}, False),
+        # 2^14 x 2^14 pixels have 3 * 2^28 channels, which fit 32 bits, but with its padding an image does not.
+        ({"height": 2**14, "width": 2**14}, True),
+        ({"height": 2**15, "width": 2**15}, False),
+    ],
+)
+def test_space_to_depth_is_for_narrow_loads_and_few_more_terms(changes: dict, wanted: bool) -> None:
+    conv1 = Problem(128, 3, 224, 224, 96, (11, 11), 4, (0, 3, 0, 3), 1, "bfloat16", "ieee")
+    problem = dataclasses.replace(conv1, **changes)
+    assert problem.can_be_rearranged() == wanted
+    for direction in DIRECTIONS:
+        assert heuristic(direction, problem).rearranged == (wanted and direction != "data_gradient")
 
 
 def test_shipped_tables_can_be_read() -> None:

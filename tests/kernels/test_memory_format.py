@@ -37,6 +37,24 @@ def test_a_dense_copy_keeps_the_values_and_the_layout(shape, layout, cut):
     assert empty_as(copy, (2, 2, 2, 2)).stride() == empty_as(x, (2, 2, 2, 2)).stride()
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout", "wanted"),
+    [
+        ((2, 3, 4, 5), "channels_last", True),
+        ((2, 3, 1, 5), "channels_last", True),
+        ((2, 3, 4, 5), "nchw", False),
+        # Both formats fit.
+        ((2, 3, 1, 1), "channels_last", False),
+        ((2, 1, 4, 5), "channels_last", False),
+    ],
+)
+def test_a_tensor_of_both_formats_counts_as_nchw(shape: tuple[int, ...], layout: str, wanted: bool) -> None:
+    x = laid_out(random_tensor(shape, 0), layout)
+    assert is_channels_last(x) == wanted
+    assert is_dense(x)
+    assert not is_dense(laid_out(random_tensor((2, 3, 4, 5), 0), "sliced"))
+
+
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("cut", CUTS)

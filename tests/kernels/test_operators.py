@@ -1,10 +1,9 @@
-"""Properties of every operator: reproducible bits, no hidden copies, special values as in the definition."""
+"""Properties of every operator: reproducible bits, no hidden copies, large tensors, what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import hypothesis.strategies as st
 import pytest
 import torch
 from comparing import (
@@ -12,19 +11,14 @@ from comparing import (
     IMPLEMENTATIONS,
     check_against_reference,
     check_close,
-    dtype_for,
-    dtypes,
     dtypes_of,
     ends_of_grids,
-    examples,
     laid_out,
     no_copies,
     random_tensor,
-    seeds,
     uninitialised,
     using,
 )
-from hypothesis import given
 from torch import Tensor
 
 import kernels
@@ -179,7 +173,7 @@ def test_offsets_pass_32_bits(name: str, layout: str) -> None:
 
     def result_and_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         x.requires_grad_()
-        with kernels.using("triton"), ends_of_grids(6):
+        with kernels.using("triton"), ends_of_grids(2):  # an image is one or two programs
             y = LARGE[name](x)
             return y.detach(), torch.autograd.grad(y, x, grad)[0]
 
@@ -248,47 +242,3 @@ def test_a_tensor_that_is_not_dense_is_refused(implementation: str, name: str, c
 def test_other_tensors_that_are_not_dense_are_named(name: str, operator) -> None:
     with pytest.raises(TypeError, match=rf"{name} must be a dense tensor, got layout torch\.sparse_coo: call"):
         operator(torch.ones(1, 1, 1, 1, device=DEVICE).to_sparse())
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", OPERATORS)
-@examples(4)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([float("nan"), float("inf"), float("-inf"), -0.0]), st.integers(0, 8 * 25 - 1)),
-        min_size=1,
-        max_size=4,
-    ),
-    dtypes,
-    st.sampled_from(["nchw", "channels_last"]),
-    seeds,
-)
-def test_special_values_give_what_the_definition_gives(implementation, name, specials, dtype, layout, seed) -> None:
-    dtype = dtype_for(implementation, dtype)
-    x = sample(name, seed, dtype)
-    for value, index in specials:
-        x.view(-1)[index] = value
-    x = laid_out(x, layout)
-    with kernels.using(implementation):
-        y = OPERATORS[name](x)
-    with kernels.using("reference"):
-        wanted = OPERATORS[name](x.double())
-    check_close(y, wanted, dtype, "result")
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["local_response_norm", "same_map_norm"])
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_nan_and_infinity_of_gradients_stay_in_their_windows(implementation: str, name: str, layout: str) -> None:
-    x, grad = random_tensor((1, 16, 9, 9), 0, torch.float32), random_tensor((1, 16, 9, 9), 1, torch.float32)
-    x[0, 2, 0, 0] = float("nan")
-    grad[0, 5, 4, 4], grad[0, 12, 8, 8], grad[0, 1, 8, 0] = float("nan"), float("inf"), float("-inf")
-    gradients = []
-    for chosen, dtype in ((implementation, torch.float32), ("reference", torch.float64)):
-        given_x = laid_out(x.to(dtype), layout).requires_grad_()
-        with kernels.using(chosen):
-            y = OPERATORS[name](given_x)
-        gradients += torch.autograd.grad(y, given_x, laid_out(grad.to(dtype), layout))
-    found, wanted = gradients
-    assert 0 < (~wanted.isfinite()).sum() < wanted.numel() / 4
-    check_close(found, wanted, torch.float32, "gradient")

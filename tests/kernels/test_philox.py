@@ -40,6 +40,14 @@ def test_mask_is_made_of_the_words_that_the_definition_names() -> None:
             assert bool(mask[row, feature]) == (block[feature % 4] >= round(p * 2**32))
 
 
+@pytest.mark.parametrize(
+    ("p", "threshold"),
+    [(0.0, 0), (2**-33, 0), (0.3, 1288490189), (0.5, 2**31), (1 - 2**-32, 2**32 - 1), (1 - 1e-12, 2**32 - 1)],
+)
+def test_the_threshold_is_rounded_and_fits_a_word(p: float, threshold: int) -> None:
+    assert philox.drop_threshold(p) == threshold
+
+
 def test_derived_seeds_do_not_change() -> None:
     # Recorded once: a run that is resumed with a later release must draw the same masks.
     assert philox.derive_seed(0) == 1389609246023119845

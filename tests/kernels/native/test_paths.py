@@ -1,0 +1,158 @@
+"""What native.c computes and what PyTorch, and a count which shows that the tests take every path of native.c.
+
+    pytest -rP tests/kernels/native/test_paths.py -k every_path
+
+prints how often each of its functions and lines ran.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_lrn
+import test_lrn_max_pool
+import test_same_map_norm
+import test_special_values
+import torch
+from comparing import DEVICE, called_c_functions, check_against_reference, laid_out, random_tensor
+
+import kernels
+from kernels.native import build, c_functions
+from native import test_c_functions, test_winograd
+
+pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="native.c computes on CPUs")
+
+CHANNELS, MAP = {"norm_over_channels"}, {"norm_over_map"}
+FUSED, TILES = {"lrn_pool_forward", "lrn_pool_backward"}, {"maps_to_tiles", "tiles_to_maps"}
+FP32, FP64, FP16 = torch.float32, torch.float64, torch.float16
+
+
+def fused(x: torch.Tensor, bias: torch.Tensor | None = None, **options) -> torch.Tensor:
+    return kernels.lrn_max_pool2d(x, bias=bias, groups=2, relu="before", **options)
+
+
+@pytest.mark.parametrize(
+    ("operator", "dtype", "layout", "functions"),
+    [
+        *((kernels.local_response_norm, FP32, layout, CHANNELS) for layout in ("nchw", "channels_last", "sliced")),
+        *((kernels.local_response_norm, dtype, "channels_last", set()) for dtype in (FP64, FP16)),
+        (kernels.same_map_norm, FP32, "channels_last", MAP),
+        (kernels.same_map_norm, FP32, "nchw", set()),
+        (kernels.same_map_norm, FP64, "channels_last", set()),
+        (fused, FP32, "channels_last", FUSED),
+        (fused, FP32, "nchw", CHANNELS),
+        (fused, FP64, "channels_last", set()),
+        (fused, FP16, "channels_last", CHANNELS),  # maps are normalised in fp32
+        (lambda x: fused(x[:0]), FP32, "channels_last", set()),
+        *((lambda x, size=size: fused(x, kernel_size=size), FP32, "channels_last", functions)
+          for size, functions in ((15, FUSED), (16, CHANNELS))),
+        *((lambda x, dtype=dtype: fused(x, random_tensor((8,), 1, dtype)), FP32, "channels_last", functions)
+          for dtype, functions in ((FP32, FUSED), (FP64, CHANNELS), (FP16, CHANNELS))),
+        (kernels.max_pool2d, FP32, "channels_last", set()),
+    ],
+)  # fmt: skip
+def test_native_c_computes_fp32_where_it_can(
+    operator: Callable, dtype: torch.dtype, layout: str, functions: set[str]
+) -> None:
+    x = laid_out(random_tensor((2, 8, 17, 18), 0, dtype), layout)
+    with called_c_functions() as called:
+        check_against_reference(operator, "native", [x], layout)
+    assert called == functions
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "functions"),
+    [(FP32, "channels_last", TILES), (FP32, "nchw", set()), (FP64, "channels_last", set())],
+)
+def test_native_c_transforms_fp32_tiles(dtype: torch.dtype, layout: str, functions: set[str]) -> None:
+    x, weight = (laid_out(random_tensor(shape, 0, dtype), layout) for shape in ((8, 32, 13, 13), (32, 32, 3, 3)))
+    with called_c_functions() as called, kernels.using("native"):
+        kernels.conv2d_relu(x.requires_grad_(), weight, padding=1).sum().backward()
+    assert called == functions
+
+
+@pytest.mark.parametrize("function", [*CHANNELS, *MAP, *sorted(FUSED)])
+def test_buffers_that_cannot_be_allocated_are_an_error(function: str) -> None:
+    size = 2**44  # whose buffers exceed the addresses of a process
+    x, result, argmax = (torch.ones(1, 2, 2, 2, dtype=dtype) for dtype in (FP32, FP32, torch.uint8))
+    options = (size, 1.0, 0.75, 1.0)
+    pooled = options, 1, (1, 1), None
+    calls = {
+        "norm_over_channels": lambda: c_functions.norm_over_channels(x, None, result, options, 1, 4),
+        "norm_over_map": lambda: c_functions.norm_over_map(x, None, result, options),
+        "lrn_pool_forward": lambda: c_functions.lrn_pool_forward(x, None, result, argmax, *pooled),
+        "lrn_pool_backward": lambda: c_functions.lrn_pool_backward(x, argmax, x, None, result, *pooled),
+    }
+    with pytest.raises(MemoryError, match=f"{function}: cannot allocate buffers for "):
+        calls[function]()
+
+
+# -------------------------------------------------------------------------------------------- every path is taken
+
+# gcov has its function in the library that it counts in. It does not count in parallel regions, so there are none.
+COUNTING = """
+int omp_get_thread_num(void) { return 0; }
+void __gcov_dump(void);
+void write_counts(void) { __gcov_dump(); }
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+    """native.c, compiled to count how often each line runs and each branch is taken, in place of the fast one."""
+    compiler = build._compiler()
+    version = subprocess.run([compiler[0], "-v"], capture_output=True, text=True).stderr
+    if "gcc version" not in version or shutil.which("gcov") is None:
+        pytest.skip("needs gcc and gcov")
+    (tmp_path / "counting.c").write_text(COUNTING)
+    flags = ["-O0", "-std=gnu11", "-shared", "-fPIC", "--coverage", "-fprofile-update=atomic"]
+    command = [*compiler, *flags, "-o", "counted.so", str(build.SOURCE), "counting.c", "-lm"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    library = build.declared(ctypes.CDLL(str(tmp_path / "counted.so")))
+    monkeypatch.setattr(build, "library", lambda: library)
+    return library
+
+
+def counts(library: ctypes.CDLL, folder: Path) -> dict:
+    """What gcov says about native.c."""
+    library.write_counts()
+    (data,) = folder.glob("*native.gcda")
+    command = ["gcov", "--json-format", "--branch-probabilities", "--stdout", data.name]
+    report = json.loads(subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True).stdout)
+    (found,) = [file for file in report["files"] if file["file"].endswith("native.c")]
+    return found
+
+
+def test_every_path_of_native_c_is_taken(counting: ctypes.CDLL, tmp_path: Path, threads: None) -> None:
+    """By the tests of the operators that it computes: those by Hypothesis, and one with maps of several bands."""
+    test_lrn.test_lrn_is_the_definition("native in C")
+    test_same_map_norm.test_same_map_norm_is_the_definition("native in C")
+    test_lrn_max_pool.test_fused_is_the_composition("native in C")
+    test_winograd.test_result_and_gradients_match_the_definition("native in C")
+    for name in test_special_values.NORMALISING:
+        test_special_values.test_special_values_give_what_the_definition_gives(name, "native in C")
+    for large in (("map", "channels_last", 1, 1), ("map", "channels_last", 7, 2), ("channels", "nchw", 1, 1)):
+        test_c_functions.test_large_maps(*large, threads)
+    for function in (*CHANNELS, *MAP, *FUSED):
+        test_buffers_that_cannot_be_allocated_are_an_error(function)
+    found = counts(counting, tmp_path)
+    source = build.SOURCE.read_text().splitlines()
+    for function in found["functions"]:
+        lines = [line for line in found["lines"] if line.get("function_name") == function["name"]]
+        branches = [branch for line in lines for branch in line["branches"]]
+        print(
+            f"{function['name']}: {function['execution_count']} calls, {sum(line['count'] > 0 for line in lines)} of "
+            f"{len(lines)} lines, {sum(branch['count'] > 0 for branch in branches)} of {len(branches)} branches"
+        )
+    missed = [
+        f"line {line['line_number']}: {source[line['line_number'] - 1].strip()}"
+        for line in found["lines"]
+        if line["count"] == 0 or any(branch["count"] == 0 for branch in line["branches"])
+    ]
+    assert not missed, "\n".join(missed)
