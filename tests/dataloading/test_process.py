@@ -1,4 +1,4 @@
-"""Child processes end with their parent."""
+"""Child processes end with their parent, and commands to copy."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from dataloading.process import command
 
 CHILD = "import os, sys, time; from dataloading.process import die_with_parent; die_with_parent(int(sys.argv[1]))"
 SLEEPING_CHILD = CHILD + "; print(os.getpid(), flush=True); time.sleep(60)"
@@ -46,3 +48,15 @@ def test_a_child_exits_if_its_parent_has_died_before():
 def test_nothing_happens_while_the_parent_lives():
     done = subprocess.run([sys.executable, "-c", f"{CHILD}; print('alive')", str(os.getpid())], capture_output=True)
     assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+def test_a_command_to_copy_runs_this_python_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("fastalex.train", "--epochs", 5) == f"{sys.executable} -m fastalex.train --epochs 5"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert command("dataloading.check", "my data") == ".venv/bin/python -m dataloading.check 'my data'"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert command("dataloading.check", "x") == f"{tmp_path}/.venv/bin/python -m dataloading.check x"
