@@ -6,6 +6,7 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout
 from fastalex.planning.options import GIB, PlanOptions, resolve
+from fastalex.recipes.published import build_recipe
 from fastalex.training.options import NetworkOptions
 
 
@@ -43,3 +44,7 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
 def test_what_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         resolve(PlanOptions(**options))
+
+
+def test_the_epochs_are_those_of_the_recipe():
+    assert resolve(PlanOptions(devices="cpu")).epochs == build_recipe("krizhevsky").epochs
