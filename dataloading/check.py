@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dataloading.command_line import parse
+from dataloading.command_line import parse, with_option
 from dataloading.dataset import Dataset
 from dataloading.errors import HOW_TO_REPAIR, DatasetError
 from dataloading.progress_bar import ProgressBar
@@ -208,7 +208,7 @@ if __name__ == "__main__":
     try:
         parse(main, prog="python -m dataloading.check")
     except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_option(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""Command lines: parsed by tyro, with a one-line error message in place of tyro's box."""
+"""Command lines: parsed by tyro, with a one-line error message in place of tyro's box, which names options."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from dataloading.process import print_anything
 
 T = TypeVar("T")
 
+_parsed: list[Callable[..., object]] = []  # what :func:`parse` was last called with
+
 
 def parse(command: Callable[..., T], *, prog: str | None = None, description: str | None = None) -> T:
     """Call a function, or build a dataclass, with arguments from the command line, and return the result.
@@ -30,6 +32,7 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     """
 
     print_anything()
+    _parsed[:] = [command]
 
     def report(event: _errors.ParseErrorEvent) -> None:
         message = _message(event, command)
@@ -42,6 +45,19 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     with _errors.on_parse_error(report):
         # None is only a default: leaving an option out is the one way to get it.
         return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+
+
+def with_option(message: str) -> str:
+    """Return the message of an error about a parameter, with the option of that name in its place.
+
+    Libraries begin such messages with the parameter: "batch_size must be at least 1, got 0" becomes "--batch-size must
+    be at least 1, got 0", if the command has that option.
+    """
+    found = re.match(r"([a-z][a-z_]*)(?: (?=must )|=(?=\S+ ))", message)
+    option = f"--{found[1].replace('_', '-')}" if found else ""
+    if not found or not _parsed or option not in _options_of(_parsed[0]):
+        return message
+    return f"{option} {message[found.end() :]}"
 
 
 def _message(event: _errors.ParseErrorEvent, command: Callable[..., object]) -> str | None:
@@ -81,9 +97,7 @@ def _missing(arguments: Sequence[ArgumentDefinition]) -> str:
 
 def _unknown_option(words: Sequence[str], command: Callable[..., object]) -> str | None:
     """Return a message about the first word that looks like an option but is not one of the command's options."""
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
-    options = re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue())
+    options = _options_of(command)
     names = [word.partition("=")[0].replace("_", "-") for word in words if re.match("--?[a-zA-Z]", word)]
     name = next((name for name in names if name not in options), None)
     if name is None:
@@ -91,6 +105,13 @@ def _unknown_option(words: Sequence[str], command: Callable[..., object]) -> str
     long = [option[2:] for option in options if option.startswith("--")]  # dashes would make all options look alike
     near = difflib.get_close_matches(name[2:], long, 1)
     return f"unknown option {name}; " + (f"did you mean --{near[0]}?" if near else "--help lists all options")
+
+
+def _options_of(command: Callable[..., object]) -> list[str]:
+    """Return the command's options, with their dashes."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
+    return re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue())
 
 
 def _name(argument: ArgumentDefinition) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dataloading.errors import HOW_TO_REPAIR, DamagedSample, DatasetError, unreadable
 from dataloading.open_files import OpenFiles
+from dataloading.process import command
 from dataloading.shards import (
     CHANGE,
     DESCRIPTION,
@@ -184,7 +185,7 @@ class Dataset:
         if found != crc32:
             raise DamagedSample(
                 f"{self.describe(split, i)} is damaged: its CRC-32 is {found:08x}, the index says {crc32:08x}; "
-                f"run python -m dataloading.check {self.root}"
+                f"run {command('dataloading.check', self.root)}"
             )
         return data
 
@@ -320,7 +321,7 @@ def _read(path: Path) -> bytes:
 def _read_description(root: Path) -> dict[str, Any]:
     """Return the verified content of `dataset.json`, or raise an error that says what is at `root` instead."""
     path = root / DESCRIPTION
-    remedy = f"prepare it with: python -m dataloading.prepare SOURCE {root}"
+    remedy = f"prepare it with: {command('dataloading.prepare', 'SOURCE', root)}"
     about_root = _status(root)
     if about_root is None or not stat.S_ISDIR(about_root.st_mode):
         raise DatasetError(f"no such folder: {root}; {remedy}")

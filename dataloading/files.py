@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import re
+import stat
 from pathlib import Path
 
 # How file systems such as FUSE and CIFS say that they cannot sync a folder or a file. Other errors mean lost data.
@@ -20,12 +22,13 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     """Create or replace a file so that a reader, or a restart after a crash, finds the old or the new content.
 
     The data go to a temporary file in the same folder, are synced to disk, and take the file's name by a rename, which
-    is synced too. A string is encoded as UTF-8.
+    is synced too. A link stays: the file that it leads to is written. A string is encoded as UTF-8.
 
     Raises:
         OSError: the file cannot be written; the error names it, and no temporary file is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    given, path = path, _behind_link(path)
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -36,9 +39,51 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            error.filename, error.filename2 = str(given), None
         raise
     sync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Check that `write_atomically` could create or replace a file now, and leave nothing behind.
+
+    Raises:
+        OSError: it could not; the error names the file.
+    """
+    target = _behind_link(path)
+    try:
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if target.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file")
+        if _is_mount_point(target):
+            raise OSError(errno.EBUSY, "A mount point cannot be replaced")
+        temporary = _temporary(target)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _is_mount_point(path: Path) -> bool:
+    """Whether something is mounted at a path. :func:`os.path.ismount` misses what is on the same disk."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return os.path.ismount(path)
+    place = re.sub(r"[\\\s]", lambda found: f"\\{ord(found[0]):03o}", os.path.realpath(path))
+    return any(line.split(" ")[4:5] == [place] for line in mounts.splitlines())
+
+
+def _behind_link(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def sync(path: Path) -> None:

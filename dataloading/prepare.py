@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dataloading.command_line import parse
+from dataloading.command_line import parse, with_option
 from dataloading.dataset import Dataset
 from dataloading.errors import DatasetError
 from dataloading.preparation.pixels import Color
@@ -94,7 +94,7 @@ if __name__ == "__main__":
     try:
         parse(main, prog="python -m dataloading.prepare")
     except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_option(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the finished shards", file=sys.stderr)

@@ -1,10 +1,12 @@
-"""What processes of commands need: to end with their parent, and to print anything on any terminal."""
+"""What processes of commands need: to end with their parent, to print anything, and to name commands to copy."""
 
 import ctypes
 import io
 import os
+import shlex
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
@@ -29,3 +31,18 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
+
+
+def command(*arguments: object) -> str:
+    """The shell command that runs a module with this Python from the current folder, to show to users.
+
+    ``command("dataloading.check", "my data")`` is ``.venv/bin/python -m dataloading.check 'my data'`` where `.venv` is
+    in the current folder.
+    """
+    python = Path(sys.executable or "python3")
+    try:
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
+    except OSError:  # the current folder is gone
+        pass
+    return shlex.join(map(str, (python, "-m", *arguments)))

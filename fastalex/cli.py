@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from tyro.conf import arg
 
 from dataloading import DatasetError
-from fastalex.console import command as shell_command
+from dataloading.command_line import with_option
+from dataloading.process import command as shell_command
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
 from fastalex.parallel.torchrun import is_worker
 
@@ -35,18 +36,24 @@ def check_positive(name: str, value: int) -> None:
 
 
 @contextmanager
-def resume_hint(run: Path) -> Iterator[None]:
-    """Append the command that resumes a run to the message of a failed worker or of an abort."""
+def resume_hint(run: Path, is_finished: Callable[[], bool]) -> Iterator[None]:
+    """Append how to go on to the message of a failed worker or of an abort: the command that resumes the run.
+
+    Args:
+        is_finished: whether the run has saved its last epoch, so that only its end was disturbed.
+    """
     try:
         yield
     except WorkerError as error:
-        raise WorkerError(f"{error}; {_how_to_resume(run)}") from None
+        raise WorkerError(f"{error}; {_how_to_go_on(run, is_finished())}") from None
     except (Aborted, KeyboardInterrupt) as error:
         number = getattr(error, "signal_number", signal.SIGINT)
-        raise Interrupted(f"interrupted; {_how_to_resume(run)}", number) from None
+        raise Interrupted(f"interrupted; {_how_to_go_on(run, is_finished())}", number) from None
 
 
-def _how_to_resume(run: Path) -> str:
+def _how_to_go_on(run: Path, is_finished: bool) -> str:
+    if is_finished:
+        return f"the run is finished and saved in {run}; evaluate it with: {shell_command('fastalex.evaluate', run)}"
     return f"resume with: {shell_command('fastalex.train', '--resume', run)}"
 
 
@@ -61,7 +68,7 @@ def main(command: Callable[[], None]) -> NoReturn:
         command()
         code = 0
     except (ConfigurationError, DatasetError) as error:
-        code = _report(f"error: {error}", 2, error)
+        code = _report(f"error: {with_option(str(error))}", 2, error)
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE

@@ -1,12 +1,9 @@
-"""What commands print: the console, tables, progress bars, durations and commands to copy."""
+"""What commands print: the console, rows, tables, progress bars and durations."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -22,14 +19,6 @@ def console() -> Console:
     ``[brackets]`` and ``:words:`` from paths.
     """
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-def command(*arguments: object) -> str:
-    """The shell command that runs a module with this Python from the current folder, to show to users."""
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join(map(str, (python, "-m", *arguments)))
 
 
 @contextmanager
@@ -50,14 +39,11 @@ def batch_progress(title: str, total: int, *, shown: bool) -> Iterator[Callable[
         yield lambda: bar.advance(task)
 
 
-def name_value_table(title: str, rows: dict[str, str]) -> Table:
-    """A table with one row per name and its value."""
-    result = Table(title=title, title_justify="left", show_header=False)
-    result.add_column()
-    result.add_column(overflow="fold")
+def print_rows(target: Console, rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns, each row in one line that is never broken, so that paths can be copied."""
+    width = max(map(len, rows))
     for name, value in rows.items():
-        result.add_row(name, value)
-    return result
+        target.print(f"{name:<{width}}  {value}")
 
 
 def print_whole(target: Console, table: Table) -> None:
@@ -66,6 +52,15 @@ def print_whole(target: Console, table: Table) -> None:
     if least > target.width:
         table.width = least
     target.print(table)
+
+
+def data_size(count: float) -> str:
+    """A number of bytes as ``512 B``, ``1.2 KiB``, ``3.4 MiB`` or ``5.6 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dataloading
+from dataloading.process import command
+from dataloading.sources.names import name_of_set
 from dataloading.sources.source_files import source_files
 from fastalex.errors import ConfigurationError
 
@@ -28,14 +30,14 @@ def open_data(
         data: a prepared data set; class folders (``train/<class>/*.jpg``, ``val/<class>/*.jpg``), which are prepared
             once into ``prepared/``; None for the bundled handwritten digits; or the word ``synthetic`` for random
             images from memory, which take no time to load.
-        size: length of the images' shorter side in pixels. A set that was prepared with another size is prepared again
+        size: length of the images' shorter side in pixels. A set that was prepared with a larger size is prepared again
             into ``prepared/``. None takes a prepared set as it is, and prepares with 256.
         for_training: False also accepts class folders without a validation set.
         may_prepare: False in one of several workers, whose peers would wait for it until they give up.
 
     Raises:
-        ConfigurationError: no such folder, a run folder, a data set that is not prepared and must not be, or one class
-            to train on.
+        ConfigurationError: no such folder, a run folder, smaller images than asked for, a data set that is not prepared
+            and must not be, or one class to train on.
         dataloading.DatasetError: no images in the folder, or a damaged data set.
     """
     dataset = _open(data, size, for_training=for_training, may_prepare=may_prepare)
@@ -60,7 +62,12 @@ def _open(data: Path | None, size: int | None, *, for_training: bool, may_prepar
         dataset = dataloading.Dataset(data)
         if size in (None, dataset.size):
             return dataset
-    name = f"{data.resolve().name}-{_identity(data)}{suffix}"
+        if dataset.size < (size or 0):
+            raise ConfigurationError(
+                f"{data} has images of {dataset.size} pixels, but {size} are needed, and enlarging adds no detail; "
+                f"name the original images"
+            )
+    name = f"{name_of_set(data)}-{_identity(data)}{suffix}"
     if not for_training and not dataloading.is_prepared(PREPARED / name):
         return _prepared(data, PREPARED / f"{name}-images", size, validation_every=0, may_prepare=may_prepare)
     return _prepared(data, PREPARED / name, size, may_prepare=may_prepare)
@@ -74,7 +81,9 @@ def _check_exists(data: Path) -> None:
             raise ConfigurationError(f"{data} is a link that leads nowhere; restore what it names, or name a folder")
     except OSError as error:  # such as a name that is too long
         raise ConfigurationError(f"{data}: {error.strerror}; name a folder of images") from None
-    raise ConfigurationError(f"no such folder: {data}")
+    raise ConfigurationError(
+        f"no such folder: {data}; name a prepared data set, or a folder with train/<class>/*.jpg and val/<class>/*.jpg"
+    )
 
 
 def _identity(source: Path) -> str:
@@ -113,6 +122,11 @@ def channel_means(mean_image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean image with the mean of each colour channel in all of its pixels."""
     means = mean_image.mean((0, 1), dtype=np.float64).astype(np.float32)
     return np.ascontiguousarray(np.broadcast_to(means, mean_image.shape))
+
+
+def recorded_place(dataset: AnyDataset) -> str:
+    """What a run records of its data: where it finds them again, from whatever folder it is resumed."""
+    return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
 
 
 def mean_image_hash(mean_image: NDArray[np.float32]) -> str:
@@ -170,18 +184,18 @@ def _prepared(
         return dataloading.Dataset(destination)
     if not may_prepare:
         options = {"size": size, "validation-every": validation_every}
-        given = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+        given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
         raise ConfigurationError(
-            f"{source} is not prepared; run this before torchrun: python -m dataloading.prepare {source} "
-            f"{destination}{given}"
+            f"{source} is not prepared; run this before torchrun: "
+            f"{command('dataloading.prepare', source, destination, *given)}"
         )
-    print(f"preparing {source} into {destination} (once)", flush=True)
     dataset = dataloading.prepare_dataset(
         source,
         destination,
         size=size or 256,
         validation_every=validation_every,
         allow_empty_classes=dataloading.is_prepared(source),  # they were allowed, or refused, when it was prepared
+        started=lambda: print(f"preparing {source} into {destination} (once)", flush=True),
     )
     if rejected := dataset.made["rejected"]:
         left_out = "1 file was left out" if rejected == 1 else f"{rejected} files were left out"

@@ -8,15 +8,19 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 
 from dataloading import locks
-from dataloading.files import UNFINISHED, is_empty, sync, sync_descriptor, write_atomically
+from dataloading.files import UNFINISHED, check_writable, is_empty, sync, sync_descriptor, write_atomically
 from fastalex.errors import ConfigurationError
 
 __all__ = [
     "UNFINISHED",
     "check_new_folder",
+    "check_place",
+    "check_writable",
+    "default_folder",
     "is_empty",
     "new_folder",
     "owned",
@@ -26,6 +30,9 @@ __all__ = [
 ]
 
 WAIT = "wait for it, or choose another folder"
+
+RUNS = Path("runs")
+"""Folder, relative to the working directory, for the results of commands that are given no other one."""
 
 
 def owned(folder: Path, *, remedy: str = WAIT, patience: float = 0.0) -> AbstractContextManager[None]:
@@ -77,6 +84,24 @@ def check_new_folder(folder: Path, remedy: str) -> None:
 
     with contextlib.suppress(Checked), new_folder(folder, remedy):
         raise Checked
+
+
+def check_place(folder: Path, remedy: str) -> None:
+    """Check, without making it, that a folder could be made, or written if it is there.
+
+    Raises:
+        ConfigurationError: something else is in the way, or the nearest folder that exists is not writable.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise ConfigurationError(f"{nearest} is in the way of {folder}: it is not a folder; {remedy}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{folder} cannot be written: {nearest} is not writable; {remedy}")
+
+
+def default_folder(name: str) -> Path:
+    """The default folder of a result: in ``runs/``, with date, time and name. Another result may have the same."""
+    return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 def _make(folder: Path, made: list[Path], *, numbered: bool) -> Path:

@@ -10,6 +10,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+_TOP = 5
+
+
+def chance(classes: int, top: int = 1) -> float:
+    """The error rate in percent of guessing ``top`` of ``classes`` classes: 100 (1 - top / classes)."""
+    return 100 * max(0.0, 1 - top / classes)
+
+
+def has_top5(classes: int) -> bool:
+    """Whether a top-5 error says anything: with five classes or fewer it is always 0."""
+    return classes > _TOP
+
 
 @dataclass(frozen=True)
 class Metrics:

@@ -10,8 +10,9 @@ from fastalex.parallel.devices import Devices
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.torchrun import is_worker, run_under_torchrun
 from fastalex.parallel.world import World
+from fastalex.training.checkpoint import finished_epochs
 from fastalex.training.options import TrainOptions
-from fastalex.training.resolve import resolve, resolve_for_torchrun, with_local_devices
+from fastalex.training.resolve import resolve, resolve_for_torchrun
 from fastalex.training.trainer import train
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         return
     with ExitStack() as owner:
         config = resolve(options, owner=owner)
-        with cli.resume_hint(config.folder):
+        with cli.resume_hint(config.folder, lambda: finished_epochs(config.folder) >= config.recipe.epochs):
             run_workers(train, config, config.parallel.devices, options.parallel.max_restarts, saves_checkpoint=True)
 
 
@@ -32,7 +33,7 @@ def train_under_torchrun(world: World, argument: tuple[TrainOptions, Devices]) -
     options, devices = argument
     with ExitStack() as owner:  # on the first worker
         config = world.from_first(lambda: resolve_for_torchrun(options, devices, owner))
-        train(world, with_local_devices(config, devices))
+        train(world, config.on_devices(devices))
 
 
 if __name__ == "__main__":

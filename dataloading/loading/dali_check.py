@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from dataloading.errors import DatasetError
+from dataloading.process import command
 
-INSTALL = "pip install 'fastalex[cuda13]' (or fastalex[cuda12]; both run without a GPU)"
+_EXTRAS = "(or fastalex[cuda12]; both run without a GPU)"
 
 
 def check_dali(data: str | os.PathLike[str] | None = None) -> None:
@@ -31,10 +32,10 @@ def _state(reason: str) -> str:
     hiding = _place("nvidia")
     if hiding is not None and hiding.is_relative_to(Path.cwd()) and "site-packages" not in hiding.parts:
         return f"is hidden by {hiding}, which has its name; rename that, or start from another folder"
-    place = _place("nvidia.dali")
+    place, install = _place("nvidia.dali"), f"{command('pip', 'install', 'fastalex[cuda13]')} {_EXTRAS}"
     if place is None:
-        return f"is not installed: {INSTALL}"
-    return f"cannot be imported from {place} ({reason}); install it again: {INSTALL}"
+        return f"is not installed: {install}"
+    return f"cannot be imported from {place} ({reason}); install it again: {install}"
 
 
 def _place(name: str) -> Path | None:

@@ -23,6 +23,7 @@ from dataloading.loading.batch_feeder import BatchFeeder, FeedThread, Ticket
 from dataloading.loading.dali_graph import PREFETCH, Arrays, DataType, Feed, build, pack
 from dataloading.loading.order import BatchRange, EpochBatches
 from dataloading.preparation.images import Rejected, decode
+from dataloading.process import command
 
 
 class DaliStream:
@@ -149,7 +150,7 @@ class DaliStream:
                 if not self._skip:
                     raise DamagedSample(
                         f"{self._dataset.describe(self._split, current)}: {reason}; "
-                        f"run python -m dataloading.check {self._dataset.root}"
+                        f"run {command('dataloading.check', self._dataset.root)}"
                     ) from None
                 self._feeder.unusable.add(current)
                 found = True

@@ -8,11 +8,10 @@ import numpy as np
 from dataloading.errors import DatasetError
 from dataloading.preparation.images import ImageOptions
 from dataloading.preparation.shard_plan import read_tasks
+from dataloading.process import command
 from dataloading.shards import REJECTED, index_name
 from dataloading.sources.entries import Source
 from dataloading.sources.notes import first_few, note
-
-_ALLOW = "keep the class without them: python -m dataloading.prepare SOURCE DEST --allow-empty-classes"
 
 
 def check_listed(source: Source, folder: Path, options: ImageOptions, *, allow_empty_classes: bool) -> None:
@@ -40,7 +39,8 @@ def check_listed(source: Source, folder: Path, options: ImageOptions, *, allow_e
     empty = _empty(source, counts)
     if empty and not allow_empty_classes:
         raise DatasetError(
-            f"{source.name}: no images of {_text(empty)}; add some, remove the class from every split, or {_ALLOW}"
+            f"{source.name}: no images of {_text(empty)}; add some, remove the class from every split, or "
+            f"{_how_to_allow()}"
         )
 
 
@@ -58,10 +58,14 @@ def check_prepared(source: Source, folder: Path, *, allow_empty_classes: bool) -
     if empty and not allow_empty_classes:
         raise DatasetError(
             f"{source.name}: all images of {_text(empty)} were rejected, for the reasons in {folder / REJECTED}; "
-            f"replace them and remove {folder} to start again, or {_ALLOW}"
+            f"replace them and remove {folder} to start again, or {_how_to_allow()}"
         )
     if empty:
         note(f"{source.name}: no images of {_text(empty)}")
+
+
+def _how_to_allow() -> str:
+    return f"keep the class without them: {command('dataloading.prepare', 'SOURCE', 'DEST', '--allow-empty-classes')}"
 
 
 def _empty(source: Source, counts: dict[str, Counter[int]]) -> dict[str, list[str]]:

@@ -126,7 +126,7 @@ def prepare_entry(entry: Entry, options: ImageOptions) -> PreparedImage:
         return prepare_image(read_entry(entry, options.max_bytes), options)
     except MemoryError:
         raise DatasetError(
-            f"not enough memory to decode {_place(entry)}; use fewer workers, or lower max_pixels to leave out large "
+            f"not enough memory to decode {_place(entry)}; use fewer workers, or lower --max-pixels to leave out large "
             "images; the same command continues from the finished shards"
         ) from None
 

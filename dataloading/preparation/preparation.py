@@ -16,7 +16,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,29 +62,27 @@ def prepare_dataset(
     max_pixels: int = ImageOptions.max_pixels,
     background: Color | None = None,
     exif: bool = False,
+    started: Callable[[], None] = lambda: None,
 ) -> Dataset:
     """Prepare `source` into the folder `dest` and open the result.
 
     Args:
-        source: path of class folders, of a folder with ILSVRC2012's or ILSVRC2010's archives, of WebDataset shards, or
-            "digits" for the bundled handwritten digits.
+        source: class folders, a folder with the archives of ILSVRC2012 or 2010, WebDataset shards, or "digits".
         dest: folder to create; it must not exist, or be empty.
         size: length of the shorter side in pixels after resizing.
         quality: JPEG quality, 1 to 95.
-        workers: number of processes; None means one per usable processor. With 0, this process does the work, and an
-            image that crashes its decoder ends it; worker processes reject such an image like any other.
+        workers: processes; None: one per processor; 0: this one, which an image that crashes its decoder then ends.
         progress: report progress on stderr.
         keep_aspect: store whole images instead of their centre squares.
         label_order: numbering of ILSVRC's classes: "sorted" by WordNet id, or "devkit" as Krizhevsky had them.
-        validation_every: if there is no validation set, hold out every n-th training image of each class; 0 means no
-            validation set.
+        validation_every: without a validation set, hold out every n-th training image of each class; 0: none.
         allow_empty_classes: accept classes without images in some splits.
         verify: first compare the source's archives with their published MD5 sums.
         shard_images: source images per shard.
         max_pixels: reject images with more pixels.
-        background: colour (red, green, blue: 0 to 255) on which transparent images are laid; None stores the colours
-            that lie under the transparency.
+        background: red, green and blue (0 to 255) to lay transparent images on; None keeps what lies under them.
         exif: turn images upright by their EXIF orientation, which was ignored in 2012.
+        started: called when the source has been found usable and the work begins.
 
     Raises:
         DatasetError: source or destination cannot be used; the message says why.
@@ -102,7 +100,9 @@ def prepare_dataset(
         )
         if verify:
             _verify(found, source, progress=progress)
-        _prepare(found, folder, options, shard_images, workers, progress, allow_empty_classes=allow_empty_classes)
+        _prepare(
+            found, folder, options, shard_images, workers, progress, started, allow_empty_classes=allow_empty_classes
+        )
         _finish(folder, place)
     return Dataset(dest)
 
@@ -153,7 +153,7 @@ def _work_folder(dest: Path) -> Iterator[Path]:
 def _verify(source: Source, path: str | os.PathLike[str], *, progress: bool) -> None:
     """Compare the archives of a source with their published MD5 sums."""
     if not isinstance(source, ILSVRC):
-        raise DatasetError(f"no MD5 sums are published for {path}; leave verify out")
+        raise DatasetError(f"no MD5 sums are published for {path}; leave --verify out")
     source.verify(progress=progress)
 
 
@@ -164,6 +164,7 @@ def _prepare(
     shard_images: int,
     workers: int | None,
     progress: bool,
+    started: Callable[[], None],
     *,
     allow_empty_classes: bool,
 ) -> None:
@@ -181,6 +182,7 @@ def _prepare(
     if not is_complete:
         processes = len(os.sched_getaffinity(0)) if workers is None else workers
         check_disk_space(source, folder, options, total, processes)
+        started()
         _make_shards(source, folder, options, total, processes, progress)
         sums, _ = _load_sums(folder, options.size)
         found = remarks(source, folder, options)

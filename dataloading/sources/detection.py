@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dataloading.errors import DatasetError
+from dataloading.process import command
 from dataloading.shards import DESCRIPTION
 from dataloading.sources.digits import write_digits
 from dataloading.sources.entries import Source
@@ -63,7 +64,7 @@ def _with_validation(
     """Return the source with a validation set held out if it has none and `validation_every` says so."""
     if "val" in found.splits:
         if validation_every:
-            raise DatasetError(f"{source} has a validation set; leave validation_every out")
+            raise DatasetError(f"{source} has a validation set; leave --validation-every out")
         return found
     if validation_every is None:
         why, others = "", list[str]()
@@ -73,7 +74,7 @@ def _with_validation(
         rename = f", or rename {others[0]} to val/ if that is what it is" if len(others) == 1 else ""
         raise DatasetError(
             f"{source} has training images but no validation set{why}; add val/ with the same classes{rename}, or hold "
-            f"out every tenth image: python -m dataloading.prepare {source} DEST --validation-every 10"
+            f"out every tenth image: {command('dataloading.prepare', source, 'DEST', '--validation-every', 10)}"
         )
     if validation_every == 0:
         return found
@@ -91,7 +92,7 @@ def _detect(source: str | os.PathLike[str], label_order: str, scratch: Path, all
         return ILSVRC(root, edition, "devkit" if label_order == "devkit" else "sorted")
     if label_order == "devkit":
         found = "no development kit" if edition is None else "class folders, which come before its archives"
-        raise DatasetError(f"{source} has {found}; label_order must be sorted, because devkit needs ILSVRC's archives")
+        raise DatasetError(f"{source} has {found}, but --label-order devkit needs ILSVRC's archives; leave it out")
     if source == "digits":
         digits = ClassFolders(write_digits(scratch / "digits"))
         digits.name = "digits"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dataloading.sources.entries import Entry
 from dataloading.sources.folder_listing import files_below, regular_size
-from dataloading.sources.names import check_distinct
+from dataloading.sources.names import check_distinct, name_of_set
 from dataloading.sources.notes import note
 from dataloading.sources.split_folders import SplitFolders
 
@@ -36,7 +36,7 @@ class ClassFolders:
     """
 
     def __init__(self, root: Path, *, allow_empty_classes: bool = False, left_out: Collection[str] = ()) -> None:
-        self.root, self.name = root, root.resolve().name
+        self.root, self.name = root, name_of_set(root)
         self.words: list[str] | None = None
         found = SplitFolders(root, left_out)
         if not allow_empty_classes:

@@ -1,6 +1,7 @@
-"""Names of splits and classes: which folder is which split, and which names cannot be told apart."""
+"""Names of data sets, splits and classes: what a set is called, which folder is which split, which names look alike."""
 
 import codecs
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -26,6 +27,13 @@ def split_of_folder(name: str) -> str | None:
 def split_in(name: str) -> str | None:
     """Return the first split that has one of its words in `name`, such as "val" for "set-validation-000.tar"."""
     return next((split for split, words in _SPLIT_WORDS.items() if words.search(name.lower())), None)
+
+
+def name_of_set(source: Path) -> str:
+    """Return what to call the data set at a path: its last name that no split has, as "photos" for ``photos/train``."""
+    path = Path(os.path.realpath(source))
+    names = [place.name for place in (path, *path.parents[:-1])]
+    return next((name for name in names if name and not split_of_folder(name)), path.name or "images")
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from dataloading.errors import DatasetError
+from dataloading.process import command
 from dataloading.sources.folder_listing import ARCHIVE, Level, has_image_suffix, has_images, look
 from dataloading.sources.names import SPLIT_FOLDERS, looks, split_in, split_of_folder
 from dataloading.sources.notes import first_few
@@ -62,8 +63,8 @@ class SplitFolders:
                 parts.append("some of these look the same but are encoded differently")
             raise DatasetError(
                 f"the class folders of {self.folders['train']} and {folder} differ: {'; '.join(parts)}; give both the "
-                f"same ones, or keep classes without images: python -m dataloading.prepare {self.root} DEST "
-                f"--allow-empty-classes"
+                f"same ones, or keep classes without images: "
+                f"{command('dataloading.prepare', self.root, 'DEST', '--allow-empty-classes')}"
             )
 
     # --- splits -------------------------------------------------------------------------------------------------------

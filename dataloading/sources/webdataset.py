@@ -11,7 +11,7 @@ from dataloading.shards import read_sources, sources_name
 from dataloading.sources.archives import Member, how_to_unpack, members, read_member
 from dataloading.sources.entries import IMAGE_SUFFIXES, SPLITS, Entry
 from dataloading.sources.folder_listing import COMPRESSED, has_images, look
-from dataloading.sources.names import check_distinct, read_class_names, split_in, split_of_folder
+from dataloading.sources.names import check_distinct, name_of_set, read_class_names, split_in, split_of_folder
 from dataloading.sources.notes import first_few
 
 _LABEL_LIMIT = 1 << 20  # largest .cls or .json member in bytes
@@ -49,7 +49,7 @@ class WebDataset:
 
     def __init__(self, path: Path) -> None:
         self.root, self.notes = path, list[str]()
-        self.name = path.resolve().name.removesuffix(".tar")
+        self.name = name_of_set(path).removesuffix(".tar")
         self._shards = self._shards_by_split(find_shards(path))
         self.splits = tuple(split for split in SPLITS if self._shards[split])
         if "train" not in self.splits:

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from dataloading.loading.dali_check import check_dali
 from fastalex.cli import check_positive, optional
-from fastalex.console import console, name_value_table, print_whole
+from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
@@ -106,7 +106,7 @@ def _check_disk_space(extraction: Extraction, dataset: AnyDataset) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigurationError(
-            f"{extraction.output} needs {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free in "
+            f"{extraction.output} needs {data_size(needed)}, but only {data_size(free)} are free in "
             f"{existing}; choose fewer activations, --dtype float16 or another --output"
         )
 
@@ -122,10 +122,10 @@ def extract_and_report(world: World, extraction: Extraction) -> None:
             "weights": str(extraction.network.weights),
             "data": f"{dataset.name}, {extraction.split}: {count} images",
             **{f"{name}.npy": " x ".join(map(str, (count, *shape))) for name, shape in shapes.items()},
-            "size": f"{bytes_needed(extraction, dataset) / 2**20:.1f} MiB of {extraction.dtype}",
+            "size": f"{data_size(bytes_needed(extraction, dataset))} of {extraction.dtype}",
             "folder": str(extraction.output),
         }
-        print_whole(console(), name_value_table("activations", rows))
+        print_rows(console(), rows)
 
 
 def resolve_and_extract(world: World, argument: tuple[FeaturesOptions, Devices]) -> None:

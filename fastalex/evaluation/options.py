@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from dataloading.loading.dali_check import check_dali
 from fastalex.cli import check_positive, optional
-from fastalex.console import console, name_value_table, print_whole
+from fastalex.console import console, print_rows, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
@@ -32,7 +32,8 @@ from fastalex.evaluation.trained_network import (
     inference_plan,
     with_training_data,
 )
-from fastalex.metrics import Metrics
+from fastalex.files import check_writable
+from fastalex.metrics import Metrics, chance, has_top5
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -110,7 +111,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     for path, suffixes in ((options.class_errors, (".csv",)), (options.predictions, (".csv", ".npz"))):
         if path is not None:
             _check_output(path, suffixes, options.overwrite)
-    if options.predictions and options.predictions == options.class_errors:
+    if options.predictions and options.class_errors and _are_same(options.predictions, options.class_errors):
         raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
@@ -166,11 +167,15 @@ def check_mean_images(networks: Sequence[TrainedNetwork], dataset: AnyDataset | 
 
 
 def evaluate_and_report(world: World, job: EvaluationJob) -> None:
-    """Evaluate on all workers; the first one prints the tables and writes the files."""
+    """Evaluate on all workers; the first one prints the results and writes the files.
+
+    Raises:
+        ConfigurationError: a file cannot be written; the results have been printed.
+        Interrupted, dataloading.DatasetError: as :func:`evaluate`.
+    """
     result = evaluate(world, job.evaluation)
-    if result is not None:
-        _report(job, result)
-    world.barrier()  # no worker returns before the files are written
+    # No worker returns before the files are written; all end if they cannot be.
+    world.from_first(lambda: None if result is None else _report(job, result))
 
 
 def resolve_and_evaluate(world: World, argument: tuple[EvaluateOptions, Devices]) -> None:
@@ -183,16 +188,22 @@ def _check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """Check that a file can be written, before the evaluation takes hours.
 
     Raises:
-        ConfigurationError: the suffix is wrong, the file exists, or its folder is missing or read-only.
+        ConfigurationError: the suffix is wrong, the file exists, or it cannot be written where it is.
     """
     if path.suffix not in suffixes:
         raise ConfigurationError(f"{path} must end with {' or '.join(suffixes)}, got {path.suffix!r}")
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_file() and not overwrite:
         raise ConfigurationError(f"{path} exists already; choose another file, or add --overwrite")
-    if not path.absolute().parent.is_dir():
+    if not os.path.lexists(path.absolute().parent):
         raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigurationError(f"{path}: the folder {path.parent} is not writable; choose another one")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
+
+
+def _are_same(first: Path, second: Path) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)
 
 
 def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
@@ -278,14 +289,14 @@ def _class_difference(classes: Sequence[str], expected: Sequence[str]) -> str:
 
 
 def _report(job: EvaluationJob, result: EvaluationResult) -> None:
+    """Print the results, and then write the files: a full disk must not cost the results."""
     evaluation, predictions = job.evaluation, result.predictions
     dataset, metrics = open_prepared(evaluation.data), predictions.metrics
-    networks = evaluation.networks
+    networks, classes = evaluation.networks, len(dataset.classes)
     # What was evaluated, and anything unusual about it.
-    rows = {
-        "weights": ", ".join(str(network.weights) for network in networks),
-        "data": f"{dataset.name}, {evaluation.split}: {metrics.images} images",
-    }
+    numbers = [f" {number}" if len(networks) > 1 else "" for number in range(1, len(networks) + 1)]
+    rows = {f"weights{number}": str(network.weights) for number, network in zip(numbers, networks, strict=True)}
+    rows["data"] = f"{dataset.name}, {evaluation.split}: {metrics.images} images, {classes} classes"
     if tuple(dataset.classes) != networks[0].spec.classes:
         rows["classes"] = "matched by name: the data set orders them differently"
     mean_images = {network.mean_image_for(dataset) for network in networks} - {None}
@@ -294,26 +305,31 @@ def _report(job: EvaluationJob, result: EvaluationResult) -> None:
     rows["views per image"] = str(evaluation.views)
     if len(networks) > 1:
         rows["coefficients"] = _coefficients_text(evaluation, result.coefficients)
-    # Results and files.
-    rows |= {
-        "loss": f"{metrics.loss:.4f}",
-        "top-1 error": f"{metrics.top1_error:.2f} %",
-        "top-5 error": f"{metrics.top5_error:.2f} %",
-        "speed": f"{metrics.images / result.seconds:.1f} images/s",
-    }
-    errors = errors_by_class(predictions, dataset)
-    if job.class_errors:
-        write_class_errors(job.class_errors, errors)
-        rows["errors by class"] = str(job.class_errors)
-    if job.predictions:
-        write_predictions(job.predictions, predictions, dataset, evaluation.split)
-        rows["predictions"] = str(job.predictions)
-    out = console()
-    print_whole(out, name_value_table("evaluation", rows))
+    # Results.
+    rows["loss"] = f"{metrics.loss:.4f}"
+    rows["top-1 error"] = f"{metrics.top1_error:.2f} % (chance {chance(classes):.2f} %)"
+    if has_top5(classes):
+        rows["top-5 error"] = f"{metrics.top5_error:.2f} % (chance {chance(classes, 5):.2f} %)"
+    rows["speed"] = f"{metrics.images / result.seconds:.1f} images/s"
+    out, errors = console(), errors_by_class(predictions, dataset)
+    print_rows(out, rows)
     if len(networks) > 1:
-        print_whole(out, _networks_table(job, result))
+        print_whole(out, _networks_table(result, numbers, classes))
     if job.worst:
-        print_whole(out, worst_classes_table(errors, job.worst))
+        print_whole(out, worst_classes_table(errors, job.worst, classes))
+    # Files.
+    try:
+        if job.class_errors:
+            write_class_errors(job.class_errors, errors)
+            out.print(f"errors by class: {job.class_errors}")
+        if job.predictions:
+            write_predictions(job.predictions, predictions, dataset, evaluation.split)
+            out.print(f"predictions: {job.predictions}")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename} cannot be written: {error.strerror}; the results above are complete; free space, or "
+            "name another file"
+        ) from None
 
 
 def _coefficients_text(evaluation: Evaluation, coefficients: Sequence[float]) -> str:
@@ -325,15 +341,15 @@ def _coefficients_text(evaluation: Evaluation, coefficients: Sequence[float]) ->
     return f"{text}, fitted on {evaluation.fitted_on}"
 
 
-def _networks_table(job: EvaluationJob, result: EvaluationResult) -> Table:
+def _networks_table(result: EvaluationResult, numbers: Sequence[str], classes: int) -> Table:
     """The errors of each network of an ensemble alone."""
     table = Table(title="single networks", title_justify="left")
-    table.add_column("weights", overflow="fold")
-    for name in ("coefficient", "loss", "top-1 error", "top-5 error"):
+    top5 = ("top-5 error",) if has_top5(classes) else ()
+    for name in ("weights", "coefficient", "loss", "top-1 error", *top5):
         table.add_column(name, justify="right")
-    columns = (job.evaluation.networks, result.coefficients, result.predictions.network_counts.unbind(0))
-    for network, coefficient, counts in zip(*columns, strict=True):
+    columns = (numbers, result.coefficients, result.predictions.network_counts.unbind(0))
+    for number, coefficient, counts in zip(*columns, strict=True):
         metrics = Metrics.from_counts(counts)
-        errors = (f"{metrics.top1_error:.2f} %", f"{metrics.top5_error:.2f} %")
-        table.add_row(str(network.weights), f"{coefficient:.4f}", f"{metrics.loss:.4f}", *errors)
+        errors = (f"{metrics.top1_error:.2f} %", f"{metrics.top5_error:.2f} %")[: 1 + len(top5)]
+        table.add_row(number.strip(), f"{coefficient:.4f}", f"{metrics.loss:.4f}", *errors)
     return table

@@ -14,6 +14,7 @@ from rich.table import Table
 from fastalex.datasets import AnyDataset
 from fastalex.evaluation.ensemble import Predictions
 from fastalex.files import write_atomically
+from fastalex.metrics import has_top5
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,25 @@ def errors_by_class(predictions: Predictions, dataset: AnyDataset) -> list[Class
     return result
 
 
-def worst_classes_table(errors: Sequence[ClassErrors], count: int) -> Table:
-    """The ``count`` classes with the highest top-1 error; of equal errors, the class with more images comes first."""
+def worst_classes_table(errors: Sequence[ClassErrors], count: int, classes: int) -> Table:
+    """The ``count`` classes with the highest top-1 error; of equal errors, the class with more images comes first.
+
+    Args:
+        classes: number of classes of the data set.
+    """
     worst = sorted(errors, key=lambda entry: (-entry.top1_error, -entry.images))[:count]
     has_words = any(entry.words for entry in worst)
     table = Table(title=f"worst {len(worst)} of {len(errors)} classes", title_justify="left")
     for name in ("class", *(("words",) if has_words else ())):
         table.add_column(name, overflow="fold")
-    for name in ("images", "top-1 error", "top-5 error"):
+    top5 = ("top-5 error",) if has_top5(classes) else ()
+    for name in ("images", "top-1 error", *top5):
         table.add_column(name, justify="right")
     table.add_column("most often confused with", overflow="fold")
     for entry in worst:
         confused_with = f"{entry.confused_with} ({entry.confusions})" if entry.confusions else ""
-        texts = (str(entry.images), f"{entry.top1_error:.1f} %", f"{entry.top5_error:.1f} %", confused_with)
-        table.add_row(entry.name, *((entry.words,) if has_words else ()), *texts)
+        shown = (f"{entry.top1_error:.1f} %", f"{entry.top5_error:.1f} %")[: 1 + len(top5)]
+        table.add_row(entry.name, *((entry.words,) if has_words else ()), str(entry.images), *shown, confused_with)
     return table
 
 

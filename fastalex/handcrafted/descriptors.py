@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataloading.process import command
 from fastalex.errors import ConfigurationError
 
 PATCH, STEP, SCALES = 24, 6, 5
@@ -35,12 +36,12 @@ def opencv() -> Any:
         import cv2  # an optional dependency
     except ImportError:
         raise ConfigurationError(
-            "OpenCV is not installed; install it with: python -m pip install 'fastalex[baseline]'"
+            f"OpenCV is not installed; install it with: {command('pip', 'install', 'fastalex[baseline]')}"
         ) from None
     if not hasattr(cv2, "HOGDescriptor"):
         raise ConfigurationError(
-            f"OpenCV {cv2.__version__} has no HOG, but version 4 does; install it with: python -m pip install "
-            "'opencv-python-headless<5'"
+            f"OpenCV {cv2.__version__} has no HOG, but version 4 does; install it with: "
+            f"{command('pip', 'install', 'opencv-python-headless<5')}"
         )
     return cv2
 

@@ -17,19 +17,20 @@ from fastalex.cli import optional
 from fastalex.console import console, duration, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
-from fastalex.files import new_folder, write_atomically
+from fastalex.files import RUNS, check_new_folder, check_place, default_folder, new_folder, write_atomically
 from fastalex.handcrafted.classify import ClassificationResult, HandcraftedMethod, check_method, classify
+from fastalex.metrics import chance, has_top5
 from fastalex.parallel.torchrun import is_worker
 from fastalex.studies.claims import PUBLISHED_ERRORS
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
-from fastalex.training.resolve import default_folder
 
 RECORD = "baseline.json"
 
 METHODS = {"sift": "SIFT + Fisher vectors", "hog": "HOG"}
 
 # Rows of the paper's table 1 to compare with.
+_PAPER = "paper: "  # begins their names
 _PUBLISHED = ("sift-fisher-vectors-2010", "network-2010")
 
 
@@ -78,6 +79,13 @@ def run_baseline(options: BaselineOptions) -> Errors:
     Raises:
         ConfigurationError, dataloading.DatasetError: the options or the data do not fit, or OpenCV is missing.
     """
+    # Preparing data may take hours, so the destination and the run come first.
+    if options.output is None:
+        check_place(RUNS, "choose an --output")
+    else:
+        check_new_folder(options.output, "choose another --output")
+    if options.run is not None:
+        RunConfig.load(options.run)
     dataset = open_data(options.data, may_prepare=not is_worker())
     if not isinstance(dataset, dataloading.Dataset):
         raise ConfigurationError("synthetic images are noise; name a data set with images")
@@ -94,7 +102,7 @@ def run_baseline(options: BaselineOptions) -> Errors:
         own = Errors(METHODS[options.features], result.metrics.top1_error, result.metrics.top5_error, images)
         record = _record(options, dataset, result, seconds, rows)
         write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    _print([own, *rows], seconds, folder)
+    _print([own, *rows], len(dataset.classes), seconds, folder)
     return own
 
 
@@ -104,7 +112,7 @@ def published_rows() -> list[Errors]:
     for name in _PUBLISHED:
         error = PUBLISHED_ERRORS[name]
         assert error.top1 is not None
-        rows.append(Errors(f"paper: {error.method}", error.top1, error.top5, error.images))
+        rows.append(Errors(f"{_PAPER}{error.method}", error.top1, error.top5, error.images))
     return rows
 
 
@@ -147,12 +155,15 @@ def _run_row(run: Path, dataset: AnyDataset, split: str) -> Errors:
     return Errors(name, last["top1_error"], last["top5_error"], f"{dataset.name} val: {last['images']}")
 
 
-def _print(rows: list[Errors], seconds: float, folder: Path) -> None:
+def _print(rows: list[Errors], classes: int, seconds: float, folder: Path) -> None:
+    guessing = Errors("chance", chance(classes), chance(classes, 5), f"{classes} classes")
     table = Table(title=f"baseline: linear SVMs, {duration(seconds)}", title_justify="left")
     for column, justify in (("method", "left"), ("top-1 error", "right"), ("top-5 error", "right"), ("images", "left")):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(row.method, f"{row.top1_error:.2f} %", f"{row.top5_error:.2f} %", row.images)
+    for row in (*rows, guessing):
+        is_published = row.method.startswith(_PAPER)
+        top5 = f"{row.top5_error:.2f} %" if is_published or has_top5(classes) else "-"
+        table.add_row(row.method, f"{row.top1_error:.2f} %", top5, row.images)
     out = console()
     print_whole(out, table)
     out.print(f"record: {folder / RECORD}")

@@ -81,7 +81,7 @@ def build_architecture(
 
 
 def narrow_init_warning(architecture: Architecture, variation: Variation) -> str | None:
-    """One-line warning that a narrow network may not learn from its initial weights, or None.
+    """One-line warning that a narrow network may not learn from its initial weights, or None; ``init="scaled"`` helps.
 
     The standard deviations are chosen for full width. At a fraction w of the width, each layer but the first scales the
     signal by about sqrt(w). After seven such layers a tenth of it is left at half width, a hundredth at quarter width.
@@ -91,7 +91,7 @@ def narrow_init_warning(architecture: Architecture, variation: Variation) -> str
         return None
     return (
         f"width={variation.width:g}: the initial weights are sized for the full width and too small for this network, "
-        'which may not learn; use init="scaled"'
+        "which may not learn"
     )
 
 

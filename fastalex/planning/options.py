@@ -18,7 +18,8 @@ from fastalex.parallel.devices import default_devices, parse_devices
 from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
 from fastalex.parallel.partition import partition
 from fastalex.parallel.schedules import check_micro_batches, default_micro_batches
-from fastalex.planning.speed import PAPER_EPOCHS, PAPER_IMAGES
+from fastalex.planning.speed import PAPER_IMAGES
+from fastalex.recipes.published import build_recipe
 from fastalex.training.memory import memory_limit
 from fastalex.training.options import NetworkOptions
 
@@ -47,8 +48,8 @@ class PlanOptions:
     """fp32, tf32 or bf16."""
     images: int = PAPER_IMAGES
     """Training images; ILSVRC-2012 has the default number."""
-    epochs: int = PAPER_EPOCHS
-    """Passes over the training images."""
+    epochs: int = build_recipe("krizhevsky").epochs
+    """Passes over the training images; those of the recipe krizhevsky by default."""
     measure: bool = False
     """Time some training steps on the devices, with random images."""
 

@@ -14,6 +14,9 @@ from fastalex.parallel.world import World
 from fastalex.planning.options import GIB, TrainingPlan
 from fastalex.planning.speed import ROUNDS, STEPS_PER_ROUND, Speed, known_speeds, measure_speed, paper_speeds
 
+_UNITS = (("days", 1.0), ("hours", 24.0), ("minutes", 24.0 * 60))
+
+MIB = 2**20
 GTX_580_BYTES = 3 * GIB
 
 
@@ -68,10 +71,12 @@ def _layer_table(layers: Sequence[LayerCost]) -> Table:
 
 def _memory_table(plan: TrainingPlan, stages: Sequence[StageMemory]) -> Table:
     parallel, batch_size = plan.parallel, plan.batch_size
-    batches = f"batch {batch_size} in {parallel.micro_batches} micro-batches"
+    batches = f"batch {batch_size}"
+    if parallel.micro_batches > 1:
+        batches += f" in {parallel.micro_batches} micro-batches"
     if len(stages) > 1:
         batches += f" ({parallel.schedule})"
-    table = _new_table(f"memory in GiB: {batches}, {plan.precision}", "", *(_span(stage.blocks) for stage in stages))
+    table = _new_table(f"memory in MiB: {batches}, {plan.precision}", "", *(_span(stage.blocks) for stage in stages))
     table.add_row("device", *map(str, parallel.devices))
     rows: dict[str, Sequence[float]] = {
         "weights, gradients, momentum": [3 * stage.weights for stage in stages],
@@ -82,12 +87,18 @@ def _memory_table(plan: TrainingPlan, stages: Sequence[StageMemory]) -> Table:
         "device memory": list(plan.memory),
     }
     for name, values in rows.items():
-        table.add_row(name, *(f"{value / GIB:.2f}" for value in values))
+        if any(values):  # nothing keeps low-precision copies in fp32
+            table.add_row(name, *(_mebibytes(value) for value in values))
     pairs = list(zip(stages, plan.memory, strict=True))
     table.add_row("fits", *("yes" if stage.total(batch_size) <= memory else "no" for stage, memory in pairs))
     table.add_row("largest batch", *(_largest_batch(plan, stage, memory) for stage, memory in pairs))
     table.add_row("largest on a GTX 580 (3 GiB)", *(_largest_batch(plan, stage, GTX_580_BYTES) for stage in stages))
     return table
+
+
+def _mebibytes(value: float) -> str:
+    """With a decimal where there are few."""
+    return f"{value / MIB:,.{0 if value >= 10 * MIB else 1}f}"
 
 
 def _largest_batch(plan: TrainingPlan, stage: StageMemory, memory: int) -> str:
@@ -97,20 +108,30 @@ def _largest_batch(plan: TrainingPlan, stage: StageMemory, memory: int) -> str:
 
 
 def _time_table(plan: TrainingPlan, measured: float | None) -> Table:
-    title = f"time for {plan.epochs} epochs of {plan.images:,} images"
-    table = _new_table(title, "device", "setting", "images/s", "days")
-    slowest, fastest = (Speed("", "", speed) for speed in paper_speeds())
-    speed = f"{slowest.images_per_second:.0f} to {fastest.images_per_second:.0f}"
-    days = f"{fastest.days(plan.images, plan.epochs):.2f} to {slowest.days(plan.images, plan.epochs):.2f}"
-    table.add_row("two GTX 580", "the paper, batch 128", speed, days)
+    slowest, fastest = paper_speeds()
     speeds = _known(plan)
     if measured is not None:
         devices = ",".join(map(str, plan.devices))
         speeds = [Speed("this machine", f"{devices}, {plan.precision}, batch {plan.batch_size}", measured), *speeds]
-    for known in speeds:
-        days = f"{known.days(plan.images, plan.epochs):,.2f}"
-        table.add_row(known.device, known.setting, f"{known.images_per_second:,.1f}", days)
+    unit, per_day = _unit_of_time(min([slowest, *(speed.images_per_second for speed in speeds)]), plan)
+
+    def time(images_per_second: float) -> str:
+        return f"{per_day * Speed('', '', images_per_second).days(plan.images, plan.epochs):,.2f}"
+
+    title = f"time for {plan.epochs} epochs of {plan.images:,} images"
+    table = _new_table(title, "device", "setting", "images/s", unit)
+    paper = (f"{slowest:.0f} to {fastest:.0f}", f"{time(fastest)} to {time(slowest)}")
+    table.add_row("two GTX 580", "the paper, batch 128", *paper)
+    for speed in speeds:
+        rate = speed.images_per_second
+        table.add_row(speed.device, speed.setting, f"{rate:,.1f}", time(rate))
     return table
+
+
+def _unit_of_time(slowest: float, plan: TrainingPlan) -> tuple[str, float]:
+    """The unit for a table of times, and how many of it a day has: the largest that the longest time reaches."""
+    longest = Speed("", "", slowest).days(plan.images, plan.epochs)
+    return next(((unit, per_day) for unit, per_day in _UNITS if longest * per_day >= 1), _UNITS[-1])
 
 
 def _known(plan: TrainingPlan) -> list[Speed]:

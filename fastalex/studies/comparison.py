@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from rich.table import Table
 from fastalex.console import duration
 from fastalex.datasets import open_prepared
 from fastalex.files import write_atomically
+from fastalex.metrics import chance, has_top5
 from fastalex.network.architecture import block_shapes
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, PublishedDifference, Study, Variant
 from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, read_result
 from fastalex.training.metrics_log import save_figure, without_backend
+
+RECORD = "study.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant and the results of its finished runs."""
+    """One variant and the results of its finished runs; without top-5 errors where there are too few classes."""
 
     variant: Variant
     parameters: int
@@ -97,7 +100,7 @@ def compare(study: Study, runs: Sequence[StudyRun]) -> list[Row]:
         config = own[0].config
         results = tuple(read_result(run) for run in own if is_finished(run) and not has_diverged(run))
         top1 = Figure.of([result.top1_error for result in results])
-        top5 = Figure.of([result.top5_error for result in results])
+        top5 = Figure.of([result.top5_error for result in results if has_top5(config.network.num_classes)])
         # Learning rates to choose from have no base.
         base = rows[0] if rows and study.measure == "error" else None
         rows.append(
@@ -130,11 +133,13 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     """The rows as a table for the console."""
     table = Table(title=f"{study.name}: {study.claim}", title_justify="left")
     table.add_column("variant", overflow="fold")
+    with_top5 = _have_top5(rows)
     if study.measure == "epochs":
         compared = [f"epochs to {TRAINING_ERROR_GOAL:g} %"]
     else:
         compared = ["difference", "published"]
-    for name in ("runs", "top-1 error %", "top-5 error %", *compared, "time", "parameters"):
+    errors = ("top-1 error %", "top-5 error %")[: 1 + with_top5]
+    for name in ("runs", *errors, *compared, "time", "parameters"):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         runs = f"{len(row.results)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
@@ -144,11 +149,19 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
         elif row is rows[0]:
             compared = ["base", "base"]
         else:
-            compared = [differences or "-", _text(row.variant.published, "none")]
+            published = row.variant.published
+            if published and not with_top5:
+                published = replace(published, top5=None)
+            compared = [differences or "-", _text(published, "none")]
         time = "-" if row.seconds is None else duration(row.seconds)
-        cells = [runs, _text(row.top1), _text(row.top5), *compared, time, f"{row.parameters:,}"]
+        measured = [_text(row.top1), _text(row.top5)][: len(errors)]
+        cells = [runs, *measured, *compared, time, f"{row.parameters:,}"]
         table.add_row(row.variant.name, *cells)
     return table
+
+
+def _have_top5(rows: Sequence[Row]) -> bool:
+    return any(row.top5 is not None for row in rows)
 
 
 def _why_missing(row: Row) -> str:
@@ -163,11 +176,13 @@ def _text(value: object | None, default: str = "-") -> str:
 def remarks(study: Study, runs: Sequence[StudyRun], rows: Sequence[Row]) -> list[str]:
     """Sentences that explain the table."""
     lines = [epoch_ratio(study, rows)] if study.measure == "epochs" else []
-    images = open_prepared(runs[0].config.data).count("val")
-    differences = "Differences are top-1 / top-5, in points. " if study.measure == "error" else ""
+    images, classes = open_prepared(runs[0].config.data).count("val"), runs[0].config.network.num_classes
+    kinds = "top-1 / top-5" if has_top5(classes) else "top-1"
+    differences = f"Differences are {kinds}, in points. " if study.measure == "error" else ""
     lines.append(
         f"Errors after the last epoch on {images} validation images, one centre crop; one image is {100 / images:.2g} "
-        f"points. ± is the standard deviation over seeds. {differences}Time is the training time of a run."
+        f"points; chance is {chance(classes):.2f} % top-1. ± is the standard deviation over seeds. {differences}Time "
+        f"is the training time of a run."
     )
     lines += uncertain_differences(rows)
     published = ((row.variant.name, row.variant.published) for row in rows)
@@ -222,7 +237,7 @@ def _measured_ratio(study: Study, fastest: Mapping[str, Row]) -> float | None:
 def write_comparison(study: Study, runs: Sequence[StudyRun], folder: Path) -> list[Row]:
     """Write ``study.json`` from the runs that are finished, and return its rows."""
     rows = compare(study, runs)
-    write_atomically(folder / "study.json", json.dumps(_record(study, runs, rows), indent=1) + "\n")
+    write_atomically(folder / RECORD, json.dumps(_record(study, runs, rows), indent=1) + "\n")
     return rows
 
 
@@ -297,7 +312,7 @@ def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
     panels: list[tuple[str, list[list[float]]]] = [
         ("top-1 error (%)", [[result.top1_error for result in row.results] for row in rows]),
         ("top-5 error (%)", [[result.top5_error for result in row.results] for row in rows]),
-    ]
+    ][: 1 + _have_top5(rows)]
     if study.measure == "epochs":
         epochs = [[float(r.epochs_to_goal) for r in row.results if r.epochs_to_goal is not None] for row in rows]
         panels = [(f"epochs to {TRAINING_ERROR_GOAL:g} % training error", epochs)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from dataloading.sources.names import name_of_set
 from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
 from fastalex.studies.claims import STUDIES, Study, find_study
@@ -48,7 +48,7 @@ class StudyOptions:
     @property
     def folder(self) -> Path:
         """The folder of the study."""
-        data = os.path.realpath(self.data).rpartition("/")[2] if self.data else "digits"
+        data = name_of_set(self.data) if self.data else "digits"
         return self.output or Path("studies") / f"{data}-{self.name}"
 
 

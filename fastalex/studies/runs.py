@@ -16,6 +16,7 @@ from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.files import new_folder, owned, write_atomically
 from fastalex.parallel.launch import run_workers
+from fastalex.parallel.world import World
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
 from fastalex.training.checkpoint import checkpoints_of, latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
@@ -199,9 +200,18 @@ def run_to_completion(run: StudyRun, restarts: int = 0) -> None:
     with new_folder(folder, "choose another output folder for the study") if is_new else owned(folder):
         run.config.save()
         try:
-            run_workers(train, run.config, run.config.parallel.devices, restarts)
+            run_workers(_train, run.config, run.config.parallel.devices, restarts)
         except NonFiniteLoss as error:  # also a result: the same run would diverge again
             write_atomically(folder / _DIVERGED_FILE, f"{error}\n")
+
+
+def _train(world: World, config: RunConfig) -> None:
+    train(world, config, is_brief=True)
+
+
+def steps_saved(run: StudyRun) -> int:
+    """The step of the run's latest checkpoint; 0 if it has none."""
+    return load_state(latest_checkpoint(run.folder)).step if _has_checkpoint(run.folder) else 0
 
 
 def is_finished(run: StudyRun) -> bool:

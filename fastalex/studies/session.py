@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastalex.console import console
-from fastalex.errors import Interrupted
-from fastalex.files import is_empty, new_folder, owned
+from fastalex.console import console, duration
+from fastalex.errors import ConfigurationError, Interrupted
+from fastalex.files import check_writable, is_empty, new_folder, owned
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.studies.claims import Study
-from fastalex.studies.comparison import comparison_table, draw_comparison, remarks, write_comparison
+from fastalex.studies.comparison import RECORD, comparison_table, draw_comparison, remarks, write_comparison
 from fastalex.studies.options import StudyOptions, resolve
-from fastalex.studies.runs import StudyRun, is_finished, plan_runs, run_to_completion
+from fastalex.studies.runs import (
+    StudyRun,
+    has_diverged,
+    is_finished,
+    plan_runs,
+    read_result,
+    run_to_completion,
+    steps_saved,
+)
 from fastalex.training.metrics_log import reason, say
+from fastalex.training.resolve import advise
 
 
 def run_study(options: StudyOptions) -> None:
@@ -28,22 +39,57 @@ def run_study(options: StudyOptions) -> None:
     folder = options.folder
     is_begun = folder.is_dir() and not is_empty(folder)
     with owned(folder) if is_begun else new_folder(folder, "choose another output folder"):
+        if is_begun:
+            _check_folder(study, folder)
         runs = plan_runs(study, options.shared, options.seeds, folder)
+        if not is_begun:
+            advise(runs[0].config)
         _train_and_compare(study, runs, folder, options.parallel.max_restarts)
+
+
+def _check_folder(study: Study, folder: Path) -> None:
+    """Check that a folder with content holds this study, and that its record can be replaced.
+
+    Raises:
+        ConfigurationError: it holds something else, or the record cannot be written.
+    """
+    record = folder / RECORD
+    if os.path.lexists(record):
+        try:
+            check_writable(record)
+            found = json.loads(record.read_bytes()).get("study")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{record} cannot be written: {error.strerror}; choose another output folder"
+            ) from None
+        except (ValueError, AttributeError, RecursionError):
+            raise ConfigurationError(
+                f"{record} is not the record of a study; move it away, or choose another output folder"
+            ) from None
+        if found != study.name:
+            raise ConfigurationError(
+                f"{folder} holds the study {found}, not {study.name}; choose another output folder"
+            )
+    elif not any((folder / variant.folder).is_dir() for variant in study.variants):
+        raise ConfigurationError(f"{folder} exists already and holds no study; choose another output folder")
 
 
 def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, restarts: int) -> None:
     out = console()
     if not out.is_terminal:
         out.width = 140
+    if missing := sum(not is_finished(run) for run in runs):
+        out.print(f"{study.name}: {missing} of {len(runs)} runs to train, in {folder}")
     for number, run in enumerate(runs, 1):
         if not is_finished(run):
-            out.print(f"{study.name}, run {number} of {len(runs)}: {run.variant.name}, {run.folder.name}")
+            resumed = f", resumed at step {step}" if (step := steps_saved(run)) else ""
             try:
                 run_to_completion(run, restarts)
             except Interrupted as error:
                 message = f"stopped in run {number} of {len(runs)}; the same command continues from there"
                 raise Interrupted(message, error.signal_number) from None
+            name = f"{run.variant.name}, {run.folder.name}"
+            out.print(f"{study.name}, run {number} of {len(runs)}: {name}{resumed}: {_outcome(run)}")
         # Written after every run, so that an unfinished study can be looked at.
         rows = write_comparison(study, runs, folder)
     out.print(comparison_table(study, rows))
@@ -54,3 +100,12 @@ def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, res
         draw_comparison(study, rows, folder / "study.png")
     except Exception as error:  # a picture is decoration
         say(f"study.png is left out: {reason(error)}")
+
+
+def _outcome(run: StudyRun) -> str:
+    """What came out of a finished run, in a few words."""
+    if has_diverged(run):
+        return "diverged"
+    result, epochs = read_result(run), run.config.recipe.epochs
+    after = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    return f"top-1 error {result.top1_error:.2f} % after {after}, {duration(result.seconds)}"

@@ -152,6 +152,14 @@ def load_state(checkpoint: Path) -> TrainingState:
         raise ConfigurationError(f"{path} is damaged: {error}; restore the file from a copy") from None
 
 
+def finished_epochs(run: Path) -> int:
+    """The epochs that a run has finished and saved; 0 if it has saved none, or its latest checkpoint is damaged."""
+    with contextlib.suppress(ConfigurationError, OSError):
+        for checkpoint in checkpoints_of(run)[-1:]:
+            return load_state(checkpoint).epoch
+    return 0
+
+
 def load_velocities(checkpoint: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The velocities of the named parameters; only these are read.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,10 @@ class RunConfig:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output)
+
+    def on_devices(self, devices: Sequence[torch.device]) -> RunConfig:
+        """The same run with the devices of this machine: each machine may have others."""
+        return replace(self, parallel=replace(self.parallel, devices=tuple(devices)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``config.json``."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastalex.errors import ConfigurationError
 from fastalex.files import sync_descriptor, write_atomically
+from fastalex.json_types import check_json
 from fastalex.metrics import Metrics
 
 # TensorBoard would import TensorFlow if there is one, which is slow and fails if it is broken. Without it, TensorBoard
@@ -89,6 +92,19 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What every line of a log has, for whoever reads it."""
+
+    kind: Kind
+    epoch: int
+    step: int
+    loss: float
+    top1_error: float
+    top5_error: float
+    images: int
+
+
 class MetricsLog:
     """``metrics.jsonl``, with one JSON object per line, and the same values as TensorBoard events.
 
@@ -98,14 +114,19 @@ class MetricsLog:
         run: the run folder.
         step: the step from which the run starts or resumes.
 
+    Attributes:
+        validated_epochs: how many epochs before ``step`` have a line with their validation.
+
     Raises:
-        OSError: ``metrics.jsonl`` cannot be written; the error names it.
+        ConfigurationError: ``metrics.jsonl`` is damaged; it is left as it is.
+        OSError: it cannot be written; the error names it.
     """
 
     def __init__(self, run: Path, step: int = 0) -> None:
         self.path = run / "metrics.jsonl"
         is_new = not self.path.exists()
-        kept = [] if is_new else [line for line in read_metrics(run) if line["step"] <= step]
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        self.validated_epochs = len({line["epoch"] for line in kept if line["kind"] == "val"})
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
         self._events = _Events(run, None if is_new else step + 1)
@@ -201,13 +222,34 @@ class _Events:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, up to a last line that a crash cut short; epochs count from 1."""
-    lines: list[dict[str, Any]] = []
-    for text in (run / "metrics.jsonl").read_text().splitlines():
+    """The lines of a run's ``metrics.jsonl``; none if there is no such file.
+
+    A last line without its end, which a crash cut short, is left out, and so are blank lines.
+
+    Raises:
+        ConfigurationError: another line is damaged; the message names it.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        *texts, torn = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            check_json(_Line, line, required=_Line.__annotations__)
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"{path} is damaged in line {number}: {reason(error)}; correct or remove that line"
+            ) from None
+        lines.append(line)
+    with contextlib.suppress(ValueError, RecursionError):  # an editor may have removed only the end of the line
+        line = json.loads(torn)
+        check_json(_Line, line, required=_Line.__annotations__)
+        lines.append(line)
     if lines and lines[0].get("epoch") == 0:  # earlier versions counted from 0
         lines = [{**line, "epoch": line["epoch"] + 1} if "epoch" in line else line for line in lines]
     return lines

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from dataloading.process import command
 from fastalex.cli import optional
-from fastalex.console import command
 from fastalex.network.architecture import ActivationName
 from fastalex.network.precision import Precision
 from fastalex.network.variation import InitName, Variation

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from rich.live import Live
 from rich.text import Text
 
-from fastalex.console import command, console, duration
+from dataloading.process import command
+from fastalex.console import console, duration
 from fastalex.datasets import AnyDataset
-from fastalex.metrics import Metrics
+from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.training.config import RunConfig
@@ -61,12 +62,16 @@ class SilentReporter:
 
 
 class Reporter(SilentReporter):
-    """Prints a run's progress and results, and writes its log. The log is opened by :meth:`start`."""
+    """Prints a run's progress and results, and writes its log. The log is opened by :meth:`start`.
 
-    def __init__(self, config: RunConfig, dataset: AnyDataset) -> None:
-        self.config, self.recipe, self.dataset = config, config.recipe, dataset
+    Args:
+        is_brief: print the progress of long epochs and notes only.
+    """
+
+    def __init__(self, config: RunConfig, dataset: AnyDataset, *, is_brief: bool = False) -> None:
+        self.config, self.recipe, self.dataset, self.is_brief = config, config.recipe, dataset, is_brief
         self.console = console()
-        self.chance = 100 * (1 - 1 / len(dataset.classes))
+        self.chance = chance(len(dataset.classes))
         self._steps_per_epoch = dataset.count("train") // self.recipe.batch_size
         self._log: MetricsLog | None = None
         self._bar: Live | None = None
@@ -93,8 +98,13 @@ class Reporter(SilentReporter):
             "run folder": str(config.folder),
         }
         if state.step:
-            rows["resumed"] = f"at step {state.step}, in epoch {state.epoch + 1}"
+            rows["resumed"] = f"at step {state.step}, {self._place(state)}"
         self._print_rows(rows)
+        if self._log.validated_epochs < state.epoch:
+            self._print(
+                f"note: {self._log.path} has the validation of {self._log.validated_epochs} of {state.epoch} finished "
+                "epochs; the run goes on, and the curve will have a gap"
+            )
 
     @contextmanager
     def epoch(self, state: TrainingState) -> Iterator[None]:
@@ -148,7 +158,8 @@ class Reporter(SilentReporter):
         if self._epoch.images:
             parts.append(_speed(self._epoch))
         parts.append(duration(self._epoch.seconds + rate.seconds))
-        self._print("  ".join(parts))
+        if not self.is_brief:
+            self._print("  ".join(parts))
 
     def note(self, text: str) -> None:
         """Print one line."""
@@ -159,12 +170,16 @@ class Reporter(SilentReporter):
         run, errors, total = self.config.folder, state.errors, self._total
         best = min(errors)
         seconds = f"{duration(state.seconds)} of training"
-        if round(state.seconds) != round(total.seconds):
+        if not total.images:
+            seconds += ", all of it before resuming"
+        elif round(state.seconds) != round(total.seconds):
             seconds += f", {duration(total.seconds)} of it since resuming"
+        if total.images:
+            seconds += f", {_speed(total)}, waiting for data {total.waiting_percent:.1f} %"
         rows = {
             "top-1 error": f"last {errors[-1]:.2f} %, best {best:.2f} % (epoch {errors.index(best) + 1}), "
             f"chance {self.chance:.2f} %",
-            "time": f"{seconds}, {_speed(total)}, waiting for data {total.waiting_percent:.1f} %",
+            "time": seconds,
             "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by worker" if peaks[1:] else ""),
             "files": ", ".join(str(run / name) for name in ("best.safetensors", "last.safetensors")),
             "curve": str(run / "curve.png"),
@@ -177,9 +192,9 @@ class Reporter(SilentReporter):
         rows["evaluate"] = command("fastalex.evaluate", run)
         rows["train longer"] = resume_command(run, epochs=state.epoch + 5)
         self._print_rows(rows)
-        self._print(
-            f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {self.dataset.count('val')} validation images"
-        )
+        if not self.is_brief:
+            images = self.dataset.count("val")
+            self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images")
         self._attempt("the curve", lambda: draw_curve(run))
 
     def close(self) -> None:
@@ -224,13 +239,21 @@ class Reporter(SilentReporter):
 
     def _print_rows(self, rows: Mapping[str, str]) -> None:
         """Print names and values in two columns."""
+        if self.is_brief:
+            return
         width = max(map(len, rows))
         for name, value in rows.items():
             self._print(f"{name:<{width}}  {value}")
 
     def _title(self, state: TrainingState) -> str:
+        run = f"{self.config.folder.parent.name}/{self.config.folder.name}  " if self.is_brief else ""
         epoch = f"epoch {state.epoch + 1}/{self.recipe.epochs}"
-        return f"{epoch}  step {self._steps_done(state)}/{self._steps_per_epoch}"
+        return f"{run}{epoch}  step {self._steps_done(state)}/{self._steps_per_epoch}"
+
+    def _place(self, state: TrainingState) -> str:
+        if self._steps_done(state) == self._steps_per_epoch:
+            return f"after the last step of epoch {state.epoch + 1}, which is validated now"
+        return f"in epoch {state.epoch + 1}"
 
     def _steps_done(self, state: TrainingState) -> int:
         return state.samples // self.recipe.batch_size

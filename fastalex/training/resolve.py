@@ -5,23 +5,21 @@ What the user leaves out comes from the recipe, or from the run that is resumed.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from dataloading.loading.dali_check import check_dali
-from fastalex.datasets import AnyDataset, default_recipe, mean_image_hash, open_data, open_prepared, reopen_data
+from dataloading.process import command
+from fastalex.datasets import default_recipe, mean_image_hash, open_data, open_prepared, recorded_place, reopen_data
 from fastalex.errors import ConfigurationError
-from fastalex.files import new_folder, owned
+from fastalex.files import RUNS, check_place, default_folder, new_folder, owned
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import check_precision
-from fastalex.network.variation import build_architecture
+from fastalex.network.variation import build_architecture, narrow_init_warning
 from fastalex.network.weights import NetworkSpec, load_spec
 from fastalex.parallel.devices import Devices, check_devices, default_devices, parse_devices
 from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName, Split, resolve_layout
@@ -33,6 +31,7 @@ from fastalex.recipes.published import build_recipe
 from fastalex.training.checkpoint import checkpoints_of, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
+from fastalex.training.metrics_log import read_metrics
 from fastalex.training.options import NetworkOptions, ParallelOptions, TrainOptions
 from fastalex.training.state import TrainingState
 
@@ -59,12 +58,16 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
             ownership.enter_context(owned(options.resume, remedy="wait for it, or stop it first"))
         elif options.output:
             ownership.enter_context(new_folder(options.output, _remedy_for(options.output)))
+        else:
+            check_place(RUNS, "choose an --output")
         config = _resumed_run(options, devices) if options.resume else new_run(options, devices)
         check(config)
         if not options.resume and not options.output:
             folder = ownership.enter_context(new_folder(config.folder, "choose an --output", numbered=True))
             config = replace(config, output=str(folder))
         config.save()
+        if not options.resume:
+            advise(config)
         if owner is not None:
             owner.push(ownership.pop_all())
     return config
@@ -108,7 +111,7 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
     # The recipe, and what the options change in it.
     training = options.training
     fraction, seed = 1.0 if training.fraction is None else training.fraction, training.seed or 0
-    part = dataset if fraction == 1 else open_prepared(_absolute(dataset), fraction, seed)
+    part = dataset if fraction == 1 else open_prepared(recorded_place(dataset), fraction, seed)
     recipe = training.applied_to(build_recipe(training.recipe or default_recipe(dataset, options.network.arch)))
     recipe = recipe.for_data(part.count("train"), training.epochs)
     recipe = edited(recipe, training.edits, layers=architecture.block_names, finished=0)
@@ -118,7 +121,7 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
     )
     plan = _plan(stages, options.parallel.micro_batches, recipe.batch_size)
     return RunConfig(
-        data=_absolute(dataset),
+        data=recorded_place(dataset),
         network=network,
         recipe=recipe,
         parallel=plan,
@@ -147,6 +150,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
             "two"
         )
     _check_unchanged(options, config)
+    read_metrics(options.resume)  # refuses a damaged log
     architecture = config.network.build_architecture()
     check_dali(options.data or config.data)
     dataset = reopen_data(
@@ -154,7 +158,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
         config.data,
         config.stored_size or architecture.prepared_size,
         config.mean_image,
-        remedy=f"train DATA --resume {options.resume}",
+        remedy=command("fastalex.train", "DATA", "--resume", options.resume),
         may_prepare=not is_worker(),
     )
     if tuple(dataset.classes) != config.network.classes:
@@ -179,7 +183,7 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     plan, measure_split = resume_parallel(options.parallel, config, devices, recipe.batch_size)
     return replace(
         config,
-        data=_absolute(dataset),
+        data=recorded_place(dataset),
         stored_size=dataset.size,
         mean_image=mean_image_hash(dataset.mean_image),
         recipe=recipe,
@@ -336,7 +340,16 @@ def check(config: RunConfig) -> None:
     plan = config.parallel
     check_precision(config.precision, plan.devices)
     check_batch(plan.layout, plan.schedule, config.recipe.batch_size, plan.micro_batches)
-    images = open_prepared(config.data, config.fraction, config.seed).count("train")
+    architecture, dataset = (
+        config.network.build_architecture(),
+        open_prepared(config.data, config.fraction, config.seed),
+    )
+    if dataset.size < architecture.image_size:
+        raise ConfigurationError(
+            f"{config.data} has images of {dataset.size} pixels, but {architecture.name} takes crops of "
+            f"{architecture.image_size}; name the original images, or another --arch"
+        )
+    images = dataset.count("train")
     if images < config.recipe.batch_size:
         part = ""
         if config.fraction != 1:
@@ -348,16 +361,9 @@ def check(config: RunConfig) -> None:
     check_memory(config)
 
 
-def _absolute(dataset: AnyDataset) -> str:
-    """Where a run finds its data again, from whatever folder it is resumed."""
-    return str(dataset.root) if dataset.name == "synthetic" else str(Path(dataset.root).resolve())
-
-
-def default_folder(name: str) -> Path:
-    """The default folder of a run: ``runs/``, date, time and name. Another run may have the same."""
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-
-
-def with_local_devices(config: RunConfig, devices: Sequence[torch.device]) -> RunConfig:
-    """The same run with the devices of this machine: each machine may have others."""
-    return replace(config, parallel=replace(config.parallel, devices=tuple(devices)))
+def advise(config: RunConfig) -> None:
+    """Print what a user should know before a new run takes its time."""
+    warning = narrow_init_warning(config.network.build_architecture(), config.network.variation)
+    if warning and not config.init_from:
+        with contextlib.suppress(OSError):
+            print(f"note: {warning}; add --init scaled", flush=True)

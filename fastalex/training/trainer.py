@@ -29,7 +29,6 @@ from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.metrics import Metrics
 from fastalex.network.model import AlexNet
 from fastalex.network.precision import configure_libraries, slow_precision
-from fastalex.network.variation import narrow_init_warning
 from fastalex.network.weights import load_parameters, start_from
 from fastalex.parallel.block_times import balance_split
 from fastalex.parallel.engine import Engine
@@ -62,8 +61,11 @@ SECONDS_BETWEEN_CHECKPOINTS = 15 * 60.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def train(world: World, config: RunConfig) -> None:
+def train(world: World, config: RunConfig, *, is_brief: bool = False) -> None:
     """Train to the recipe's last epoch, from the start or from the latest checkpoint in the run folder.
+
+    Args:
+        is_brief: print neither what is trained nor the epochs and results; a caller with many runs does that.
 
     Raises:
         Interrupted: a worker was asked to stop. The run was saved first.
@@ -82,7 +84,7 @@ def train(world: World, config: RunConfig) -> None:
         if config.measure_split:
             config = with_measured_split(world, config, model)
         # Build, then run.
-        with closing(Trainer(world, config, model, checkpoint)) as trainer:
+        with closing(Trainer(world, config, model, checkpoint, is_brief=is_brief)) as trainer:
             trainer.run()
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_ERRORS:
@@ -128,6 +130,9 @@ def restore_model(config: RunConfig, checkpoint: Path | None) -> AlexNet:
 
 def with_measured_split(world: World, config: RunConfig, model: AlexNet) -> RunConfig:
     """The run with a split that balances measured block times. The first worker saves it, so a resumed run keeps it."""
+    if world.is_first:
+        with contextlib.suppress(OSError):
+            print("timing every block on the devices, to balance the split", flush=True)
     split = balance_split(world, model, config.parallel, config.recipe.batch_size)
     config = replace(config, parallel=replace(config.parallel, split=split), measure_split=False)
     if world.is_first:
@@ -179,9 +184,12 @@ class Trainer:
         world: this worker, arranged in the run's layout.
         model: the whole network, with the weights to start from.
         checkpoint: where the weights come from; None for initial weights.
+        is_brief: as for :func:`train`.
     """
 
-    def __init__(self, world: World, config: RunConfig, model: AlexNet, checkpoint: Path | None) -> None:
+    def __init__(
+        self, world: World, config: RunConfig, model: AlexNet, checkpoint: Path | None, *, is_brief: bool = False
+    ) -> None:
         self.world, self.config, self.recipe, self.checkpoint = world, config, config.recipe, checkpoint
 
         # The network, its optimizer and the state to resume from.
@@ -208,7 +216,7 @@ class Trainer:
         self.steps_per_epoch = self.images_per_epoch // self.batch_size
 
         # The step, what counts it, and what shows it.
-        self.reporter = Reporter(config, self.dataset) if world.is_first else SilentReporter()
+        self.reporter = Reporter(config, self.dataset, is_brief=is_brief) if world.is_first else SilentReporter()
         self.step = build_step(
             self.engine,
             self.optimizer,
@@ -244,9 +252,7 @@ class Trainer:
             self.reporter.validated(state, metrics, rate)
             state.epoch, state.samples = state.epoch + 1, 0
             self._save()
-        peaks = torch.zeros(self.world.size, dtype=torch.float64)
-        peaks[self.world.rank] = self.peak_bytes
-        self.reporter.end(state, [int(peak) for peak in self.world.sum(peaks)])
+        self.reporter.end(state, self.world.gather_objects(self.peak_bytes))
 
     def close(self) -> None:
         """Stop the loaders and close the files."""
@@ -262,12 +268,9 @@ class Trainer:
             if self.checkpoint:
                 publish(config.folder, self.checkpoint, config.keep)
         self.reporter.start(self.state)
-        notes = [slow_precision(config.precision, world.device)]
+        notes = [slow_precision(config.precision, world.device), self.recipe.coasting_note(self.steps_per_epoch)]
         if world.device.type == "cuda" and config.cuda_graphs is not False:
             notes.append(self.engine.capture_obstacle(config.cuda_graphs))
-        notes.append(self.recipe.coasting_note(self.steps_per_epoch))
-        if not self.state.step and not config.init_from:
-            notes.append(narrow_init_warning(self.engine.stage.architecture, config.network.variation))
         for note in filter(None, notes):
             self.reporter.note(note)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from tyro.conf import Positional, arg
 
-from dataloading.command_line import parse
+from dataloading.command_line import parse, with_option
 from tests.dataloading.small_sources import command
 
 
@@ -81,3 +81,25 @@ def test_the_commands_print_one_line(module, words, message):
     done = command(module, *words)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
     assert "(default: None)" not in command(module, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("size must be 16 to 4096, got 9", "--size must be 16 to 4096, got 9"),
+        ("order=devkit needs archives", "--order devkit needs archives"),
+        ("no_such must be 1, got 0", "no_such must be 1, got 0"),
+        ("size of x must be 1", "size of x must be 1"),
+        ("/data/size must be a folder", "/data/size must be a folder"),
+    ],
+)
+def test_a_message_about_a_parameter_names_the_option(monkeypatch, message, expected):
+    monkeypatch.setattr(sys, "argv", ["command", "a"])
+    with pytest.raises(SystemExit):
+        parse(work)
+    assert with_option(message) == expected
+
+
+def test_what_a_library_refuses_names_the_option(tmp_path):
+    done = command("dataloading.prepare", "digits", str(tmp_path / "out"), "--shard-images", "0")
+    assert (done.returncode, done.stderr) == (2, "error: --shard-images must be 1 to 100000, got 0\n")

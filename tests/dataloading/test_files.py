@@ -3,11 +3,14 @@
 import errno
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from dataloading.files import is_empty, sync, write_atomically
+from dataloading.files import check_writable, is_empty, sync, write_atomically
+from tests.dataloading.owning import small_disk
 from tests.dataloading.recording import Call, disk_calls
 
 
@@ -89,3 +92,61 @@ def test_an_empty_folder_may_hold_what_nobody_has_put_there(tmp_path):
     assert is_empty(tmp_path)
     (tmp_path / "photo.jpg").touch()
     assert not is_empty(tmp_path)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place/file")
+    for content in ("new", "newer"):
+        check_writable(tmp_path / "link")
+        write_atomically(tmp_path / "link", content)
+        assert os.readlink(tmp_path / "link") == "place/file"
+        assert (tmp_path / "place" / "file").read_text() == content
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["file"]
+
+
+def test_what_cannot_be_written_is_known_before_and_nothing_is_left(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "lost").symlink_to("nowhere/file")
+    before = sorted(tmp_path.rglob("*"))
+    for name, reason in {
+        "folder": "Is a directory",
+        "pipe": "Not a regular file",
+        "loop": "Too many levels of symbolic links",
+        "lost": "No such file or directory",
+        "nowhere/file": "No such file or directory",
+        "file/below": "Not a directory",
+        "x" * 250: "File name too long",  # with the suffix of a temporary file
+    }.items():
+        with pytest.raises(OSError, match=reason) as error:
+            check_writable(tmp_path / name)
+        assert error.value.filename == str(tmp_path / name)
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_file_that_is_a_mount_point_cannot_be_replaced(tmp_path):
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        for name in ("inner", "mounted here"):
+            (disk / name).touch()
+        mount = [str(shutil.which("mount")), "--bind", str(disk / "inner"), str(disk / "mounted here")]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("may not mount a file here")
+        try:
+            with pytest.raises(OSError, match="A mount point cannot be replaced"):
+                check_writable(disk / "mounted here")
+        finally:
+            subprocess.run(["umount", str(disk / "mounted here")], check=True)
+        check_writable(disk / "mounted here")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        check_writable(tmp_path / "file")

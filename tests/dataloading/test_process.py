@@ -1,4 +1,4 @@
-"""Child processes end with their parent, and everything can be printed."""
+"""Child processes end with their parent, everything can be printed, and commands to copy."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloading.process import print_anything
+from dataloading.process import command, print_anything
 
 CHILD = "import os, sys, time; from dataloading.process import die_with_parent; die_with_parent(int(sys.argv[1]))"
 SLEEPING_CHILD = CHILD + "; print(os.getpid(), flush=True); time.sleep(60)"
@@ -65,3 +65,15 @@ def test_any_text_can_be_printed_on_any_terminal(monkeypatch, errors, printed):
         assert stream.buffer.getvalue() == (printed or b"caf\\xe9 \\udcff\n")  # as the user has chosen
     monkeypatch.setattr(sys, "stdout", io.StringIO())  # what a notebook has, say
     print_anything()
+
+
+def test_a_command_to_copy_runs_this_python_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("fastalex.train", "--epochs", 5) == f"{sys.executable} -m fastalex.train --epochs 5"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert command("dataloading.check", "my data") == ".venv/bin/python -m dataloading.check 'my data'"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert command("dataloading.check", "x") == f"{tmp_path}/.venv/bin/python -m dataloading.check x"

@@ -1,6 +1,8 @@
 """What commands print."""
 
-from fastalex.console import batch_progress, command, console, duration, name_value_table, print_whole
+from rich.table import Table
+
+from fastalex.console import batch_progress, console, data_size, duration, print_rows, print_whole
 
 
 def test_text_is_printed_as_it_is(capsys):
@@ -11,7 +13,10 @@ def test_text_is_printed_as_it_is(capsys):
 
 def test_tables_keep_brackets_and_whole_words(capsys):
     path = "runs/[2012]/" + "x" * 200
-    print_whole(console(), name_value_table("what [this] is", {"path": path}))
+    table = Table(title="what [this] is")
+    table.add_column("path", overflow="fold")
+    table.add_row(path)
+    print_whole(console(), table)
     out = capsys.readouterr().out
     assert "what [this] is" in out
     assert path in out
@@ -27,5 +32,14 @@ def test_durations():
     assert [duration(seconds) for seconds in (5, 123.4, 3723)] == ["0:05", "2:03", "1:02:03"]
 
 
-def test_a_command_to_copy():
-    assert command("fastalex.train", "--resume", "my run").endswith(" -m fastalex.train --resume 'my run'")
+def test_sizes():
+    assert [data_size(count) for count in (0, 1023, 14_688, 2**20, 5e9, 3e12)] == [
+        "0 B", "1023 B", "14.3 KiB", "1.0 MiB", "4.7 GiB", "2,794.0 GiB",
+    ]  # fmt: skip
+
+
+def test_rows_are_lines_that_are_never_broken(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "runs/20261123-082511-a data set with [brackets]-krizhevsky/best.safetensors"
+    print_rows(console(), {"weights": path, "top-1 error": "5 %"})
+    assert capsys.readouterr().out == f"weights      {path}\ntop-1 error  5 %\n"

@@ -110,7 +110,8 @@ def test_files_that_are_no_images_are_counted_and_their_list_is_named(photos, ca
 
 
 def test_one_of_several_workers_prepares_nothing(photos):
-    with pytest.raises(ConfigurationError, match="is not prepared; run this before torchrun: python -m ") as caught:
+    before = r"is not prepared; run this before torchrun: \S*python\S* -m dataloading.prepare "
+    with pytest.raises(ConfigurationError, match=before) as caught:
         open_data(photos, 227, for_training=False, may_prepare=False)
     assert str(caught.value).endswith("-227px-images --size 227 --validation-every 0")
     assert not (Path("prepared")).exists()
@@ -159,8 +160,8 @@ def test_empty_classes_stay_allowed_in_another_size(photos):
         path.unlink()
     with pytest.raises(dataloading.DatasetError, match="no images of red for val"):
         open_data(photos)
-    prepared = dataloading.prepare_dataset(photos, "p", size=32, workers=0, progress=False, allow_empty_classes=True)
-    assert open_data(Path(prepared.root), 48).size == 48
+    prepared = dataloading.prepare_dataset(photos, "p", size=48, workers=0, progress=False, allow_empty_classes=True)
+    assert open_data(Path(prepared.root), 32).size == 32
 
 
 @pytest.mark.parametrize("words", ["fastalex.train", "fastalex.study dropout", "fastalex.baseline"])
@@ -215,3 +216,26 @@ def test_data_that_are_gone_or_have_changed_are_refused(photos):
 def test_the_recipe_follows_from_the_data(name, images, recipe):
     counts = {"train": images, "val": 10**6}
     assert default_recipe(SimpleNamespace(name=name, count=counts.__getitem__)) == recipe  # type: ignore[arg-type]
+
+
+def test_nothing_is_announced_before_the_source_is_known_to_be_usable(photos, capsys):
+    shutil.rmtree(photos / "val")
+    with pytest.raises(dataloading.DatasetError, match="no validation set"):
+        open_data(photos)
+    assert capsys.readouterr().out == ""
+    dataset = open_data(photos, for_training=False)
+    assert capsys.readouterr().out == f"preparing {photos} into {dataset.root} (once)\n"
+
+
+def test_a_prepared_set_of_smaller_images_is_not_enlarged(photos):
+    small = open_data(photos, 32)
+    for for_training in (True, False):
+        with pytest.raises(ConfigurationError, match=r"has images of 32 pixels, but 48 are needed, and .* original im"):
+            open_data(Path(small.root), 48, for_training=for_training)
+    assert open_data(Path(small.root), 24).size == 24
+
+
+def test_folders_that_are_called_like_splits_give_their_set_another_name(photos):
+    dataset = open_data(photos / "train", for_training=False)
+    assert Path(dataset.root).name.startswith(f"{photos.name}-")
+    assert dataset.name == photos.name

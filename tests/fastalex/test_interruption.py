@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fastalex import cli
+from fastalex import train as command_of_training
+from fastalex.errors import Aborted, WorkerError
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.small_sources import started
@@ -142,3 +146,41 @@ def test_killed_workers_are_restarted_from_the_checkpoint_and_then_end_the_comma
     steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
     assert (tmp_path / "run" / "config.json").read_text() == decided
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "start"),
+    [
+        (Aborted("interrupted", signal.SIGTERM), 128 + signal.SIGTERM, "interrupted"),
+        (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
+        (WorkerError("worker 1 (cpu) was killed by SIGKILL"), 1, "error: worker 1 (cpu) was killed by SIGKILL"),
+    ],
+)
+def test_what_disturbs_the_end_of_a_run_does_not_call_it_unfinished(
+    tmp_path, monkeypatch, capsys, prepared, error, code, start
+):
+    """Its workers take a moment to end after the last checkpoint."""
+
+    def train_and_be_disturbed(worker, config, *_, **__):
+        (tmp_path / "config.json").write_bytes((config.folder / "config.json").read_bytes())
+        shutil.rmtree(config.folder)
+        save_run(config.folder, prepared)
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_of_training, "run_workers", train_and_be_disturbed)
+    for epochs in (1, 2):  # one is finished and saved
+        monkeypatch.setattr(
+            sys, "argv", ["train", str(prepared), *SMALL, "--epochs", str(epochs), "--output", f"run{epochs}"]
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main(command_of_training.main)
+        assert ended.value.code == code
+        err = capsys.readouterr().err
+        if epochs == 1:
+            remedy = (
+                f"the run is finished and saved in run1; evaluate it with: {sys.executable} -m fastalex.evaluate run1"
+            )
+        else:
+            remedy = f"resume with: {sys.executable} -m fastalex.train --resume run2"
+        assert err == f"{start}; {remedy}\n"

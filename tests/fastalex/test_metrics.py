@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from fastalex.metrics import Metrics
+from fastalex.metrics import Metrics, chance, has_top5
 
 
 def test_errors_and_loss_by_hand():
@@ -21,3 +21,9 @@ def test_no_images_no_rates():
     metrics = Metrics.from_counts(torch.zeros(4))
     assert metrics.images == 0
     assert metrics.loss != metrics.loss
+
+
+def test_guessing():
+    assert [round(chance(classes), 2) for classes in (1, 2, 3, 1000)] == [0, 50, 66.67, 99.9]
+    assert [round(chance(classes, 5), 2) for classes in (2, 5, 10, 1000)] == [0, 0, 50, 99.5]
+    assert [has_top5(classes) for classes in (2, 5, 6)] == [False, False, True]

@@ -44,14 +44,14 @@ def test_a_validation_set_can_be_held_out(tmp_path, place):
 
 
 def test_holding_out_is_refused_where_it_makes_no_sense(folders):
-    with pytest.raises(DatasetError, match=r"has a validation set; leave validation_every out"):
+    with pytest.raises(DatasetError, match=r"has a validation set; leave --validation-every out"):
         opened(folders, validation_every=5)
     with pytest.raises(DatasetError, match=r"validation_every must be at least 2, or 0 for no validation set, got 1"):
         opened(folders / "train", validation_every=1)
 
 
 def test_devkit_order_needs_a_devkit(folders):
-    with pytest.raises(DatasetError, match=r"has no development kit; label_order must be sorted"):
+    with pytest.raises(DatasetError, match=r"has no development kit, but --label-order devkit needs ILSVRC's archives"):
         opened(folders, label_order="devkit")
     with pytest.raises(DatasetError, match=r"label_order must be sorted or devkit, got 'random'"):
         opened(folders, label_order="random")
@@ -83,9 +83,9 @@ def test_class_folders_without_splits_come_first_too(tmp_path, archive):
 def test_the_archives_that_a_user_asks_for_are_not_ignored(tmp_path):
     class_folders(ilsvrc2012(tmp_path))
     assert "ILSVRC2012_img_train.tar" in opened(tmp_path).notes[0]
-    with pytest.raises(DatasetError, match=r"has class folders, which come before its archives; label_order must be"):
+    with pytest.raises(DatasetError, match=r"has class folders, which come before its archives, but --label-order"):
         opened(tmp_path, label_order="devkit")
-    with pytest.raises(DatasetError, match=r"no MD5 sums are published for .*; leave verify out"):
+    with pytest.raises(DatasetError, match=r"no MD5 sums are published for .*; leave --verify out"):
         quietly(tmp_path, tmp_path / "out", verify=True)
 
 

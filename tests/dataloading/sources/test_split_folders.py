@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataloading import DatasetError
+from dataloading.sources.names import name_of_set
 from tests.dataloading.small_sources import class_folders, jpeg
 from tests.dataloading.sources.listing import listed, opened
 
@@ -244,3 +245,17 @@ def test_test_folders_without_training_folders_are_no_classes(tmp_path):
         images(tmp_path / name, 4)
     with pytest.raises(DatasetError, match=r"has test/ but no train/"):
         listed(tmp_path, "train", validation_every=2)
+
+
+def test_a_set_is_called_after_its_folder_and_not_after_a_split(root, monkeypatch):
+    monkeypatch.chdir(root / "train")
+    places = {
+        ".": "photos",
+        "..": "photos",
+        "class0": "class0",
+        "../../photos": "photos",
+        str(root / "train"): "photos",
+    }
+    assert {place: name_of_set(Path(place)) for place in places} == places
+    assert opened(Path(), validation_every=2).name == opened(root).name == "photos"
+    assert [name_of_set(Path(place)) for place in ("/train", "/Validation/test", "/")] == ["train", "test", "images"]

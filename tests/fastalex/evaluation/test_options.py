@@ -22,6 +22,9 @@ def test_what_is_refused(runs, prepared, tmp_path):
     started.mkdir()
     (started / "config.json").write_text((one / "config.json").read_text())
     (tmp_path / "file.txt").touch()
+    folder, lost = tmp_path / "folder.csv", tmp_path / "lost.csv"
+    folder.mkdir()
+    lost.symlink_to("nowhere/p.csv")
     for paths, options, message in (
         ((), {}, "name at least one run"),
         ((tmp_path / "nothing",), {}, "no such run folder or weights file"),
@@ -52,6 +55,10 @@ def test_what_is_refused(runs, prepared, tmp_path):
             "--predictions and --class-errors both name .*same.csv; name two files",
         ),
         ((one,), {"worst": -1}, "--worst must be 0 or more, got -1"),
+        ((one,), {"predictions": tmp_path / "file.txt" / "p.csv"}, "p.csv cannot be written: Not a directory; choose"),
+        ((one,), {"predictions": folder, "overwrite": True}, "folder.csv cannot be written: Is a directory; choose"),
+        ((one,), {"class_errors": lost}, "lost.csv cannot be written: No such file or directory; choose another file"),
+        ((one,), {"class_errors": lost.with_name("a.csv"), "predictions": folder / "../a.csv"}, "both name .*a.csv"),
         ((one,), {"batch_size": 0}, "--batch-size .* 0"),
         ((one,), {"devices": ",".join(["cpu"] * 9)}, "9 stages"),
     ):

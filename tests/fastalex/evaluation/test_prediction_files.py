@@ -1,6 +1,7 @@
 """Tables and files of an evaluation."""
 
 import csv
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from fastalex.evaluation.prediction_files import (
     worst_classes_table,
     write_class_errors,
 )
+from tests.dataloading.owning import fill, small_disk
 from tests.fastalex.evaluation.conftest import HERE
 
 
@@ -31,6 +33,10 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "fitted on train, the split evaluated here: the errors are too low" in out
     assert "worst 2 of 3 classes" in out
+    assert re.search(r"^top-1 error +\d+\.\d\d % \(chance 66\.67 %\)$", out, re.MULTILINE)
+    assert "top-5" not in out
+    for number, run in enumerate(runs, 1):
+        assert re.search(rf"^weights {number} +{run}/best.safetensors$", out, re.MULTILINE)
     rows = list(csv.DictReader(files["predictions"].open()))
     dataset = dataloading.Dataset(prepared)
     assert [row["sample"] for row in rows] == [dataset.key("train", sample) for sample in range(32)]
@@ -101,3 +107,22 @@ def test_the_worst_classes_come_first_and_of_equal_ones_the_larger():
         ("b", "4", "50.0 %", "1.0 %", "z (2)"),
         ("a", "2", "50.0 %", "1.0 %", "z (1)"),
     ]
+
+
+def test_files_that_cannot_be_written_do_not_cost_the_results(runs, tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "40k") as disk:
+        options = EvaluateOptions(runs[:1], devices="cpu", predictions=disk / "p.csv")
+        job = resolve(options)
+        fill(disk, 0)  # meanwhile
+        with pytest.raises(ConfigurationError, match=r"p.csv cannot be written: No space .*; the results above are c"):
+            evaluate_and_report(HERE, job)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+    assert "top-1 error" in capsys.readouterr().out
+
+
+def test_many_classes_have_a_top_5_error():
+    errors = [ClassErrors(str(label), "", 1, 100.0, 50.0, "", 0) for label in range(6)]
+    for classes, columns in ((5, 4), (6, 5)):
+        table = worst_classes_table(errors[:classes], 2, classes)
+        assert len(table.columns) == columns
+        assert ("top-5 error" in [column.header for column in table.columns]) == (classes == 6)

@@ -14,6 +14,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.handcrafted.options import BaselineOptions, run_baseline
 from tests.dataloading.damage import copied, overwritten
 from tests.fastalex.commands import command, refused
+from tests.fastalex.conftest import write_images
 
 
 def test_the_command_prints_the_papers_errors_and_writes_a_record(textures, tmp_path):
@@ -22,7 +23,10 @@ def test_the_command_prints_the_papers_errors_and_writes_a_record(textures, tmp_
     assert code == 0, err
     record = json.loads((tmp_path / "out/baseline.json").read_text())
     assert (record["features"], record["images"], record["training_images"], record["seed"]) == ("hog", 18, 45, 0)
-    assert f"{record['top1_error']:.2f} %" in out
+    own, *_, guessing = (line for line in out.splitlines() if line.startswith("│"))
+    assert f"{record['top1_error']:.2f} %" in own
+    assert guessing.split()[1:8] == ["chance", "│", "66.67", "%", "│", "-", "│"]
+    assert own.count("%") == 1  # the top-5 error of three classes says nothing
     for figure in ("45.70 %", "25.70 %", "37.50 %", "17.00 %", "ILSVRC-2010 test"):
         assert figure in out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["baseline.json"]
@@ -31,7 +35,7 @@ def test_the_command_prints_the_papers_errors_and_writes_a_record(textures, tmp_
 
 def test_a_training_run_joins_the_table(textures, config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    about = {"kind": "val", "step": 1, "top5_error": 0.5, "images": 18}
+    about = {"kind": "val", "step": 1, "loss": 1.0, "top5_error": 0.5, "images": 18}
     lines = [about | {"epoch": epoch, "top1_error": error} for epoch, error in enumerate((11.1, 22.2))]
     (Path(config.output) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = BaselineOptions(textures, features="hog", run=Path(config.output), output=tmp_path / "out")
@@ -97,3 +101,19 @@ def test_without_opencv_nothing_is_read(textures, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ConfigurationError, match="OpenCV is not installed"):
         run_baseline(BaselineOptions(textures))
+
+
+def test_destination_and_run_are_checked_before_the_data_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "runs").touch()
+    photos = write_images(tmp_path / "photos", train=2, val=1)
+    for options, message in (
+        ({"output": Path("file")}, "file exists already; choose another --output"),
+        ({"output": Path("file/x")}, "Not a directory"),
+        ({}, "runs is in the way of runs: it is not a folder; choose an --output"),
+        ({"output": Path("out"), "run": Path("nowhere")}, "nowhere is not a run folder"),
+    ):
+        with pytest.raises((ConfigurationError, OSError), match=message):
+            run_baseline(BaselineOptions(photos, **options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos", "runs"]

@@ -67,7 +67,7 @@ def test_a_network_too_narrow_for_its_initial_weights_is_warned_of(name, variati
     assert (message is not None) == warned
     if message is not None:
         assert message.startswith("width=0.49: ")
-        assert message.endswith('use init="scaled"')
+        assert message.endswith("which may not learn")
 
 
 def test_sizes_without_overlap_are_those_of_configuration_147():

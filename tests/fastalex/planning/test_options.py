@@ -7,6 +7,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout
 from fastalex.planning import options
 from fastalex.planning.options import GIB, PlanOptions, resolve
+from fastalex.recipes.published import build_recipe
 from fastalex.training.options import NetworkOptions
 
 
@@ -50,3 +51,7 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
 def test_what_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
         resolve(PlanOptions(**given))
+
+
+def test_the_epochs_are_those_of_the_recipe():
+    assert resolve(PlanOptions(devices="cpu")).epochs == build_recipe("krizhevsky").epochs

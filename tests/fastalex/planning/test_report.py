@@ -40,7 +40,8 @@ def test_the_report_counts_memory_and_knows_speeds(capsys, monkeypatch):
         "conv1 to conv2",
         "60,965,224",
         "222 to 267",
-        "5.00 to 6.00",
+        "time for 91 epochs",
+        "5.06 to 6.07",
         "NVIDIA H100 80GB HBM3 │",
         "8 micro-batches",
     ):
@@ -112,3 +113,28 @@ def test_two_devices_measure_together(capfd):
     plan = resolve(PlanOptions(network, devices="cpu,cpu", batch_size=4, measure=True))
     run_workers(report, plan, plan.devices)
     assert capfd.readouterr().out.count("this machine") == 1
+
+
+@pytest.mark.parametrize(("precision", "copies"), [("fp32", 0), ("bf16", 1)])
+def test_no_row_of_the_memory_is_zero(capsys, monkeypatch, precision, copies):
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = NetworkOptions(width=1 / 16, init="scaled")
+    report(HERE, resolve(PlanOptions(narrow, devices="0,1", device_memory=3, batch_size=8, precision=precision)))
+    out = capsys.readouterr().out
+    table = out[out.index("memory in MiB") : out.index("│ device memory")].splitlines()
+    rows = [line.split("│")[2:-1] for line in table if line.startswith("│") and "cuda" not in line]
+    assert len(rows) == 4 + copies
+    assert all(any(float(value.replace(",", "")) for value in row) for row in rows)
+    assert "3,072" in out
+
+
+@pytest.mark.parametrize(
+    ("images", "unit", "fastest", "slowest"),
+    [(1_281_167, "days", "5.06", "6.07"), (50_000, "hours", "4.74", "5.68"), (300, "minutes", "1.70", "2.05")],
+)
+def test_short_trainings_are_told_in_short_units(capsys, images, unit, fastest, slowest):
+    narrow = NetworkOptions(width=0.5)  # no other speeds are known
+    report(HERE, resolve(PlanOptions(narrow, devices="0", device_memory=3, images=images)))
+    out = capsys.readouterr().out
+    assert f"{fastest} to {slowest}" in out
+    assert out[out.index("images/s") :].splitlines()[0].split()[2] == unit

@@ -1,6 +1,7 @@
 """A small finished study, and the options that make it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -73,4 +74,13 @@ def straight(prepared, tmp_path_factory) -> Path:
     assert "2 x 4 epochs" in out
     assert "none" in out
     assert "±" in out
+    first, *rest = out.splitlines()
+    assert first.startswith("note: width=0.0625: ")
+    assert rest[0] == "dropout: 4 of 4 runs to train, in study"
+    runs = [f"{variant}, seed-{seed}" for seed in (0, 1) for variant in ("dropout 0.5", "no dropout")]
+    for number, (line, name) in enumerate(zip(rest[1:5], runs, strict=True), 1):  # and nothing else of the runs
+        assert re.fullmatch(
+            rf"dropout, run {number} of 4: {name}: top-1 error \d+\.\d\d % after 4 epochs, \d:\d\d", line
+        )
+    assert rest[5].startswith("dropout: Without dropout")
     return folder / "study"

@@ -69,8 +69,11 @@ def test_a_finished_study_is_shown_and_not_repeated(straight, prepared, capsys):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")}
     run_study(given("dropout", prepared, straight))
     out = capsys.readouterr().out
-    assert "epoch 1/4" not in out
+    assert "run 1 of" not in out
+    assert "runs to train" not in out
     assert "2 x 4 epochs" in out
+    assert "chance is 66.67 % top-1." in out
+    assert "top-5" not in out  # says nothing about three classes
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*.safetensors")} == before
 
 
@@ -85,13 +88,8 @@ def test_a_finished_study_is_shown_and_not_repeated(straight, prepared, capsys):
         ),
         ("dropout", {"dropout": 0.1}, "study dropout sets --dropout itself; leave it out"),
         ("dropout", {"seeds": 0}, "--seeds must be at least 1, got 0"),
-        ("dataset-size", {}, "has 3 training images (0.1 of 32), fewer than one batch of 8"),
-        (
-            "dataset-size",
-            {"edits": ("epoch=2:lr=1e-4",)},
-            "more epochs of fewer images, so the edit epoch=2:lr=1e-4",
-        ),
         ("dataset-size", {"fraction": 0.5}, "study dataset-size sets --fraction itself"),
+        ("width", {}, "study holds the study dropout, not width; choose another output folder"),
     ],
 )
 def test_what_a_study_refuses(straight, prepared, name, more, expected):
@@ -101,6 +99,38 @@ def test_what_a_study_refuses(straight, prepared, name, more, expected):
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, r"has 3 training images \(0.1 of 32\), fewer than one batch of 8"),
+        ({"edits": ("epoch=2:lr=1e-4",)}, "more epochs of fewer images, so the edit epoch=2:lr=1e-4"),
+    ],
+)
+def test_a_study_that_is_not_possible_leaves_no_folder(prepared, tmp_path, more, expected):
+    with pytest.raises(ConfigurationError, match=expected):
+        run_study(given("dataset-size", prepared, tmp_path / "study", **more))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_with_other_content_is_no_study(prepared, tmp_path):
+    record = tmp_path / "study.json"
+    photo = tmp_path / "photo.jpg"
+    photo.touch()
+    asked = given("dropout", prepared, tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"^{tmp_path} exists already and holds no study; choose another"):
+        run_study(asked)
+    for content in ("[]", "{", "no JSON"):
+        record.write_text(content)
+        with pytest.raises(ConfigurationError, match=r"study.json is not the record of a study; move it away, or cho"):
+            run_study(asked)
+        assert record.read_text() == content
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(ConfigurationError, match=r"study.json cannot be written: Is a directory; choose another"):
+        run_study(asked)
+    assert sorted(tmp_path.iterdir()) == [photo, record]
 
 
 def test_a_second_command_is_refused_while_one_is_running(straight, prepared):

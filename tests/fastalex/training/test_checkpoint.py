@@ -19,6 +19,7 @@ from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
 from fastalex.training import checkpoint as saving
 from fastalex.training.checkpoint import (
     checkpoints_of,
+    finished_epochs,
     latest_checkpoint,
     load_state,
     load_velocities,
@@ -361,3 +362,11 @@ def test_another_architecture_is_refused(run: Path):
         load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 16), run / "last.safetensors")
     with pytest.raises(ConfigurationError, match=r"conv1.weight has shape .* of another architecture"):
         load_parameters(AlexNet("krizhevsky", 3, seed=0, width=1 / 8, without=("conv4",)), run / "last.safetensors")
+
+
+def test_the_epochs_that_are_finished_and_saved(run: Path):
+    assert finished_epochs(run) == finished_epochs(run / "nowhere") == 0
+    save(run, 7)
+    assert finished_epochs(run) == 1
+    (latest_checkpoint(run) / "trainer.safetensors").write_bytes(b"damaged")
+    assert finished_epochs(run) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastalex.errors import ConfigurationError
 from fastalex.metrics import Metrics
 from fastalex.training import metrics_log
 from fastalex.training.metrics_log import MetricsLog, Rate, Stopwatch, draw_curve, read_metrics
@@ -148,3 +149,58 @@ def test_events_that_cannot_be_written_end_with_one_line(tmp_path, monkeypatch, 
     (line,) = err.splitlines()
     assert line.startswith("no TensorBoard events from here on: [Errno 28] No space left on device; metrics.jsonl has")
     assert len(read_metrics(tmp_path)) == 39
+
+
+def test_an_editor_may_leave_marks_blank_lines_and_no_last_newline(tmp_path):
+    log = write_some(tmp_path)
+    text = log.path.read_bytes()
+    log.path.write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n\r\n").rstrip())
+    assert len(read_metrics(tmp_path)) == 39
+
+
+@pytest.mark.parametrize("end", [b'{"kind": "train", "epo', b"\0\0\0\0", b"5", b"\xff\xfe"])
+def test_the_torn_end_of_a_log_is_left_out(tmp_path, end):
+    log = write_some(tmp_path)
+    log.path.write_bytes(log.path.read_bytes() + end)
+    assert len(read_metrics(tmp_path)) == 39
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"kind": "train", "epoch": 0', r"line 2: Expecting ',' delimiter"),
+        (b"5", "line 2: the content must be an object, got 5"),
+        (b'{"kind": "train", "epoch": 0}', "line 2: there is no step"),
+        (b'{"kind": "trian"}', "line 2: kind must be one of train, val, got 'trian'"),
+        (b'{"kind": "val", "step": "7"}', "line 2: step must be an integer, got '7'"),
+        (b'{"kind": "val", "loss": NaN}', "line 2: loss must be a finite number, got nan"),
+        (b"\xff\xfe", "line 2: "),
+        (b"\0" * 8, "line 2: "),
+        (b"[" * 100_000, "line 2: "),
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line, message):
+    log = write_some(tmp_path)
+    first, _, *rest = log.path.read_bytes().split(b"\n")
+    damaged = b"\n".join([first, line, *rest])
+    log.path.write_bytes(damaged)
+    for use in (lambda: read_metrics(tmp_path), lambda: MetricsLog(tmp_path, 10), lambda: draw_curve(tmp_path)):
+        with pytest.raises(ConfigurationError, match=message) as error:
+            use()
+        assert str(error.value).startswith(f"{log.path} is damaged in line 2: ")
+        assert str(error.value).endswith("; correct or remove that line")
+        assert "\n" not in str(error.value)
+    assert log.path.read_bytes() == damaged
+
+
+def test_a_log_knows_which_epochs_it_has(tmp_path):
+    assert read_metrics(tmp_path) == []
+    log = MetricsLog(tmp_path)
+    for epoch, step in ((0, 4), (1, 8)):
+        log.write("train", epoch, step, METRICS, Rate(8, 2.0, 0.5))
+        log.write("val", epoch, step, METRICS, Rate(8, 2.0, 0.5))
+    log.close()
+    for step, epochs in ((8, 2), (4, 1), (3, 0)):  # each drops lines of the one before
+        log = MetricsLog(tmp_path, step)
+        assert log.validated_epochs == epochs
+        log.close()

@@ -1,6 +1,7 @@
 """What a run prints: its lines, and the bar of a terminal."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastalex.console import name_value_table, print_whole
 from fastalex.datasets import open_prepared
 from fastalex.metrics import Metrics
 from fastalex.parallel.layout import Layout, ParallelPlan
@@ -61,7 +61,7 @@ def test_the_start_says_what_is_trained_on_what(reporter, config):
 
 def test_a_resumed_run_says_where(reporter):
     reporter.start(TrainingState(epoch=2, step=9))
-    assert lines(reporter)[-1] == "resumed     at step 9, in epoch 3"
+    assert "resumed     at step 9, in epoch 3" in lines(reporter)
 
 
 def test_the_epochs_line(reporter):
@@ -228,11 +228,32 @@ def test_many_classes_show_the_top_5_error(reporter, classes, shown):
     assert f"val top-1 error 25.00 %{shown}  best" in lines(reporter)[-1]
 
 
-def test_a_path_in_a_table_is_not_broken():
-    path = "runs/20261123-082511-a-data-set-with-a-long-name-krizhevsky/best.safetensors"
-    for width, rows in ((40, 6), (200, 5)):  # two paths in one row: one below the other where there is little room
-        out = io.StringIO()
-        console = Console(file=out, width=width, soft_wrap=True)
-        print_whole(console, name_value_table("results", {"epochs": "5", "weights": f"{path}, {path}"}))
-        assert out.getvalue().count(path) == 2
-        assert len(out.getvalue().splitlines()) == rows
+def test_a_run_that_was_stopped_after_the_last_step_of_an_epoch_is_resumed_and_ended(reporter):
+    state = TrainingState(epoch=0, samples=32, step=4, seconds=65.4)
+    reporter.start(state)
+    assert lines(reporter)[-1] == "resumed     at step 4, after the last step of epoch 1, which is validated now"
+    with reporter.epoch(state):
+        pass
+    reporter.validated(replace(state, errors=[50.0]), Metrics(1.0, 50.0, 0.0, 7), Rate(7, 1.0, 0.0))
+    reporter.end(replace(state, epoch=1, samples=0, errors=[50.0]), [10**9])
+    assert "time          1:05 of training, all of it before resuming" in lines(reporter)
+
+
+def test_a_log_that_lacks_epochs_is_noted(reporter, config):
+    reporter.start(TrainingState(epoch=2, step=8))
+    assert lines(reporter)[-1] == (
+        f"note: {config.output}/metrics.jsonl has the validation of 0 of 2 finished epochs; the run goes on, and the "
+        "curve will have a gap"
+    )
+
+
+def test_a_brief_run_prints_its_notes_alone(config):
+    brief = Reporter(config, open_prepared(config.data), is_brief=True)
+    brief.console = Console(file=io.StringIO(), soft_wrap=True, width=200)
+    brief.note("a note")
+    end(brief)
+    brief.validated(TrainingState(errors=[25.0]), Metrics(1.0, 25.0, 5.5, 7), Rate(7, 1.0, 0.0))
+    brief.close()
+    assert lines(brief) == ["a note"]
+    assert len(read_metrics(config.folder)) == 2
+    assert (config.folder / "curve.png").exists()

@@ -251,3 +251,39 @@ def test_counts_of_checkpoints_are_positive(prepared, tmp_path, name):
     with pytest.raises(ConfigurationError, match=message):
         resolve(replace(asked(prepared, devices="cpu"), output=tmp_path / "run", **{name: 0}))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_default_folder_is_checked_before_the_data_are_prepared(class_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    with pytest.raises(ConfigurationError, match="runs is in the way of runs: it is not a folder; choose an --output"):
+        resolve(asked(class_folders))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_images_that_are_smaller_than_a_crop_are_refused(class_folders, tmp_path):
+    small = dataloading.prepare_dataset(class_folders, tmp_path / "small", size=64, workers=0, progress=False)
+    with pytest.raises(ConfigurationError, match=r"has images of 64 pixels, but krizhevsky takes crops of 224; name"):
+        resolve(replace(asked(Path(small.root), devices="cpu"), output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("init", "init_from", "advised"), [(None, False, 1), ("scaled", False, 0), (None, True, 0)])
+def test_a_new_narrow_run_is_advised_of_its_initial_weights(prepared, tmp_path, capsys, init, init_from, advised):
+    options = replace(asked(prepared, devices="cpu"), network=NetworkOptions(width=1 / 16, lrn=False, init=init))
+    if init_from:
+        start = RecipeOptions(init_from=save_run(tmp_path / "other", prepared))
+        options = replace(options, training=start)
+    resolve(replace(options, output=tmp_path / "run"))
+    assert capsys.readouterr().out.count("note: width=0.0625: ") == advised
+    resolve(TrainOptions(resume=tmp_path / "run"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_with_a_damaged_log_is_not_resumed(prepared, tmp_path):
+    run = save_run(tmp_path / "run", prepared)
+    before = (run / "config.json").read_bytes()
+    (run / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigurationError, match=r"metrics.jsonl is damaged in line 1: there is no kind; correct or r"):
+        resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=2)))
+    assert (run / "config.json").read_bytes() == before

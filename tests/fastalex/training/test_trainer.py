@@ -170,7 +170,10 @@ def test_a_measured_split_is_kept(config, monkeypatch, capsys):
     run_here(replace(two, recipe=replace(config.recipe, epochs=1)))
     saved = RunConfig.load(two.folder)
     assert (saved.parallel.split, saved.measure_split) == ((names[:3], names[3:]), False)
-    assert capsys.readouterr().out.startswith("split by measured block times: later stages begin with conv4\n")
+    assert capsys.readouterr().out.startswith(
+        "timing every block on the devices, to balance the split\n"
+        "split by measured block times: later stages begin with conv4\n"
+    )
 
 
 def test_building_writes_nothing(config, capsys):
