@@ -250,8 +250,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         line = json.loads(torn)
         check_json(_Line, line, required=_Line.__annotations__)
         lines.append(line)
-    if lines and lines[0].get("epoch") == 0:  # earlier versions counted from 0
-        lines = [{**line, "epoch": line["epoch"] + 1} if "epoch" in line else line for line in lines]
+    if lines and lines[0]["epoch"] == 0:  # earlier versions counted from 0
+        lines = [{**line, "epoch": line["epoch"] + 1} for line in lines]
     return lines
 
 

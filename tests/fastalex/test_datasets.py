@@ -215,7 +215,8 @@ def test_data_that_are_gone_or_have_changed_are_refused(photos):
 )
 def test_the_recipe_follows_from_the_data(name, images, recipe):
     counts = {"train": images, "val": 10**6}
-    assert default_recipe(SimpleNamespace(name=name, count=counts.__getitem__)) == recipe  # type: ignore[arg-type]
+    dataset = SimpleNamespace(name=name, count=counts.__getitem__)
+    assert default_recipe(dataset, "krizhevsky") == recipe  # type: ignore[arg-type]
 
 
 def test_nothing_is_announced_before_the_source_is_known_to_be_usable(photos, capsys):

@@ -48,9 +48,10 @@ def test_a_resumed_log_drops_later_lines_and_a_broken_one(tmp_path):
 
 
 def test_a_log_that_counted_epochs_from_0_goes_on_from_1(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"epoch": 0, "step": 1}\n{"epoch": 0, "step": 1}\n{"epoch": 1, "step": 2}\n'
-    )
+    others = {"loss": 1.0, "top1_error": 50.0, "top5_error": 0.0, "images": 8}
+    lines = (("train", 0, 1), ("val", 0, 1), ("train", 1, 2))
+    texts = [json.dumps({"kind": kind, "epoch": epoch, "step": step, **others}) for kind, epoch, step in lines]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*texts, ""]))
     log = MetricsLog(tmp_path, 2)
     log.write("val", 3, 3, METRICS, Rate(8, 2.0, 0.5))
     log.close()
