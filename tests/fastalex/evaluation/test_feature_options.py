@@ -1,5 +1,8 @@
 """Options of an extraction that are refused."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 
 from fastalex.errors import ConfigurationError
@@ -17,3 +20,20 @@ def test_what_is_refused(runs, prepared, tmp_path):
         asked = {"run": runs[0], "data": prepared, "output": tmp_path / "features", **options}
         with pytest.raises(ConfigurationError, match=message):
             resolve(FeaturesOptions(names=names, **asked))
+
+
+def test_more_than_the_disk_has_free_is_refused(runs, prepared, tmp_path, monkeypatch):
+    needed = 4 * 7 * 256
+    options = FeaturesOptions(runs[0], prepared, ("fc7",), tmp_path / "new" / "features")
+    asked = []
+
+    def disk_usage(folder, free=needed):
+        asked.append(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    resolve(options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk_usage(folder, needed - 1))
+    with pytest.raises(ConfigurationError, match=r"features needs .* GiB, but only .* are free in .*; choose fewer"):
+        resolve(options)
+    assert asked == [tmp_path] * 2  # the nearest folder that there is

@@ -15,7 +15,7 @@ from fastalex import load_model
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
-from fastalex.evaluation.features import Extraction, discard_unfinished, extract
+from fastalex.evaluation.features import Extraction, bytes_needed, discard_unfinished, extract
 from fastalex.evaluation.trained_network import TrainedNetwork, inference_plan
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
@@ -40,6 +40,9 @@ def test_files_hold_the_activations_of_every_image(runs_of_two_sizes, prepared, 
         found = np.load(output / f"{name}.npy", mmap_mode="r")
         assert found.dtype == np.float32
         torch.testing.assert_close(torch.from_numpy(np.array(found)), value)  # batches of 4 and 3 round differently
+    sizes = sum(np.load(output / f"{name}.npy", mmap_mode="r").nbytes for name in NAMES)
+    assert bytes_needed(extraction, dataset) == sizes
+    assert bytes_needed(replace(extraction, dtype="float16"), dataset) == sizes // 2
     rows = list(csv.DictReader((output / "samples.csv").open()))
     assert [row["sample"] for row in rows] == [dataset.key("val", sample) for sample in range(7)]
     assert [row["file"] for row in rows] == [dataset.source("val", sample) for sample in range(7)]
@@ -134,10 +137,11 @@ def test_a_link_or_a_mount_point_gets_the_results(runs_of_two_sizes, prepared, t
 
 
 def test_a_full_disk_ends_an_extraction_with_one_line_and_leaves_nothing(runs_of_two_sizes, prepared, tmp_path):
-    with small_disk(tmp_path / "disk", "64k") as disk:
-        extraction = resolve(options_for(runs_of_two_sizes[0], prepared, disk / "out"))
-        fill(disk, left=4096)
-        with pytest.raises(ConfigurationError, match=r"fc7\.npy: No space left on device; nothing was written"):
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        options = replace(options_for(runs_of_two_sizes[0], prepared, disk / "out"), names=("conv2",))
+        extraction = resolve(options)
+        fill(disk, left=16384)  # the first and the last page of the file, but not all between them
+        with pytest.raises(ConfigurationError, match=r"conv2\.npy: No space left on device; nothing was written"):
             extract(HERE, extraction)
         assert [path.name for path in disk.iterdir()] == ["ballast"]
 

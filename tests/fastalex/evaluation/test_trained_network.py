@@ -22,6 +22,7 @@ from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage, inference_plan, open_loader
 from fastalex.network.variation import Variation
 from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
 from tests.fastalex.conftest import save_run, write_images
 from tests.fastalex.evaluation.conftest import HERE, result_of
@@ -87,6 +88,16 @@ def test_micro_batches_divide_the_batch(batch_size, micro_batches):
 def test_more_workers_than_blocks_are_refused():
     with pytest.raises(ConfigurationError, match="9 stages"):
         inference_plan([CPU] * 9, 1, build_architecture("krizhevsky"), 64)
+
+
+def test_only_the_first_worker_decodes_images(prepared):
+    """And all know the labels."""
+    for rank in (0, 1):
+        with closing(open_loader(World(rank, 2, CPU), str(prepared), None, "val", 4, 224, views=1)) as loader:
+            batch = next(loader.epoch(0))
+        assert (batch.images is not None) == (rank == 0)
+        assert batch.labels is not None
+        assert len(batch.samples) == 4
 
 
 def test_a_weights_file_in_a_run_folder_knows_its_data(runs, prepared, tmp_path):
