@@ -263,6 +263,7 @@ def test_arguments_that_do_not_fit_are_refused(small, options, message):
 def test_a_split_without_samples_is_refused():
     with pytest.raises(DatasetError, match=r"val of synthetic has no samples"):
         loader(SyntheticDataset(val=0), "val")
+    assert len(loader(SyntheticDataset(val=1), "val")) == 1
 
 
 def test_the_ends_of_ranges_are_accepted(small):
