@@ -85,6 +85,8 @@ def _load() -> ctypes.CDLL:
         if not _is_intact(path):
             _build(command, path)
         return ctypes.CDLL(str(path))
+    except subprocess.TimeoutExpired:  # it would be no faster elsewhere
+        raise
     except (OSError, subprocess.SubprocessError) as error:  # a compiler also fails where the disk is full
         reason = _reason(error)
     with tempfile.TemporaryDirectory(prefix="fastalex-") as folder:
@@ -137,9 +139,10 @@ def _build(command: list[str], path: Path) -> None:
 
 def _reason(error: OSError | subprocess.SubprocessError) -> str:
     """The compiler's first error, or the exception's message."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{error.cmd[0]} took more than {error.timeout:g} seconds"
     output = getattr(error, "stderr", None) or ""
-    lines = output.splitlines() if isinstance(output, str) else []  # bytes after a timeout
-    return next((line for line in lines if "error" in line), str(error))
+    return next((line for line in output.splitlines() if "error" in line), str(error))
 
 
 def _say(line: str) -> None:

@@ -112,6 +112,24 @@ def test_a_compiler_error_is_said(
     assert not list(rebuilt.iterdir())
 
 
+def test_a_compiler_that_hangs_is_not_waited_for(
+    rebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || exec sleep 600\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    run = build._run
+
+    def impatiently(command: list[str]) -> str:
+        monkeypatch.setattr(build, "_TIMEOUT_SECONDS", 60 if "--version" in command else 0.2)
+        return run(command)
+
+    monkeypatch.setattr(build, "_run", impatiently)
+    assert build.library() is None
+    assert capsys.readouterr().err == f"{FALLBACK}{compiler} took more than 0.2 seconds)\n"
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
