@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dataloading
 from fastalex import load_model
@@ -19,8 +20,14 @@ RUN = DATA / "run-of-0.1"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """The images that the run was trained on."""
-    return write_images(tmp_path_factory.mktemp("earlier") / "images", train=10, val=3)
+    """The images that the run was trained on, resized as version 0.1 did: as they are, they are prepared again."""
+    folder = write_images(tmp_path_factory.mktemp("earlier") / "images", train=10, val=3)
+    for path in folder.rglob("*.jpg"):
+        with Image.open(path) as image:
+            small = image.resize((40, 32), Image.Resampling.BOX).crop((4, 0, 36, 32))
+        path.unlink()
+        small.save(path.with_suffix(".png"))
+    return folder
 
 
 def test_weights_load():

@@ -99,10 +99,11 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
     assert classes[0] != classes[1]
     run = save_run(tmp_path / "run", tmp_path / "sorted")
     own, other = result_of(run), result_of(run, data=tmp_path / "devkit")
-    assert own.predictions.metrics == other.predictions.metrics
+    found = other.predictions.metrics  # its sums over the classes are in another order
+    assert own.predictions.metrics == replace(found, loss=pytest.approx(found.loss, rel=1e-6))
     names = [[c[i] for i in j.predictions.top_classes[:, 0]] for c, j in zip(classes, (own, other), strict=True)]
     assert names[0] == names[1]
-    assert torch.equal(own.predictions.top_probabilities, other.predictions.top_probabilities)
+    torch.testing.assert_close(own.predictions.top_probabilities, other.predictions.top_probabilities)
 
 
 def test_classes_in_a_cycle_are_not_matched_backwards(runs, prepared, tmp_path):

@@ -98,7 +98,7 @@ def test_the_worst_classes_come_first_and_of_equal_ones_the_larger():
             ("d", 9, 0.0, 0),
         )
     ]
-    table = worst_classes_table(errors, 3)
+    table = worst_classes_table(errors, 3, classes=6)
     assert table.title == "worst 3 of 4 classes"
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert list(cells) == ["class", "images", "top-1 error", "top-5 error", "most often confused with"]

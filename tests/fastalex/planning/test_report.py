@@ -13,7 +13,7 @@ from fastalex.parallel.stage_memory import stage_memory
 from fastalex.parallel.world import World
 from fastalex.planning import speed
 from fastalex.planning.options import GIB, PlanOptions, resolve
-from fastalex.planning.report import report
+from fastalex.planning.report import MIB, report
 from fastalex.planning.speed import known_speeds, paper_speeds
 from fastalex.training.options import NetworkOptions
 
@@ -88,12 +88,13 @@ def test_every_figure_is_that_of_its_layer_or_stage(capsys, monkeypatch, devices
         "device memory": list(memory),
     }
     for name, values in expected.items():
-        assert rows[name] == [f"{value / GIB:.2f}" for value in values], name
+        decimals = [0 if value >= 10 * MIB else 1 for value in values]
+        assert rows[name] == [f"{v / MIB:,.{d}f}" for v, d in zip(values, decimals, strict=True)], name
     assert rows["fits"] == ["yes", "no"]
     assert rows["largest batch"] == ["128", f"{127 - 127 % micro_batches}"]
     largest = [stage.largest_batch(3 * GIB) for stage in stages]
     assert rows["largest on a GTX 580 (3 GiB)"] == [f"{batch - batch % micro_batches:,}" for batch in largest]
-    slow, fast = (7000 * 3 / speed / 86_400 for speed in paper_speeds())
+    slow, fast = (7000 * 3 / speed / 60 for speed in paper_speeds())  # minutes
     assert rows["two GTX 580"][-1] == f"{fast:.2f} to {slow:.2f}"
 
 

@@ -60,7 +60,8 @@ def finish(run: StudyRun, lines: list[dict], *, epoch: int) -> None:
 
 def line(kind: str, epoch: int, top1: float, images: int = 16) -> dict:
     """A line of a run's log."""
-    return {"kind": kind, "epoch": epoch, "step": 1, "top1_error": top1, "top5_error": top1 / 2, "images": images}
+    errors = {"top1_error": top1, "top5_error": top1 / 2}
+    return {"kind": kind, "epoch": epoch, "step": 1, "loss": 1.0, **errors, "images": images}
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,12 @@ def test_a_log_that_counted_epochs_from_0_goes_on_from_1(tmp_path):
     assert [json.loads(line)["epoch"] for line in log.path.read_text().splitlines()] == [1, 1, 2, 3]
 
 
-def test_events_of_a_resumed_run_replace_the_later_ones_before(tmp_path):
+def test_events_of_a_resumed_run_replace_the_later_ones_before(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files are read in the order of their names: time, process, number. Another process would start at 0 again.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for resumed_at, steps, loss in ((0, (1, 2, 3), 1.0), (2, (3, 4), 2.0)):
         log = MetricsLog(tmp_path, resumed_at)
         for step in steps:

@@ -1,5 +1,6 @@
 """Whole runs in this process, or over worker processes: the same curve everywhere, and again after every resume."""
 
+import json
 import re
 import signal
 from contextlib import closing
@@ -295,7 +296,8 @@ def test_another_seed_is_another_run(config):
 def test_a_resumed_run_tells_no_step_twice(config):
     stop_after(config, 3)
     metrics = Path(config.output) / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"kind": "train", "step": 4, "loss": 1}\n{"kind": "tra')  # killed here
+    later = json.dumps({**json.loads(metrics.read_text().splitlines()[-1]), "step": 4})
+    metrics.write_text(f'{metrics.read_text()}{later}\n{{"kind": "tra')  # killed here
     lines = run_here(config)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
 

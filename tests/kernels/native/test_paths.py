@@ -131,6 +131,7 @@ def counts(library: ctypes.CDLL, folder: Path) -> dict:
 
 def test_every_path_of_native_c_is_taken(counting: ctypes.CDLL, tmp_path: Path, threads: None) -> None:
     """By the tests of the operators that it computes: those by Hypothesis, and one with maps of several bands."""
+    torch.set_num_threads(2)  # one thread computes its images itself
     test_lrn.test_lrn_is_the_definition("native in C")
     test_same_map_norm.test_same_map_norm_is_the_definition("native in C")
     test_lrn_max_pool.test_fused_is_the_composition("native in C")
