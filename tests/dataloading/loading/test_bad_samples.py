@@ -146,6 +146,27 @@ def test_a_shard_that_cannot_be_read_is_not_a_damaged_sample(small, tmp_path, mo
     source.close()
 
 
+def test_a_shard_that_cannot_be_read_ends_the_search_for_a_replacement(small, tmp_path, monkeypatch):
+    root = copied(small.root, tmp_path / "copy")
+    for sample in (13, 14, 15):  # then comes sample 8, in the shard before
+        overwritten(root, "train", sample, b"?")
+    dataset = Dataset(root)
+    real, broken = os.preadv, (root / "train-000000.tar").stat().st_ino
+
+    def failing(descriptor: int, *arguments: object) -> int:
+        if os.fstat(descriptor).st_ino == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, *arguments)
+
+    batches = EpochBatches(24, seed=7, shuffle=True, batch_size=4)
+    feeder = BatchFeeder(dataset, "train", batches, crop_size=24, augment=None, skip=True)
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(DatasetError, match=r"cannot read .*train-000000.tar: Input/output error") as caught:
+        feeder._files(np.array([13]))
+    assert not isinstance(caught.value, DamagedSample)
+    assert feeder.replaced == {}
+
+
 @pytest.mark.parametrize("wanted", ["stop", "skip"])
 def test_a_shard_that_is_cut_off_while_it_is_read_is_named(small, tmp_path, wanted):
     dataset = Dataset(copied(small.root, tmp_path / "copy"))

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from dataloading.preparation.descriptions import remarks
 from dataloading.preparation.images import ImageOptions, Rejected, decode, prepare_image
 from dataloading.preparation.shard_plan import record_path, write_record
 from tests.dataloading.preparation.preparing import quietly, stored
-from tests.dataloading.small_sources import class_folders, command, encoded, photograph
+from tests.dataloading.small_sources import class_folders, command, encoded, photograph, png_chunk
 
 COLORS = photograph(1, 32, 32)
 GREY = COLORS[:, :, 0]
@@ -92,6 +93,11 @@ KINDS: dict[str, tuple[Callable[[], bytes], np.ndarray, float]] = {
         0,
     ),
     "float TIFF, 0 to 1": (lambda: encoded((GREY / 255).astype(np.float32), "TIFF"), three(GREY), 0),
+    "float TIFF, black and white": (
+        lambda: encoded((BLACK_AND_WHITE / 255).astype(np.float32), "TIFF"),
+        three(BLACK_AND_WHITE),
+        0,
+    ),
     "float TIFF, between two greys": (
         lambda: encoded(((GREY * 0.99 + 0.6) / 255).astype(np.float32), "TIFF"),
         three(np.round(GREY * 0.99 + 0.6).astype(np.uint8)),
@@ -186,6 +192,15 @@ def flat(color: tuple[int, ...], alpha: int | None = None) -> np.ndarray:
     return np.full((32, 32, 3 if alpha is None else 4), color if alpha is None else (*color, alpha), dtype=np.uint8)
 
 
+def png_with_16_bits(color: tuple[int, int, int]) -> bytes:
+    """A PNG file of 32 x 32 pixels of this colour, which is transparent."""
+    wide = struct.pack(">3H", *color)
+    header = struct.pack(">2I5B", 32, 32, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + wide * 32) * 32)
+    chunks = ((b"IHDR", header), (b"tRNS", wide), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
 TRANSPARENT = {
     "RGBA": lambda: encoded(flat((200, 100, 0), 0), "PNG"),
     "grey and alpha": lambda: encoded(
@@ -194,6 +209,7 @@ TRANSPARENT = {
     "a transparent grey": lambda: encoded(np.full((32, 32), 200, np.uint8), "PNG", transparency=200),
     "a transparent 16-bit grey": lambda: encoded(np.full((32, 32), 51_400, np.uint16), "PNG", transparency=51_400),
     "a transparent colour": lambda: encoded(flat((200, 100, 0)), "PNG", transparency=(200, 100, 0)),
+    "a transparent 16-bit colour": lambda: png_with_16_bits((51_400, 25_700, 0)),
     "a transparent palette entry": lambda: saved(
         Image.fromarray(flat((200, 100, 0))).quantize(2), "PNG", transparency=b"\0\0"
     ),

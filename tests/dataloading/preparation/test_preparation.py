@@ -130,6 +130,16 @@ def test_images_that_do_not_decode_are_listed_and_left_out(tmp_path):
     assert dataset.labels("train").tolist() == [0, 0, 1, 1, 1]
 
 
+def test_a_shard_may_lose_all_its_images(tmp_path):
+    source = class_folders(tmp_path / "in", classes=2, train=4, val=1)
+    for name in ("class0/0000", "class0/0001", "class1/0002", "class1/0003"):  # the first and the last shard
+        (source / f"train/{name}.jpg").write_bytes(b"no image")
+    dataset = quietly(source, tmp_path / "out", shard_images=2)
+    assert [shard.samples for shard in dataset.shards("train")] == [0, 2, 2, 0]
+    assert dataset.labels("train").tolist() == [0, 0, 1, 1]
+    assert problems(dataset, progress=False) == []
+
+
 def test_a_source_without_usable_images_is_refused(tmp_path):
     class_folders(tmp_path / "in", classes=2, train=2, val=1)
     for path in (tmp_path / "in/train").rglob("*.jpg"):

@@ -118,6 +118,14 @@ def test_a_label_that_is_too_long_or_a_link_is_no_label_wherever_the_shard_lies(
     ]
 
 
+def test_an_image_that_is_a_link_has_a_problem(tmp_path):
+    (tmp_path / "train.tar").write_bytes(link("a.jpg", "/etc/passwd") + tar_of([("a.cls", b"0"), ("b.jpg", jpeg(0))]))
+    assert [entry.problem for entry in listed(tmp_path, "train", validation_every=0)] == [
+        "a link to /etc/passwd, not a file",
+        "no usable label: neither .cls nor .json",
+    ]
+
+
 def test_samples_of_the_same_name_in_two_shards_are_no_halves_of_one(tmp_path):
     for number in range(2):
         (tmp_path / f"train-{number}.tar").write_bytes(

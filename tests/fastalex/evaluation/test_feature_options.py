@@ -34,6 +34,6 @@ def test_more_than_the_disk_has_free_is_refused(runs, prepared, tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     resolve(options)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk_usage(folder, needed - 1))
-    with pytest.raises(ConfigurationError, match=r"features needs .* GiB, but only .* are free in .*; choose fewer"):
+    with pytest.raises(ConfigurationError, match=r"features needs .*iB, but only .* are free in .*; choose fewer"):
         resolve(options)
     assert asked == [tmp_path] * 2  # the nearest folder that there is
