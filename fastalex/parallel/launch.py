@@ -202,11 +202,6 @@ def _forward_signals() -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         if not received or number == signal.SIGINT:
             received.append(number)
-            # The launcher may be in a callback, which swallows exceptions; so the workers hear of the signal here, too.
-            for process in torch.multiprocessing.active_children():
-                if process.pid is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, number)
             raise SignalException(f"process {os.getpid()} got signal {number}", signal.Signals(number))
 
     for number in _heeded_signals():
