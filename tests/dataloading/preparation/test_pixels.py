@@ -209,7 +209,7 @@ TRANSPARENT = {
     "a transparent grey": lambda: encoded(np.full((32, 32), 200, np.uint8), "PNG", transparency=200),
     "a transparent 16-bit grey": lambda: encoded(np.full((32, 32), 51_400, np.uint16), "PNG", transparency=51_400),
     "a transparent colour": lambda: encoded(flat((200, 100, 0)), "PNG", transparency=(200, 100, 0)),
-    "a transparent 16-bit colour": lambda: png_with_16_bits((51_400, 25_700, 0)),
+    "a transparent 16-bit colour": lambda: png_with_16_bits((51_277, 25_677, 5)),
     "a transparent palette entry": lambda: saved(
         Image.fromarray(flat((200, 100, 0))).quantize(2), "PNG", transparency=b"\0\0"
     ),
