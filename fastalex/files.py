@@ -107,10 +107,13 @@ def default_folder(name: str) -> Path:
 def _make(folder: Path, made: list[Path], *, numbered: bool) -> Path:
     """Make a folder and those above it, and append each to ``made``; return the folder."""
     if folder.is_symlink() and not folder.exists():  # a link to a folder that does not exist yet
-        folder = folder.resolve()
+        target = Path(os.path.realpath(folder))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+        folder = target
     for parent in [*reversed(folder.parents), *([] if numbered else [folder])]:
         if not parent.is_dir() and not (parent == folder and parent.exists()):
-            if parent.exists():
+            if os.path.lexists(parent) and not parent.is_dir():  # another process may make it just now
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
             parent.mkdir(exist_ok=True)
             made.append(parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastalex.errors import ConfigurationError
-from fastalex.files import check_new_folder, new_folder, owned
+from fastalex.files import check_new_folder, check_place, new_folder, owned
 from tests.dataloading.owning import another_owner, small_disk
 
 
@@ -61,6 +61,27 @@ def test_numbered_folders_do_not_meet(tmp_path):
             (folder / "result").touch()
     with new_folder(tmp_path / "run", "", numbered=True) as third:
         assert [path.name for path in (first, second, third)] == ["run", "run-2", "run-3"]
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    for name, reason in (("one", "Too many levels of symbolic links"), ("one/below", "Not a directory")):
+        with pytest.raises(OSError, match=reason) as error:
+            check_new_folder(tmp_path / name, "choose another")
+        assert error.value.filename == str(tmp_path / name)
+    with pytest.raises(ConfigurationError, match=r"one is in the way of .*one/below: it is not a folder; choose ano"):
+        check_place(tmp_path / "one" / "below", "choose another")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_place_for_a_folder_is_checked_without_making_it(tmp_path):
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "a" / "b", "choose another")
+    check_place(tmp_path, "choose another")
+    with pytest.raises(ConfigurationError, match=r"file is in the way of .*file: it is not a folder; choose another"):
+        check_place(tmp_path / "file", "choose another")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_links_and_mount_points_are_folders(tmp_path):
