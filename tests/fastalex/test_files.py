@@ -26,6 +26,8 @@ def test_nothing_is_left_of_a_new_folder_without_content(tmp_path):
         with pytest.raises(KeyError), new_folder(tmp_path / name, "choose another"):
             raise KeyError
         check_new_folder(tmp_path / name, "choose another")
+    with pytest.raises(KeyError), new_folder(tmp_path / "mine", "", numbered=True):
+        raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 

@@ -12,7 +12,7 @@ import torch
 import dataloading
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.ensemble import Predictions
-from fastalex.evaluation.options import EvaluateOptions, evaluate_and_report, resolve
+from fastalex.evaluation.options import EvaluateOptions, _coefficients_text, evaluate_and_report, resolve
 from fastalex.evaluation.prediction_files import (
     ClassErrors,
     errors_by_class,
@@ -59,12 +59,23 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     assert resolve(replace(options, overwrite=True)).predictions == files["predictions"]
     arrays = tmp_path / "predictions.npz"
     evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays, worst=0)))
-    assert "worst" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert not any(text in out for text in ("worst", "coefficients", "single networks"))
     found = np.load(arrays)
     assert found["classes"].tolist() == dataset.classes
     assert found["files"][0] == "val/blue/000.jpg"
     assert found["labels"].tolist() == dataset.labels("val").tolist()
     assert found["top_classes"].shape == found["top_probabilities"].shape == (7, 3)
+
+
+def test_given_coefficients_are_not_called_fitted():
+    for fitted_on, split, expected in (
+        (None, "val", "0.7500 0.2500"),
+        ("train", "val", "0.7500 0.2500, fitted on train"),
+        ("val", "val", "0.7500 0.2500, fitted on val, the split evaluated here: the errors are too low"),
+    ):
+        evaluation = SimpleNamespace(fitted_on=fitted_on, split=split)
+        assert _coefficients_text(evaluation, (0.75, 0.25)) == expected  # type: ignore[arg-type]
 
 
 def test_errors_by_class_name_the_class_that_is_taken_most_often(tmp_path):

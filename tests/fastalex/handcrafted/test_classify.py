@@ -8,7 +8,7 @@ import pytest
 
 import dataloading
 from fastalex.errors import ConfigurationError
-from fastalex.handcrafted.classify import HandcraftedMethod, classify
+from fastalex.handcrafted.classify import HandcraftedMethod, check_method, classify
 from fastalex.handcrafted.descriptors import HOG_LENGTH
 
 
@@ -23,6 +23,16 @@ def test_textures_are_told_apart_with_any_number_of_threads(features, textures, 
     assert results[0].metrics.top1_error <= 10  # chance is 67
     assert results[0].metrics.images == 18
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sift_needs_images_of_two_patches(textures):
+    dataset = dataloading.Dataset(textures)
+    dataset.size = 48
+    check_method(dataset, HandcraftedMethod("sift", gaussians=45), "val")  # and an image for each Gaussian
+    dataset.size = 47
+    with pytest.raises(ConfigurationError, match="has images of 47 pixels, but dense SIFT needs at least 48"):
+        check_method(dataset, HandcraftedMethod("sift", gaussians=4), "val")
+    check_method(dataset, HandcraftedMethod("hog"), "val")
 
 
 def test_features_need_room_on_the_disk(textures, tmp_path, monkeypatch):

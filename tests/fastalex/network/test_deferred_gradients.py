@@ -114,6 +114,8 @@ def test_fully_connected_products_are_those_of_either_library(monkeypatch, has_o
     monkeypatch.setattr("fastalex.network.deferred_gradients._HAS_ONEDNN", has_onednn)
     model = AlexNet("krizhevsky", 5, seed=2, width=1 / 16)
     block = model.get_submodule("fc8")
+    with torch.no_grad():
+        block.bias.copy_(torch.arange(5.0))
     x = torch.randn(rows, block.weight.shape[1], generator=torch.Generator().manual_seed(0), requires_grad=True)
     double = [tensor.detach().double().requires_grad_() for tensor in (x, block.weight, block.bias)]
     expected = torch.nn.functional.linear(*double)

@@ -100,10 +100,12 @@ def test_every_figure_is_that_of_its_layer_or_stage(capsys, monkeypatch, devices
 
 def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch):
     """On a clock that goes on by a second whenever it is read: at both ends of each round of four steps."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     network = NetworkOptions(width=1 / 16, lrn=False)
     report(HERE, resolve(PlanOptions(network, devices="cpu", batch_size=4, measure=True)))
     out = capsys.readouterr().out
+    assert not torch.backends.cudnn.allow_tf32  # the libraries round as the precision says
     assert rows_of(out)["this machine"][:2] == ["cpu, fp32, batch 4", "16.0"]
     assert "This machine: 20 training steps" in out
     assert "Known speeds are of networks without variations" in out

@@ -12,7 +12,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.studies import runs as study_runs
 from fastalex.studies.claims import STUDIES, TRAINING_ERROR_GOAL, find_study
-from fastalex.studies.comparison import Difference, Figure, compare
+from fastalex.studies.comparison import Difference, Figure, compare, remarks
 from fastalex.studies.runs import RunResult, is_finished, plan_runs, read_result, run_to_completion
 from fastalex.training.options import NetworkOptions, TrainOptions
 from tests.fastalex.studies.conftest import finish, given, line, options
@@ -107,6 +107,24 @@ def test_differences_are_from_the_base_and_diverged_runs_have_no_errors(prepared
     assert table[1].top1_difference == Difference(tops[1][1] - sum(tops[0]) / 2, None)
     assert (table[2].top1_difference, table[2].top5_difference) == (Difference(2.0, False), None)
     assert table[0].seconds == 7.0
+    assert remarks(chosen, runs, table)[0].startswith(
+        "Errors after the last epoch on 7 validation images, one centre crop; one image is 14 points;"
+    )
+
+
+def test_a_study_goes_on_where_only_the_way_of_computing_has_changed(prepared, tmp_path):
+    chosen = find_study("dropout")
+    first, second = plan_runs(chosen, options(prepared), seeds=1, folder=tmp_path)
+    finish(first, [line("val", 1, 10.0)], epoch=2)
+    for changes in ({"hardware_decoder_load": 0.1}, {"measure_split": True}):
+        replace(first.config, **changes).save()
+        assert [run.folder for run in plan_runs(chosen, options(prepared), seeds=1, folder=tmp_path)] == [
+            first.folder,
+            second.folder,
+        ]
+    replace(first.config, on_bad_sample="skip").save()
+    with pytest.raises(ConfigurationError, match="seed-0 was made with on_bad_sample skip, got stop; give the same"):
+        plan_runs(chosen, options(prepared), seeds=1, folder=tmp_path)
 
 
 def test_widths_multiply(prepared, tmp_path):

@@ -329,6 +329,19 @@ def test_counts_read_late_make_the_same_curve(config, monkeypatch):
     assert curve(run_here(stopped)) == expected
 
 
+def test_an_epoch_ends_with_an_exchange_however_rare_they_are(config, monkeypatch):
+    """On a GPU workers exchange their counts every ten steps."""
+    build_counters = Counters.__init__
+
+    def rare(self, *arguments, **more):
+        build_counters(self, *arguments, **more)
+        self.exchange_every = 3
+
+    monkeypatch.setattr(Counters, "__init__", rare)
+    lines = run_here(replace(config, recipe=replace(config.recipe, epochs=1)))
+    assert [(line["step"], line["images"]) for line in lines] == [(3, 24), (4, 8), (4, 7)]
+
+
 def test_images_go_to_the_first_stage_and_labels_to_the_last_one(config):
     recipe = replace(config.recipe, crops_shared_by=4, order="fixed", resized_crops=True)
     config = replace(config, recipe=recipe)
