@@ -1,15 +1,17 @@
 """Training steps over stages and replicas: throughput, idle time and splits, measured and simulated.
 
     python bench/pipeline.py                              # all parts, one record each
+    python bench/pipeline.py --parts default              # one process, and two workers as training runs them
     python bench/pipeline.py --parts one two four cuts    # one worker; two workers; four workers; every split
     python bench/pipeline.py --parts bubble gradients     # balanced stages; deferred weight gradients
     python bench/pipeline.py --predict 'H100:2,8,64,512'  # from a committed record of the part "one" on that device
 
-On a CPU every worker has one thread; the single process that they are compared with has all cores. Images are random
-and stay in memory; a step is forward, backward and update. The speed of a machine may drift, so all trials of a part
-run in turn, round after round, in the same worker processes. Images/s are those of the median round; ratios and idle
-times are medians over all rounds. The simulation knows the costs of single blocks, which the same workers measure just
-before a trial, the speed of the links and the number of cores; it knows nothing of the measured steps.
+On a CPU every worker has one thread, except in the part "default", where it has as many as in training; the single
+process that they are compared with has all cores. Images are random and stay in memory; a step is forward, backward and
+update. The speed of a machine may drift, so all trials of a part run in turn, round after round, in the same worker
+processes. Images/s are those of the median round; ratios and idle times are medians over all rounds. The simulation
+knows the costs of single blocks, which the same workers measure just before a trial, the speed of the links and the
+number of cores; it knows nothing of the measured steps.
 """
 
 from __future__ import annotations

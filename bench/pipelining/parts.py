@@ -10,8 +10,10 @@ from itertools import combinations, pairwise
 import harness
 
 from fastalex.network.architecture import Architecture, ConvBlock, LinearBlock, MaxPool
+from fastalex.parallel.launch import cpu_threads
 from fastalex.parallel.layout import Layout
 from fastalex.parallel.partition import Split, parse_split
+from fastalex.parallel.schedules import default_micro_batches
 from pipelining.block_costs import slowest_stage
 from pipelining.chart import draw
 from pipelining.measurement import THREADS, Links, Measurement, describe, median_round
@@ -57,6 +59,15 @@ def two(bench: Measurement) -> None:
     best = min(range(len(trials) - 1), key=lambda index: typical[index]["seconds"])
     path = bench.write("two", links=[[asdict(layout), *map(asdict, pair)] for layout, pair in links.items()])
     draw(path.with_suffix(".png"), typical[best]["spans"], simulated[best], trials[best])
+
+
+def default(bench: Measurement) -> None:
+    """A single process, and two workers as training runs them by default, with its number of threads."""
+    count = default_micro_batches(PIPELINE, "eager-1f1b", bench.batch_size, "cuda" if harness.CUDA else "cpu")
+    threads = 1 if harness.CUDA else cpu_threads(2)
+    trial = replace(bench.trial(PIPELINE, count, "eager-1f1b"), threads=threads)
+    bench.compare([(f"{describe(trial)}, {threads} threads each", trial)], bench.alone([1, 2]))
+    bench.write("default")
 
 
 def four(bench: Measurement) -> None:
@@ -137,5 +148,5 @@ def sizes(batch_size: int, counts: Sequence[int]) -> list[int]:
 
 
 PARTS: dict[str, Callable[[Measurement], None]] = {
-    part.__name__: part for part in (one, two, four, cuts, bubble, gradients)
+    part.__name__: part for part in (one, default, two, four, cuts, bubble, gradients)
 }

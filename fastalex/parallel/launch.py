@@ -254,7 +254,7 @@ def run_worker(
     store = meet(store, world)
     group: dict[str, Any] = {"timeout": PEER_TIMEOUT, "store": store, "rank": rank, "world_size": size}
     if world.device.type == "cpu":
-        torch.set_num_threads(_cpu_threads(len(devices)))
+        torch.set_num_threads(cpu_threads(len(devices)))
         dist.init_process_group("gloo", **group)
     else:
         torch.cuda.set_device(world.device)
@@ -267,7 +267,7 @@ def run_worker(
     dist.destroy_process_group()
 
 
-def _cpu_threads(workers: int) -> int:
+def cpu_threads(workers: int) -> int:
     """Threads of each CPU worker: OMP_NUM_THREADS if set, else twice its share of the cores.
 
     Pipeline stages wait for each other at the start and the end of a step; a waiting stage leaves its cores to others.

@@ -125,7 +125,7 @@ def test_a_broken_tensorflow_does_not_matter(tmp_path):
 def test_threads_of_a_worker(monkeypatch, text, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert launch._cpu_threads(4) == threads
+    assert launch.cpu_threads(4) == threads
 
 
 UNKNOWN_USER = ["unshare", "--user", "--map-user=54321"]

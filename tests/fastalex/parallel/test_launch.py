@@ -103,7 +103,7 @@ def test_threads_of_a_worker_on_a_cpu(monkeypatch, given, cores, workers, thread
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert launch._cpu_threads(workers) == threads
+    assert launch.cpu_threads(workers) == threads
 
 
 def start_parent(worker: str, folder: Path) -> subprocess.Popen[str]:
