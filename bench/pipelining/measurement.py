@@ -107,11 +107,16 @@ class Measurement:
         Returns:
             The rounds of each trial, and its simulated step.
         """
-        # The single processes run in the middle of a round: if the machine's speed drifts, no trial is far from them.
-        half = len(trials) // 2
-        every = [trial for _, trial in trials[:half]] + list(alone) + [trial for _, trial in trials[half:]]
-        timed = self.time(max(trial.plan.layout.workers for trial in every), every)
-        timed_alone, timed = timed[half : half + len(alone)], timed[:half] + timed[half + len(alone) :]
+        # The single processes run here, not in a worker: there, idle OpenMP threads sleep, which would slow them down.
+        once, workers = replace(self, rounds=1), max(trial.plan.layout.workers for _, trial in trials)
+        timed: list[Rounds] = [[] for _ in trials]
+        timed_alone: list[Rounds] = [[] for _ in alone]
+        for number in range(1, self.rounds + 1):
+            print(f"round {number} of {self.rounds}")
+            for rounds, new in zip(timed_alone, once.time(1, alone), strict=True):
+                rounds += new
+            for rounds, new in zip(timed, once.time(workers, [trial for _, trial in trials]), strict=True):
+                rounds += new
         best = min(timed_alone, key=lambda rounds: median_round(rounds)["seconds"])
         for trial, rounds in zip(alone, timed_alone, strict=True):
             self.add(f"one process, {THREADS} threads", trial, rounds, links, best)

@@ -109,14 +109,14 @@ def run(world: World, job: Job) -> None:
         world.arrange(layout)
         saved["links"][layout] = measure_links(world)
     saved["rounds"] = []
-    for number in range(1, job.rounds + 1):
+    for _ in range(job.rounds):
         saved["rounds"].append([])
         for trial in job.trials:
             measurement = measure_trial(world, model, trial, job.steps)
             saved["rounds"][-1].append(measurement)
             if world.is_first:
                 rate = job.steps * trial.batch_size / measurement["seconds"]
-                print(f"round {number} of {job.rounds}: {trial}: {rate:.1f} images/s", flush=True)
+                print(f"{trial}: {rate:.1f} images/s", flush=True)
     if world.is_first:
         torch.save(saved, job.path)
 
