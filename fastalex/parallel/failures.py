@@ -63,8 +63,9 @@ def watch_peers(folder: Path) -> Iterator[None]:
 
     def watch() -> None:
         while not stop.wait(1):
-            if not all(_is_running(path.stem) for path in folder.glob("*.pid")):
-                time.sleep(_GRACE)
+            ended = [path for path in folder.glob("*.pid") if not _is_running(path.stem)]
+            # A peer that leaves in agreement with the others removes its file, perhaps after we have listed it.
+            if ended and not stop.wait(_GRACE) and any(path.exists() for path in ended):
                 os._exit(1)
 
     presence.touch()
@@ -74,6 +75,8 @@ def watch_peers(folder: Path) -> Iterator[None]:
     except Interrupted:  # leaves in agreement with its peers
         presence.unlink(missing_ok=True)
         raise
+    else:
+        presence.unlink(missing_ok=True)
     finally:
         stop.set()
 

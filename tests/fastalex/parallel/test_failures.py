@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from dataloading import DatasetError
 from dataloading.errors import DamagedSample
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, NonFiniteLoss, WorkerError
 from fastalex.evaluation.trained_network import UnknownMeanImage
-from fastalex.parallel.failures import FailureReport, as_recorded, read_reports, root_cause
+from fastalex.parallel import failures
+from fastalex.parallel.failures import FailureReport, as_recorded, read_reports, root_cause, watch_peers
 
 DEVICES = [torch.device("cpu")] * 2
 BUG = FailureReport(1, "RuntimeError", "a tensor went missing", "Traceback: a tensor went missing")
@@ -91,3 +94,59 @@ def test_a_killed_worker_goes_before_one_that_nccl_aborted(reports):
 def test_workers_that_left_no_cause():
     assert str(root_cause([VICTIM], {0: 1}, DEVICES)).startswith("worker 0 (cpu) lost another worker, which left no")
     assert str(root_cause([], {0: 3}, DEVICES)) == "worker 0 (cpu) with exit code 3 ended without a message"
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The codes with which this process would have been ended."""
+    codes = []
+    monkeypatch.setattr(failures, "_GRACE", 0.5)
+    monkeypatch.setattr(failures.os, "_exit", codes.append)
+    return codes
+
+
+@pytest.fixture
+def ended_peer(tmp_path):
+    """The file of a worker that has ended without removing it."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        path = tmp_path / f"{process.pid}.pid"
+        path.touch()
+        return path
+
+
+def test_a_worker_ends_soon_after_a_peer_has_died(tmp_path, exits, ended_peer):
+    with watch_peers(tmp_path):
+        deadline = time.monotonic() + 30
+        while not exits:
+            assert time.monotonic() < deadline, "it went on without its peer"
+            time.sleep(0.05)
+    assert set(exits) == {1}
+    assert list(tmp_path.iterdir()) == [ended_peer]
+
+
+def test_a_worker_goes_on_while_peers_leave_in_agreement(tmp_path, exits, ended_peer, monkeypatch):
+    looks = []
+
+    def leaves_after_being_listed(pid):
+        looks.append(pid)
+        if pid == ended_peer.stem:
+            ended_peer.unlink()
+        return pid != ended_peer.stem
+
+    monkeypatch.setattr(failures, "_is_running", leaves_after_being_listed)
+    with watch_peers(tmp_path):
+        deadline = time.monotonic() + 30
+        while looks.count(str(os.getpid())) < 2:
+            assert time.monotonic() < deadline, "it no longer watches"
+            time.sleep(0.05)
+    assert exits == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_has_finished_is_not_ended(tmp_path, exits, ended_peer):
+    with watch_peers(tmp_path):
+        time.sleep(1.2)  # the peer is missed, and the grace has begun
+    time.sleep(1)
+    assert exits == []
+    assert list(tmp_path.iterdir()) == [ended_peer]
