@@ -129,8 +129,9 @@ def test_offsets_pass_32_bits(shape: tuple[int, ...], filters: int, kernel: int,
     wanted, found = (results(x, weight, stride, grad) for x, grad in (alone, many))
     for single, large in zip(wanted[:2], found[:2], strict=True):
         assert large.numel() > 2**31
-        assert torch.equal(large[0], single[0])
-        assert torch.equal(large[-1], single[0])
+        # Other rows of a block: on a CPU, NumPy's product may round them differently.
+        torch.testing.assert_close(large[0], single[0])
+        torch.testing.assert_close(large[-1], single[0])
     torch.testing.assert_close(found[2], 2 * wanted[2])
 
 
