@@ -92,6 +92,8 @@ class World:
         if self.size > 1:
             number = torch.tensor(self.signal_number)
             dist.all_reduce(number, dist.ReduceOp.MAX)
+            if not number:  # a signal that has come meanwhile counts at the next call
+                return False
             self.signal_number = int(number)
         return bool(self.signal_number)
 

@@ -2,9 +2,10 @@
 
     python tests/kernels/compile_kernels.py bfloat16:80 bfloat16:90 bfloat16:100 float32:80 float32:90 float32:100
 
-prints one JSON object per line: kernel, case, architecture, registers, bytes of stack and shared memory, the matrix
-instructions in the PTX, and the number of loads (including asynchronous copies) and stores of each width. It runs in a
-process of its own, because a process that imports Triton with its interpreter cannot compile.
+leaves out launches that add little to the others; with --everything it compiles those, too, which takes several times
+as long. It prints one JSON object per line: kernel, case, architecture, registers, bytes of stack and shared memory,
+the matrix instructions in the PTX, and the number of loads (including asynchronous copies) and stores of each width. It
+runs in a process of its own, because a process that imports Triton with its interpreter cannot compile.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _TYPES = {
     torch.uint8: "*u8",
 }
 _LAUNCHES: list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]] = []
+_EVERYTHING = "--everything" in sys.argv[1:]
 
 
 def _record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -58,7 +60,7 @@ def _normalise_and_pool(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], 
         for case, call in _blocks(dtype, *formats):
             # In other formats, the code differs by operator but hardly by size.
             one_size = case in ("lrn conv1", "max_pool conv1", "same_map_norm")
-            if not suffix or one_size or case + suffix == "lrn_max_pool paper in NCHW":
+            if _EVERYTHING or not suffix or one_size or case + suffix == "lrn_max_pool paper in NCHW":
                 yield case + suffix, call
 
 
@@ -74,13 +76,15 @@ def _blocks(
         if name == "conv5":
             continue
         yield f"lrn {name}", both(kernels.local_response_norm, groups=2)
+        bias = torch.zeros(channels, requires_grad=True)
         if name == "conv1":
-            bias = torch.zeros(channels, requires_grad=True)
             # As in the 2012 source, and as in the paper and in Caffe; other sizes give the same code.
             yield "lrn_max_pool source", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu="after")
             yield "lrn_max_pool paper", both(kernels.lrn_max_pool2d, bias=bias, relu="before")
         else:
             yield "same_map_norm", both(kernels.same_map_norm)
+            if _EVERYTHING:
+                yield "lrn_max_pool conv2", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu="before")
 
 
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
@@ -95,7 +99,7 @@ CONVOLUTIONS = {
 
 def _convolution(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     # Networks are trained in half precision. In fp32, one layer with narrow loads and one without are enough.
-    names = ("conv1", "conv3") if dtype == torch.float32 else tuple(CONVOLUTIONS)
+    names = ("conv1", "conv3") if dtype == torch.float32 and not _EVERYTHING else tuple(CONVOLUTIONS)
     for name in names:
         channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
         # As in training: the first layer's input needs no gradient, and lrn_max_pool2d adds bias and ReLU itself.
@@ -151,6 +155,8 @@ def _is_left_out(case: str, options: dict[str, Any], dtype: torch.dtype, archite
     GPU in fp32 as well. The fused kernels take most of the time: forward without the argmax is a part of forward with
     it, so one of them is enough; on other GPUs and in fp32 so is one case.
     """
+    if _EVERYTHING:
+        return False
     fused, writes_y = case.startswith("lrn_max_pool"), options.get("WRITE_ARGMAX") is False
     if fused and writes_y and case != "lrn_max_pool source":
         return True
@@ -247,6 +253,8 @@ def main(wanted: list[str]) -> None:
     kernels.dispatch._INTERPRETED = True
     architectures: dict[str, list[int]] = {}
     for item in wanted:
+        if item == "--everything":
+            continue
         dtype, architecture = item.split(":")
         architectures.setdefault(dtype, []).append(int(architecture))
     for dtype in architectures:

@@ -1,4 +1,7 @@
-"""Every kernel compiles for three generations of GPUs into efficient code. No GPU is needed."""
+"""Every kernel compiles for three generations of GPUs into efficient code. No GPU is needed.
+
+`pytest tests/kernels/test_compiled.py --everything` compiles all combinations of operator, size, layout, dtype and GPU.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +59,11 @@ NARROW = {
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def records(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict]:
     script = Path(__file__).with_name("compile_kernels.py")
     wanted = ["bfloat16:80", "bfloat16:90", "bfloat16:100", "float32:80", "float32:90", "float32:100"]
+    if request.config.getoption("--everything"):
+        wanted.append("--everything")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     result = subprocess.run(

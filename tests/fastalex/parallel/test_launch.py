@@ -165,7 +165,7 @@ def test_further_signals_do_not_abort_what_the_first_has_begun(tmp_path):
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):  # as from SLURM, and as a terminal closes
             parent.send_signal(number)
             time.sleep(0.3)
-        assert parent.wait(4 * SECONDS_TO_END) == 100 + signal.SIGUSR1  # on a busy machine it took more than one
+        assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGUSR1
         assert not any(map(is_alive, pids))
         assert len(list(tmp_path.glob("*.saved"))) == 2
     finally:

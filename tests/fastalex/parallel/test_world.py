@@ -46,3 +46,17 @@ def test_alone():
     assert not world.stop_requested()
     world.signal_number = signal.SIGTERM
     assert world.stop_requested()
+
+
+def test_a_signal_during_the_exchange_is_not_lost(monkeypatch):
+    world, arriving = World(0, 2, CPU), [signal.SIGUSR1]
+
+    def all_reduce(number, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        while arriving:
+            world.signal_number = arriving.pop()  # as the handler does
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert not world.stop_requested()
+    assert world.stop_requested()
+    assert world.signal_number == signal.SIGUSR1
