@@ -59,8 +59,10 @@ class BaselineOptions:
     """Split of the data set to measure errors on."""
     run: Annotated[Path | None, optional("RUN")] = None
     """A training run on the same data: adds its validation errors after the last epoch to the table."""
+    fraction: float = 1.0
+    """Train on this fraction of each class's training images: those that a run with this fraction and seed has."""
     seed: int = 0
-    """Determines the descriptors that the Gaussians are fitted to, and the order of training."""
+    """Determines the images of a fraction, those that the Gaussians are fitted to, and the order of training."""
     threads: Annotated[int | None, optional("N")] = None
     """Images processed at a time; the result does not depend on it. Default: one per processor."""
     output: Annotated[Path | None, optional("DIR")] = None
@@ -86,13 +88,15 @@ def run_baseline(options: BaselineOptions) -> Errors:
         check_new_folder(options.output, "choose another --output")
     if options.run is not None:
         RunConfig.load(options.run)
-    dataset = open_data(options.data, may_prepare=not is_worker())
-    if not isinstance(dataset, dataloading.Dataset):
+    whole = open_data(options.data, may_prepare=not is_worker())
+    if not isinstance(whole, dataloading.Dataset):
         raise ConfigurationError("synthetic images are noise; name a data set with images")
+    check_method(whole, options.method, options.split)
+    dataset = whole.subset("train", options.fraction, seed=options.seed)
     check_method(dataset, options.method, options.split)
     rows = published_rows()
     if options.run is not None:
-        rows = [_run_row(options.run, dataset, options.split), *rows]
+        rows = [_run_row(options.run, whole, options.split), *rows]
     asked = options.output or default_folder(f"{dataset.name}-baseline-{options.features}")
     with new_folder(asked, "choose another --output", numbered=options.output is None) as folder:
         start = time.perf_counter()
@@ -123,6 +127,7 @@ def _record(
         "data": dataset.name,
         "fingerprint": dataset.fingerprint,
         "classes": len(dataset.classes),
+        "fraction": options.fraction,
         "training_images": dataset.count("train"),
         "split": options.split,
         "images": result.metrics.images,

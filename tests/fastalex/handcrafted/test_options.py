@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 
 import dataloading
+from dataloading import DatasetError
+from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError
+from fastalex.handcrafted import options as options_module
+from fastalex.handcrafted.classify import classify
 from fastalex.handcrafted.options import BaselineOptions, run_baseline
 from tests.dataloading.damage import copied, overwritten
 from tests.fastalex.commands import command, refused
@@ -56,6 +60,8 @@ def test_a_training_run_joins_the_table(textures, config, tmp_path, capsys, monk
         ({"features": "surf"}, "features must be sift or hog, got 'surf'"),
         ({"gaussians": 46}, "has 45 training images, fewer than 46 Gaussians; lower the number of Gaussians"),
         ({"gaussians": 0}, "gaussians must be from 1 to 4,096, got 0"),
+        ({"fraction": 0.5, "seed": -1}, "seed must be from 0 to .*, got -1"),
+        ({"fraction": 0.05, "gaussians": 4}, "has 3 training images, fewer than 4 Gaussians"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"seed": -1}, "seed must be from 0 to .*, got -1"),
         ({"split": "test"}, "has no split 'test' to measure errors on; choose from val"),
@@ -68,6 +74,24 @@ def test_options_that_do_not_fit(textures, tmp_path, options, message):
     with pytest.raises(ConfigurationError, match=message):
         run_baseline(BaselineOptions(**{"data": textures, "gaussians": 4, "output": tmp_path / "out"} | options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fraction_is_that_of_a_run_with_the_same_seed(textures, tmp_path):
+    chosen = []
+
+    def seen(dataset, *arguments):
+        chosen.append(dataset.labels("train").tolist())
+        return classify(dataset, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options_module, "classify", seen)
+        run_baseline(BaselineOptions(textures, features="hog", fraction=0.4, seed=3, output=tmp_path / "out"))
+    assert chosen == [open_prepared(str(textures), 0.4, 3).labels("train").tolist()]
+    record = json.loads((tmp_path / "out/baseline.json").read_text())
+    assert (record["fraction"], record["training_images"]) == (0.4, 18)
+    with pytest.raises(DatasetError, match=r"^fraction must be more than 0 and at most 1, got 1\.5$"):
+        run_baseline(BaselineOptions(textures, features="hog", fraction=1.5, output=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_one_class_and_tiny_images_are_refused(tmp_path):
