@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dataloading.locks import LOCK
+
 Result = dict[str, Any]
 """Contents by name. Large ones are represented by their SHA-256."""
 
@@ -41,8 +43,11 @@ def trained(run: Path) -> Result:
 
 
 def prepared(folder: Path) -> Result:
-    """The SHA-256 of every file of a prepared data set."""
-    return {path.name: _sha256(path.read_bytes()) for path in folder.iterdir()}
+    """The SHA-256 of every file of a prepared data set.
+
+    A kill just before the end leaves the lock's file, which means nothing without the process that held it.
+    """
+    return {path.name: _sha256(path.read_bytes()) for path in folder.iterdir() if path.name != LOCK}
 
 
 def predicted(path: Path) -> Result:
