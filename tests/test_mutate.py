@@ -217,6 +217,9 @@ def test_tests_are_matched_by_name_and_else_by_package(tmp_path: Path) -> None:
     assert matching_tests("kernels/lrn_pool.py", root) == ((names[2],),)
     assert matching_tests("kernels/lrn_pool.py", root, wider=True) == ((names[2],), tuple(names[:2]))
     assert matching_tests("kernels/native/native.c", root) == ((build,), tuple(names))
+    slow = root / "tests/kernels/test_compiled.py"
+    slow.touch()
+    assert matching_tests("kernels/native/native.c", root)[-1] == (*names, slow.relative_to(root).as_posix())
 
 
 # --- places for faults ------------------------------------------------------------------------------------------------
