@@ -68,6 +68,7 @@ def test_warnings_of_schedulers_and_closed_terminals_save_a_checkpoint(tmp_path,
     arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
     process = start(tmp_path, *arguments)
     wait_for_steps(tmp_path / "run", 6)
+    workers = children(process.pid)
     message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
     assert message.startswith(f"error: run is in use by process {process.pid} on host ")
     message = refused(tmp_path, "fastalex.train", "--resume", "run")
@@ -75,7 +76,9 @@ def test_warnings_of_schedulers_and_closed_terminals_save_a_checkpoint(tmp_path,
     process.send_signal(number)
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + number, err
+    assert err.startswith("stopping after this step; ")
     assert "stopped and saved at step" in err.splitlines()[-1]
+    assert_all_end(workers)
     assert load_state(latest_checkpoint(tmp_path / "run")).step >= 5
     assert not (tmp_path / "run" / ".lock").exists()
 
