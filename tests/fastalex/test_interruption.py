@@ -22,7 +22,7 @@ from tests.fastalex.commands import (
     SMALL,
     assert_all_end,
     children,
-    command,
+    command_here,
     refused,
     start,
     wait_for_steps,
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, prepared, devices):
     progress = load_state(latest_checkpoint(tmp_path / "run"))
     assert progress.step >= 3
     epochs = str(progress.epoch + 1)
-    code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
+    code, out, err = command_here(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
     assert code == 0, err
     assert f"at step {progress.step}" in out
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
@@ -112,7 +112,9 @@ def test_a_run_that_is_interrupted_early_can_be_resumed_with_or_without_a_checkp
     assert process.returncode == 128 + signal.SIGINT
     assert err == f"interrupted; resume with: {sys.executable} -m fastalex.train --resume run\n"
     if not resumed:
-        code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", "1", "--devices", "cpu")
+        code, out, err = command_here(
+            tmp_path, "fastalex.train", "--resume", "run", "--epochs", "1", "--devices", "cpu"
+        )
         assert code == 0, err
         assert "resumed" not in out
 

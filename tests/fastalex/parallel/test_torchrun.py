@@ -10,7 +10,7 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.torchrun import devices_under_torchrun, is_worker, machines, refuse_launcher
 from fastalex.training.metrics_log import read_metrics
-from tests.fastalex.commands import SMALL, command, start
+from tests.fastalex.commands import SMALL, command, command_here, start
 
 
 def be_worker(monkeypatch: pytest.MonkeyPatch, *, workers: int, here: int, machines: int) -> None:
@@ -78,7 +78,7 @@ def on_two_machines(folder: Path, workers: int, *arguments: tuple[str | Path, ..
 def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
     """Two replicas of two stages."""
     training = [prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
-    code, _, err = command(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
+    code, _, err = command_here(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
     assert code == 0, err
     agents = on_two_machines(tmp_path, 2, *[(*training, "together", "--stages", "2")] * 2)
     said = [agent.communicate(timeout=180) for agent in agents]
