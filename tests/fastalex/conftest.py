@@ -94,5 +94,6 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
     recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
     plan = ParallelPlan.single(CPU, model.architecture.block_names)
     RunConfig(str(data), network, recipe, plan, "fp32", seed, str(folder)).save()
-    save_checkpoint(folder, weights, {}, TrainingState(epoch=1, step=4, errors=[50.0]), network)
+    velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    save_checkpoint(folder, weights, velocities, TrainingState(epoch=1, step=4, errors=[50.0]), network)
     return folder
