@@ -136,24 +136,28 @@ def one_thread(config: RunConfig) -> list[dict]:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "split", "changes"),
-    [
-        ("eager-1f1b", "conv3", {}),
-        ("interleaved", "conv2,conv4,fc6", {"rescale_velocity": True, "order": "fixed", "crops_shared_by": 4}),
-    ],
-)
-def test_two_devices_make_the_same_run_as_one(config, monkeypatch, schedule, split, changes):
+def train_each(world: World, configs: list[RunConfig]) -> None:
+    """One run after the other; worker processes call this."""
+    for config in configs:
+        train(world, config)
+
+
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
+    """Two runs by the same workers: starting them takes longer than training."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = replace(config, recipe=replace(config.recipe, **changes))
-    two = moved(config, "two", parallel=two_stages(config, schedule, split))
-    run_workers(train, two, [CPU, CPU])
-    one = moved(config, "one")
-    assert curve(read_metrics(two.folder)) == curve(one_thread(one))
-    assert_same_state(two.output, one.output)
-    rates = [load_state(latest_checkpoint(run.folder)).velocity_rates for run in (two, one)]
-    assert rates[0] == rates[1]
-    assert len(rates[0]) == (16 if changes else 0)
+    recipe = replace(config.recipe, rescale_velocity=True, order="fixed", crops_shared_by=4)
+    ones = [moved(config, "one"), moved(config, "rescaled-one", recipe=recipe)]
+    plans = two_stages(config), two_stages(config, "interleaved", "conv2,conv4,fc6")
+    twos = [
+        moved(one, one.folder.name.replace("one", "two"), parallel=plan) for one, plan in zip(ones, plans, strict=True)
+    ]
+    run_workers(train_each, twos, [CPU, CPU])
+    for one, two, rate_count in zip(ones, twos, (0, 16), strict=True):
+        assert curve(read_metrics(two.folder)) == curve(one_thread(one))
+        assert_same_state(two.output, one.output)
+        rates = [load_state(latest_checkpoint(run.folder)).velocity_rates for run in (two, one)]
+        assert rates[0] == rates[1]
+        assert len(rates[0]) == rate_count
 
 
 def test_a_measured_split_is_kept(config, monkeypatch, capsys):
