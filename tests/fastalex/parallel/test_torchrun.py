@@ -84,11 +84,11 @@ def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
     training = [prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
     code, _, err = command_here(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
     assert code == 0, err
-    cut = ["--stages", "2", "--split", "conv3", "--micro-batches", "2", "--devices", "cpu,cpu"]
+    cut = ["--stages", "2", "--micro-batches", "2", "--devices", "cpu,cpu"]
     agents = on_two_machines(tmp_path, 2, *[(*training, "together", *cut)] * 2)
     said = [agent.communicate(timeout=180) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "2 replicas on 2 machines, 4 images per step each; 2 stages: conv1 to conv2 on " in said[0][0]
+    assert "2 replicas on 2 machines, 4 images per step each; 2 stages:" in said[0][0]
     assert "; 2 micro-batches" in said[0][0]
     assert [out.count("trained and evaluated") for out, _ in said] == [1, 0]
     alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
