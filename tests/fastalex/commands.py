@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastalex import cli
 from fastalex.training.metrics_log import read_metrics
@@ -39,18 +40,35 @@ def command(folder: Path, *arguments: str | Path) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def refused(folder: Path, *arguments: str | Path) -> str:
-    """Run a command that refuses its input, and return the line it prints.
+def command_here(folder: Path, *arguments: str | Path) -> tuple[object, str, str]:
+    """Run a command in this process, because a new one takes seconds to import torch.
 
-    It runs in this process, because a new one takes seconds to import torch.
+    Returns its exit code, output and error output. It and its workers have one thread, as those of `command`.
     """
     module, *others = map(str, arguments)
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
+    threads = torch.get_num_threads()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
         patch.chdir(folder)
         patch.setattr(sys, "argv", [module, *others])
-        with pytest.raises(SystemExit) as ended:
-            cli.main(importlib.import_module(module).main)
-    return line_of(ended.value.code, err.getvalue())
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main(importlib.import_module(module).main)
+        finally:
+            torch.set_num_threads(threads)
+    return ended.value.code, out.getvalue(), err.getvalue()
+
+
+def refused(folder: Path, *arguments: str | Path) -> str:
+    """Run a command that refuses its input in this process, and return the line it prints."""
+    code, _, err = command_here(folder, *arguments)
+    return line_of(code, err)
 
 
 def line_of(code: object, err: str) -> str:

@@ -58,8 +58,12 @@ def prepared(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def config(prepared: Path, tmp_path: Path) -> RunConfig:
+    """A run that `small_run` describes."""
+    return small_run(prepared, tmp_path / "run")
+
+
+def small_run(prepared: Path, output: Path) -> RunConfig:
     """Two epochs of four steps of a narrow network with dropout, flips, colour noise and a drop of the rate."""
-    output = tmp_path / "run"
     output.mkdir()
     network = NetworkSpec("krizhevsky", len(CLASSES), Variation(width=1 / 16, lrn=False), CLASSES)
     recipe = Recipe("test", epochs=2, batch_size=8, lr=0.002, changes=(Change(2, 0.1, color_noise=0.0),))
@@ -94,5 +98,6 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
     recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
     plan = ParallelPlan.single(CPU, model.architecture.block_names)
     RunConfig(str(data), network, recipe, plan, "fp32", seed, str(folder)).save()
-    save_checkpoint(folder, weights, {}, TrainingState(epoch=1, step=4, errors=[50.0]), network)
+    velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    save_checkpoint(folder, weights, velocities, TrainingState(epoch=1, step=4, errors=[50.0]), network)
     return folder

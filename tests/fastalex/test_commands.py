@@ -17,7 +17,17 @@ import torch
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.damage import copied, overwritten
-from tests.fastalex.commands import SECONDS_TO_END, SMALL, command, environment, line_of, refused, start, wait_for_steps
+from tests.fastalex.commands import (
+    SECONDS_TO_END,
+    SMALL,
+    command,
+    command_here,
+    environment,
+    line_of,
+    refused,
+    start,
+    wait_for_steps,
+)
 from tests.fastalex.conftest import write_images
 
 
@@ -62,7 +72,7 @@ def test_plain_lines_and_no_control_codes_where_nobody_looks(finished):
 @pytest.mark.parametrize("crops", ["1", "10"])
 def test_evaluation_of_a_run(finished, crops):
     folder, _ = finished
-    code, out, err = command(
+    code, out, err = command_here(
         folder, "fastalex.evaluate", "run", "--crops", crops, "--device", "cpu", "--weights", "last"
     )
     assert code == 0, err
@@ -76,7 +86,7 @@ def test_evaluation_of_a_run(finished, crops):
 
 def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_path):
     folder, _ = finished
-    code, _, err = command(
+    code, _, err = command_here(
         folder, "fastalex.evaluate", "run/best.safetensors", class_folders, "--split", "train", "--device", "cpu"
     )
     assert code == 0, err
@@ -91,7 +101,7 @@ def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_pat
 def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
     folder, _ = finished
     before = latest_checkpoint(folder / "run").name
-    code, out, err = command(folder, "fastalex.train", "--resume", "run", "--epochs", "3", "--devices", "cpu")
+    code, out, err = command_here(folder, "fastalex.train", "--resume", "run", "--epochs", "3", "--devices", "cpu")
     assert code == 0, err
     assert "at step 8, in epoch 3" in out
     assert 'init="scaled"' not in out  # its weights are no longer the initial ones
@@ -100,7 +110,7 @@ def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):
 
 def test_a_run_is_found_again_from_any_folder(finished, tmp_path):
     folder, _ = finished
-    code, _, err = command(tmp_path, "fastalex.evaluate", folder / "run", "--device", "cpu")
+    code, _, err = command_here(tmp_path, "fastalex.evaluate", folder / "run", "--device", "cpu")
     assert code == 0, err
 
 
@@ -120,7 +130,7 @@ def test_what_a_resumed_run_refuses(finished, tmp_path):
 
 def test_an_existing_folder_is_not_overwritten(finished, prepared):
     folder, _ = finished
-    code, out, err = command(folder, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
+    code, out, err = command_here(folder, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
     assert line_of(code, err) == err.rstrip("\n")
     assert err == "error: run exists already; choose another --output, or resume its run with --resume run\n"
     assert out == ""
@@ -216,7 +226,7 @@ def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, chosen, expe
 
 
 def test_help_names_every_option_in_groups(tmp_path):
-    code, out, _ = command(tmp_path, "fastalex.train", "--help")
+    code, out, _ = command_here(tmp_path, "fastalex.train", "--help")
     assert code == 0
     options = (
         "[DATA] -a --arch --width --lrn --overlapping --activation --dropout --without --conv6 --recipe --epochs -b "
@@ -273,18 +283,18 @@ def test_a_bar_on_a_terminal(tmp_path, prepared):
 
 
 def test_synthetic_images_need_no_files(tmp_path):
-    arguments = ["synthetic", "--width", "0.0625", "--no-lrn", "-b", "640", "--epochs", "1", "--devices", "cpu"]
-    process = start(tmp_path, "fastalex.train", *arguments, "--micro-batches", "20", "--output", "run")
+    arguments = ["synthetic", "--width", "0.0625", "--no-lrn", "-b", "16", "--epochs", "1", "--devices", "cpu"]
+    process = start(tmp_path, "fastalex.train", *arguments, "--output", "run")
     wait_for_steps(tmp_path / "run", 1)
     process.terminate()
     process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + signal.SIGTERM
-    assert read_metrics(tmp_path / "run")[0]["images"] == 640
+    assert read_metrics(tmp_path / "run")[0]["images"] == 640  # in 40 steps
     assert not (tmp_path / "prepared").exists()
 
 
 def test_the_loader_feeds_the_architecture_its_own_size(tmp_path, prepared):
     arguments = [*SMALL, "-a", "caffe", "--epochs", "1", "--devices", "cpu", "--output", "run"]
-    code, _, err = command(tmp_path, "fastalex.train", prepared, *arguments)
+    code, _, err = command_here(tmp_path, "fastalex.train", prepared, *arguments)
     assert code == 0, err
     assert torch.isfinite(torch.tensor(read_metrics(tmp_path / "run")[-1]["loss"]))

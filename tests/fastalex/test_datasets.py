@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from tests.fastalex.conftest import save_run, write_images
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three classes, prepared in this process: `test_commands.py` prepares with the workers that users get."""
+    monkeypatch.setattr(dataloading, "prepare_dataset", partial(dataloading.prepare_dataset, workers=0))
     monkeypatch.chdir(tmp_path)
     return write_images(tmp_path / "photos", train=3, val=1)
 

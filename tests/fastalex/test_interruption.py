@@ -22,7 +22,7 @@ from tests.fastalex.commands import (
     SMALL,
     assert_all_end,
     children,
-    command,
+    command_here,
     refused,
     start,
     wait_for_steps,
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, prepared, devices):
     progress = load_state(latest_checkpoint(tmp_path / "run"))
     assert progress.step >= 3
     epochs = str(progress.epoch + 1)
-    code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
+    code, out, err = command_here(tmp_path, "fastalex.train", "--resume", "run", "--epochs", epochs, "--devices", "cpu")
     assert code == 0, err
     assert f"at step {progress.step}" in out
     assert read_metrics(tmp_path / "run")[-1]["step"] == 4 * (progress.epoch + 1)
@@ -68,6 +68,7 @@ def test_warnings_of_schedulers_and_closed_terminals_save_a_checkpoint(tmp_path,
     arguments = ["fastalex.train", prepared, *SMALL, "--epochs", "500", "--devices", devices, "--output", "run"]
     process = start(tmp_path, *arguments)
     wait_for_steps(tmp_path / "run", 6)
+    workers = children(process.pid)
     message = refused(tmp_path, "fastalex.train", prepared, "--output", "run", "--devices", "cpu")
     assert message.startswith(f"error: run is in use by process {process.pid} on host ")
     message = refused(tmp_path, "fastalex.train", "--resume", "run")
@@ -75,7 +76,9 @@ def test_warnings_of_schedulers_and_closed_terminals_save_a_checkpoint(tmp_path,
     process.send_signal(number)
     _, err = process.communicate(timeout=SECONDS_TO_END)
     assert process.returncode == 128 + number, err
+    assert err.startswith("stopping after this step; ")
     assert "stopped and saved at step" in err.splitlines()[-1]
+    assert_all_end(workers)
     assert load_state(latest_checkpoint(tmp_path / "run")).step >= 5
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -109,7 +112,9 @@ def test_a_run_that_is_interrupted_early_can_be_resumed_with_or_without_a_checkp
     assert process.returncode == 128 + signal.SIGINT
     assert err == f"interrupted; resume with: {sys.executable} -m fastalex.train --resume run\n"
     if not resumed:
-        code, out, err = command(tmp_path, "fastalex.train", "--resume", "run", "--epochs", "1", "--devices", "cpu")
+        code, out, err = command_here(
+            tmp_path, "fastalex.train", "--resume", "run", "--epochs", "1", "--devices", "cpu"
+        )
         assert code == 0, err
         assert "resumed" not in out
 

@@ -22,13 +22,10 @@ def note_pids(world: World, folder: str) -> None:
     (Path(folder) / f"{world.rank}.pid").write_text(str(os.getpid()))
 
 
-def fail_on_last(world: World, kind: type[Exception] | None) -> None:
-    """The last worker raises an exception, or is killed; the others wait for it."""
+def fail_on_last(world: World, _: None) -> None:
+    """The last worker raises an exception; the others wait for it."""
     if world.rank == world.size - 1:
-        if kind is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        else:
-            raise kind("the thing must be 4, got 3")
+        raise RuntimeError("the thing must be 4, got 3")
     world.barrier()
 
 
@@ -43,7 +40,10 @@ def read_images(world: World, data: str) -> None:
 
 
 def share(world: World, folder: str) -> None:
-    """Every collective operation, between two workers; each saves what it got."""
+    """Every collective operation, between two workers; each saves what it got.
+
+    In the end the last worker receives a signal, and all stop.
+    """
     rank = world.rank
     got: dict[str, Any] = {
         "sum": world.sum(torch.tensor([rank + 1.0, 10.0])).tolist(),
@@ -58,19 +58,11 @@ def share(world: World, folder: str) -> None:
     except ZeroDivisionError as error:
         got["error"] = str(error)
     got["stop"] = [world.stop_requested()]
-    world.signal_number = signal.SIGTERM if rank else 0
+    if rank:
+        os.kill(os.getpid(), signal.SIGTERM)
     got["stop"] += [world.stop_requested(), world.signal_number]
     (Path(folder) / f"{rank}.json").write_text(json.dumps(got))
-
-
-def be_killed_twice(world: World, folder: str) -> None:
-    """The last worker is killed, but not a third time."""
-    attempts = len(list(Path(folder).iterdir()))
-    world.barrier()
-    if attempts < 2 and world.rank == world.size - 1:
-        (Path(folder) / str(attempts)).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    world.barrier()
+    raise Interrupted("stopped", world.signal_number)
 
 
 def wait_for_the_end(world: World, folder: str) -> None:
@@ -88,15 +80,6 @@ def take_two_seconds_to_end(world: World, folder: str) -> None:
         time.sleep(0.05)
     time.sleep(2)
     (Path(folder) / f"{world.rank}.saved").touch()
-    raise Interrupted("stopped", world.signal_number)
-
-
-def be_told_to_stop(world: World, number: int) -> None:
-    """The last worker receives a signal; all stop."""
-    if world.rank == world.size - 1:
-        os.kill(os.getpid(), number)
-    while not world.stop_requested():
-        time.sleep(0.05)
     raise Interrupted("stopped", world.signal_number)
 
 

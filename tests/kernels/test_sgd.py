@@ -155,20 +155,6 @@ def test_autograd_notices_the_update(implementation: str, layout: str, compiled:
             result.backward()
 
 
-def test_compiles_into_one_graph() -> None:
-    def run(update) -> list[torch.Tensor]:
-        weights, gradients, velocities = ([random_tensor((33,), seed, torch.float32)] for seed in range(3))
-        update(weights, gradients, velocities)
-        return weights + velocities
-
-    def update(weights, gradients, velocities) -> None:
-        kernels.sgd_update_(weights, gradients, velocities, learning_rates=[0.1], weight_decays=[0.01])
-
-    for implementation in IMPLEMENTATIONS:
-        with kernels.using(implementation):
-            torch.testing.assert_close(run(torch.compile(update, fullgraph=True)), run(update))
-
-
 def test_registered_operator_keeps_pytorchs_rules() -> None:
     weights, gradients, velocities = (
         [random_tensor((9,), seed + i, torch.float32) for i in (0, 5)] for seed in (0, 1, 2)

@@ -23,7 +23,12 @@ def test_compiles_into_one_graph(implementation: str) -> None:
     labels = torch.arange(batch, device=x.device)
     leaves = [tensor.requires_grad_() for tensor in (x, weight, bias, features_bias)]
 
-    def network(x: Tensor, weight: Tensor, bias: Tensor, features_bias: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+    def network(
+        x: Tensor, weight: Tensor, bias: Tensor, features_bias: Tensor, seed: Tensor, updated: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        # The update rule, too, so that the compiler is needed once. It changes what it is given.
+        parameter, gradient, velocity = ([tensor] for tensor in updated)
+        kernels.sgd_update_(parameter, gradient, velocity, learning_rates=[0.1], weight_decays=[0.01])
         y = kernels.conv2d_relu(x * 2, weight, bias, 1, (0, 2, 1, 1), 2)
         y = kernels.lrn_max_pool2d(y, bias=bias, relu="after", groups=2)
         y = kernels.same_map_norm(kernels.local_response_norm(y, groups=2), 3)
@@ -34,12 +39,15 @@ def test_compiles_into_one_graph(implementation: str) -> None:
         return loss, counts, maps, logits
 
     seed = torch.tensor(2**62 + 1, device=x.device)
+    updated, updated_eagerly = ([random_tensor((33,), number, torch.float32) for number in range(3)] for _ in range(2))
     with kernels.using(implementation):
-        wanted = network(*leaves, seed)
-        found = torch.compile(network, fullgraph=True)(*leaves, seed)
+        wanted = network(*leaves, seed, updated_eagerly)
+        found = torch.compile(network, fullgraph=True)(*leaves, seed, updated)
         expected, gradients = (torch.autograd.grad(results[0], leaves) for results in (wanted, found))
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(gradients, expected)
+    torch.testing.assert_close(updated, updated_eagerly)
+    assert not torch.equal(updated[0], random_tensor((33,), 0, torch.float32))
     assert [tensor.stride() for tensor in found] == [tensor.stride() for tensor in wanted]
 
 

@@ -1,5 +1,7 @@
 """Weight gradients computed once per step against those of autograd."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -17,48 +19,57 @@ def winograd_everywhere(monkeypatch):
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
 
 
+MICRO_BATCHES = 3
+
+
+def gradients_of_two_steps(precision: str, deferral: dict | None, *, begun: bool) -> dict[str, torch.Tensor]:
+    """The gradients of all parameters.
+
+    Args:
+        deferral: what `configure_deferral` takes, or None for the gradients of autograd.
+        begun: whether each step begins with `begin_step`.
+    """
+    model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False, dropout=0.0)
+    model.set_precision(precision)
+    stage = model.stage(model.architecture.block_names)
+    convolutions = within_backward = False
+    if deferral:
+        stage.configure_deferral(**deferral)
+        convolutions, within_backward = deferral["convolutions"], deferral["micro_batches"] is not None
+    for step in range(2):  # the second step adds to the first one's gradients
+        if begun:
+            stage.begin_step()
+        for part in images(6).split(6 // MICRO_BATCHES):
+            stage(part).logsumexp(1).sum().backward()
+        if convolutions and precision == "fp32":
+            waiting = [name for name, block in stage.named_children() if block.gradient_sink.has_deferred]
+            fully_connected = [] if within_backward else ["fc6", "fc7", "fc8"]
+            assert waiting == ["conv1", "conv2", "conv3", "conv4", "conv5", *fully_connected]
+            assert stage.has_deferred
+        if precision == "fp32" and step == 0 and (not deferral or (begun and within_backward)):
+            waiting = [name for name, parameter in stage.named_parameters() if parameter.grad is None]
+            assert bool(waiting) == convolutions
+        stage.finish_gradients()
+        assert not stage.has_deferred
+        with torch.no_grad():  # nothing of the first step's weights may be left
+            for block in stage.blocks():
+                block.weight.mul_(0.5)
+                for parameter, copy in block.copies().items():
+                    copy.copy_(parameter)
+    return {name: parameter.grad for name, parameter in stage.named_parameters()}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("within_backward", [False, True])
-@pytest.mark.parametrize("convolutions", [False, True])
-@pytest.mark.parametrize("begun", [False, True])
-def test_weight_gradients_made_once_a_step_are_those_of_autograd(
-    precision, within_backward, convolutions, begun, winograd_everywhere
-):
-    micro_batches = 3
-
-    def gradients(deferred: bool) -> dict[str, torch.Tensor]:
-        model = AlexNet("krizhevsky", 5, seed=1, width=1 / 16, lrn=False, dropout=0.0)
-        model.set_precision(precision)
-        stage = model.stage(model.architecture.block_names)
-        if deferred:
-            stage.configure_deferral(micro_batches if within_backward else None, convolutions=convolutions)
-        for step in range(2):  # the second step adds to the first one's gradients
-            if deferred and begun:
-                stage.begin_step()
-            for part in images(6).split(6 // micro_batches):
-                stage(part).logsumexp(1).sum().backward()
-            if deferred and convolutions and precision == "fp32":
-                waiting = [name for name, block in stage.named_children() if block.gradient_sink.has_deferred]
-                fully_connected = [] if within_backward else ["fc6", "fc7", "fc8"]
-                assert waiting == ["conv1", "conv2", "conv3", "conv4", "conv5", *fully_connected]
-                assert stage.has_deferred
-            if begun and within_backward and precision == "fp32" and step == 0:
-                waiting = [name for name, parameter in stage.named_parameters() if parameter.grad is None]
-                assert bool(waiting) == (deferred and convolutions)
-            stage.finish_gradients()
-            assert not stage.has_deferred
-            with torch.no_grad():  # nothing of the first step's weights may be left
-                for block in stage.blocks():
-                    block.weight.mul_(0.5)
-                    for parameter, copy in block.copies().items():
-                        copy.copy_(parameter)
-        return {name: parameter.grad for name, parameter in stage.named_parameters()}
-
-    expected = gradients(False)
+def test_weight_gradients_made_once_a_step_are_those_of_autograd(precision, winograd_everywhere):
+    expected = gradients_of_two_steps(precision, None, begun=False)
     rounding = 1e-5 if precision == "fp32" else 2e-2  # bf16 has 8 bits, and rounds one sum where autograd rounds three
-    for name, gradient in gradients(True).items():
-        scale = expected[name].abs().max().item()
-        torch.testing.assert_close(gradient, expected[name], rtol=rounding, atol=rounding * scale, msg=name)
+    for micro_batches, convolutions, begun in itertools.product((None, MICRO_BATCHES), (False, True), (False, True)):
+        deferral = {"micro_batches": micro_batches, "convolutions": convolutions}
+        for name, gradient in gradients_of_two_steps(precision, deferral, begun=begun).items():
+            scale = expected[name].abs().max().item()
+            torch.testing.assert_close(
+                gradient, expected[name], rtol=rounding, atol=rounding * scale, msg=f"{name}, {deferral}, {begun}"
+            )
 
 
 @pytest.mark.parametrize("convolutions", [False, True])

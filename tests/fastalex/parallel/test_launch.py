@@ -1,5 +1,6 @@
 """Worker processes end with the command, however it ends, and its root cause is raised."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from fastalex.parallel import launch
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from tests.dataloading.damage import copied, overwritten
-from tests.fastalex.workers import be_killed_twice, be_told_to_stop, fail_on_last, read_images, share, wait_for_the_end
+from tests.fastalex.workers import fail_on_last, read_images, share, wait_for_the_end
 
 ROOT = Path(__file__).parents[3]
 CPUS = [torch.device("cpu")] * 2
@@ -37,14 +38,16 @@ def test_an_error_of_the_data_is_one_line_of_the_parents_and_signal_handlers_are
 
 def test_the_cause_of_a_failure_is_named_and_not_its_victim():
     with pytest.raises(WorkerError, match=r"(?s)worker 1 \(cpu\) failed.*RuntimeError: the thing must be 4"):
-        run_workers(fail_on_last, RuntimeError, CPUS)
+        run_workers(fail_on_last, None, CPUS)
 
 
-def test_workers_meet_whatever_this_machine_is_called_and_share_what_they_have(monkeypatch, tmp_path):
+def test_workers_meet_whatever_this_machine_is_called_share_what_they_have_and_stop_together(monkeypatch, tmp_path):
     """They waited nine minutes for a name that does not resolve."""
     monkeypatch.setattr(socket, "getfqdn", lambda name="": "no-such-host.invalid")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    run_workers(share, str(tmp_path), CPUS)
+    with pytest.raises(Interrupted, match=r"^stopped$") as caught:
+        run_workers(share, str(tmp_path), CPUS)
+    assert caught.value.signal_number == signal.SIGTERM
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     gathered = {"w0": [1.0, 1.0], "b0": [1.0], "w1": [2.0, 2.0], "b1": [1.0]}
     assert (first.pop("gathered"), second.pop("gathered")) == (gathered, {})
@@ -59,30 +62,46 @@ def test_workers_meet_whatever_this_machine_is_called_and_share_what_they_have(m
     assert first == second == expected
 
 
-def test_a_killed_worker_ends_the_others():
-    start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"worker 1 \(cpu\) was killed by SIGKILL"):
-        run_workers(fail_on_last, None, CPUS)
-    assert time.monotonic() - start < SECONDS_TO_END
+@pytest.fixture
+def launches(monkeypatch):
+    """A function that lets the launches of several workers end with these errors, or well with None.
+
+    ``test_interruption.py`` and ``training/test_saving.py`` restart real workers.
+    """
+
+    def end_with(*outcomes: Exception | None) -> list[tuple]:
+        left, made = iter(outcomes), []
+
+        def launched(*arguments: object) -> None:
+            made.append(arguments)
+            if (error := next(left)) is not None:
+                raise error
+
+        monkeypatch.setattr(launch, "_run_elastic", launched)
+        return made
+
+    return end_with
 
 
-def test_workers_are_started_again_as_often_as_allowed(tmp_path, capfd):
-    run_workers(be_killed_twice, str(tmp_path), CPUS, restarts=2)
-    said = [line for line in capfd.readouterr().err.splitlines() if "restarting" in line]
-    assert said == [
-        f"worker 1 (cpu) was killed by SIGKILL; restarting from the last checkpoint ({n} of 2)" for n in (1, 2)
-    ]
+def test_workers_are_started_again_as_often_as_allowed(launches, capfd):
+    killed = [WorkerError(f"worker {rank} (cpu) was killed by SIGKILL:\nmore") for rank in range(3)]
+    for outcomes in ([*killed[:2], None], killed):
+        made = launches(*outcomes)
+        with contextlib.nullcontext() if outcomes[2] is None else pytest.raises(WorkerError) as caught:
+            run_workers(share, "argument", CPUS, restarts=2, saves_checkpoint=True)
+        assert caught is None or caught.value is killed[2]
+        assert made == [(share, "argument", CPUS, True)] * 3
+        assert capfd.readouterr().err.splitlines() == [
+            f"worker {n} (cpu) was killed by SIGKILL; restarting from the last checkpoint ({n + 1} of 2)"
+            for n in range(2)
+        ]
 
 
-def test_an_error_of_the_user_is_not_tried_again():
+def test_an_error_of_the_user_is_not_tried_again(launches):
+    made = launches(ConfigurationError("the thing must be 4, got 3"))
     with pytest.raises(ConfigurationError, match=r"^the thing must be 4, got 3$"):
-        run_workers(fail_on_last, ConfigurationError, CPUS[:1], restarts=3)
-
-
-def test_a_signal_to_one_worker_interrupts_all(tmp_path):
-    with pytest.raises(Interrupted, match=r"^stopped$") as caught:
-        run_workers(be_told_to_stop, signal.SIGTERM, CPUS)
-    assert caught.value.signal_number == signal.SIGTERM
+        run_workers(share, None, CPUS[:1], restarts=3)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(
@@ -119,21 +138,16 @@ def start_parent(worker: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL])
-def test_no_worker_outlives_its_parent(tmp_path: Path, number):
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path: Path):
     parent = start_parent("wait_for_the_end", tmp_path)
     try:
         pids = wait_for_pids(tmp_path)
-        parent.send_signal(number)
-        exit_code = parent.wait(SECONDS_TO_END)
-        assert exit_code == (-signal.SIGKILL if number == signal.SIGKILL else 100 + number)
+        parent.kill()
+        assert parent.wait(SECONDS_TO_END) == -signal.SIGKILL
         deadline = time.monotonic() + SECONDS_TO_END
         while any(is_alive(pid) for pid in pids):
             assert time.monotonic() < deadline, "a worker is still alive"
             time.sleep(0.05)
-        if number != signal.SIGKILL:  # Python itself then complains of resources
-            notice = "" if number == signal.SIGTERM else "stopping after this step; saving a checkpoint\n"
-            assert parent.communicate()[1] == notice
     finally:
         parent.kill()
 
@@ -154,6 +168,7 @@ def test_a_hangup_that_is_ignored_stays_ignored_by_all(tmp_path):
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGTERM
         assert not any(map(is_alive, pids))
+        assert parent.communicate()[1] == ""  # the parent of a failed worker sends the same signal
     finally:
         parent.kill()
 
@@ -168,6 +183,7 @@ def test_further_signals_do_not_abort_what_the_first_has_begun(tmp_path):
         assert parent.wait(SECONDS_TO_END) == 100 + signal.SIGUSR1
         assert not any(map(is_alive, pids))
         assert len(list(tmp_path.glob("*.saved"))) == 2
+        assert parent.communicate()[1] == "stopping after this step; saving a checkpoint\n"
     finally:
         parent.kill()
 

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.torchrun import devices_under_torchrun, is_worker, machines, refuse_launcher
+from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
-from tests.fastalex.commands import SMALL, command, start
+from tests.fastalex.commands import SMALL, command, command_here, start
+from tests.fastalex.conftest import save_run
+from tests.fastalex.training.test_trainer import two_stages
 
 
 def be_worker(monkeypatch: pytest.MonkeyPatch, *, workers: int, here: int, machines: int) -> None:
@@ -44,17 +48,17 @@ def test_devices_of_torchruns_workers(monkeypatch):
 
 
 def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
+    """And resume a run without naming devices."""
+    config = RunConfig.load(save_run(tmp_path / "run", prepared))
+    plan = replace(two_stages(config), micro_batches=2)
+    replace(config, parallel=plan).save()
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
-    training = ["-m", "fastalex.train", prepared, *SMALL, "--epochs", "1", "--output", "run"]
-    cut = ["--split", "conv3", "--micro-batches", "2"]
-    code, out, err = command(tmp_path, *torchrun, "localhost:0", *training, "--devices", "cpu,cpu", *cut)
+    resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]
+    code, out, err = command(tmp_path, *torchrun, "localhost:0", *resume)
     assert code == 0, err
     assert out.count("trained and evaluated") == 1
-    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 4
-    resume = ["-m", "fastalex.train", "--resume", "run", "--epochs", "2"]  # and without naming devices
-    code, _, err = command(tmp_path, *torchrun, "localhost:0", *resume)
-    assert code == 0, err
-    assert [line["step"] for line in read_metrics(tmp_path / "run")][-1] == 8
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [5, 6, 7, 8, 8]
+    assert RunConfig.load(tmp_path / "run").parallel == plan
 
 
 def free_port() -> int:
@@ -78,12 +82,15 @@ def on_two_machines(folder: Path, workers: int, *arguments: tuple[str | Path, ..
 def test_two_machines_make_the_same_run_as_one_device(tmp_path, prepared):
     """Two replicas of two stages."""
     training = [prepared, *SMALL, "--epochs", "1", "--scale-lr", "--lars", "0.01", "--output"]
-    code, _, err = command(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
+    code, _, err = command_here(tmp_path, "fastalex.train", *training, "alone", "--devices", "cpu")
     assert code == 0, err
-    agents = on_two_machines(tmp_path, 2, *[(*training, "together", "--stages", "2")] * 2)
+    cut = ["--stages", "2", "--micro-batches", "2", "--devices", "cpu,cpu"]
+    agents = on_two_machines(tmp_path, 2, *[(*training, "together", *cut)] * 2)
     said = [agent.communicate(timeout=180) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert "2 replicas on 2 machines, 4 images per step each; 2 stages:" in said[0][0]
+    assert "; 2 micro-batches" in said[0][0]
+    assert [out.count("trained and evaluated") for out, _ in said] == [1, 0]
     alone, together = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "together")
     for expected, line in zip(alone, together, strict=True):
         for name in ("kind", "step", "images", "top1_error", "top5_error"):

@@ -11,7 +11,7 @@ from fastalex.studies.session import run_study
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.owning import another_owner
-from tests.fastalex.commands import command, refused, start, wait_for_steps
+from tests.fastalex.commands import command_here, refused, start, wait_for_steps
 from tests.fastalex.studies.conftest import given, study_of
 from tests.fastalex.training.test_trainer import assert_same_state, curve
 
@@ -35,6 +35,8 @@ def test_a_study_writes_its_figures(straight):
 @pytest.mark.parametrize(("how", "devices", "seeds"), [(signal.SIGINT, "cpu,cpu", 1), (signal.SIGKILL, "cpu", 2)])
 def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared, tmp_path, how, devices, seeds):
     arguments = [*study_of("dropout", prepared, devices), "--epochs", "4", "--seeds", str(seeds), "--output", "study"]
+    if devices != "cpu":  # its first run was made on one device
+        shutil.copytree(straight / "dropout-0.5" / "seed-0", tmp_path / "study" / "dropout-0.5" / "seed-0")
     process = start(tmp_path, *arguments)
     second = tmp_path / "study" / "no-dropout" / "seed-0"
     wait_for_steps(second, 6)
@@ -46,7 +48,7 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
     finished = tmp_path / "study" / "dropout-0.5" / "seed-0" / "last.safetensors"
     made = finished.stat().st_mtime_ns
     planned = RunConfig.load(second)
-    code, out, err = command(tmp_path, *arguments)
+    code, out, err = command_here(tmp_path, *arguments)
     assert code == 0, err
     assert "run 1 of" not in out
     assert "resumed" in out or how == signal.SIGKILL

@@ -24,6 +24,7 @@ from tests.fastalex.training.test_trainer import (
     assert_same_state,
     curve,
     moved,
+    one_thread,
     run_here,
     state,
     stop_after,
@@ -41,10 +42,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("killed", [[3], [5, 6, 7]])
-def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(config, monkeypatch, killed):
+def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(config, undisturbed, monkeypatch, killed):
     config = replace(config, save_every=2 if len(killed) > 1 else 3)
-    straight = moved(config, "straight")
-    expected = curve(run_here(straight))
     step = Trainer.train_step
     for last in killed:
 
@@ -60,8 +59,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_end(config, m
                 run_here(config)
         saved = max(steps_saved(config), default=0)
         assert last - saved <= config.save_every
-    assert curve(run_here(config)) == expected
-    assert_same_state(config.output, straight.output)
+    assert curve(run_here(config)) == curve(read_metrics(undisturbed.folder))
+    assert_same_state(config.output, undisturbed.output)
 
 
 def train_and_kill_once(world: World, config: RunConfig) -> None:
@@ -81,11 +80,13 @@ def train_and_kill_once(world: World, config: RunConfig) -> None:
 
 def test_a_killed_worker_costs_two_workers_no_more_than_the_steps_since_the_checkpoint(config, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = replace(config, parallel=two_stages(config), save_every=3, keep=10)
-    straight, killed = moved(config, "straight"), moved(config, "killed")
-    run_workers(train, straight, [CPU, CPU])
+    config = replace(config, save_every=3, keep=10)
+    straight, killed = moved(config, "straight"), moved(config, "killed", parallel=two_stages(config))
+    one_thread(straight)  # to the bit what two workers train
     run_workers(train_and_kill_once, killed, [CPU, CPU], restarts=1)
-    assert "resumed     at step 6, in epoch 2" in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert "resumed     at step 6, in epoch 2" in out
+    assert "worker 1 (cpu) was killed by SIGKILL; restarting from the last checkpoint (1 of 1)\n" in err
     assert steps_saved(killed) == steps_saved(straight) == [3, 4, 6, 8]
     assert curve(read_metrics(killed.folder)) == curve(read_metrics(straight.folder))
     assert_same_state(killed.output, straight.output)
@@ -145,12 +146,10 @@ def test_training_time_is_that_of_all_steps_and_of_nothing_else(config, monkeypa
     assert load_state(latest_checkpoint(config.folder)).seconds == 8.0
 
 
-def test_saving_by_the_clock_changes_no_weights(config):
-    expected = moved(config, "expected")
-    run_here(expected)
+def test_saving_by_the_clock_changes_no_weights(config, undisturbed):
     train_with_a_fast_clock(World(0, 1, CPU), config)
     assert steps_saved(config) == [8]
-    assert_same_state(config.output, expected.output)
+    assert_same_state(config.output, undisturbed.output)
 
 
 def test_the_best_weights_stay_when_their_checkpoint_goes(config):
@@ -198,7 +197,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_checkpoint(config, tmp_
         assert {path.relative_to(run) for path in run.rglob("*") if "tfevents" not in path.name} == before
         assert steps_saved(two_epochs) == [4]
         ballast.unlink()
-        run_workers(train, two_epochs, [CPU] * workers)
+        run_here(replace(two_epochs, parallel=config.parallel))
         assert steps_saved(two_epochs) == [8]
 
 

@@ -136,24 +136,28 @@ def one_thread(config: RunConfig) -> list[dict]:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "split", "changes"),
-    [
-        ("eager-1f1b", "conv3", {}),
-        ("interleaved", "conv2,conv4,fc6", {"rescale_velocity": True, "order": "fixed", "crops_shared_by": 4}),
-    ],
-)
-def test_two_devices_make_the_same_run_as_one(config, monkeypatch, schedule, split, changes):
+def train_each(world: World, configs: list[RunConfig]) -> None:
+    """One run after the other; worker processes call this."""
+    for config in configs:
+        train(world, config)
+
+
+def test_two_devices_make_the_same_run_as_one(config, monkeypatch):
+    """Two runs by the same workers: starting them takes longer than training."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = replace(config, recipe=replace(config.recipe, **changes))
-    two = moved(config, "two", parallel=two_stages(config, schedule, split))
-    run_workers(train, two, [CPU, CPU])
-    one = moved(config, "one")
-    assert curve(read_metrics(two.folder)) == curve(one_thread(one))
-    assert_same_state(two.output, one.output)
-    rates = [load_state(latest_checkpoint(run.folder)).velocity_rates for run in (two, one)]
-    assert rates[0] == rates[1]
-    assert len(rates[0]) == (16 if changes else 0)
+    recipe = replace(config.recipe, rescale_velocity=True, order="fixed", crops_shared_by=4)
+    ones = [moved(config, "one"), moved(config, "rescaled-one", recipe=recipe)]
+    plans = two_stages(config), two_stages(config, "interleaved", "conv2,conv4,fc6")
+    twos = [
+        moved(one, one.folder.name.replace("one", "two"), parallel=plan) for one, plan in zip(ones, plans, strict=True)
+    ]
+    run_workers(train_each, twos, [CPU, CPU])
+    for one, two, rate_count in zip(ones, twos, (0, 16), strict=True):
+        assert curve(read_metrics(two.folder)) == curve(one_thread(one))
+        assert_same_state(two.output, one.output)
+        rates = [load_state(latest_checkpoint(run.folder)).velocity_rates for run in (two, one)]
+        assert rates[0] == rates[1]
+        assert len(rates[0]) == rate_count
 
 
 def test_a_measured_split_is_kept(config, monkeypatch, capsys):
@@ -238,14 +242,12 @@ def stop_after(config: RunConfig, steps: int) -> None:
 
 
 @pytest.mark.parametrize("stops", [[1, 3], [4], [5, 6, 7], [8]])
-def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, stops):
-    straight = moved(config, "straight")
-    expected = curve(run_here(straight))
+def test_a_run_stopped_anywhere_any_number_of_times_ends_the_same(config, undisturbed, stops):
     for steps in stops:
         stop_after(config, steps)
     lines = run_here(config)
-    assert curve(lines) == expected
-    assert_same_state(config.output, straight.output)
+    assert curve(lines) == curve(read_metrics(undisturbed.folder))
+    assert_same_state(config.output, undisturbed.output)
 
 
 def test_a_stopped_run_in_a_fixed_order_with_rescaled_velocities_ends_the_same(config):
@@ -288,9 +290,8 @@ def test_a_resumed_run_may_change_its_batch_size_within_an_epoch(config):
     assert [line["images"] for line in lines if line["kind"] == "train"] == [8, 14]
 
 
-def test_another_seed_is_another_run(config):
-    expected = curve(run_here(moved(config, "first")))
-    assert curve(run_here(moved(config, "second", seed=4))) != expected
+def test_another_seed_is_another_run(config, undisturbed):
+    assert curve(run_here(replace(config, seed=4))) != curve(read_metrics(undisturbed.folder))
 
 
 def test_a_resumed_run_tells_no_step_twice(config):
@@ -308,8 +309,8 @@ def test_a_run_of_more_epochs_goes_on(config):
     assert [line["step"] for line in run_here(longer)][-2:] == [12, 12]
 
 
-def test_counts_read_late_make_the_same_curve(config, monkeypatch):
-    expected = curve(run_here(moved(config, "at-once")))
+def test_counts_read_late_make_the_same_curve(config, undisturbed, monkeypatch):
+    expected = curve(read_metrics(undisturbed.folder))
     build_counters = Counters.__init__
 
     def late(self, *arguments, **more):
@@ -415,9 +416,9 @@ def test_a_plateau_of_the_top_1_error_lowers_the_rate_and_survives_resuming(conf
     assert rates == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4])
 
 
-def test_bf16_follows_fp32(config):
-    exact = [line["loss"] for line in run_here(moved(config, "fp32"))]
-    rounded = [line["loss"] for line in run_here(moved(config, "bf16", precision="bf16"))]
+def test_bf16_follows_fp32(config, undisturbed):
+    exact = [line["loss"] for line in read_metrics(undisturbed.folder)]
+    rounded = [line["loss"] for line in run_here(replace(config, precision="bf16"))]
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
 
