@@ -5,6 +5,7 @@ import io
 import json
 import os
 import stat
+import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,18 +198,39 @@ class Dataset:
         return f"sample {i} of {split} ({self._member_name(split, shard, offset)} in {path}, offset {offset})"
 
     def key(self, split: str, i: int) -> str:
-        """Return the key of sample `i`: its number in the source and the name of its source file."""
+        """Return the key of sample `i`: its number in the source and the name of its source file.
+
+        Raises:
+            DamagedSample: the name in the shard is damaged.
+        """
         row = self.index(split)[i]
-        return self._member_name(split, int(row["shard"]), int(row["offset"])).removesuffix(".jpg")
+        shard, offset = int(row["shard"]), int(row["offset"])
+        header = self._files.read(self._shard_path(split, shard), max(0, offset - TAR_BLOCK), TAR_BLOCK).tobytes()
+        try:
+            return tarfile.TarInfo.frombuf(header, "ascii", "strict").name.removesuffix(".jpg")
+        except (tarfile.HeaderError, UnicodeError):
+            raise DamagedSample(
+                f"the name of {self.describe(split, i)} is damaged; run {command('dataloading.check', self.root)}"
+            ) from None
 
     def source(self, split: str, i: int) -> str:
         """Return the name of the source file that sample `i` was made from, such as ``val/cat/2.jpg``.
 
         The first call reads and verifies the names of the whole split.
+
+        Raises:
+            DamagedSample: the name in the shard is damaged, or belongs to another data set.
+            DatasetError: the names cannot be read.
         """
         if split not in self._sources:
             self._sources[split] = self._open_sources(split)
-        return self._sources[split][self.key(split, i)]
+        try:
+            return self._sources[split][self.key(split, i)]
+        except KeyError:
+            raise DamagedSample(
+                f"{self.describe(split, i)} is not in {sources_name(split)}; "
+                f"run {command('dataloading.check', self.root)}"
+            ) from None
 
     def _member_name(self, split: str, shard: int, offset: int) -> str:
         if offset < TAR_BLOCK:

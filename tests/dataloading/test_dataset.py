@@ -2,8 +2,10 @@
 
 import contextlib
 import pickle
+import re
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from dataloading import Dataset, DatasetError, Loader, is_prepared, prepare_dataset
 from dataloading import dataset as dataset_module
+from dataloading.errors import DamagedSample
 from dataloading.preparation.images import ImageOptions, prepare_image
 from dataloading.shards import INDEX_DTYPE
 from dataloading.subset import balanced_subset
@@ -157,6 +160,40 @@ def test_a_sample_knows_the_file_it_was_made_from(small, folders, tmp_path):
     (root / "train-sources.csv").unlink()
     with pytest.raises(DatasetError, match=r"cannot read .*train-sources.csv: No such file"):
         dataset.source("train", 0)
+
+
+@given(sample=st.integers(0, 11), byte=st.integers(-512, -1), bit=st.integers(0, 7))
+def test_no_bit_of_a_samples_name_flips_unnoticed(small, tmp_path_factory, sample, byte, bit):
+    root = copied(small.root, tmp_path_factory.mktemp("flip") / "copy")
+    row = small.index("val")[sample]
+    path = root / f"val-{row['shard']:06d}.tar"
+    data = bytearray(path.read_bytes())
+    data[int(row["offset"]) + byte] ^= 1 << bit
+    path.write_bytes(data)
+    dataset = Dataset(root)
+    for name in (dataset.key, dataset.source):
+        try:
+            found = name("val", sample)
+        except DamagedSample as error:
+            found = str(error)
+        named = re.match(rf"the name of sample {sample} of val \(.*\) is damaged; run .*dataloading.check", found)
+        assert named or found == getattr(small, name.__name__)("val", sample)
+
+
+def test_the_name_of_a_sample_from_another_shard_is_named(small, tmp_path):
+    root = copied(small.root, tmp_path / "copy")
+    row = small.index("val")[0]
+    path = root / f"val-{row['shard']:06d}.tar"
+    data, start = bytearray(path.read_bytes()), int(row["offset"]) - 512
+    other = tarfile.TarInfo.frombuf(bytes(data[start : start + 512]), "ascii", "strict")
+    other.name = "000000999-000.jpg"
+    data[start : start + 512] = other.tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(data)
+    assert Dataset(root).key("val", 0) == "000000999-000"
+    with pytest.raises(
+        DamagedSample, match=r"^sample 0 of val \(000000999-000.jpg in .* is not in val-sources.csv; run"
+    ):
+        Dataset(root).source("val", 0)
 
 
 def test_shards_in_another_order_are_refused_although_their_sizes_agree(small, tmp_path):
