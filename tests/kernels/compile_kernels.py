@@ -129,6 +129,8 @@ def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Non
     yield "bias_relu_dropout", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1))
     logits, labels = torch.zeros(2, 1000, dtype=dtype, requires_grad=True), torch.zeros(2, dtype=torch.int64)
     yield "cross_entropy", lambda: _both(kernels.cross_entropy(logits, labels)[0])
+    other = {"scale": 0.3, "ignore_index": 3}
+    yield "cross_entropy with other numbers", lambda: _both(kernels.cross_entropy(logits, labels, **other)[0])
     yield "bias_relu_dropout evaluation", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1, training=False))
 
 
@@ -181,7 +183,9 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
         if name in constants:
             signature[name] = "constexpr"
             continue
-        if isinstance(values[name], int):
+        if kernel.params[index].annotation_type:
+            signature[name], aligned = kernel.params[index].annotation_type, False
+        elif isinstance(values[name], int):
             signature[name] = "i32"
             aligned = values[name] % 16 == 0 and not kernel.params[index].do_not_specialize
         else:
