@@ -59,7 +59,8 @@ def check_number(name: str, value: float) -> None:
     """Check that `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}: {value!r}")
-    if not math.isfinite(value):
+    # Not math.isfinite, which torch.compile cannot trace for a number that varies.
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -114,32 +115,47 @@ def check_labels(name: str, labels: Tensor, logits: Tensor) -> None:
         raise ValueError(f"logits must have at least one class, got shape {tuple(logits.shape)}")
 
 
-def check_label_values(name: str, labels: Tensor, classes: int) -> None:
-    """Check that every label is a class. Reads the labels, so it synchronises with a GPU."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
+def check_label_values(name: str, labels: Tensor, classes: int, ignored: int) -> None:
+    """Check that every label is a class or the ignored one. Reads the labels, so it synchronises with a GPU."""
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
     if len(wrong):
         raise ValueError(f"{name} must be from 0 to {classes - 1} ({count(classes, 'class')}), got {int(wrong[0])}")
 
 
-def check_pool(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> None:
+def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """`value` as (vertical, horizontal), from one int or a pair, each at least `least`."""
+    wanted = "an int or a pair of ints"
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(values) not in (1, 2):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    for one in values:
+        check_int(name, one, least, wanted)
+    return values[0], values[-1]
+
+
+def check_pool(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    ceil_mode: bool = False,
+) -> None:
     """Check that the window and its padding fit the input, by the rules of `torch.nn.functional.max_pool2d`."""
-    check_int("kernel_size", kernel_size, 1)
-    check_int("stride", stride, 1)
-    check_int("padding", padding, 0)
     check_bool("ceil_mode", ceil_mode)
-    if padding > kernel_size // 2:
-        raise ValueError(f"padding must be at most half of kernel_size {kernel_size}, got {padding}")
     if x.shape[1] == 0:
         raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
-    # A window must contain an element of x. In ceil mode the first window, too, may overhang by less than a stride.
-    least = max(1, kernel_size - 2 * padding - (stride - 1 if ceil_mode else 0))
-    mode = f" in ceil mode with stride {stride}" if ceil_mode else ""
-    for name, length in zip(("height", "width"), x.shape[2:], strict=True):
+    sides = zip(("height", "width"), x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    for name, length, size, step, pad, spread in sides:
+        window = f"kernel_size {size}" + (f" and dilation {spread}" if spread > 1 else "")
+        extent = (size - 1) * spread + 1
+        if pad > extent // 2:
+            raise ValueError(f"padding must be at most half of {window}, got {pad}")
+        # A window must contain an element of x. In ceil mode the first window, too, may overhang by less than a stride.
+        least = max(1, extent - 2 * pad - (step - 1 if ceil_mode else 0))
+        mode = f" in ceil mode with stride {step}" if ceil_mode else ""
         if length < least:
-            raise ValueError(
-                f"x's {name} must be at least {least} for kernel_size {kernel_size} and padding {padding}{mode}, "
-                f"got {length}"
-            )
+            raise ValueError(f"x's {name} must be at least {least} for {window} and padding {pad}{mode}, got {length}")
 
 
 def pooled_length(length: int, kernel_size: int, stride: int, padding: int, ceil_mode: bool) -> int:
@@ -178,17 +194,19 @@ def counter_tensor(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.int64, device=x.device)
 
 
+_PADDING = 'an int, (h, w), (top, bottom, left, right), "valid" or "same"'
+
+
 def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as (top, bottom, left, right), from one int, (height, width) or all four."""
     if isinstance(padding, Sequence) and not isinstance(padding, str):
         sides = tuple(padding)
     else:
         sides = (padding,)
-    wanted = "an int, (h, w) or (top, bottom, left, right)"
     if len(sides) not in (1, 2, 4):
-        raise ValueError(f"padding must be {wanted}, got {padding!r}")
+        raise ValueError(f"padding must be {_PADDING}, got {padding!r}")
     for side in sides:
-        check_int("padding", side, 0, wanted)
+        check_int("padding", side, 0, _PADDING)
     if len(sides) == 1:
         return (sides[0],) * 4
     if len(sides) == 2:
@@ -196,13 +214,26 @@ def four_sided(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def check_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: tuple[int, int, int, int], groups: int
-) -> None:
-    """Check that shapes, dtypes and devices agree, and that at least one window fits."""
+def sides_of(
+    padding: int | Sequence[int] | str, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A convolution's padding as (top, bottom, left, right), also from PyTorch's "valid" and "same"."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f'stride must be 1 with padding "same", got {stride}')
+        height, width = (spread * (size - 1) for size, spread in zip(kernel, dilation, strict=True))
+        return height // 2, height - height // 2, width // 2, width - width // 2
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be {_PADDING}, got {padding!r}")
+    return four_sided(padding)
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    """Check that shapes, dtypes and devices agree."""
     check_tensor("x", x, 4, "N x C x H x W")
     check_tensor("weight", weight, 4, "K x C/groups x KH x KW")
-    check_int("stride", stride, 1)
     check_groups(x.shape[1], groups)
     check_same_device("weight", weight, x)
     if weight.shape[1] != x.shape[1] // groups:
@@ -212,21 +243,40 @@ def check_convolution(
         )
     if weight.shape[0] % groups != 0:
         raise ValueError(f"groups must divide the {count(weight.shape[0], 'filter')} of weight, got {groups}")
-    # Autocast casts all of them to one dtype. Some devices, such as meta, do not have it.
-    device = x.device.type
-    mixed_allowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if weight.dtype != x.dtype and not mixed_allowed:
-        raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    _check_same_dtype("weight", weight, x)
     if bias is not None:
         check_vector("bias", bias, weight.shape[0], x, "one per filter")
-        if bias.dtype != x.dtype and not mixed_allowed:
-            raise TypeError(f"bias must have the dtype of x, {x.dtype}, got {bias.dtype}")
+        _check_same_dtype("bias", bias, x)
+
+
+def _check_same_dtype(name: str, other: Tensor, x: Tensor) -> None:
+    """Check that `other` has x's dtype, or that autocast gives both the same one: it leaves fp64 alone."""
+    device = x.device.type
+    if other.dtype == x.dtype:
+        return
+    # Some devices, such as meta, have no autocast.
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {other.dtype}")
+    if torch.float64 in (x.dtype, other.dtype):
+        raise TypeError(
+            f"{name} must have the dtype of x, {x.dtype}, got {other.dtype}: autocast does not convert float64"
+        )
+
+
+def check_convolution_fits(
+    x: Tensor,
+    weight: Tensor,
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+) -> None:
+    """Check that at least one window fits."""
     top, bottom, left, right = sides
-    for name, length, extent in (
-        ("height", x.shape[2] + top + bottom, weight.shape[2]),
-        ("width", x.shape[3] + left + right, weight.shape[3]),
+    for name, length, size, spread in (
+        ("height", x.shape[2] + top + bottom, weight.shape[2], dilation[0]),
+        ("width", x.shape[3] + left + right, weight.shape[3], dilation[1]),
     ):
-        if extent < 1 or length < extent:
+        extent = (size - 1) * spread + 1
+        if size < 1 or length < extent:
             raise ValueError(
                 f"x's padded {name} must be at least the kernel's, {extent}, got {length} (x {tuple(x.shape)}, weight "
                 f"{tuple(weight.shape)}, padding {sides})"

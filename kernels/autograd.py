@@ -78,6 +78,20 @@ class _RaiseInBackward(torch.autograd.Function):
         )
 
 
+class _UnpackedOnce:
+    """A context whose saved tensors are unpacked once, as non-reentrant checkpointing requires."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    @functools.cached_property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return self._ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
 def no_double_backward(operator: str) -> Callable[[Backward], Backward]:
     """Decorator for the backward pass of a `torch.autograd.Function`; goes below `staticmethod`.
 
@@ -94,10 +108,12 @@ def no_double_backward(operator: str) -> Callable[[Backward], Backward]:
     def decorate(backward: Backward) -> Backward:
         @functools.wraps(backward)
         def once(ctx: Any, *grads: Tensor | None) -> Any:
+            if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+                with torch.no_grad():
+                    return backward(ctx, *grads)
+            ctx = _UnpackedOnce(ctx)
             with torch.no_grad():
                 results = backward(ctx, *grads)
-            if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return results
             results = results if isinstance(results, tuple) else (results,)
             gradients = [result for result in results if result is not None]
             sources = [source for source in (*grads, *ctx.saved_tensors) if source is not None]

@@ -10,11 +10,10 @@ result is the same each time. The weight gradient of the convolution uses the se
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import launch_settings
+from kernels.dispatch import tl, triton
 from kernels.vector_lanes import upcast, zero_accumulator
 
 

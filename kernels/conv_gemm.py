@@ -36,12 +36,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import launch_settings
 from kernels.channel_sum import empty_parts, sum_parts
+from kernels.dispatch import tl, triton
 from kernels.launch_settings import Problem, Settings
 from kernels.memory_format import dense_as
 from kernels.vector_lanes import zero_accumulator

@@ -25,17 +25,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, conv_gemm, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import bias_relu_backward
+from kernels.dispatch import tl, triton
 from kernels.gradient_sink import GradientSink
 from kernels.launch_settings import Direction, Problem
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.vector_lanes import upcast
+
+# The groups are the second axis of a grid, whose length CUDA limits.
+_MAX_GROUPS = 65535
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -230,55 +232,85 @@ def conv2d_relu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int = 1,
-    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
     *,
     relu: bool = True,
     gradient_sink: GradientSink | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` followed by a ReLU; the formula is at the top of `kernels/conv_relu.py`.
+    """`torch.nn.functional.conv2d`, with its arguments and defaults, followed by a ReLU unless `relu` is False.
 
-    Products are accumulated in fp32 (fp64 for fp64), and on CUDA fp32 factors are rounded to TF32 first if
-    `torch.backends.cudnn.allow_tf32` is set. On CPUs, large enough fp32 and fp64 convolutions in channels_last are
-    computed by Winograd's minimal filtering (`kernels.native`): rounding errors are about seven times those of plain
-    sums, and rounding in the weight gradient depends on the number of threads. With it, and with space-to-depth on
-    GPUs, a non-finite value of x may reach neighbouring windows too. `kernels.using("reference")` avoids all of this.
+    The formula is at the top of `kernels/conv_relu.py`. PyTorch's operator computes strides that differ, dilation and
+    more than 65,535 groups. Products are accumulated in fp32 (fp64 for fp64), and on CUDA fp32 factors are rounded to
+    TF32 first if `torch.backends.cudnn.allow_tf32` is set. On CPUs, large enough fp32 and fp64 convolutions in
+    channels_last are computed by Winograd's minimal filtering (`kernels.native`): rounding errors are about seven times
+    those of plain sums, and rounding in the weight gradient depends on the number of threads. With it, and with
+    space-to-depth on GPUs, a non-finite value of x may reach neighbouring windows too. `kernels.using("reference")`
+    avoids all of this.
 
     Differentiable once: there is no double backward, except where PyTorch's own operator computes (on CPUs without
     minimal filtering), and no transform of `torch.func` (grad, jvp, vmap) works. `kernels.using("reference")` has both.
 
     Args:
-        x: N x C x H x W; float32, float16, bfloat16 or float64. channels_last is fastest, for the weight too.
-        weight: K x C/groups x KH x KW, in x's dtype unless autocast is on.
+        x: N x C x H x W or C x H x W; float32, float16, bfloat16 or float64. channels_last is fastest, for the weight
+            too.
+        weight: K x C/groups x KH x KW, in x's dtype; under autocast also in another one, but fp64 only with fp64.
         bias: K values, or None.
-        stride: at least 1, the same in both directions.
-        padding: rows and columns of zeros: one int, (height, width) or (top, bottom, left, right).
+        stride, dilation: at least 1; an int or (vertical, horizontal).
+        padding: rows and columns of zeros: one int, (height, width) or (top, bottom, left, right), or as in PyTorch
+            "valid" for none or "same" for a result of x's size.
         groups: divides C and K.
         relu: False leaves out the ReLU, for layers that normalise first.
         gradient_sink: defers or accumulates the weight gradient, which backward then leaves at None
             (:class:`kernels.GradientSink`). PyTorch's own operators ignore it. Not supported under torch.compile.
 
     Returns:
-        N x K x OH x OW with OH = (top + H + bottom - KH) // stride + 1, OW likewise; from Triton in x's memory format.
+        N x K x OH x OW (K x OH x OW) with OH = (top + H + bottom - dilation * (KH - 1) - 1) // stride + 1, OW likewise;
+        from Triton in x's memory format. Under autocast in its dtype, like `conv2d`.
 
     Raises:
         TypeError, ValueError: an argument is not as described, or no window fits; raised before any computation.
     """
-    sides = arguments.four_sided(padding)
-    arguments.check_convolution(x, weight, bias, stride, sides, groups)
+    if isinstance(x, Tensor) and x.dim() == 3:
+        options = (stride, padding, dilation, groups)
+        y = conv2d_relu(x.unsqueeze(0), weight, bias, *options, relu=relu, gradient_sink=gradient_sink)
+        return y.squeeze(0)
+    strides, dilations = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
+    arguments.check_convolution(x, weight, bias, groups)
+    sides = arguments.sides_of(padding, (weight.shape[2], weight.shape[3]), strides, dilations)
+    arguments.check_convolution_fits(x, weight, sides, dilations)
     arguments.check_bool("relu", relu)
     if gradient_sink is not None and not isinstance(gradient_sink, GradientSink):
         raise TypeError(f"gradient_sink must be a GradientSink or None, got {type(gradient_sink).__name__}")
+    return _compute(x, weight, bias, strides, sides, dilations, groups, relu, gradient_sink)
+
+
+def _compute(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    relu: bool,
+    gradient_sink: GradientSink | None,
+) -> Tensor:
+    """:func:`conv2d_relu` of checked arguments."""
     chosen = dispatch.implementation_for(x)
+    operands = (x, weight, bias, stride, sides, dilation, groups)
     if chosen == "reference":
-        return reference.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu)
+        return reference.conv2d_relu(*operands, relu=relu)
+    step = stride[0]
+    has_kernel = stride == (step, step) and dilation == (1, 1) and groups <= _MAX_GROUPS
     # Empty tensors follow PyTorch's own rules.
-    if chosen == "native" or x.numel() == 0 or weight.numel() == 0:
-        return native.conv2d_relu(x, weight, bias, stride, sides, groups, relu=relu, gradient_sink=gradient_sink)
+    if chosen == "native" or not has_kernel or x.numel() == 0 or weight.numel() == 0:
+        return native.conv2d_relu(*operands, relu=relu, gradient_sink=gradient_sink)
     x, weight, bias = _autocast(x, weight, bias)
     forced = dispatch.triton_is_forced()
-    return _ConvRelu.apply(x, weight, bias, stride, list(sides), groups, relu, forced, gradient_sink)
+    return _ConvRelu.apply(x, weight, bias, step, list(sides), groups, relu, forced, gradient_sink)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

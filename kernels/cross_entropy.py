@@ -17,24 +17,27 @@ error rates are those of section 2.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
+from kernels.dispatch import tl, triton
 from kernels.vector_lanes import upcast
 
 # Scores of a row that a program handles at a time: 8 per thread.
 _BLOCK_SIZE = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ignore_index"])
 def cross_entropy_fwd_kernel(
-    x_ptr, label_ptr, log_sum_ptr, loss_ptr, better_ptr, CLASSES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    x_ptr, label_ptr, log_sum_ptr, loss_ptr, better_ptr, ignore_index: tl.int64, CLASSES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """For one row: the logarithm of the sum, the loss, and how many other scores are not below the label's (better)."""
+    """For one row: the logarithm of the sum, the loss, and how many other scores are not below the label's (better).
+
+    An ignored row has loss 0 and -1 better scores.
+    """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * CLASSES
     label = tl.load(label_ptr + row)
@@ -59,16 +62,20 @@ def cross_entropy_fwd_kernel(
         better += (inside & ~(value < own)).to(tl.int32)
     log_sum = largest + tl.log(tl.sum(total, 0))
     tl.store(log_sum_ptr + row, log_sum)
-    tl.store(loss_ptr + row, log_sum - own)
+    ignored = label == ignore_index
+    tl.store(loss_ptr + row, tl.where(ignored, 0.0, log_sum - own))
     # A label with score NaN is a top-5 error even among five classes or fewer.
-    tl.store(better_ptr + row, tl.where(own == own, tl.sum(better, 0) - 1, 5))
+    tl.store(better_ptr + row, tl.where(ignored, -1, tl.where(own == own, tl.sum(better, 0) - 1, 5)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def cross_entropy_sum_kernel(
-    loss_ptr, better_ptr, scaled_ptr, counts_ptr, rows, SCALE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    loss_ptr, better_ptr, scaled_ptr, counts_ptr, rows, scale: tl.float64, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the rows in fp64: the scaled loss; and as counts the loss, top-1 errors, top-5 errors and rows."""
+    """Sums over the rows in fp64: the scaled loss; and as counts the loss, top-1 errors, top-5 errors and rows.
+
+    Rows with less than 0 better scores are not counted.
+    """
     loss = tl.zeros([BLOCK_SIZE], tl.float64)
     top1 = tl.zeros([BLOCK_SIZE], tl.int32)
     top5 = tl.zeros([BLOCK_SIZE], tl.int32)
@@ -77,22 +84,22 @@ def cross_entropy_sum_kernel(
         row = start + tl.arange(0, BLOCK_SIZE)
         inside = row < rows
         loss += tl.load(loss_ptr + row, mask=inside, other=0.0).to(tl.float64)
-        better = tl.load(better_ptr + row, mask=inside, other=0)
+        better = tl.load(better_ptr + row, mask=inside, other=-1)
         top1 += (better >= 1).to(tl.int32)
         top5 += (better >= 5).to(tl.int32)
-        images += inside.to(tl.int32)
+        images += (better >= 0).to(tl.int32)
     total = tl.sum(loss, 0)
-    tl.store(scaled_ptr, total * SCALE)
+    tl.store(scaled_ptr, total * scale)
     tl.store(counts_ptr, total)
     tl.store(counts_ptr + 1, tl.sum(top1, 0).to(tl.float64))
     tl.store(counts_ptr + 2, tl.sum(top5, 0).to(tl.float64))
     tl.store(counts_ptr + 3, tl.sum(images, 0).to(tl.float64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ignore_index"])
 def cross_entropy_bwd_kernel(
-    grad_ptr, x_ptr, label_ptr, log_sum_ptr, grad_x_ptr, CLASSES: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    grad_ptr, x_ptr, label_ptr, log_sum_ptr, grad_x_ptr, scale: tl.float64, ignore_index: tl.int64,
+    CLASSES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_SIZE elements of one row of grad_x. `grad_ptr` points to the gradient of the loss."""
     BLOCKS: tl.constexpr = (CLASSES + BLOCK_SIZE - 1) // BLOCK_SIZE
@@ -103,14 +110,16 @@ def cross_entropy_bwd_kernel(
     label = tl.load(label_ptr + row)
     log_sum = tl.load(log_sum_ptr + row)
     value = upcast(tl.load(x_ptr + row * CLASSES + column, mask=inside, other=0.0))
-    factor = upcast(tl.load(grad_ptr)) * SCALE
+    # The product with the scale is rounded once, from fp64.
+    factor = (upcast(tl.load(grad_ptr)) * scale).to(value.dtype)
     factor = tl.where((label >= 0) & (label < CLASSES), factor, float("nan"))
+    factor = tl.where(label == ignore_index, 0.0, factor)
     grad = (tl.exp(value - log_sum) - (column == label).to(value.dtype)) * factor
     tl.store(grad_x_ptr + row * CLASSES + column, grad, mask=inside)
 
 
 @operator("fastalex::cross_entropy_forward")
-def _forward(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, labels: Tensor, scale: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     arguments.check_elements("logits", x.shape[1], " per row")
     x, labels = x.contiguous(), labels.contiguous()
     loss, counts, log_sums = _empty_results(x)
@@ -123,18 +132,19 @@ def _forward(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, T
                 log_sums,
                 losses,
                 better,
+                ignore_index,
                 CLASSES=x.shape[1],
                 BLOCK_SIZE=_BLOCK_SIZE,
                 **launch_settings.OPTIONS,
             )
         cross_entropy_sum_kernel[(1,)](
-            losses, better, loss, counts, x.shape[0], SCALE=scale, BLOCK_SIZE=_BLOCK_SIZE, **launch_settings.OPTIONS
+            losses, better, loss, counts, x.shape[0], scale, BLOCK_SIZE=_BLOCK_SIZE, **launch_settings.OPTIONS
         )
     return loss, counts, log_sums
 
 
 @_forward.register_fake
-def _(x: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, labels: Tensor, scale: float, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_results(x)
 
 
@@ -147,7 +157,7 @@ def _empty_results(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @operator("fastalex::cross_entropy_backward")
-def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float) -> Tensor:
+def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float, ignore_index: int) -> Tensor:
     x, labels = x.contiguous(), labels.contiguous()
     grad_x = torch.empty_like(x)
     if x.shape[0] > 0:
@@ -158,8 +168,9 @@ def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: 
                 labels,
                 log_sums,
                 grad_x,
+                scale,
+                ignore_index,
                 CLASSES=x.shape[1],
-                SCALE=scale,
                 BLOCK_SIZE=_BLOCK_SIZE,
                 **launch_settings.OPTIONS,
             )
@@ -167,7 +178,7 @@ def _backward(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: 
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float) -> Tensor:
+def _(grad: Tensor, x: Tensor, labels: Tensor, log_sums: Tensor, scale: float, ignore_index: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -175,10 +186,10 @@ class _CrossEntropy(torch.autograd.Function):
     """Saves the logits, the labels and the logarithm of each row's sum."""
 
     @staticmethod
-    def forward(ctx, x, labels, scale):
-        loss, counts, log_sums = _forward(x, labels, scale)
+    def forward(ctx, x, labels, scale, ignore_index):
+        loss, counts, log_sums = _forward(x, labels, scale, ignore_index)
         ctx.save_for_backward(x, labels, log_sums)
-        ctx.scale = scale
+        ctx.options = (scale, ignore_index)
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)  # zeros for the counts would cost a launch
         return loss, counts
@@ -186,7 +197,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @no_double_backward("cross_entropy")
     def backward(ctx, grad, _):
-        return None if grad is None else _backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+        grad_x = None if grad is None else _backward(grad, *ctx.saved_tensors, *ctx.options)
+        return grad_x, None, None, None
 
 
 def _can_be_read(labels: Tensor) -> bool:
@@ -195,8 +207,18 @@ def _can_be_read(labels: Tensor) -> bool:
     return labels.device.type == "cpu" and not transformed and not isinstance(labels, FakeTensor)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    scale: float = 1.0,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy in nats, summed over the rows and scaled, and counts for reporting.
+
+    Unlike `torch.nn.functional.cross_entropy`, it returns a pair, sums instead of averaging (for the mean, `scale` is
+    1 / rows), and computes and returns fp32 for half precision. It has no class weights and takes no probabilities.
 
         loss = scale * sum over rows n of  log(sum_c exp(logits[n, c])) - logits[n, label[n]]
 
@@ -208,13 +230,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tupl
 
     Args:
         logits: N x classes; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        labels: N values, int64, from 0 to classes - 1; no value is ignored. A label out of range raises on a CPU. On a
+        labels: N values, int64, from 0 to classes - 1, or `ignore_index`. A label out of range raises on a CPU. On a
             GPU, which is not synchronised, it makes the loss and the row's gradient NaN and counts as an error.
         scale: factor of the loss and its gradient, for example 1 / (images in the whole batch).
+        ignore_index: rows with this label have no loss, no gradient, and are not counted.
+        label_smoothing: in [0, 1]; mixes the label with the uniform distribution, as in PyTorch, whose operators then
+            compute.
 
     Returns:
         The loss, a tensor without dimensions in fp32 (fp64 for fp64), and the counts, four float64 values without a
-        gradient: sum of the unscaled losses, top-1 errors, top-5 errors, N.
+        gradient: sum of the unscaled losses, top-1 errors, top-5 errors, and rows that are not ignored.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before any computation.
@@ -222,10 +247,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float = 1.0) -> tupl
     arguments.check_tensor("logits", logits, 2, "N x classes")
     arguments.check_labels("labels", labels, logits)
     arguments.check_number("scale", scale)
+    arguments.check_int("ignore_index", ignore_index, -(2**63))
+    arguments.check_number("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     chosen = dispatch.implementation_for(logits)
-    if chosen == "triton":
-        return _CrossEntropy.apply(logits, labels, float(scale))
+    if chosen == "triton" and label_smoothing == 0:
+        return _CrossEntropy.apply(logits, labels, float(scale), ignore_index)
     if _can_be_read(labels):
-        arguments.check_label_values("labels", labels, logits.shape[1])
+        arguments.check_label_values("labels", labels, logits.shape[1], ignore_index)
     plain = reference if chosen == "reference" else native
-    return plain.cross_entropy(logits, labels, scale=scale)
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    return plain.cross_entropy(logits, labels, scale=scale, **options)

@@ -16,12 +16,11 @@ Source: section 4.2 of Krizhevsky, Sutskever and Hinton (2012), which uses the f
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
+from kernels.dispatch import tl, triton
 from kernels.philox import drop_threshold
 from kernels.vector_lanes import upcast
 
@@ -113,7 +112,7 @@ def _vector(x: Tensor) -> int:
 
 
 @operator("fastalex::dropout_forward")
-def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     arguments.check_elements("x", x.shape[1], " per row")
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -128,7 +127,7 @@ def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, th
             first_row,
             y,
             FEATURES=x.shape[1],
-            THRESHOLD=threshold,
+            THRESHOLD=drop_threshold(p),
             SCALE=scale,
             BIAS_AND_RELU=bias is not None,
             ITEMS=launch_settings.ITEMS,
@@ -139,12 +138,12 @@ def _forward(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, th
 
 
 @_forward.register_fake
-def _(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+def _(x: Tensor, bias: Tensor | None, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @operator("fastalex::relu_dropout_backward")
-def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     grad, y = grad.contiguous(), y.contiguous()
     grad_x = torch.empty_like(y)
     if y.numel() == 0:
@@ -158,7 +157,7 @@ def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, thr
             first_row,
             grad_x,
             FEATURES=y.shape[1],
-            THRESHOLD=threshold,
+            THRESHOLD=drop_threshold(p),
             SCALE=scale,
             ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
@@ -168,7 +167,7 @@ def _relu_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, thr
 
 
 @_relu_backward.register_fake
-def _(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, threshold: int, scale: float) -> Tensor:
+def _(grad: Tensor, y: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> Tensor:
     return torch.empty_like(y, memory_format=torch.contiguous_format)
 
 
@@ -176,10 +175,10 @@ class _Dropout(torch.autograd.Function):
     """Saves the seed and the row number."""
 
     @staticmethod
-    def forward(ctx, x, seed, first_row, threshold, scale):
+    def forward(ctx, x, seed, first_row, p, scale):
         ctx.save_for_backward(seed, first_row)
-        ctx.options = (threshold, scale)
-        return _forward(x, None, seed, first_row, threshold, scale)
+        ctx.options = (p, scale)
+        return _forward(x, None, seed, first_row, p, scale)
 
     @staticmethod
     @no_double_backward("dropout")
@@ -191,10 +190,10 @@ class _BiasReluDropout(torch.autograd.Function):
     """Saves the result, the seed and the row number."""
 
     @staticmethod
-    def forward(ctx, x, bias, seed, first_row, threshold, scale):
-        y = _forward(x, bias, seed, first_row, threshold, scale)
+    def forward(ctx, x, bias, seed, first_row, p, scale):
+        y = _forward(x, bias, seed, first_row, p, scale)
         ctx.save_for_backward(y, seed, first_row)
-        ctx.options = (threshold, scale)
+        ctx.options = (p, scale)
         ctx.bias_dtype = bias.dtype
         return y
 
@@ -209,22 +208,26 @@ class _BiasReluDropout(torch.autograd.Function):
         return grad_x, grad_bias, None, None, None, None
 
 
-def _threshold_and_scale(p: float, training: bool, inverted: bool) -> tuple[int, float]:
+def _p_and_scale(p: float, training: bool, inverted: bool) -> tuple[float, float]:
+    """The probability with which this call drops a feature, and its factor for the others."""
     if training:
-        return drop_threshold(p), 1 / (1 - p) if inverted else 1.0
-    return 0, 1.0 if inverted else 1 - p
+        return float(p), 1 / (1 - p) if inverted else 1.0
+    return 0.0, 1.0 if inverted else 1 - p
 
 
 def dropout(
     x: Tensor,
     p: float = 0.5,
+    training: bool = True,
     *,
     seed: int | Tensor,
     first_row: int | Tensor = 0,
-    training: bool = True,
     inverted: bool = True,
 ) -> Tensor:
-    """Set each feature to zero with probability `p`, independently of the others.
+    """`torch.nn.functional.dropout`, but with a mask that follows from `seed` instead of PyTorch's generator.
+
+    `p` must be below 1, and there is no `inplace`. Each feature is set to zero with probability `p`, independently of
+    the others:
 
         training, inverted:       y = x * kept / (1 - p)          evaluation: y = x
         training, not inverted:   y = x * kept                    evaluation: y = x * (1 - p)
@@ -235,33 +238,37 @@ def dropout(
     `kernels.using("reference")` both work.
 
     Args:
-        x: N x F; float32, float16, bfloat16 or float64.
+        x: N x F; float32, float16, bfloat16 or float64. More dimensions after the first are one row of features, and
+            so is a vector.
         p: probability that a feature is dropped, in [0, 1).
+        training: False computes the evaluation form, without random numbers.
         seed: int in [0, 2^63), or an int64 tensor of one element on x's device or the CPU. Use a tensor if a CUDA graph
             has to draw new masks.
         first_row: index of x's first row in the whole batch; same types.
-        training: False computes the evaluation form, without random numbers.
         inverted: True scales by 1 / (1 - p) in training; False, the 2012 form, by 1 - p in evaluation.
 
     Returns:
-        N x F in x's dtype. Backward saves the seed and the row number in Triton. The native implementation saves the
-        mask, one byte per feature, because random numbers are expensive on a CPU.
+        A tensor of x's shape and dtype. Backward saves the seed and the row number in Triton. The native implementation
+        saves the mask, one byte per feature, because random numbers are expensive on a CPU.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before any computation.
     """
-    arguments.check_tensor("x", x, 2, "N x F")
+    arguments.check_tensor("x", x)
+    if x.dim() != 2:
+        rows = x.flatten(1) if x.dim() > 2 else x.reshape(1, -1)
+        return dropout(rows, p, training, seed=seed, first_row=first_row, inverted=inverted).reshape(x.shape)
     arguments.check_probability(p)
     arguments.check_bool("training", training)
     arguments.check_bool("inverted", inverted)
     seed = arguments.counter_tensor("seed", seed, x)
     first_row = arguments.counter_tensor("first_row", first_row, x)
     chosen = dispatch.implementation_for(x)
-    threshold, scale = _threshold_and_scale(p, training, inverted)
     if chosen == "triton":
-        if threshold == 0 and scale == 1:
+        dropped, scale = _p_and_scale(p, training, inverted)
+        if dropped == 0 and scale == 1:
             return x
-        return _Dropout.apply(x, seed, first_row, threshold, scale)
+        return _Dropout.apply(x, seed, first_row, dropped, scale)
     plain = reference if chosen == "reference" else native
     return plain.dropout(x, p, seed=seed, first_row=first_row, training=training, inverted=inverted)
 
@@ -301,6 +308,6 @@ def bias_relu_dropout(
     first_row = arguments.counter_tensor("first_row", first_row, x)
     chosen = dispatch.implementation_for(x)
     if chosen == "triton":
-        return _BiasReluDropout.apply(x, bias, seed, first_row, *_threshold_and_scale(p, training, inverted))
+        return _BiasReluDropout.apply(x, bias, seed, first_row, *_p_and_scale(p, training, inverted))
     plain = reference if chosen == "reference" else native
     return plain.bias_relu_dropout(x, bias, p, seed=seed, first_row=first_row, training=training, inverted=inverted)

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels import arguments
+from kernels.dispatch import triton
 
 # Triton enables floating-point contraction by default only until 3.10; results must not change with the version.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}

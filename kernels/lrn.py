@@ -19,12 +19,11 @@ precision by cancellation, and would carry one NaN to all later channels. Backwa
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
+from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import load_neighbours, locate, store_lanes
 
@@ -243,9 +242,12 @@ class _LocalResponseNorm(torch.autograd.Function):
 
 
 def local_response_norm(
-    x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, *, groups: int = 1
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, groups: int = 1
 ) -> Tensor:
-    """Divide each response by a power of the sum of squares over the `size` nearest channels.
+    """`torch.nn.functional.local_response_norm`, with its arguments and defaults, which are not those of AlexNet.
+
+    The 2012 paper has size 5 and k = 2. The result has x's dtype under autocast too, where PyTorch's is fp32 on GPUs.
+    Each response is divided by a power of the sum of squares over the `size` nearest channels:
 
         y[n, c, h, w] = x[n, c, h, w] / (k + alpha / size * sum_j x[n, j, h, w]^2)^beta
 
@@ -255,7 +257,8 @@ def local_response_norm(
     `kernels.using("reference")` both work.
 
     Args:
-        x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
+        x: N x C x H x W, or N x C x any other dimensions; float32, float16, bfloat16 or float64. Half precision is
+            computed in fp32.
         size: number of channels in the window, at least 1; may exceed C.
         alpha: at least 0; divided by `size`, as in PyTorch.
         beta: above 0.
@@ -270,7 +273,12 @@ def local_response_norm(
 
     Source: section 3.3 of the 2012 paper. `groups=2` is what its two GPUs computed.
     """
-    arguments.check_tensor("x", x, 4, "N x C x H x W")
+    arguments.check_tensor("x", x)
+    if x.dim() != 4:
+        if x.dim() < 3:
+            raise ValueError(f"x must have at least 3 dimensions (N x C x ...), got shape {tuple(x.shape)}")
+        maps = x.flatten(2).unsqueeze(3)
+        return local_response_norm(maps, size, alpha, beta, k, groups=groups).reshape(x.shape)
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
     chosen = dispatch.implementation_for(x)

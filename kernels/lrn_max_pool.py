@@ -21,13 +21,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import channel_sum
+from kernels.dispatch import tl, triton
 from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import load_lanes, load_neighbours, locate, store_lanes
@@ -374,7 +373,9 @@ def lrn_max_pool2d(
     arguments.check_tensor("x", x, 4, "N x C x H x W")
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
-    arguments.check_pool(x, kernel_size, stride, 0, False)
+    arguments.check_int("kernel_size", kernel_size, 1)
+    arguments.check_int("stride", stride, 1)
+    arguments.check_pool(x, (kernel_size, kernel_size), (stride, stride))
     if bias is not None:
         arguments.check_vector("bias", bias, x.shape[1], x, "one per channel of x")
     if relu not in (None, "before", "after"):

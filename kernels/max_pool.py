@@ -13,13 +13,14 @@ and backward searches for the maxima again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
+from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator
 
@@ -209,36 +210,49 @@ class _MaxPool(torch.autograd.Function):
 
 
 def max_pool2d(
-    x: Tensor, kernel_size: int = 3, stride: int = 2, padding: int = 0, *, ceil_mode: bool = False
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
 ) -> Tensor:
-    """The largest value of each window.
+    """`torch.nn.functional.max_pool2d`, with its arguments and defaults but without `return_indices`.
 
-        y[n, c, i, j] = max of x[n, c, i * stride - padding + a, j * stride - padding + b]
+        y[n, c, i, j] = max of x[n, c, i * stride - padding + a * dilation, j * stride - padding + b * dilation]
 
     with a and b from 0 to kernel_size - 1, and without positions outside x.
 
     A NaN in a window wins. The gradient goes to the window's first maximum in reading order, or to its last NaN.
 
     The Triton kernels are differentiable once: there is no double backward, and no transform of `torch.func` (grad,
-    jvp, vmap) works. The native implementation is PyTorch's own operator, which has a double backward.
+    jvp, vmap) works. The native implementation is PyTorch's own operator, which has a double backward. PyTorch's also
+    computes windows that are not square, other pairs, and dilation.
 
     Args:
-        x: N x C x H x W; float32, float16, bfloat16 or float64.
-        kernel_size: side of the window, at least 1.
-        stride: distance between windows, at least 1.
-        padding: on all sides, at most half of kernel_size.
+        x: N x C x H x W or C x H x W; float32, float16, bfloat16 or float64.
+        kernel_size: side of the window, at least 1. This and the next three are an int or (vertical, horizontal).
+        stride: distance between windows, at least 1; None means kernel_size.
+        padding: on all sides, at most half of the window.
+        dilation: distance between the elements of a window, at least 1.
         ceil_mode: also use windows that overhang at the right and bottom if they start inside.
 
     Returns:
-        N x C x OH x OW in x's dtype and memory format.
+        N x C x OH x OW (C x OH x OW) in x's dtype and memory format.
 
     Raises:
         TypeError, ValueError: an argument is not as described, or no window fits; raised before any computation.
     """
+    if isinstance(x, Tensor) and x.dim() == 3:
+        return max_pool2d(x.unsqueeze(0), kernel_size, stride, padding, dilation, ceil_mode).squeeze(0)
     arguments.check_tensor("x", x, 4, "N x C x H x W")
-    arguments.check_pool(x, kernel_size, stride, padding, ceil_mode)
+    kernel = arguments.pair("kernel_size", kernel_size, 1)
+    strides = kernel if stride is None else arguments.pair("stride", stride, 1)
+    paddings, dilations = arguments.pair("padding", padding, 0), arguments.pair("dilation", dilation, 1)
+    arguments.check_pool(x, kernel, strides, paddings, dilations, ceil_mode)
     chosen = dispatch.implementation_for(x)
-    if chosen == "triton":
-        return _MaxPool.apply(x, kernel_size, stride, padding, ceil_mode)
+    is_square = all(vertical == horizontal for vertical, horizontal in (kernel, strides, paddings))
+    if chosen == "triton" and is_square and dilations == (1, 1):
+        return _MaxPool.apply(x, kernel[0], strides[0], paddings[0], ceil_mode)
     plain = reference if chosen == "reference" else native
-    return plain.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    return plain.max_pool2d(x, kernel, strides, paddings, dilations, ceil_mode=ceil_mode)

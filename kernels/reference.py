@@ -6,6 +6,7 @@ public functions of the same names, which check them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -21,11 +22,17 @@ def _upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _window_sums(x: Tensor, dim: int, size: int) -> Tensor:
+    """Sums over the windows of `size` elements along one dimension; by slices, which every exporter to ONNX knows."""
+    windows = [x.narrow(dim, first, x.shape[dim] - size + 1) for first in range(size)]
+    return functools.reduce(torch.add, windows)
+
+
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
     values = _upcast(x)
     grouped = values.unflatten(1, (groups, -1))
     squares = F.pad(grouped * grouped, (0, 0, 0, 0, size // 2, (size - 1) // 2))
-    sums = squares.unfold(2, size, 1).sum(-1).flatten(1, 2)
+    sums = _window_sums(squares, 2, size).flatten(1, 2)
     return _like(x, values / (k + alpha / size * sums) ** beta)
 
 
@@ -33,12 +40,20 @@ def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> 
     values = _upcast(x)
     before, after = size // 2, (size - 1) // 2
     squares = F.pad(values * values, (before, after, before, after))
-    sums = squares.unfold(2, size, 1).unfold(3, size, 1).sum((-2, -1))
+    sums = _window_sums(_window_sums(squares, 2, size), 3, size)
     return _like(x, values / (k + alpha / size**2 * sums) ** beta)
 
 
-def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_mode: bool) -> Tensor:
-    return _like(x, F.max_pool2d(_upcast(x), kernel_size, stride, padding, ceil_mode=ceil_mode))
+def max_pool2d(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    *,
+    ceil_mode: bool,
+) -> Tensor:
+    return _like(x, F.max_pool2d(_upcast(x), kernel, stride, padding, dilation, ceil_mode=ceil_mode))
 
 
 def lrn_max_pool2d(
@@ -60,7 +75,7 @@ def lrn_max_pool2d(
     if relu == "before":
         y = y.relu()
     y = local_response_norm(y, size, alpha, beta, k, groups=groups)
-    y = max_pool2d(y, kernel_size, stride, 0, ceil_mode=False)
+    y = max_pool2d(y, (kernel_size,) * 2, (stride,) * 2, (0, 0), (1, 1), ceil_mode=False)
     if relu == "after":
         y = y.relu()
     return _like(x, y)
@@ -70,14 +85,15 @@ def conv2d_relu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: int,
+    stride: tuple[int, int],
     sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
     groups: int,
     *,
     relu: bool,
 ) -> Tensor:
     top, bottom, left, right = sides
-    y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, 1, groups)
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
     return y.relu() if relu else y
 
 
@@ -97,11 +113,17 @@ def bias_relu_dropout(
     return dropout(y, p, seed=seed, first_row=first_row, training=training, inverted=inverted).to(x.dtype)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, scale: float, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     values = _upcast(logits)
-    losses = F.cross_entropy(values, labels, reduction="none")
-    # The batch size is a sum of ones: copying a number from the host would synchronise, and no CUDA graph captures it.
-    counted = (losses.detach(), *misses(values, labels), torch.ones_like(labels))
+    losses = F.cross_entropy(
+        values, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )
+    # The number of rows is a sum: copying it from the host would synchronise, and no CUDA graph captures a copy.
+    valid = labels != ignore_index
+    wrong = (missed & valid for missed in misses(values, labels.masked_fill(~valid, 0)))
+    counted = (losses.detach(), *wrong, valid)
     return scale * losses.sum(), torch.stack([per_row.double().sum() for per_row in counted])
 
 

@@ -24,12 +24,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
+from kernels.dispatch import tl, triton
 from kernels.lrn import inverse, inverse_power
 from kernels.memory_format import dense, empty_as, is_channels_last
 from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator

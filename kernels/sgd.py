@@ -15,13 +15,12 @@ import functools
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import operator
+from kernels.dispatch import tl, triton
 from kernels.memory_format import is_dense
 from kernels.vector_lanes import upcast
 
@@ -101,6 +100,7 @@ _TRITON_TYPES = {
 @functools.lru_cache(maxsize=16)
 def _block_table(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """The tensor and the block that each program updates, and the lengths of all tensors. Same in every step."""
+    _refuse_while_capturing(device)
     blocks = torch.tensor([triton.cdiv(length, _BLOCK_SIZE) for length in lengths], dtype=torch.int64)
     tensors = torch.arange(len(lengths)).repeat_interleave(blocks)
     first = torch.cumsum(blocks, 0) - blocks
@@ -111,7 +111,18 @@ def _block_table(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor
 @functools.lru_cache(maxsize=64)
 def _address_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """The addresses of all tensors. Cached, because allocators return the same addresses in every step."""
+    _refuse_while_capturing(device)
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _refuse_while_capturing(device: torch.device) -> None:
+    """Refuse to build a table from the host's memory while a CUDA graph is captured: a replay would read it again."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "sgd_update_ cannot build its table of addresses while a CUDA graph is captured, got tensors that it has "
+            "not updated before: call it once with the same tensors before the capture (learning rates of 0 change "
+            "nothing)"
+        )
 
 
 # The tables that CUDA graphs read: a graph may be replayed after the caches have dropped them.
@@ -256,6 +267,7 @@ def sgd_update_(
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is changed.
+        RuntimeError: a CUDA graph is captured, and an update of the same tensors did not precede it.
     """
     _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies)
     if not weights:

@@ -13,8 +13,7 @@ Offsets within an image are 32 bits wide and the image itself is addressed with 
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from kernels.dispatch import tl, triton
 
 
 @triton.jit

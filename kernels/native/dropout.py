@@ -15,25 +15,31 @@ from kernels.philox import keep_mask
 
 # A custom operator, because torch.compile takes minutes to trace Philox's ten rounds.
 @operator("fastalex::native_mask")
-def _apply_mask(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> tuple[Tensor, Tensor]:
-    """x * mask * scale, and the mask (bool)."""
-    y, mask = _empty_outputs(x)
+def _apply_mask(
+    x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x * mask * scale in `dtype`, and the mask (bool)."""
+    y, mask = _empty_outputs(x, dtype)
     rows, features = x.shape
     chunk = max(1, chunk_elements(x) // max(features, 1))
     for start in range(0, rows, chunk):
         x_chunk, mask_chunk = x[start : start + chunk], mask[start : start + chunk]
         mask_chunk.copy_(keep_mask(seed, first_row + start, x_chunk.shape[0], features, p))
-        torch.mul(x_chunk, mask_chunk.to(x.dtype).mul_(scale), out=y[start : start + chunk])
+        factor = mask_chunk.to(compute_dtype(x)).mul_(scale)
+        if dtype == factor.dtype:
+            torch.mul(x_chunk, factor, out=y[start : start + chunk])
+        else:  # rounded once
+            y[start : start + chunk].copy_(factor.mul_(x_chunk))
     return y, mask
 
 
 @_apply_mask.register_fake
-def _(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(x)
+def _(x: Tensor, seed: Tensor, first_row: Tensor, p: float, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(x, dtype)
 
 
-def _empty_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+def _empty_outputs(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return y, torch.empty_like(y, dtype=torch.bool)
 
 
@@ -42,7 +48,7 @@ def _relu_dropout_backward(grad: Tensor, y: Tensor, seed: Tensor, first_row: Ten
     grad_x = torch.ops.aten.threshold_backward(grad, y, 0)
     # Positive results were not dropped. Only the mask can tell for a NaN.
     if y.isnan().any():
-        return _apply_mask(grad_x, seed, first_row, p, scale)[0]
+        return _apply_mask(grad_x, seed, first_row, p, scale, grad_x.dtype)[0]
     return grad_x.mul_(scale) if scale != 1 else grad_x
 
 
@@ -56,7 +62,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, seed, first_row, p, scale):
-        y, mask = _apply_mask(x, seed, first_row, p, scale)
+        y, mask = _apply_mask(x, seed, first_row, p, scale, x.dtype)
         ctx.save_for_backward(mask)
         ctx.scale = scale
         return y
@@ -73,7 +79,7 @@ class _BiasReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, bias, seed, first_row, p, scale):
-        y, _ = _apply_mask(_add_bias_relu(x, bias).to(x.dtype), seed, first_row, p, scale)
+        y, _ = _apply_mask(_add_bias_relu(x, bias), seed, first_row, p, scale, x.dtype)
         ctx.save_for_backward(y, seed, first_row)
         ctx.options = (p, scale)
         ctx.bias_dtype = bias.dtype

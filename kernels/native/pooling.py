@@ -17,9 +17,17 @@ from kernels.native.buffers import compute_dtype
 from kernels.native.normalisation import normalise, normalise_backward
 
 
-def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int, *, ceil_mode: bool) -> Tensor:
+def max_pool2d(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    *,
+    ceil_mode: bool,
+) -> Tensor:
     """As :func:`kernels.max_pool2d`, without the checks."""
-    return F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode=ceil_mode)
 
 
 class _WindowIndices:

@@ -26,7 +26,6 @@ non-finite input makes all results of its tiles non-finite.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -280,16 +279,22 @@ def _deferred_gradient(operands: tuple, step: _StepTransforms | None, sink: Grad
 
 
 def is_faster(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
-    """Whether Winograd convolution supports these arguments and is faster than PyTorch's operator."""
+    """Whether Winograd convolution supports these arguments and is faster than PyTorch's operator.
+
+    Never for an exported program: which one is faster depends on the batch, which may be left open there.
+    """
+    if torch.compiler.is_exporting():
+        return False
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
         return False
     filters, depth, *kernel = weight.shape
     size = -(-kernel[0] // stride)
     if kernel[0] != kernel[1] or size not in FILTER_SIZES or not is_channels_last(x):
         return False
-    tiles = x.shape[0] * math.prod(tile_grid(size, _result_size(x, weight, stride, sides))[1])
+    rows, columns = tile_grid(size, _result_size(x, weight, stride, sides))[1]
     groups = x.shape[1] // depth
-    return min(depth * stride**2, filters // groups) >= MIN_CHANNELS and tiles >= MIN_TILES
+    few_channels = depth * stride**2 < MIN_CHANNELS or filters // groups < MIN_CHANNELS
+    return not few_channels and x.shape[0] * rows * columns >= MIN_TILES
 
 
 def conv2d_relu(

@@ -38,9 +38,13 @@ def tile_grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     Returns:
         m, and the tiles per column and per row of a map.
     """
-    grids = {m: (-(-out[0] // m), -(-out[1] // m)) for m in range(size - 1, MAX_TILE - size + 2)}
-    m = min(grids, key=lambda m: (m + size - 1) ** 2 * math.prod(grids[m]))
-    return m, grids[m]
+    best, fewest = 0, 0
+    # A loop, because torch.compile cannot trace min() with a key for sizes that vary.
+    for m in range(size - 1, MAX_TILE - size + 2):
+        products = (m + size - 1) ** 2 * -(-out[0] // m) * -(-out[1] // m)
+        if best == 0 or products < fewest:
+            best, fewest = m, products
+    return best, (-(-out[0] // best), -(-out[1] // best))
 
 
 class Tiling:

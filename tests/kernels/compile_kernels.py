@@ -72,10 +72,10 @@ def _blocks(
 
     for name, channels, side in (("conv1", 96, 55), ("conv2", 256, 27), ("conv5", 256, 13)):
         x = torch.zeros(1, channels, side, side, dtype=dtype).to(memory_format=memory_format).requires_grad_()
-        yield f"max_pool {name}", both(kernels.max_pool2d)
+        yield f"max_pool {name}", both(kernels.max_pool2d, kernel_size=3, stride=2)
         if name == "conv5":
             continue
-        yield f"lrn {name}", both(kernels.local_response_norm, groups=2)
+        yield f"lrn {name}", both(kernels.local_response_norm, size=5, k=2.0, groups=2)
         bias = torch.zeros(channels, requires_grad=True)
         if name == "conv1":
             # As in the 2012 source, and as in the paper and in Caffe; other sizes give the same code.
@@ -110,7 +110,7 @@ def _convolution(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]
         yield (
             name,
             lambda x=x, w=weight, b=bias, s=stride, p=padding, g=groups, r=relu: _both(
-                kernels.conv2d_relu(x, w, b, s, p, g, relu=r)
+                kernels.conv2d_relu(x, w, b, s, p, groups=g, relu=r)
             ),
         )
     # Bias and ReLU after cuDNN's product.
@@ -129,6 +129,8 @@ def _fully_connected(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Non
     yield "bias_relu_dropout", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1))
     logits, labels = torch.zeros(2, 1000, dtype=dtype, requires_grad=True), torch.zeros(2, dtype=torch.int64)
     yield "cross_entropy", lambda: _both(kernels.cross_entropy(logits, labels)[0])
+    other = {"scale": 0.3, "ignore_index": 3}
+    yield "cross_entropy with other numbers", lambda: _both(kernels.cross_entropy(logits, labels, **other)[0])
     yield "bias_relu_dropout evaluation", lambda: _both(kernels.bias_relu_dropout(x, bias, seed=1, training=False))
 
 
@@ -181,7 +183,9 @@ def _source(kernel: JITFunction, args: tuple[Any, ...], options: dict[str, Any])
         if name in constants:
             signature[name] = "constexpr"
             continue
-        if isinstance(values[name], int):
+        if kernel.params[index].annotation_type:
+            signature[name], aligned = kernel.params[index].annotation_type, False
+        elif isinstance(values[name], int):
             signature[name] = "i32"
             aligned = values[name] % 16 == 0 and not kernel.params[index].do_not_specialize
         else:

@@ -64,7 +64,7 @@ def check_convolution(
 ) -> None:  # fmt: skip
     """Check the result and the gradients of the implementation in use, which accumulates in the dtype `work`."""
     ours = [None if t is None else guarded(t.detach()).requires_grad_() for t in (x, weight, bias)]
-    y = kernels.conv2d_relu(*ours, stride, padding, groups, relu=relu)
+    y = kernels.conv2d_relu(*ours, stride, padding, groups=groups, relu=relu)
     grad = guarded(laid_out(random_tensor(y.shape, seed + 3, x.dtype), gradient_layout))
     y.backward(grad)
     # The sign for the ReLU comes from the result itself, because near 0 it depends on rounding.

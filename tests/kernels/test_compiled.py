@@ -78,6 +78,12 @@ def test_every_kernel_was_compiled_for_every_architecture(records: list[dict]) -
         assert {record["kernel"] for record in records if record["architecture"] == architecture} == KERNELS
 
 
+def test_a_new_number_is_not_a_new_kernel(records: list[dict]) -> None:
+    cases = {record["case"] for record in records}
+    assert "cross_entropy" in cases
+    assert "cross_entropy with other numbers" not in cases
+
+
 def test_nothing_spills_and_nothing_is_in_local_memory(records: list[dict]) -> None:
     for record in records:
         # With --everything, the largest products of fp32 weight gradients for sm_100 spill four registers.

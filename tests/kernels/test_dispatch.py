@@ -55,7 +55,35 @@ def test_the_environment_chooses() -> None:
 
 
 def test_triton_on_a_cpu_tensor_says_what_to_do() -> None:
-    program = "import torch, kernels; kernels.local_response_norm(torch.ones(1, 1, 1, 1))"
+    program = "import torch, kernels; kernels.local_response_norm(torch.ones(1, 1, 1, 1), 5)"
     refused = run(program, FASTALEX_KERNELS="triton")
     assert refused.returncode != 0
     assert "the Triton kernels were chosen, but do not run on cpu: use a GPU, choose native" in refused.stderr
+
+
+def test_without_triton_native_and_reference_work() -> None:
+    program = """if True:
+        import sys
+        sys.modules["triton"] = None
+        import torch, kernels
+        assert kernels.dispatch.implementation_for(torch.ones(1)) == "native"
+        x = torch.ones(2, 4, 5, 5, requires_grad=True)
+        for implementation in ("native", "reference"):
+            with kernels.using(implementation):
+                y = kernels.lrn_max_pool2d(kernels.conv2d_relu(x, torch.ones(4, 4, 1, 1)), relu="before")
+                y = kernels.max_pool2d(kernels.same_map_norm(kernels.local_response_norm(y, 5)), 2, 1).flatten(1)
+                y = kernels.dropout(kernels.bias_relu_dropout(y, torch.ones(4), seed=1), seed=2)
+                kernels.cross_entropy(y, torch.tensor([0, 1]))[0].backward()
+                kernels.sgd_update_([x.detach()], [x.grad], [x.grad.clone()], learning_rates=[0.1], weight_decays=[0.0])
+        with kernels.using("triton"):
+            kernels.local_response_norm(x, 5)
+    """
+    refused = run(program, CC="none")
+    assert refused.stderr.strip().endswith(
+        "the Triton kernels were chosen, but Triton is not installed: install triton or choose native"
+    )
+
+
+def test_an_export_to_onnx_uses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert dispatch.implementation_for(torch.ones(1)) == "reference"

@@ -68,9 +68,9 @@ def test_nan_and_infinity_stay_in_their_windows(implementation: str, dtype: torc
     x[0, 3, 1, 1] = float("-inf")
     x = laid_out(x, layout)
     with using(implementation):
-        y = kernels.local_response_norm(x)
+        y = kernels.local_response_norm(x, 5)
     with kernels.using("reference"):
-        wanted = kernels.local_response_norm(x.double())
+        wanted = kernels.local_response_norm(x.double(), 5)
     assert wanted.isnan().sum() == 5 + 1 + 1
     check_close(y, wanted, dtype, "result")
 
@@ -89,7 +89,7 @@ def test_gradients(implementation: str, size: int, groups: int, beta: float) -> 
 def test_only_the_input_is_saved(implementation: str) -> None:
     x = random_tensor((2, 8, 5, 5), 0, torch.float32).requires_grad_()
     with using(implementation):
-        assert saved_bytes(lambda: kernels.local_response_norm(x)) == x.nbytes
+        assert saved_bytes(lambda: kernels.local_response_norm(x, 5)) == x.nbytes
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -119,17 +119,17 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
 )
 def test_bad_options_are_named(function, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        function(torch.ones(1, 4, 2, 2, device=DEVICE), **options)
+        function(torch.ones(1, 4, 2, 2, device=DEVICE), **({"size": 5} | options))
 
 
 @pytest.mark.parametrize("function", [kernels.local_response_norm, kernels.same_map_norm, kernels.max_pool2d])
 def test_bad_inputs_are_named(function) -> None:
     with pytest.raises(TypeError, match=r"x must be float32, float16, bfloat16 or float64, got torch\.int32"):
-        function(torch.ones(1, 4, 4, 4, dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"x must have 4 dimensions \(N x C x H x W\), got shape \(4, 4\)"):
-        function(torch.ones(4, 4))
+        function(torch.ones(1, 4, 4, 4, dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match=r"x must have .* dimensions \(N x C x .*\), got shape \(4, 4\)"):
+        function(torch.ones(4, 4), 3)
     with pytest.raises(TypeError, match="x must be a tensor, got list"):
-        function([1.0])
+        function([1.0], 3)
 
 
 @pytest.mark.usefixtures("no_copies")
@@ -140,7 +140,7 @@ def test_an_image_too_large_for_32_bits_is_refused_before_it_is_copied(function)
     x = torch.ones(1, 1, 1, 1, device=DEVICE).expand(1, 1, 2**16, 2**15)
     message = "x must have at most 2147418112 elements per image, got 2147483648"
     with kernels.using("triton"), pytest.raises(ValueError, match=message):
-        function(x)
+        function(x) if function is kernels.lrn_max_pool2d else function(x, 3)
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_an_image_too_large_for_32_bits_is_refused_before_it_is_copied(function)
 )
 def test_bad_groups_are_named(groups: int, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        kernels.local_response_norm(torch.ones(1, 4, 2, 2), groups=groups)
+        kernels.local_response_norm(torch.ones(1, 4, 2, 2), 5, groups=groups)

@@ -65,7 +65,7 @@ def test_pooling_is_pytorchs(
 def test_an_empty_batch_gives_an_empty_result(implementation: str, layout: str) -> None:
     x = laid_out(torch.ones(0, 4, 5, 5, device=DEVICE), layout).requires_grad_()
     with kernels.using(implementation):
-        y = kernels.max_pool2d(x)
+        y = kernels.max_pool2d(x, 3, 2)
     y.sum().backward()
     assert y.shape == (0, 4, 2, 2)
     assert x.grad.shape == x.shape
@@ -102,7 +102,7 @@ def test_gradients() -> None:
 def test_one_byte_per_output_is_saved() -> None:
     x = random_tensor((2, 8, 9, 9), 0, torch.float32).requires_grad_()
     with kernels.using("triton"):
-        assert saved_bytes(lambda: kernels.max_pool2d(x)) == 2 * 8 * 4 * 4
+        assert saved_bytes(lambda: kernels.max_pool2d(x, 3, 2)) == 2 * 8 * 4 * 4
 
 
 def test_windows_whose_argmax_takes_more_than_a_byte() -> None:
@@ -131,10 +131,10 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
     ("options", "error", "message"),
     [
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
-        ({"kernel_size": (3, 3)}, TypeError, "kernel_size must be an int, got tuple"),
+        ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be an int or a pair of ints, got \(3, 3, 3\)"),
         ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),
-        ({"stride": 2.0}, TypeError, "stride must be an int, got float: 2.0"),
-        ({"padding": (1, 1)}, TypeError, r"padding must be an int, got tuple: \(1, 1\)"),
+        ({"stride": 2.0}, TypeError, "stride must be an int or a pair of ints, got float: 2.0"),
+        ({"padding": (1, 1.0)}, TypeError, r"padding must be an int or a pair of ints, got float: 1\.0"),
         ({"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         ({"padding": 2}, ValueError, "padding must be at most half of kernel_size 3, got 2"),
         ({"kernel_size": 6}, ValueError, "x's height must be at least 6 for kernel_size 6 and padding 0, got 5"),
@@ -142,7 +142,7 @@ def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
 )
 def test_bad_options_are_named(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        kernels.max_pool2d(torch.ones(1, 2, 5, 5, device=DEVICE), **options)
+        kernels.max_pool2d(torch.ones(1, 2, 5, 5, device=DEVICE), **({"kernel_size": 3} | options))
 
 
 @pytest.mark.parametrize("kernel_size", range(1, 6))
@@ -178,4 +178,4 @@ def test_a_result_too_large_for_32_bits_is_refused() -> None:
 
 def test_no_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x must have at least one channel, got shape \(1, 0, 5, 5\)"):
-        kernels.max_pool2d(torch.ones(1, 0, 5, 5, device=DEVICE))
+        kernels.max_pool2d(torch.ones(1, 0, 5, 5, device=DEVICE), 3, 2)

@@ -20,14 +20,15 @@ from comparing import (
     using,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import launch_settings
 
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "local_response_norm": lambda x: kernels.local_response_norm(x, alpha=0.3, groups=2),
+    "local_response_norm": lambda x: kernels.local_response_norm(x, 5, alpha=0.3, groups=2),
     "same_map_norm": lambda x: kernels.same_map_norm(x, 3, alpha=0.3),
-    "max_pool2d": kernels.max_pool2d,
+    "max_pool2d": lambda x: kernels.max_pool2d(x, 3, 2),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, alpha=0.3, groups=2, relu="before"),
 }
 ROWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -119,6 +120,18 @@ def test_a_double_backward_is_refused_or_right(name: str, implementation: str, o
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_checkpoints_allow_a_graph_of_gradients(name: str, implementation: str) -> None:
+    """Non-reentrant checkpointing unpacks each saved tensor once."""
+    operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
+    with using(implementation):
+        y = checkpoint(operator, x, use_reentrant=False)
+        (found,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (wanted,) = torch.autograd.grad(operator(x).square().sum(), x)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_function_transforms_need_the_reference(name: str, implementation: str) -> None:
     operator, x = DIFFERENTIABLE[name], differentiable_sample(name)
     uses = (
@@ -157,7 +170,7 @@ def test_help_says_so(name: str) -> None:
 
 # Stride 1, so that there are about as many outputs as inputs.
 LARGE = MAPS | {
-    "max_pool2d": lambda x: kernels.max_pool2d(x, stride=1),
+    "max_pool2d": lambda x: kernels.max_pool2d(x, 3, stride=1),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
 }
 # Height and width of an image and of its result.

@@ -381,3 +381,16 @@ def test_a_refused_call_changes_nothing(implementation: str) -> None:
     with kernels.using(implementation), pytest.raises(TypeError, match=r"gradients\[1\] must be a tensor"):
         kernels.sgd_update_(weights, [*others, None], others * 2, learning_rates=[1, 1], weight_decays=[0, 0])
     assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights + others)
+
+
+def test_a_table_is_not_built_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that an earlier update has built is used."""
+    device = torch.device("cuda")
+    build = sgd._address_table.__wrapped__
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for table in (lambda: build(((1, 2, 3, 4),), device), lambda: sgd._block_table.__wrapped__((1,), device)):
+        with pytest.raises(
+            RuntimeError, match=r"sgd_update_ cannot build its table .* call it once with the same tensors"
+        ):
+            table()
+    assert build(((1, 2, 3, 4),), torch.device("cpu")).tolist() == [[1, 2, 3, 4]]

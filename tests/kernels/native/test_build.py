@@ -87,7 +87,7 @@ def test_without_a_compiler_pytorch_computes(
     monkeypatch.setenv("CC", compiler)
     x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), "channels_last")
     assert build.library() is None
-    check_against_reference(kernels.local_response_norm, "native in PyTorch", [x], "channels_last")
+    check_against_reference(lambda x: kernels.local_response_norm(x, 5), "native in PyTorch", [x], "channels_last")
     err = capsys.readouterr().err
     assert err.count(FALLBACK) == err.count("\n") == 1
     assert reason in err
@@ -161,7 +161,7 @@ def test_without_a_cache_a_temporary_folder_serves(
     a_file(rebuilt)
     assert build.library() is not None
     x = laid_out(random_tensor((1, 8, 5, 5), 0, torch.float32), "channels_last")
-    check_against_reference(kernels.local_response_norm, "native", [x], "channels_last")
+    check_against_reference(lambda x: kernels.local_response_norm(x, 5), "native", [x], "channels_last")
     assert list(scratch.iterdir()) == []
     err = capsys.readouterr().err
     assert err.startswith("note: the compiled CPU operators cannot be kept (")

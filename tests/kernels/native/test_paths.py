@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ FUSED, TILES = {"lrn_pool_forward", "lrn_pool_backward"}, {"maps_to_tiles", "til
 FP32, FP64, FP16 = torch.float32, torch.float64, torch.float16
 
 
+norm = partial(kernels.local_response_norm, size=5)
+
+
 def fused(x: torch.Tensor, bias: torch.Tensor | None = None, **options) -> torch.Tensor:
     return kernels.lrn_max_pool2d(x, bias=bias, groups=2, relu="before", **options)
 
@@ -40,8 +44,8 @@ def fused(x: torch.Tensor, bias: torch.Tensor | None = None, **options) -> torch
 @pytest.mark.parametrize(
     ("operator", "dtype", "layout", "functions"),
     [
-        *((kernels.local_response_norm, FP32, layout, CHANNELS) for layout in ("nchw", "channels_last", "sliced")),
-        *((kernels.local_response_norm, dtype, "channels_last", set()) for dtype in (FP64, FP16)),
+        *((norm, FP32, layout, CHANNELS) for layout in ("nchw", "channels_last", "sliced")),
+        *((norm, dtype, "channels_last", set()) for dtype in (FP64, FP16)),
         (kernels.same_map_norm, FP32, "channels_last", MAP),
         (kernels.same_map_norm, FP32, "nchw", set()),
         (kernels.same_map_norm, FP64, "channels_last", set()),
@@ -54,7 +58,7 @@ def fused(x: torch.Tensor, bias: torch.Tensor | None = None, **options) -> torch
           for size, functions in ((15, FUSED), (16, CHANNELS))),
         *((lambda x, dtype=dtype: fused(x, random_tensor((8,), 1, dtype)), FP32, "channels_last", functions)
           for dtype, functions in ((FP32, FUSED), (FP64, CHANNELS), (FP16, CHANNELS))),
-        (kernels.max_pool2d, FP32, "channels_last", set()),
+        (partial(kernels.max_pool2d, kernel_size=3), FP32, "channels_last", set()),
     ],
 )  # fmt: skip
 def test_native_c_computes_fp32_where_it_can(
