@@ -94,3 +94,11 @@ def test_it_can_be_silent_and_count_other_things(capsys):
     with ProgressBar("verifying x", 10, unit="bytes") as bar:
         bar.update(10)
     assert "10 of 10 bytes" in capsys.readouterr().err
+
+
+def test_nothing_is_printed_unless_it_is_shown(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with ProgressBar("preparing x", 10, shown=False) as bar:
+        clock.now += 100
+        bar.update(5)
+    assert capsys.readouterr() == ("", "")

@@ -162,3 +162,10 @@ def test_the_digits_are_written_with_all_their_greys(tmp_path):
         pixels = np.asarray(Image.open(tmp_path.joinpath(*names[f"{i:04d}"], f"{i:04d}.jpg"))).astype(float)
         assert pixels.shape == (8, 8)
         assert np.abs(pixels - digits.images[i] * 255 / 16).mean() < 3  # JPEG
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"?")
+    with pytest.raises(DatasetError, match=rf"^{photo} is neither a folder nor a tar file; name class folders"):
+        open_source(photo, scratch=tmp_path / "scratch")

@@ -1,9 +1,11 @@
-"""Names of splits and classes, and lists of names in messages."""
+"""Names of data sets, splits and classes, and lists of names in messages."""
+
+from pathlib import Path
 
 import pytest
 
 from dataloading import DatasetError
-from dataloading.sources.names import check_distinct, split_in, split_of_folder
+from dataloading.sources.names import check_distinct, name_of_set, split_in, split_of_folder
 from dataloading.sources.notes import first_few
 
 
@@ -35,6 +37,21 @@ def test_a_split_is_a_word_of_its_own_in_a_name(name, split):
 )
 def test_a_folder_of_a_split_has_its_name_alone(name, split):
     assert split_of_folder(name) == split
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/photos", "photos"),
+        ("/data/photos/train", "photos"),
+        ("/photos/train", "photos"),
+        ("/photos/Validation/train", "photos"),
+        ("/train", "train"),
+        ("/", "images"),
+    ],
+)
+def test_a_data_set_is_called_by_its_last_name_that_no_split_has(path, name):
+    assert name_of_set(Path(path)) == name
 
 
 @pytest.mark.parametrize(("one", "other"), [("tea", " tea"), ("tea", "tea\t"), ("caf\u00e9", "cafe\u0301")])
