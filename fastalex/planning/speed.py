@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastalex.errors import Interrupted
 from fastalex.network.architecture import Architecture
 from fastalex.network.model import AlexNet
 from fastalex.network.precision import Precision, configure_libraries
@@ -82,6 +84,9 @@ def measure_speed(
     Returns:
         The median over :data:`ROUNDS` rounds of :data:`STEPS_PER_ROUND` steps. A round ends when all workers have
         finished it.
+
+    Raises:
+        Interrupted: a worker was asked to stop.
     """
     # Build what the trainer builds.
     if world.device.type == "cpu":
@@ -109,11 +114,21 @@ def measure_speed(
         started = time.perf_counter()
         for number in range(first, first + steps):
             step(images, labels, number)
+            if world.device.type == "cpu":  # where a step takes seconds
+                stop_if_requested()
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         world.barrier()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        stop_if_requested()
+        return seconds
 
+    def stop_if_requested() -> None:
+        if world.stop_requested():
+            raise Interrupted("interrupted; nothing was measured", world.signal_number)
+
+    if world.is_first:
+        print(f"measuring {WARM_UP_STEPS + ROUNDS * STEPS_PER_ROUND} training steps", file=sys.stderr, flush=True)
     run(0, WARM_UP_STEPS)
     seconds = [run(WARM_UP_STEPS + index * STEPS_PER_ROUND, STEPS_PER_ROUND) for index in range(ROUNDS)]
     return batch_size * STEPS_PER_ROUND / statistics.median(seconds)

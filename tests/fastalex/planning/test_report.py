@@ -1,12 +1,14 @@
 """The report of the plan, counted and measured."""
 
 import itertools
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastalex.errors import Interrupted
 from fastalex.network.footprint import layer_costs
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.stage_memory import stage_memory
@@ -109,6 +111,22 @@ def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch):
     assert rows_of(out)["this machine"][:2] == ["cpu, fp32, batch 4", "16.0"]
     assert "This machine: 20 training steps" in out
     assert "Known speeds are of networks without variations" in out
+
+
+def test_a_measurement_can_be_interrupted(capsys, monkeypatch):
+    def told_to_stop(self):
+        steps.append(len(steps) + 1)
+        self.signal_number = signal.SIGINT if len(steps) == 3 else 0
+        return bool(self.signal_number)
+
+    steps = []
+    monkeypatch.setattr(World, "stop_requested", told_to_stop)
+    plan = resolve(PlanOptions(NetworkOptions(width=1 / 16, lrn=False), devices="cpu", batch_size=4, measure=True))
+    with pytest.raises(Interrupted, match=r"^interrupted; nothing was measured$") as stopped:
+        report(World(0, 1, torch.device("cpu")), plan)
+    assert stopped.value.signal_number == signal.SIGINT
+    assert steps == [1, 2, 3]
+    assert capsys.readouterr() == ("", "measuring 26 training steps\n")
 
 
 def test_two_devices_measure_together(capfd):
