@@ -38,7 +38,7 @@ class PlanOptions:
     device_memory: Annotated[float | None, optional("GIB")] = None
     """Memory of each device in GiB. Default: that of the devices of this machine (CPU workers share its memory)."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 128
-    """Images per update."""
+    """Images per update. Training on fewer than 100,000 images has 32 by default."""
     micro_batches: Annotated[int | None, optional("N")] = None
     """Micro-batches per batch. Default: 1 on a single device, else 2 per device on CPUs and 4 per device on GPUs, or
     fewer if they do not divide the batch."""
