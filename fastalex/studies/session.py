@@ -11,6 +11,7 @@ from fastalex.console import console, duration
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.files import check_writable, is_empty, new_folder, owned
 from fastalex.parallel.torchrun import refuse_launcher
+from fastalex.recipes.schedule import epochs_in_words
 from fastalex.studies.claims import Study
 from fastalex.studies.comparison import RECORD, comparison_table, draw_comparison, remarks, write_comparison
 from fastalex.studies.options import StudyOptions, resolve
@@ -107,5 +108,4 @@ def _outcome(run: StudyRun) -> str:
     if has_diverged(run):
         return "diverged"
     result, epochs = read_result(run), run.config.recipe.epochs
-    after = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    return f"top-1 error {result.top1_error:.2f} % after {after}, {duration(result.seconds)}"
+    return f"top-1 error {result.top1_error:.2f} % after {epochs_in_words(epochs)}, {duration(result.seconds)}"

@@ -28,6 +28,7 @@ from fastalex.parallel.schedules import check_batch, default_micro_batches
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
 from fastalex.recipes.published import build_recipe
+from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.checkpoint import checkpoints_of, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
@@ -173,10 +174,10 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     if state.epoch >= recipe.epochs:
         if checkpoint:
             publish(options.resume, checkpoint, config.keep)  # the run may have been killed just before this
-        raise ConfigurationError(
-            f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
-            f"{state.epoch + 1} or more"
-        )
+        found = f"is finished: {state.epoch} of {recipe.epochs} epochs"
+        if options.training.epochs is not None:
+            found = f"has finished {epochs_in_words(state.epoch)}, got --epochs {recipe.epochs}"
+        raise ConfigurationError(f"{options.resume} {found}; continue with --epochs {state.epoch + 1} or more")
     recipe = options.training.applied_to(recipe)
     edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
     recipe = edited(recipe, options.training.edits, layers=architecture.block_names, finished=state.epoch)

@@ -125,6 +125,10 @@ def test_a_finished_run_that_was_killed_before_its_weights_were_linked(prepared,
         (run / f"{name}.safetensors").unlink()
     with pytest.raises(ConfigurationError, match=r"run is finished: 1 of 1 epochs; continue with --epochs 2 or more"):
         resolve(TrainOptions(resume=run))
+    with pytest.raises(
+        ConfigurationError, match=r"run has finished 1 epoch, got --epochs 1; continue with --epochs 2 "
+    ):
+        resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=1)))
     for name in ("last", "best"):
         assert (run / f"{name}.safetensors").samefile(latest_checkpoint(run) / "model.safetensors")
 
