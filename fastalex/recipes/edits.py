@@ -88,6 +88,14 @@ def _parse_number(text: str, value: str, quantity: str) -> float:
     return number
 
 
+def last_of_each(edits: Sequence[Edit]) -> list[str]:
+    """The texts of the edits without those that a later edit of the same value has replaced, in order."""
+    last: dict[str, str] = {}
+    for edit in reversed(edits):
+        last.setdefault(edit.text.rpartition("=")[0], edit.text)
+    return list(reversed(last.values()))
+
+
 def overridden(edits: Sequence[Edit], before: Recipe, after: Recipe) -> list[str]:
     """What options changed in the recipe of a resumed run, as texts of edits.
 

@@ -22,6 +22,7 @@ from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
 from fastalex.parallel.layout import ParallelPlan
+from fastalex.recipes.edits import last_of_each
 from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
@@ -93,6 +94,7 @@ class Reporter(SilentReporter):
             "network": f"{config.network.summary()}: {parameters:,} parameters",
             "recipe": f"{recipe.name}: {epochs_in_words(recipe.epochs)}, batches of {recipe.batch_size}, "
             + recipe.lr_summary(architecture.block_names[-1]),
+            **({"edits": ", ".join(last_of_each(config.edits))} if config.edits else {}),
             "devices": describe_plan(config.parallel, recipe.batch_size),
             "precision": config.precision,
             "run folder": str(config.folder),
