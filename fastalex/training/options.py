@@ -76,8 +76,9 @@ class RecipeOptions:
     digits: for the bundled digits; four-layer: for the network of that name. Default: small or digits by the data; for
     100,000 images and more caffe and owt for the networks of that name, else krizhevsky."""
     epochs: Annotated[int | None, optional("N")] = None
-    """Passes over the training images; the schedule is stretched or shrunk to fit. Epochs count from 1 everywhere.
-    Default: the recipe's; small makes 20, or more where these are fewer than 1,000 updates."""
+    """Passes over the training images; the schedule is stretched or shrunk to fit, except in a resumed run, where
+    its changes stay at their epochs. Epochs count from 1 everywhere. Default: the recipe's; small makes 20, or more
+    where these are fewer than 1,000 updates."""
     batch_size: Annotated[int | None, optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
     lr: Annotated[float | None, optional("LR")] = None

@@ -27,9 +27,9 @@ from fastalex.parallel.partition import check_stages, parse_split, partition
 from fastalex.parallel.schedules import check_batch, default_micro_batches
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
-from fastalex.recipes.published import build_recipe
+from fastalex.recipes.published import build_recipe, drops_to_add
 from fastalex.recipes.schedule import epochs_in_words
-from fastalex.training.checkpoint import checkpoints_of, load_state, publish
+from fastalex.training.checkpoint import checkpoints_of, finished_epochs, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.metrics_log import read_metrics
@@ -55,7 +55,7 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
     with ExitStack() as ownership:
         # The folder first: what comes next may take hours.
         if options.resume:
-            RunConfig.load(options.resume)  # refuses what is no run
+            before = RunConfig.load(options.resume)  # refuses what is no run
             ownership.enter_context(owned(options.resume, remedy="wait for it, or stop it first"))
         elif options.output:
             ownership.enter_context(new_folder(options.output, _remedy_for(options.output)))
@@ -67,7 +67,9 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
             folder = ownership.enter_context(new_folder(config.folder, "choose an --output", numbered=True))
             config = replace(config, output=str(folder))
         config.save()
-        if not options.resume:
+        if options.resume:
+            _advise_resumed(before, config)
+        else:
             advise(config)
         if owner is not None:
             owner.push(ownership.pop_all())
@@ -368,3 +370,18 @@ def advise(config: RunConfig) -> None:
     if warning and not config.init_from:
         with contextlib.suppress(OSError):
             print(f"note: {warning}; add --init scaled", flush=True)
+
+
+def _advise_resumed(before: RunConfig, config: RunConfig) -> None:
+    """Print what a user should know of a run that is resumed otherwise than it was."""
+    notes = []
+    if before.recipe.epochs < config.recipe.epochs:
+        images = open_prepared(config.data, config.fraction, config.seed).count("train")
+        if drops := drops_to_add(config.recipe, images, finished_epochs(config.folder)):
+            notes.append(
+                "no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
+                f"those of a new run of {config.recipe.epochs} epochs, add --set {' '.join(drops)}"
+            )
+    with contextlib.suppress(OSError):
+        for note in notes:
+            print(f"note: {note}", flush=True)

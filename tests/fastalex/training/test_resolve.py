@@ -1,7 +1,7 @@
 """How options become a run, without starting one."""
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.edits import Edit
-from fastalex.recipes.published import SMALL_LEAST_STEPS
+from fastalex.recipes.published import SMALL_LEAST_STEPS, build_recipe
 from fastalex.training import resolve as resolving
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
@@ -291,3 +291,27 @@ def test_a_run_with_a_damaged_log_is_not_resumed(prepared, tmp_path):
     with pytest.raises(ConfigurationError, match=r"metrics.jsonl is damaged in line 1: there is no kind; correct or r"):
         resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=2)))
     assert (run / "config.json").read_bytes() == before
+
+
+def test_a_longer_run_without_a_drop_ahead_says_how_to_add_one(prepared, tmp_path, capsys):
+    run = save_run(tmp_path / "run", prepared)
+    config = RunConfig.load(run)
+    replace(config, recipe=replace(build_recipe("small"), batch_size=8).for_data(32, 1)).save()
+
+    def said(epochs: int | None, *edits: str) -> str:
+        before = (run / "config.json").read_bytes()
+        with suppress(ConfigurationError):
+            resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=epochs, edits=edits)))
+        (run / "config.json").write_bytes(before)
+        return capsys.readouterr().out
+
+    note = (
+        "note: no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
+        "those of a new run of 60 epochs, add --set epoch=43:lr=0.0002 epoch=55:lr=2e-05\n"
+    )
+    assert said(60) == note
+    assert said(60, "epoch=30:lr=1e-4") == ""
+    assert said(60, "epoch=30:color_noise=0") == note
+    resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=60)))
+    capsys.readouterr()
+    assert said(None) == ""  # as long as it was
