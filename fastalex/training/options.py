@@ -203,7 +203,8 @@ class TrainOptions:
     parallel: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
     reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
     resume: Annotated[Path | None, optional("RUN")] = None
-    """Resume the run in this folder from its latest checkpoint, or from the beginning if it has none."""
+    """Resume the run in this folder from its latest checkpoint, or from the beginning if it has none. With DATA, it
+    goes on with these images, which must have the same classes."""
     output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the new run. Default: a new folder in runs/."""
     save_every: Annotated[int | None, optional("STEPS")] = None

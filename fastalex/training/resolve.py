@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from dataloading.loading.dali_check import check_dali
 from dataloading.process import command
-from fastalex.datasets import default_recipe, mean_image_hash, open_data, open_prepared, recorded_place, reopen_data
+from fastalex.datasets import (
+    default_recipe,
+    mean_image_hash,
+    open_data,
+    open_prepared,
+    other_data,
+    recorded_place,
+    reopen_data,
+)
 from fastalex.errors import ConfigurationError
 from fastalex.files import RUNS, check_place, default_folder, new_folder, owned
 from fastalex.network.architecture import Architecture
@@ -68,7 +76,7 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
             config = replace(config, output=str(folder))
         config.save()
         if options.resume:
-            _advise_resumed(before, config)
+            _advise_resumed(options, before, config)
         else:
             advise(config)
         if owner is not None:
@@ -372,9 +380,13 @@ def advise(config: RunConfig) -> None:
             print(f"note: {warning}; add --init scaled", flush=True)
 
 
-def _advise_resumed(before: RunConfig, config: RunConfig) -> None:
+def _advise_resumed(options: TrainOptions, before: RunConfig, config: RunConfig) -> None:
     """Print what a user should know of a run that is resumed otherwise than it was."""
     notes = []
+    if options.data and (told := other_data(before.data, before.mean_image, open_prepared(config.data))):
+        notes.append(f"the run goes on with other data: {told}")
+        if (weights := config.folder / "last.safetensors").is_file():
+            notes[0] += f"; for a new run from the weights instead, leave --resume out and give --init-from {weights}"
     if before.recipe.epochs < config.recipe.epochs:
         images = open_prepared(config.data, config.fraction, config.seed).count("train")
         if drops := drops_to_add(config.recipe, images, finished_epochs(config.folder)):

@@ -1,6 +1,7 @@
 """How options become a run, without starting one."""
 
 import math
+import shutil
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import dataloading
-from fastalex.datasets import default_recipe, mean_image_hash
+from fastalex.datasets import default_recipe, mean_image_hash, other_data
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
@@ -23,7 +24,7 @@ from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOpt
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
 from fastalex.training.trainer import train
 from tests.dataloading.owning import another_owner
-from tests.fastalex.conftest import save_run
+from tests.fastalex.conftest import save_run, write_images
 
 CPU = torch.device("cpu")
 
@@ -315,3 +316,49 @@ def test_a_longer_run_without_a_drop_ahead_says_how_to_add_one(prepared, tmp_pat
     resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=60)))
     capsys.readouterr()
     assert said(None) == ""  # as long as it was
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(prepared, tmp_path, capsys):
+    """The same classes, another folder: nothing told that errors before and after cannot be compared."""
+    run = save_run(tmp_path / "run", prepared)
+    others = dataloading.prepare_dataset(
+        write_images(tmp_path / "images", train=9, val=2), tmp_path / "others", progress=False, workers=0
+    )
+
+    def said(data: Path | None) -> str:
+        resolve(TrainOptions(data, resume=run, training=RecipeOptions(epochs=2)))
+        return capsys.readouterr().out
+
+    assert said(prepared) == ""
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    assert said(copy) == ""
+    before = RunConfig.load(run)
+    assert said(Path(others.root)) == (
+        f"note: the run goes on with other data: {others.root} (27 training and 6 validation images) instead of {copy} "
+        "(32 training and 7 validation images); errors before and after, and so the best one, are on different images; "
+        "the mean image differs, and from now on the new one is subtracted; for a new run from the weights "
+        f"instead, leave --resume out and give --init-from {run / 'last.safetensors'}\n"
+    )
+    assert said(None) == ""  # they are its data now
+    # The old data are gone: only the mean image tells.
+    before.save()
+    shutil.rmtree(copy)
+    assert said(prepared) == ""
+    before.save()
+    assert f"instead of {copy}, which are gone or have changed; errors before" in said(Path(others.root))
+
+
+def test_other_validation_images_are_other_data(prepared, tmp_path):
+    """Their mean image is that of the same training images."""
+    images = write_images(tmp_path / "images", train=9, val=2)
+    first = dataloading.prepare_dataset(images, tmp_path / "first", progress=False, workers=0)
+    (images / "val" / "red" / "000.jpg").unlink()
+    second = dataloading.prepare_dataset(images, tmp_path / "second", progress=False, workers=0)
+    mean = mean_image_hash(first.mean_image)
+    assert other_data(str(first.root), mean, first) is None
+    assert other_data(str(first.root), mean, second) == (
+        f"{second.root} (27 training and 5 validation images) instead of {first.root} (27 training and 6 validation "
+        "images); errors before and after, and so the best one, are on different images"
+    )
+    assert other_data(str(first.root), None, second) is not None  # a run of an earlier version
+    assert other_data("synthetic", None, dataloading.SyntheticDataset(train=12_800, val=1_280)) is None
