@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -170,6 +171,43 @@ def reopen_data(
             f"it to go on with the changed data: {remedy}"
         )
     return dataset
+
+
+def other_data(recorded: str, mean_image: str | None, dataset: AnyDataset) -> str | None:
+    """What to know of a run that goes on with ``dataset``: which images it has and had; None if they are the same.
+
+    Args:
+        recorded: the data set of the run so far.
+        mean_image: hash of the run's mean image, if it was recorded.
+        dataset: with which it goes on.
+    """
+    old: AnyDataset | None = None
+    with contextlib.suppress(ConfigurationError, dataloading.DatasetError):
+        old = open_prepared(recorded)
+        mean_image = mean_image or mean_image_hash(old.mean_image)
+        if mean_image != mean_image_hash(old.mean_image):
+            old = None
+    same_mean = mean_image in (None, mean_image_hash(dataset.mean_image))
+    if same_mean and (old is None or _images(old) == _images(dataset)):
+        return None
+    was = f"{recorded}, which are gone or have changed" if old is None else _with_counts(old)
+    mean = "" if same_mean else "; the mean image differs, and from now on the new one is subtracted"
+    return (
+        f"{_with_counts(dataset)} instead of {was}; errors before and after, and so the best one, are on different "
+        f"images{mean}"
+    )
+
+
+def _images(dataset: AnyDataset) -> list[str]:
+    """Hashes that tell images apart, whatever their data set is called and wherever it lies."""
+    if isinstance(dataset, dataloading.SyntheticDataset):
+        return [dataset.fingerprint]
+    return [shard.sha256 for split in dataset.splits for shard in dataset.shards(split)]
+
+
+def _with_counts(dataset: AnyDataset) -> str:
+    training, validation = dataset.count("train"), dataset.count("val")
+    return f"{recorded_place(dataset)} ({training} training and {validation} validation images)"
 
 
 def _prepared(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from fastalex.errors import ConfigurationError
-from fastalex.recipes.schedule import Change, Parameters, Recipe
+from fastalex.recipes.schedule import Change, Parameters, Recipe, epochs_in_words
 
 _EDIT = re.compile(
     r"epoch=(\d+):(?:(?:(?!weight|bias)(\w+)\.)?(?:(weight|bias)\.)?(lr)|(color_noise))=([^=:]+)", re.ASCII
@@ -43,8 +43,8 @@ def edited(recipe: Recipe, texts: Sequence[str], *, layers: Sequence[str], finis
         finished: number of epochs that the run has finished; edits apply to later ones.
 
     Raises:
-        ConfigurationError: an edit cannot be parsed, or names an unknown layer or an epoch that is past or not in the
-            run.
+        ConfigurationError: an edit cannot be parsed, or names an unknown layer or an epoch that the run has
+            finished or does not reach.
     """
     changes = list(recipe.changes)
     for text in texts:
@@ -63,10 +63,12 @@ def _parse(text: str, recipe: Recipe, layers: Sequence[str], finished: int) -> C
     epoch, layer, kind, _, noise, value = match.groups()
     number = _parse_number(text, value, "colour noise" if noise else "learning rate")
     if not finished < int(epoch) <= recipe.epochs:
-        raise ConfigurationError(
-            f"edit {text}: epoch {epoch} is past or not in the run, which has finished {finished} of "
-            f"{recipe.epochs} epochs; choose an epoch from {finished + 1} to {recipe.epochs}"
-        )
+        reason = f"the run has already finished epoch {int(epoch)}"
+        if int(epoch) == 0:
+            reason = "epochs count from 1"
+        elif int(epoch) > recipe.epochs:
+            reason = f"the run has only {epochs_in_words(recipe.epochs)}"
+        raise ConfigurationError(f"edit {text}: {reason}; choose an epoch from {finished + 1} to {recipe.epochs}")
     if noise:
         return Change(int(epoch), color_noise=number)
     if layer is not None and layer not in layers:
@@ -84,6 +86,14 @@ def _parse_number(text: str, value: str, quantity: str) -> float:
     if not math.isfinite(number):
         raise ConfigurationError(f"edit {text}: {quantity} must be a number of at least 0, got {value!r}")
     return number
+
+
+def last_of_each(edits: Sequence[Edit]) -> list[str]:
+    """The texts of the edits without those that a later edit of the same value has replaced, in order."""
+    last: dict[str, str] = {}
+    for edit in reversed(edits):
+        last.setdefault(edit.text.rpartition("=")[0], edit.text)
+    return list(reversed(last.values()))
 
 
 def overridden(edits: Sequence[Edit], before: Recipe, after: Recipe) -> list[str]:

@@ -194,3 +194,33 @@ def build_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ConfigurationError(f"unknown recipe {name!r}; choose one of {', '.join([*RECIPES, *ALIASES])}")
     return RECIPES[name]()
+
+
+def drops_to_add(recipe: Recipe, images: int, finished: int) -> list[str]:
+    """The drops of the learning rate that a new run has and a longer one lacks, as texts of edits.
+
+    A longer run keeps the changes of its schedule at their epochs, so it may have none ahead, or never have had any.
+
+    Args:
+        recipe: of the longer run.
+        images: training images.
+        finished: number of epochs that the run has finished.
+
+    Returns:
+        No texts if the run still has a change of the learning rate ahead, or ends with a rate as low as a new run.
+    """
+    if recipe.name not in RECIPES or any(
+        finished < change.from_epoch <= recipe.epochs and change.lr_scale is not None for change in recipe.changes
+    ):
+        return []
+    published = build_recipe(recipe.name)
+    new = replace(recipe, epochs=published.epochs, changes=published.changes).for_data(images, recipe.epochs)
+    scale = recipe.lr_scale_at(recipe.epochs, "", "weights")
+    texts = []
+    for change in new.changes:
+        if change.from_epoch <= finished or change.lr_scale is None or change.layers or change.parameters == "biases":
+            continue
+        if change.lr_scale < scale:
+            kind = "weight." if change.parameters == "weights" else ""
+            texts.append(f"epoch={change.from_epoch}:{kind}lr={recipe.lr * change.lr_scale:.3g}")
+    return texts

@@ -231,6 +231,11 @@ class Recipe:
         )
 
 
+def epochs_in_words(count: int) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
 def plateau_divisions(errors: Sequence[float], plateau: Plateau) -> int:
     """How often ``plateau`` has divided the learning rate after these validation errors, one per epoch.
 

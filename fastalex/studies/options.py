@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +50,26 @@ class StudyOptions:
         """The folder of the study."""
         data = name_of_set(self.data) if self.data else "digits"
         return self.output or Path("studies") / f"{data}-{self.name}"
+
+
+_GROUPS = (NetworkOptions, RecipeOptions, ParallelOptions, ReadingOptions)
+_OPTIONS = {option.name: option.name for group in _GROUPS for option in fields(group)} | {
+    "network.architecture": "arch",
+    "recipe.name": "recipe",
+    "recipe.weight_decay": "wd",
+    "recipe.crops": "random_crops",
+    "edits": "set",
+}
+"""Options by the fields of a run's configuration that they set, where these have the same name or one above."""
+
+OTHER_FOLDER = "choose another --output"
+"""What to do if the folder of the study cannot be used."""
+
+
+def option_of(field: str) -> str:
+    """The option that sets a field of a run's configuration, such as ``recipe.epochs``; else the field itself."""
+    option = _OPTIONS.get(field) or _OPTIONS.get(field.rpartition(".")[2])
+    return f"--{option.replace('_', '-')}" if option else field
 
 
 def resolve(options: StudyOptions) -> Study:

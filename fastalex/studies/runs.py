@@ -18,6 +18,7 @@ from fastalex.files import new_folder, owned, write_atomically
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
+from fastalex.studies.options import OTHER_FOLDER, option_of
 from fastalex.training.checkpoint import checkpoints_of, latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
@@ -146,8 +147,8 @@ def _check_unchanged(config: RunConfig) -> None:
     for name, value in requested.items():
         if name.split(".")[0] not in _FREE_FIELDS and existing.get(name) != value:
             raise ConfigurationError(
-                f"{folder} was made with {name} {existing.get(name)}, got {value}; give the same options, or choose "
-                "another output folder"
+                f"{folder} was made with {option_of(name)} {existing.get(name)}, got {value}; give the same options, "
+                f"or {OTHER_FOLDER}"
             )
 
 
@@ -197,7 +198,7 @@ def run_to_completion(run: StudyRun, restarts: int = 0) -> None:
         return
     folder = run.folder
     is_new = not (folder / "config.json").is_file()
-    with new_folder(folder, "choose another output folder for the study") if is_new else owned(folder):
+    with new_folder(folder, OTHER_FOLDER) if is_new else owned(folder):
         run.config.save()
         try:
             run_workers(_train, run.config, run.config.parallel.devices, restarts)
@@ -241,7 +242,7 @@ def read_result(run: StudyRun) -> RunResult:
     if last is None or last["epoch"] != epochs:
         raise ConfigurationError(
             f"{run.folder / 'metrics.jsonl'} ends before the errors of epoch {epochs}, which the run has completed; "
-            "restore the file, or choose another output folder"
+            f"restore the file, or {OTHER_FOLDER}"
         )
     errors: dict[int, list[tuple[float, int]]] = {}
     for line in lines:

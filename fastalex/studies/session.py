@@ -11,9 +11,10 @@ from fastalex.console import console, duration
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.files import check_writable, is_empty, new_folder, owned
 from fastalex.parallel.torchrun import refuse_launcher
+from fastalex.recipes.schedule import epochs_in_words
 from fastalex.studies.claims import Study
 from fastalex.studies.comparison import RECORD, comparison_table, draw_comparison, remarks, write_comparison
-from fastalex.studies.options import StudyOptions, resolve
+from fastalex.studies.options import OTHER_FOLDER, StudyOptions, resolve
 from fastalex.studies.runs import (
     StudyRun,
     has_diverged,
@@ -38,7 +39,7 @@ def run_study(options: StudyOptions) -> None:
     study = resolve(options)
     folder = options.folder
     is_begun = folder.is_dir() and not is_empty(folder)
-    with owned(folder) if is_begun else new_folder(folder, "choose another output folder"):
+    with owned(folder) if is_begun else new_folder(folder, OTHER_FOLDER):
         if is_begun:
             _check_folder(study, folder)
         runs = plan_runs(study, options.shared, options.seeds, folder)
@@ -59,19 +60,15 @@ def _check_folder(study: Study, folder: Path) -> None:
             check_writable(record)
             found = json.loads(record.read_bytes()).get("study")
         except OSError as error:
-            raise ConfigurationError(
-                f"{record} cannot be written: {error.strerror}; choose another output folder"
-            ) from None
+            raise ConfigurationError(f"{record} cannot be written: {error.strerror}; {OTHER_FOLDER}") from None
         except (ValueError, AttributeError, RecursionError):
             raise ConfigurationError(
-                f"{record} is not the record of a study; move it away, or choose another output folder"
+                f"{record} is not the record of a study; move it away, or {OTHER_FOLDER}"
             ) from None
         if found != study.name:
-            raise ConfigurationError(
-                f"{folder} holds the study {found}, not {study.name}; choose another output folder"
-            )
+            raise ConfigurationError(f"{folder} holds the study {found}, not {study.name}; {OTHER_FOLDER}")
     elif not any((folder / variant.folder).is_dir() for variant in study.variants):
-        raise ConfigurationError(f"{folder} exists already and holds no study; choose another output folder")
+        raise ConfigurationError(f"{folder} exists already and holds no study; {OTHER_FOLDER}")
 
 
 def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, restarts: int) -> None:
@@ -107,5 +104,4 @@ def _outcome(run: StudyRun) -> str:
     if has_diverged(run):
         return "diverged"
     result, epochs = read_result(run), run.config.recipe.epochs
-    after = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    return f"top-1 error {result.top1_error:.2f} % after {after}, {duration(result.seconds)}"
+    return f"top-1 error {result.top1_error:.2f} % after {epochs_in_words(epochs)}, {duration(result.seconds)}"

@@ -76,8 +76,9 @@ class RecipeOptions:
     digits: for the bundled digits; four-layer: for the network of that name. Default: small or digits by the data; for
     100,000 images and more caffe and owt for the networks of that name, else krizhevsky."""
     epochs: Annotated[int | None, optional("N")] = None
-    """Passes over the training images; the schedule is stretched or shrunk to fit. Epochs count from 1 everywhere.
-    Default: the recipe's; small makes 20, or more where these are fewer than 1,000 updates."""
+    """Passes over the training images; the schedule is stretched or shrunk to fit, except in a resumed run, where
+    its changes stay at their epochs. Epochs count from 1 everywhere. Default: the recipe's; small makes 20, or more
+    where these are fewer than 1,000 updates."""
     batch_size: Annotated[int | None, optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
     lr: Annotated[float | None, optional("LR")] = None
@@ -202,7 +203,8 @@ class TrainOptions:
     parallel: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
     reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
     resume: Annotated[Path | None, optional("RUN")] = None
-    """Resume the run in this folder from its latest checkpoint, or from the beginning if it has none."""
+    """Resume the run in this folder from its latest checkpoint, or from the beginning if it has none. With DATA, it
+    goes on with these images, which must have the same classes."""
     output: Annotated[Path | None, optional("DIR")] = None
     """Folder of the new run. Default: a new folder in runs/."""
     save_every: Annotated[int | None, optional("STEPS")] = None

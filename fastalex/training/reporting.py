@@ -22,6 +22,8 @@ from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
 from fastalex.parallel.layout import ParallelPlan
+from fastalex.recipes.edits import last_of_each
+from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve, reason, say
@@ -86,13 +88,13 @@ class Reporter(SilentReporter):
         self._log = MetricsLog(config.folder, state.step)
         architecture = config.network.build_architecture()
         parameters = sum(shape.parameters for shape in block_shapes(architecture))
-        epochs = "epoch" if recipe.epochs == 1 else "epochs"
         rows = {
             "data": f"{dataset.name}: {dataset.count('train')} training and {dataset.count('val')} validation images, "
             f"{len(dataset.classes)} classes",
             "network": f"{config.network.summary()}: {parameters:,} parameters",
-            "recipe": f"{recipe.name}: {recipe.epochs} {epochs}, batches of {recipe.batch_size}, "
+            "recipe": f"{recipe.name}: {epochs_in_words(recipe.epochs)}, batches of {recipe.batch_size}, "
             + recipe.lr_summary(architecture.block_names[-1]),
+            **({"edits": ", ".join(last_of_each(config.edits))} if config.edits else {}),
             "devices": describe_plan(config.parallel, recipe.batch_size),
             "precision": config.precision,
             "run folder": str(config.folder),

@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from dataloading.loading.dali_check import check_dali
 from dataloading.process import command
-from fastalex.datasets import default_recipe, mean_image_hash, open_data, open_prepared, recorded_place, reopen_data
+from fastalex.datasets import (
+    default_recipe,
+    mean_image_hash,
+    open_data,
+    open_prepared,
+    other_data,
+    recorded_place,
+    reopen_data,
+)
 from fastalex.errors import ConfigurationError
 from fastalex.files import RUNS, check_place, default_folder, new_folder, owned
 from fastalex.network.architecture import Architecture
@@ -27,8 +35,9 @@ from fastalex.parallel.partition import check_stages, parse_split, partition
 from fastalex.parallel.schedules import check_batch, default_micro_batches
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.recipes.edits import Edit, edited, overridden
-from fastalex.recipes.published import build_recipe
-from fastalex.training.checkpoint import checkpoints_of, load_state, publish
+from fastalex.recipes.published import build_recipe, drops_to_add
+from fastalex.recipes.schedule import epochs_in_words
+from fastalex.training.checkpoint import checkpoints_of, finished_epochs, load_state, publish
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.metrics_log import read_metrics
@@ -54,7 +63,7 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
     with ExitStack() as ownership:
         # The folder first: what comes next may take hours.
         if options.resume:
-            RunConfig.load(options.resume)  # refuses what is no run
+            before = RunConfig.load(options.resume)  # refuses what is no run
             ownership.enter_context(owned(options.resume, remedy="wait for it, or stop it first"))
         elif options.output:
             ownership.enter_context(new_folder(options.output, _remedy_for(options.output)))
@@ -66,7 +75,9 @@ def resolve(options: TrainOptions, devices: Devices | None = None, owner: ExitSt
             folder = ownership.enter_context(new_folder(config.folder, "choose an --output", numbered=True))
             config = replace(config, output=str(folder))
         config.save()
-        if not options.resume:
+        if options.resume:
+            _advise_resumed(options, before, config)
+        else:
             advise(config)
         if owner is not None:
             owner.push(ownership.pop_all())
@@ -173,10 +184,10 @@ def _resumed_run(options: TrainOptions, devices: Devices | None) -> RunConfig:
     if state.epoch >= recipe.epochs:
         if checkpoint:
             publish(options.resume, checkpoint, config.keep)  # the run may have been killed just before this
-        raise ConfigurationError(
-            f"{options.resume} is finished: {state.epoch} of {recipe.epochs} epochs; continue with --epochs "
-            f"{state.epoch + 1} or more"
-        )
+        found = f"is finished: {state.epoch} of {recipe.epochs} epochs"
+        if options.training.epochs is not None:
+            found = f"has finished {epochs_in_words(state.epoch)}, got --epochs {recipe.epochs}"
+        raise ConfigurationError(f"{options.resume} {found}; continue with --epochs {state.epoch + 1} or more")
     recipe = options.training.applied_to(recipe)
     edits = (*overridden(config.edits, config.recipe, recipe), *options.training.edits)
     recipe = edited(recipe, options.training.edits, layers=architecture.block_names, finished=state.epoch)
@@ -367,3 +378,22 @@ def advise(config: RunConfig) -> None:
     if warning and not config.init_from:
         with contextlib.suppress(OSError):
             print(f"note: {warning}; add --init scaled", flush=True)
+
+
+def _advise_resumed(options: TrainOptions, before: RunConfig, config: RunConfig) -> None:
+    """Print what a user should know of a run that is resumed otherwise than it was."""
+    notes = []
+    if options.data and (told := other_data(before.data, before.mean_image, open_prepared(config.data))):
+        notes.append(f"the run goes on with other data: {told}")
+        if (weights := config.folder / "last.safetensors").is_file():
+            notes[0] += f"; for a new run from the weights instead, leave --resume out and give --init-from {weights}"
+    if before.recipe.epochs < config.recipe.epochs:
+        images = open_prepared(config.data, config.fraction, config.seed).count("train")
+        if drops := drops_to_add(config.recipe, images, finished_epochs(config.folder)):
+            notes.append(
+                "no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
+                f"those of a new run of {config.recipe.epochs} epochs, add --set {' '.join(drops)}"
+            )
+    with contextlib.suppress(OSError):
+        for note in notes:
+            print(f"note: {note}", flush=True)

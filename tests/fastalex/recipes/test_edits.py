@@ -80,12 +80,9 @@ def test_a_rate_of_zero_has_no_multiples():
         ("epoch=\u0663\u0660:lr=1", "cannot be parsed"),
         ("epoch=30:color_noise=loud", "colour noise must be a number of at least 0, got 'loud'"),
         ("epoch=30:conv9.lr=1", "no layer 'conv9'; choose from conv1, conv2, fc8"),
-        (
-            "epoch=20:lr=1",
-            "epoch 20 is past or not in the run, which has finished 20 of 91 epochs; choose an epoch from 21 to 91",
-        ),
-        ("epoch=0:lr=1", "epoch 0 is past or not in the run"),
-        ("epoch=92:lr=1", "epoch 92 is past or not in the run"),
+        ("epoch=20:lr=1", ": the run has already finished epoch 20; choose an epoch from 21 to 91"),
+        ("epoch=0:lr=1", ": epochs count from 1; choose an epoch from 21 to 91"),
+        ("epoch=92:lr=1", ": the run has only 91 epochs; choose an epoch from 21 to 91"),
     ],
 )
 def test_what_cannot_be_set(text, message):

@@ -8,8 +8,9 @@ from torch import nn
 
 from fastalex import AlexNet
 from fastalex.errors import ConfigurationError
+from fastalex.recipes.edits import edited
 from fastalex.recipes.optimizer import KrizhevskySGD
-from fastalex.recipes.published import RECIPES, build_recipe
+from fastalex.recipes.published import RECIPES, build_recipe, drops_to_add
 from fastalex.recipes.schedule import plateau_divisions
 
 # Epoch, counted from 1 as in the source -> weight learning rates of conv1 and of the others, bias rates of conv1 and of
@@ -155,3 +156,30 @@ def test_unknown_recipe():
         ConfigurationError, match="unknown recipe 'adam'; choose one of krizhevsky, source-145-2010, source-170, paper"
     ):
         build_recipe("adam")
+
+
+@pytest.mark.parametrize(
+    ("name", "began", "epochs", "expected"),
+    [
+        ("small", 1, 60, ["epoch=43:lr=0.0002", "epoch=55:lr=2e-05"]),
+        ("small", 1, 2, []),  # a new run would be too short for drops, too
+        ("small", 20, 60, []),  # has had its drops
+        ("small", 60, 70, []),  # has them ahead
+        ("krizhevsky", 1, 91, ["epoch=25:weight.lr=0.001", "epoch=51:weight.lr=0.0001", "epoch=79:weight.lr=1e-05"]),
+        ("paper", 1, 90, []),  # drops by itself
+        ("four-layer", 1, 80, []),  # never drops
+    ],
+)
+def test_drops_that_a_longer_run_lacks(name, began, epochs, expected):
+    images = 80 * build_recipe(name).batch_size
+    recipe = replace(build_recipe(name), least_steps_per_rate=150).for_data(images, began)
+    finished = min(began, 20)
+    longer = replace(recipe, epochs=epochs)
+    assert drops_to_add(longer, images, finished) == expected
+    assert drops_to_add(replace(longer, name="mine"), images, finished) == []
+    if expected:  # in proportion to the run's own rate, and none once they are added
+        halved = replace(longer, lr=longer.lr / 2)
+        assert float(drops_to_add(halved, images, 30)[-1].split("=")[-1]) == pytest.approx(
+            float(expected[-1].split("=")[-1]) / 2
+        )
+        assert drops_to_add(edited(longer, expected, layers=(), finished=finished), images, finished) == []

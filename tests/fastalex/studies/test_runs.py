@@ -13,6 +13,7 @@ from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.studies import runs as study_runs
 from fastalex.studies.claims import STUDIES, TRAINING_ERROR_GOAL, find_study
 from fastalex.studies.comparison import Difference, Figure, compare, remarks
+from fastalex.studies.options import option_of
 from fastalex.studies.runs import RunResult, is_finished, plan_runs, read_result, run_to_completion
 from fastalex.training.options import NetworkOptions, TrainOptions
 from tests.fastalex.studies.conftest import finish, given, line, options
@@ -123,8 +124,24 @@ def test_a_study_goes_on_where_only_the_way_of_computing_has_changed(prepared, t
             second.folder,
         ]
     replace(first.config, on_bad_sample="skip").save()
-    with pytest.raises(ConfigurationError, match="seed-0 was made with on_bad_sample skip, got stop; give the same"):
+    with pytest.raises(ConfigurationError, match="made with --on-bad-sample skip, got stop; give the same"):
         plan_runs(chosen, options(prepared), seeds=1, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("network.architecture", "--arch"),
+        ("network.variation.bottleneck", "--bottleneck"),
+        ("recipe.name", "--recipe"),
+        ("recipe.weight_decay", "--wd"),
+        ("recipe.crops", "--random-crops"),
+        ("edits", "--set"),
+        ("mean_image", "mean_image"),
+    ],
+)
+def test_fields_that_options_set_are_called_like_the_options(field, option):
+    assert option_of(field) == option
 
 
 def test_widths_multiply(prepared, tmp_path):

@@ -86,12 +86,12 @@ def test_a_finished_study_is_shown_and_not_repeated(straight, prepared, capsys):
         (
             "dropout",
             {"epochs": 5},
-            "seed-0 was made with recipe.epochs 4, got 5; give the same options, or choose another",
+            "seed-0 was made with --epochs 4, got 5; give the same options, or choose another --output",
         ),
         ("dropout", {"dropout": 0.1}, "study dropout sets --dropout itself; leave it out"),
         ("dropout", {"seeds": 0}, "--seeds must be at least 1, got 0"),
         ("dataset-size", {"fraction": 0.5}, "study dataset-size sets --fraction itself"),
-        ("width", {}, "study holds the study dropout, not width; choose another output folder"),
+        ("width", {}, "study holds the study dropout, not width; choose another --output"),
     ],
 )
 def test_what_a_study_refuses(straight, prepared, name, more, expected):

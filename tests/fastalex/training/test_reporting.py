@@ -12,6 +12,7 @@ from rich.console import Console
 from fastalex.datasets import open_prepared
 from fastalex.metrics import Metrics
 from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.recipes.edits import Edit
 from fastalex.training import reporting
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import Rate, draw_curve, read_metrics
@@ -57,6 +58,18 @@ def test_the_start_says_what_is_trained_on_what(reporter, config):
     assert text[2].endswith("test: 2 epochs, batches of 8, lr 0.002, 0.0002 from epoch 2")
     assert text[3] == "devices     cpu; 2 micro-batches of 4 images"
     assert text[5] == f"run folder  {config.output}"  # in one piece, however long
+
+
+def test_the_start_shows_all_edits_and_of_a_value_the_last(config):
+    texts = ("epochs=3", "epoch=2:color_noise=0", "epoch=2:lr=1e-3", "epoch=2:conv1.weight.lr=1e-5", "epochs=4")
+    edits = (Edit(0, "epoch=2:lr=1e-2"), *(Edit(4, text) for text in texts))
+    edited = Reporter(replace(config, edits=edits), open_prepared(config.data))
+    edited.console = Console(file=io.StringIO(), soft_wrap=True, width=200)
+    edited.start(TrainingState())
+    edited.close()
+    assert lines(edited)[3] == (
+        "edits       epoch=2:color_noise=0, epoch=2:lr=1e-3, epoch=2:conv1.weight.lr=1e-5, epochs=4"
+    )
 
 
 def test_a_resumed_run_says_where(reporter):

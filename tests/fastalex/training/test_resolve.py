@@ -1,7 +1,8 @@
 """How options become a run, without starting one."""
 
 import math
-from contextlib import ExitStack
+import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import pytest
 import torch
 
 import dataloading
-from fastalex.datasets import default_recipe, mean_image_hash
+from fastalex.datasets import default_recipe, mean_image_hash, other_data
 from fastalex.errors import ConfigurationError
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
 from fastalex.parallel.world import World
 from fastalex.recipes.edits import Edit
-from fastalex.recipes.published import SMALL_LEAST_STEPS
+from fastalex.recipes.published import SMALL_LEAST_STEPS, build_recipe
 from fastalex.training import resolve as resolving
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
@@ -23,7 +24,7 @@ from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOpt
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
 from fastalex.training.trainer import train
 from tests.dataloading.owning import another_owner
-from tests.fastalex.conftest import save_run
+from tests.fastalex.conftest import save_run, write_images
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,10 @@ def test_a_finished_run_that_was_killed_before_its_weights_were_linked(prepared,
         (run / f"{name}.safetensors").unlink()
     with pytest.raises(ConfigurationError, match=r"run is finished: 1 of 1 epochs; continue with --epochs 2 or more"):
         resolve(TrainOptions(resume=run))
+    with pytest.raises(
+        ConfigurationError, match=r"run has finished 1 epoch, got --epochs 1; continue with --epochs 2 "
+    ):
+        resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=1)))
     for name in ("last", "best"):
         assert (run / f"{name}.safetensors").samefile(latest_checkpoint(run) / "model.safetensors")
 
@@ -287,3 +292,73 @@ def test_a_run_with_a_damaged_log_is_not_resumed(prepared, tmp_path):
     with pytest.raises(ConfigurationError, match=r"metrics.jsonl is damaged in line 1: there is no kind; correct or r"):
         resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=2)))
     assert (run / "config.json").read_bytes() == before
+
+
+def test_a_longer_run_without_a_drop_ahead_says_how_to_add_one(prepared, tmp_path, capsys):
+    run = save_run(tmp_path / "run", prepared)
+    config = RunConfig.load(run)
+    replace(config, recipe=replace(build_recipe("small"), batch_size=8).for_data(32, 1)).save()
+
+    def said(epochs: int | None, *edits: str) -> str:
+        before = (run / "config.json").read_bytes()
+        with suppress(ConfigurationError):
+            resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=epochs, edits=edits)))
+        (run / "config.json").write_bytes(before)
+        return capsys.readouterr().out
+
+    note = (
+        "note: no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
+        "those of a new run of 60 epochs, add --set epoch=43:lr=0.0002 epoch=55:lr=2e-05\n"
+    )
+    assert said(60) == note
+    assert said(60, "epoch=30:lr=1e-4") == ""
+    assert said(60, "epoch=30:color_noise=0") == note
+    resolve(TrainOptions(resume=run, training=RecipeOptions(epochs=60)))
+    capsys.readouterr()
+    assert said(None) == ""  # as long as it was
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(prepared, tmp_path, capsys):
+    """The same classes, another folder: nothing told that errors before and after cannot be compared."""
+    run = save_run(tmp_path / "run", prepared)
+    others = dataloading.prepare_dataset(
+        write_images(tmp_path / "images", train=9, val=2), tmp_path / "others", progress=False, workers=0
+    )
+
+    def said(data: Path | None) -> str:
+        resolve(TrainOptions(data, resume=run, training=RecipeOptions(epochs=2)))
+        return capsys.readouterr().out
+
+    assert said(prepared) == ""
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    assert said(copy) == ""
+    before = RunConfig.load(run)
+    assert said(Path(others.root)) == (
+        f"note: the run goes on with other data: {others.root} (27 training and 6 validation images) instead of {copy} "
+        "(32 training and 7 validation images); errors before and after, and so the best one, are on different images; "
+        "the mean image differs, and from now on the new one is subtracted; for a new run from the weights "
+        f"instead, leave --resume out and give --init-from {run / 'last.safetensors'}\n"
+    )
+    assert said(None) == ""  # they are its data now
+    # The old data are gone: only the mean image tells.
+    before.save()
+    shutil.rmtree(copy)
+    assert said(prepared) == ""
+    before.save()
+    assert f"instead of {copy}, which are gone or have changed; errors before" in said(Path(others.root))
+
+
+def test_other_validation_images_are_other_data(prepared, tmp_path):
+    """Their mean image is that of the same training images."""
+    images = write_images(tmp_path / "images", train=9, val=2)
+    first = dataloading.prepare_dataset(images, tmp_path / "first", progress=False, workers=0)
+    (images / "val" / "red" / "000.jpg").unlink()
+    second = dataloading.prepare_dataset(images, tmp_path / "second", progress=False, workers=0)
+    mean = mean_image_hash(first.mean_image)
+    assert other_data(str(first.root), mean, first) is None
+    assert other_data(str(first.root), mean, second) == (
+        f"{second.root} (27 training and 5 validation images) instead of {first.root} (27 training and 6 validation "
+        "images); errors before and after, and so the best one, are on different images"
+    )
+    assert other_data(str(first.root), None, second) is not None  # a run of an earlier version
+    assert other_data("synthetic", None, dataloading.SyntheticDataset(train=12_800, val=1_280)) is None
