@@ -36,6 +36,12 @@ def name_of_set(source: Path) -> str:
     return next((name for name in names if name and not split_of_folder(name)), path.name or "images")
 
 
+def destination_for(source: Path) -> str:
+    """Return a folder to propose for the data set prepared from `source`, or DEST if that exists already."""
+    place = Path("prepared", name_of_set(source))
+    return "DEST" if os.path.lexists(place) else str(place)
+
+
 def read_class_names(path: Path) -> list[str]:
     """Read class names, one per line, without byte-order mark, blank lines, and blanks around the names.
 

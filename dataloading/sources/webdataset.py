@@ -227,7 +227,7 @@ def _sources(path: Path) -> dict[str, str]:
         return read_sources(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"cannot read the names of source files in {path}: {error}; repair or remove the file"
+            f"cannot read the names of source files in {path}: {error}; repair it or move it away"
         ) from None
 
 
@@ -242,5 +242,5 @@ def _class_names(folder: Path) -> list[str] | None:
     except DatasetError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"cannot read the class names in {folder}: {error}; repair or remove the file") from None
+        raise DatasetError(f"cannot read the class names in {folder}: {error}; repair it or move it away") from None
     return None
