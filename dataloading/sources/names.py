@@ -1,6 +1,7 @@
 """Names of data sets, splits and classes: what a set is called, which folder is which split, which names look alike."""
 
 import codecs
+import difflib
 import os
 import re
 import unicodedata
@@ -27,6 +28,13 @@ def split_of_folder(name: str) -> str | None:
 def split_in(name: str) -> str | None:
     """Return the first split that has one of its words in `name`, such as "val" for "set-validation-000.tar"."""
     return next((split for split, words in _SPLIT_WORDS.items() if words.search(name.lower())), None)
+
+
+def split_near(name: str) -> str | None:
+    """Return the split that a folder of this name is probably meant to hold, such as "train" for "trian", or None."""
+    folders = {folder: split for split, names in SPLIT_FOLDERS.items() for folder in names}
+    near = difflib.get_close_matches(name.lower(), folders, 1, cutoff=0.75)
+    return split_in(name) or (folders[near[0]] if near else None)
 
 
 def name_of_set(source: Path) -> str:
