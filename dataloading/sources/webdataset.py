@@ -82,6 +82,9 @@ class WebDataset:
                     self._check_label(label, name)
                 yield Entry(str(shard), image.offset, image.length, label, name, problem or image.problem)
 
+    def class_folder(self, split: str, label: int) -> None:
+        """Return None: classes have no folders."""
+
     def made(self) -> dict[str, Any]:
         """Return what `dataset.json` records about the source."""
         return {"source": "WebDataset shards"}
