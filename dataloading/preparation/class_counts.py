@@ -72,7 +72,8 @@ def _how_to_allow(source: Source) -> str:
 
 def _places(source: Source, empty: dict[str, list[str]]) -> str:
     """Return where the images of these classes should be, in brackets, or an empty string."""
-    folders = [source.class_folder(split, source.classes.index(name)) for split in empty for name in empty[split]]
+    labels = {name: label for label, name in enumerate(source.classes)}
+    folders = [source.class_folder(split, labels[name]) for split in empty for name in empty[split]]
     names = list(dict.fromkeys(str(folder) for folder in folders if folder))
     return f" ({first_few(names)})" if names else ""
 
