@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tune
-from harness import CUDA, Benchmark, Case, Operator, compiled
+from harness import CUDA, Benchmark, Case, Operator, compiled, run_script
 from torch import Tensor
 
 import kernels
@@ -152,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

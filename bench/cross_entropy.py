@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from harness import DEVICE, Benchmark, Case, compiled, image_bytes
+from harness import DEVICE, Benchmark, Case, compiled, image_bytes, run_script
 from torch import Tensor
 
 import kernels
@@ -73,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

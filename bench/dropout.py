@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from harness import DEVICE, Benchmark, Case, compiled, image_bytes
+from harness import DEVICE, Benchmark, Case, compiled, image_bytes, run_script
 from torch import Tensor
 
 import kernels
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch.nn.functional as F
-from harness import Benchmark, Case, Operator, compiled, image_bytes
+from harness import Benchmark, Case, Operator, compiled, image_bytes, run_script
 from torch import Tensor
 
 import kernels
@@ -69,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from harness import Benchmark, Case, compiled, image_bytes
+from harness import Benchmark, Case, compiled, image_bytes, run_script
 from torch import Tensor
 
 import kernels
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

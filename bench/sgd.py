@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from harness import CUDA, DEVICE, Benchmark
+from harness import CUDA, DEVICE, Benchmark, run_script
 from torch import Tensor
 
 import kernels
@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

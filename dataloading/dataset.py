@@ -32,6 +32,7 @@ from dataloading.shards import (
     read_sources,
     sources_name,
 )
+from dataloading.sources.names import destination_for
 from dataloading.subset import balanced_subset
 
 _SHARDS_PROBED = 64  # per split, when a data set is opened
@@ -347,8 +348,10 @@ def _read_description(root: Path) -> dict[str, Any]:
     about_root = _status(root)
     if about_root is None or not stat.S_ISDIR(about_root.st_mode):
         raise DatasetError(f"no such folder: {root}; {remedy}")
+    # It may be the user's own folder, so it is never proposed as the destination.
+    as_source = f"if it holds images, prepare them: {command('dataloading.prepare', root, destination_for(root))}"
     if not is_prepared(root):
-        raise DatasetError(f"{root} is not a prepared data set: it has no {DESCRIPTION}; {remedy}")
+        raise DatasetError(f"{root} is not a prepared data set: it has no {DESCRIPTION}; {as_source}")
     try:
         about = json.loads(path.read_bytes())
     except OSError as error:
@@ -356,7 +359,7 @@ def _read_description(root: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DatasetError(f"{path} is damaged: {error}; {HOW_TO_REPAIR}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise DatasetError(f"{path} does not describe a data set of this program; {remedy}")
+        raise DatasetError(f"{path} does not describe a data set of this program; {as_source}")
     if (version := about.get("version")) != VERSION:
         change = f" ({CHANGE})" if isinstance(version, int) and version < VERSION else ""
         raise DatasetError(

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Makes plausible one-line faults in the code, one at a time, and prints those that no matching test sees.
 
-    python tests/mutate.py --files kernels/lrn.py --count 20
-    python tests/mutate.py --seconds 600 --seed 1
+    .venv/bin/python tests/mutate.py --files kernels/lrn.py --count 20
+    .venv/bin/python tests/mutate.py --seconds 600 --seed 1
 
 Faults follow patterns: bounds, signs, operators, swapped names and arguments, dropped conditions, removed statements.
 Each is made in a copy of the checkout in a temporary folder, where the test files run that mirror its file, up to the
@@ -125,17 +125,20 @@ def _try(
             with closing(campaign.outcomes(chosen)) as ends:
                 for fault, outcome in ends:
                     outcomes[fault] = outcome
-                    if sys.stderr.isatty():
-                        print(f"[{len(outcomes)}/{len(chosen)}] {outcome}: {fault}", file=sys.stderr, flush=True)
+                    print(f"[{len(outcomes)}/{len(chosen)}] {outcome}: {fault}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             status = 130
         except CannotTryError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 2
-    if not outcomes and not status:
-        print(f"error: no fault was tried within {options.seconds} seconds; allow more --seconds", file=sys.stderr)
-        return 2
+    if not outcomes:
+        if not status:
+            print(f"error: no fault was tried within {options.seconds} seconds; allow more --seconds", file=sys.stderr)
+        return status or 2
     print(_table(outcomes))
+    if len(outcomes) < len(chosen):
+        why = {0: "the time was up", 130: "interrupted"}.get(status, "an error ended it")
+        print(f"{len(outcomes)} of {len(chosen)} faults tried; {why}")
     for outcome in (TIME_LIMIT, SURVIVED):
         listed = sorted((fault for fault in outcomes if outcomes[fault] == outcome), key=_place)
         if listed:

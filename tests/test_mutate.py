@@ -88,7 +88,8 @@ def test_faults_that_are_known_to_be_equivalent_are_left_out(checkout: Path) -> 
 def test_tests_that_fail_without_a_fault_are_an_error(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(checkout, {"tests/kernels/test_limits.py": "def test_wrong():\n    assert 1 == 2\n"})
     assert mutate.main(["--files", "kernels/limits.py"], checkout) == 2
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert out == ""  # no table of nothing
     assert "test_wrong" in error
     assert "although there is no fault yet; mend that first" in error
 
@@ -149,7 +150,18 @@ def test_an_interruption_prints_what_was_found_so_far(
 
     monkeypatch.setattr(Campaign, "outcomes", outcomes)
     assert mutate.main(["--files", "kernels"], checkout) == 130
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "1", "1", "0"]
+    out, error = capsys.readouterr()
+    assert out.splitlines()[-2].split() == ["all", "1", "1", "0"]
+    assert out.splitlines()[-1] == "1 of 2 faults tried; interrupted"
+    assert error.startswith("[1/2] caught: kernels/limits.py:")
+
+
+def test_what_the_time_did_not_suffice_for_is_counted(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Campaign, "outcomes", lambda _, chosen: ((fault, CAUGHT) for fault in chosen[:1]))
+    assert mutate.main(["--files", "kernels", "--seconds", "1"], checkout) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 faults tried; the time was up"
 
 
 # --- running tests ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ On a GPU, times are those of the device alone: it is kept busy until the host ha
 the allocator keeps freed memory, as in training; otherwise a provider would be timed clearing fresh pages.
 """
 
-from harness.benchmark import Benchmark, positive
+from harness.benchmark import Benchmark, positive, run_script
 from harness.cases import TOLERANCES, Case, Operator, compiled, failure_reason, image_bytes
 from harness.device import CUDA, DEVICE, device_name, slug
 from harness.records import RESULTS, ROOT, commit, package_versions, record_name, write_record
@@ -33,6 +33,7 @@ __all__ = [
     "package_versions",
     "positive",
     "record_name",
+    "run_script",
     "slug",
     "timed",
     "write_record",

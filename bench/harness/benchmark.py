@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import rich.console
 import torch
@@ -44,8 +44,10 @@ class Benchmark:
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     providers: dict[str, None] = field(default_factory=dict, init=False)
+    last: ClassVar[Benchmark | None] = None  # whose rows an interruption prints
 
     def __post_init__(self) -> None:
+        Benchmark.last = None
         self.arguments = self._parse()
         self.quick: bool = self.arguments.quick
         self.output: Path = self.arguments.output
@@ -66,6 +68,7 @@ class Benchmark:
         }
         if self.arguments.providers:
             self.settings["providers"] = self.arguments.providers  # the record lacks the others
+        Benchmark.last = self
 
     def _parse(self) -> argparse.Namespace:
         parser = argparse.ArgumentParser(description=self.title)
@@ -215,6 +218,19 @@ class Benchmark:
             "gb_per_s": round(bandwidth, 2),
             "fraction_of_limit": round(bandwidth / self.settings["copy_gb_per_s"], 4),
         }
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run the main function of a benchmark; after Ctrl-C, print the rows so far and one line, and exit with 130."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        bench = Benchmark.last
+        print()  # ends the line of the provider that was being timed
+        if bench is not None and bench.rows:
+            bench.console.print(results_table(f"{bench.title} (interrupted)", bench.rows, bench.settings))
+        print("interrupted; no record was written", file=sys.stderr)
+        sys.exit(130)
 
 
 def _row(

@@ -39,8 +39,8 @@ def check_listed(source: Source, folder: Path, options: ImageOptions, *, allow_e
     empty = _empty(source, counts)
     if empty and not allow_empty_classes:
         raise DatasetError(
-            f"{source.name}: no images of {_text(empty)}; add some, remove the class from every split, or "
-            f"{_how_to_allow()}"
+            f"{source.name}: no images of {_text(empty)}{_places(source, empty)}; add some, leave the class out of "
+            f"every split, or {_how_to_allow(source)}"
         )
 
 
@@ -58,14 +58,24 @@ def check_prepared(source: Source, folder: Path, *, allow_empty_classes: bool) -
     if empty and not allow_empty_classes:
         raise DatasetError(
             f"{source.name}: all images of {_text(empty)} were rejected, for the reasons in {folder / REJECTED}; "
-            f"replace them and remove {folder} to start again, or {_how_to_allow()}"
+            f"replace them and remove {folder} to start again, or {_how_to_allow(source)}"
         )
     if empty:
         note(f"{source.name}: no images of {_text(empty)}")
 
 
-def _how_to_allow() -> str:
-    return f"keep the class without them: {command('dataloading.prepare', 'SOURCE', 'DEST', '--allow-empty-classes')}"
+def _how_to_allow(source: Source) -> str:
+    every = source.made().get("validation_every")
+    options = ["--allow-empty-classes", *(["--validation-every", every] if every else [])]
+    return f"go on although it is empty: {command('dataloading.prepare', source.root, 'DEST', *options)}"
+
+
+def _places(source: Source, empty: dict[str, list[str]]) -> str:
+    """Return where the images of these classes should be, in brackets, or an empty string."""
+    labels = {name: label for label, name in enumerate(source.classes)}
+    folders = [source.class_folder(split, labels[name]) for split in empty for name in empty[split]]
+    names = list(dict.fromkeys(str(folder) for folder in folders if folder))
+    return f" ({first_few(names)})" if names else ""
 
 
 def _empty(source: Source, counts: dict[str, Counter[int]]) -> dict[str, list[str]]:

@@ -41,8 +41,14 @@ def check_disk_space(
     if needed > free:
         raise DatasetError(
             f"not enough space for {folder}: {count:,} images of about {per_image / 1e3:,.0f} kB "
-            f"need {needed / 1e9:,.2f} GB more, {free / 1e9:,.2f} GB are free; free some, or choose another destination"
+            f"need {_size(needed)} more, {_size(free)} are free; free some, or choose another destination"
         )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in GB, below one in MB, and below one of these in kB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
+    return f"{count / unit:,.{0 if unit == 1e3 else 2}f} {name}"
 
 
 def _every(source: Source, folder: Path, options: ImageOptions, step: int) -> list[Entry]:

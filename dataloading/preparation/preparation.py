@@ -89,7 +89,7 @@ def prepare_dataset(
     """
     options = ImageOptions(size, quality, keep_aspect, max_pixels, background=background, exif=exif)
     _check_options(options, shard_images, workers)
-    place = resolve_destination(Path(dest))
+    place = resolve_destination(Path(dest), None if source == "digits" else Path(source))
     with _work_folder(place) as folder:
         found = open_source(
             source,

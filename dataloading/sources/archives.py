@@ -53,7 +53,7 @@ def members(path: Path, *, offset: int = 0, length: int | None = None) -> Iterat
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
-            raise DatasetError(f"{path} is not a regular file; remove it, or replace it with the archive")
+            raise DatasetError(f"{path} is not a regular file; move it away, or put the archive there")
         end = about.st_size if length is None else offset + length
         with path.open("rb") as file:
             file.seek(offset)

@@ -1,6 +1,7 @@
 """What every source provides: a list of entries per split, and class names."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 IMAGE_SUFFIXES = frozenset(
@@ -35,6 +36,7 @@ class Source(Protocol):
     """A list of images to prepare.
 
     Attributes:
+        root: the folder or file with the images.
         name: name of the data set.
         classes: class names by label; complete once all entries have been listed.
         words: a description of each class in words, or None.
@@ -42,6 +44,7 @@ class Source(Protocol):
         notes: what the source leaves out, for the person at the terminal.
     """
 
+    root: Path
     name: str
     classes: list[str]
     words: list[str] | None
@@ -50,6 +53,10 @@ class Source(Protocol):
 
     def entries(self, split: str) -> Iterator[Entry]:
         """Yield the images of `split`, always in the same order."""
+        ...
+
+    def class_folder(self, split: str, label: int) -> Path | None:
+        """Return the folder with the images of a class, or None if this source has none for each class."""
         ...
 
     def made(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class ClassFolders:
 
     def entries(self, split: str) -> Iterator[Entry]:
         """Yield the images of `split` by class, then by path."""
-        for label, name in enumerate(self.classes):
-            folder = self._folders[split] / name
+        for label in range(len(self.classes)):
+            folder = self.class_folder(split, label)
             if not folder.exists():  # an empty class
                 continue
             for item in files_below(folder, self._left_out):
@@ -59,6 +59,10 @@ class ClassFolders:
                     self._note_subfolder(split, folder, item.path)
                 length, problem = regular_size(item)
                 yield Entry(item.path, 0, length, label, os.path.relpath(item.path, self.root), problem)
+
+    def class_folder(self, split: str, label: int) -> Path:
+        """Return the folder with the images of a class."""
+        return self._folders[split] / self.classes[label]
 
     def made(self) -> dict[str, Any]:
         """Return what `dataset.json` records about the source."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dataloading.errors import DatasetError
@@ -26,6 +27,7 @@ class HeldOut:
 
     def __init__(self, source: Source, every: int, *, allow_empty_classes: bool = False) -> None:
         self._source, self._every, self._allow_empty_classes = source, every, allow_empty_classes
+        self.root = source.root
         self.name, self.classes, self.words, self.notes = source.name, source.classes, source.words, source.notes
         self.splits = ("train", "val", *(split for split in source.splits if split != "train"))
 
@@ -48,6 +50,10 @@ class HeldOut:
                 yield entry
         if not self._allow_empty_classes:
             self._check_enough(seen)
+
+    def class_folder(self, split: str, label: int) -> Path | None:
+        """Return the folder with the images of a class."""
+        return self._source.class_folder("train" if split == "val" else split, label)
 
     def made(self) -> dict[str, Any]:
         """Return what `dataset.json` records about the source."""

@@ -126,6 +126,9 @@ class ILSVRC:
                 )
             yield entry
 
+    def class_folder(self, split: str, label: int) -> None:
+        """Return None: classes have no folders."""
+
     def made(self) -> dict[str, Any]:
         """Return what `dataset.json` records about the source."""
         return {"source": self.name, "label_order": self.label_order, "patched": self._patch_archive() is not None}

@@ -1,6 +1,7 @@
 """Names of data sets, splits and classes: what a set is called, which folder is which split, which names look alike."""
 
 import codecs
+import difflib
 import os
 import re
 import unicodedata
@@ -29,11 +30,24 @@ def split_in(name: str) -> str | None:
     return next((split for split, words in _SPLIT_WORDS.items() if words.search(name.lower())), None)
 
 
+def split_near(name: str) -> str | None:
+    """Return the split that a folder of this name is probably meant to hold, such as "train" for "trian", or None."""
+    folders = {folder: split for split, names in SPLIT_FOLDERS.items() for folder in names}
+    near = difflib.get_close_matches(name.lower(), folders, 1, cutoff=0.75)
+    return split_in(name) or (folders[near[0]] if near else None)
+
+
 def name_of_set(source: Path) -> str:
     """Return what to call the data set at a path: its last name that no split has, as "photos" for ``photos/train``."""
     path = Path(os.path.realpath(source))
     names = [place.name for place in (path, *path.parents[:-1])]
     return next((name for name in names if name and not split_of_folder(name)), path.name or "images")
+
+
+def destination_for(source: Path) -> str:
+    """Return a folder to propose for the data set prepared from `source`, or DEST if that exists already."""
+    place = Path("prepared", name_of_set(source))
+    return "DEST" if os.path.lexists(place) else str(place)
 
 
 def read_class_names(path: Path) -> list[str]:

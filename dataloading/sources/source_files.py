@@ -37,7 +37,7 @@ def source_files(source: Path) -> Iterator[SourceFile]:
             yield SourceFile(os.path.relpath(path, source), about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise DatasetError(
-            f"cannot read {error.filename or source}: {error.strerror or error}; bring it back, or remove it from the "
+            f"cannot read {error.filename or source}: {error.strerror or error}; bring it back, or move it out of the "
             "source, and try again"
         ) from None
 

@@ -1,13 +1,13 @@
 """Which folders of a data set are splits, and which are classes."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dataloading.errors import DatasetError
 from dataloading.process import command
 from dataloading.sources.folder_listing import ARCHIVE, Level, has_image_suffix, has_images, look
-from dataloading.sources.names import SPLIT_FOLDERS, looks, split_in, split_of_folder
+from dataloading.sources.names import SPLIT_FOLDERS, looks, split_in, split_near, split_of_folder
 from dataloading.sources.notes import first_few
 
 _FEW_FOLDERS = 20  # more folders than this are taken for classes without looking into each
@@ -87,7 +87,7 @@ class SplitFolders:
             others = "/ and ".join(names[0] for names in found.values())
             raise DatasetError(
                 f"{self.root} has {others}/ but no train/; add train/<class>/*.jpg with the same classes"
-                f"{_rename(level)}"
+                f"{_rename(level, split_near)}"
             )
         self._check_not_splits(level)
         return {"train": self.root}
@@ -160,6 +160,8 @@ class SplitFolders:
         inner = [item for item in look(folder / name).folders if has_images(folder / name / item, self._left_out)]
         if inner:
             remedy = f"name {folder / name} instead" if folder == self.root else f"move them to {folder}"
+            if folder == self.root and (meant := split_near(name)):
+                remedy += f"; if it is the split {meant}, rename {name}/ to {meant}/: splits are called train/ and val/"
             raise DatasetError(
                 f"{folder} has only one class folder, {name}, with the subfolders {first_few(inner)}; if these are the "
                 f"classes, {remedy}"
@@ -213,9 +215,9 @@ def _no_classes(root: Path, folder: Path) -> str:
     return f"{root} contains no images; {remedy}"
 
 
-def _rename(level: Level) -> str:
-    """Return a remedy: the new names of folders that are splits by other names."""
-    pairs = [(name, split) for name in level.folders if (split := split_in(name)) and not split_of_folder(name)]
+def _rename(level: Level, meant: Callable[[str], str | None] = split_in) -> str:
+    """Return a remedy: the new names of folders that are splits by other names, as `meant` says."""
+    pairs = [(name, split) for name in level.folders if (split := meant(name)) and not split_of_folder(name)]
     renamed = " and ".join(f"{name}/ to {split}/" for name, split in pairs)
     return f"; rename {renamed} if that is what they are" if pairs else ""
 

@@ -82,6 +82,9 @@ class WebDataset:
                     self._check_label(label, name)
                 yield Entry(str(shard), image.offset, image.length, label, name, problem or image.problem)
 
+    def class_folder(self, split: str, label: int) -> None:
+        """Return None: classes have no folders."""
+
     def made(self) -> dict[str, Any]:
         """Return what `dataset.json` records about the source."""
         return {"source": "WebDataset shards"}
@@ -227,7 +230,7 @@ def _sources(path: Path) -> dict[str, str]:
         return read_sources(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"cannot read the names of source files in {path}: {error}; repair or remove the file"
+            f"cannot read the names of source files in {path}: {error}; repair it or move it away"
         ) from None
 
 
@@ -242,5 +245,5 @@ def _class_names(folder: Path) -> list[str] | None:
     except DatasetError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"cannot read the class names in {folder}: {error}; repair or remove the file") from None
+        raise DatasetError(f"cannot read the class names in {folder}: {error}; repair it or move it away") from None
     return None

@@ -86,8 +86,13 @@ def test_the_fingerprint_is_that_of_the_content(small, tmp_path):
 def test_what_is_no_prepared_data_set_is_named(tmp_path, folders):
     with pytest.raises(DatasetError, match=r"no such folder: .*nowhere; prepare it with: .* -m dataloading.prepare"):
         Dataset(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match=r"is not a prepared data set: it has no dataset.json; prepare it with"):
+    remedy = r"if it holds images, prepare them: .* -m dataloading.prepare (\S*/photographs) prepared/photographs$"
+    with pytest.raises(DatasetError, match=rf"is not a prepared data set: it has no dataset.json; {remedy}") as caught:
         Dataset(folders)
+    assert f"dataloading.prepare {folders} " in str(caught.value)
+    (tmp_path / "dataset.json").write_text("[]")
+    with pytest.raises(DatasetError, match=rf"dataloading.prepare {tmp_path} prepared/{tmp_path.name}$"):
+        Dataset(tmp_path)
 
 
 def test_a_split_that_is_not_there_is_named(small):

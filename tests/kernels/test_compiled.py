@@ -1,6 +1,7 @@
 """Every kernel compiles for three generations of GPUs into efficient code. No GPU is needed.
 
-`pytest tests/kernels/test_compiled.py --everything` compiles all combinations of operator, size, layout, dtype and GPU.
+`.venv/bin/python -m pytest tests/kernels/test_compiled.py --everything` compiles all combinations of operator, size,
+layout, dtype and GPU.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from harness import DEVICE, Benchmark, Case, device_name, slug
+from harness import DEVICE, ROOT, Benchmark, Case, device_name, run_script, slug
 from torch import Tensor
 
 
@@ -75,6 +76,38 @@ def test_a_provider_that_is_wrong_or_fails_gets_a_reason_and_no_time(bench, tmp_
     right = rows["double", "right", "forward"]
     assert (right["shape"], right["dtype"], right["memory_format"]) == ([6, 2, 3, 3], "float32", "channels_last")
     assert right["ms_p20"] <= right["ms_p50"] <= right["ms_p80"]
+
+
+def test_ctrl_c_prints_the_rows_so_far_in_place_of_a_traceback(bench, tmp_path: Path, capsys) -> None:
+    def interrupted(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    moved = dict.fromkeys(("forward", "backward", "both"), 1)
+    case = {"finished": (double, "nchw"), "slow": (interrupted, "nchw")}
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+        run_script(lambda: bench.run(Case("double", (2, 1, 1, 1), torch.float32, double, case, moved)))
+    assert getattr(caught.value, "code", None) == 130
+    out, err = capsys.readouterr()
+    assert err == "interrupted; no record was written\n"
+    table = out.partition("Doubling (interrupted)")[2]
+    assert [direction in table for direction in ("forward", "backward", "both")] == [True] * 3
+    assert "finished" in table
+    assert "slow" not in table
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["conv_relu", "cross_entropy", "dropout", "fusions", "lrn", "max_pool", "sgd"])
+def test_ctrl_c_before_any_row_prints_one_line(name: str, monkeypatch, capsys) -> None:
+    def interrupted(_: float) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr("harness.benchmark.copy_bandwidth", interrupted)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+        runpy.run_path(str(ROOT / "bench" / f"{name}.py"), run_name="__main__")
+    assert getattr(caught.value, "code", None) == 130
+    out, err = capsys.readouterr()
+    assert (out.strip(), err) == ("", "interrupted; no record was written\n")
 
 
 def test_a_result_without_dimensions_is_checked_for_all_images(bench) -> None:

@@ -11,13 +11,24 @@ def test_an_empty_class_folder_is_refused_before_the_work_begins(tmp_path):
     root = class_folders(tmp_path / "in")
     for path in (root / "val/class1").iterdir():
         path.unlink()
-    with pytest.raises(
-        DatasetError, match=r"in: no images of class1 for val; add some, remove the class .* --allow-empty-classes"
-    ):
+    wanted = (
+        rf"^in: no images of class1 for val \({root}/val/class1\); add some, leave the class out of every split, or "
+        rf"go on although it is empty: \S+ -m dataloading.prepare {root} DEST --allow-empty-classes$"
+    )
+    with pytest.raises(DatasetError, match=wanted):
         quietly(root, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # so that nothing stands in the way of the next try
     (root / "val/class1/new.jpg").write_bytes(jpeg(0))
     assert quietly(root, tmp_path / "out").count("val") == 9
+
+
+def test_an_empty_class_folder_is_named_once_when_images_are_held_out(tmp_path):
+    root = class_folders(tmp_path / "in", val=0) / "train"
+    for path in (root / "class1").iterdir():
+        path.unlink()
+    wanted = rf"of class1 for train and of class1 for val \({root}/class1\); .* {root} DEST \S+ --validation-every 4$"
+    with pytest.raises(DatasetError, match=wanted):
+        quietly(root, tmp_path / "out", validation_every=4)
 
 
 def test_a_class_folder_missing_in_a_split_can_be_allowed(tmp_path, caplog):
@@ -59,7 +70,7 @@ def test_classes_of_shards_are_counted_too(tmp_path):
     parts = [("a.jpg", jpeg(0)), ("a.cls", b"0"), ("b.jpg", jpeg(1)), ("b.cls", b"2")]
     for split in ("train", "val"):
         (tmp_path / f"{split}.tar").write_bytes(tar_of(parts))
-    with pytest.raises(DatasetError, match=r"no images of 1 for train and of 1 for val"):
+    with pytest.raises(DatasetError, match=r"no images of 1 for train and of 1 for val; add some"):
         quietly(tmp_path, tmp_path.parent / "out")
 
 
@@ -102,7 +113,7 @@ def test_the_command_refuses_and_allows(tmp_path):
     words = ["dataloading.prepare", root, tmp_path / "out", "--size", 32, "--workers", 0, "--no-progress"]
     done = command(*words)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: in: no images of class1 for val; ")
+    assert done.stderr.startswith("error: in: no images of class1 for val (")
     assert done.stderr.count("\n") == 1
     done = command(*words, "--allow-empty-classes")
     assert (done.returncode, done.stderr) == (0, "note: in: no images of class1 for val\n")

@@ -16,11 +16,35 @@ from tests.dataloading.small_sources import class_folders, contents
 
 def test_an_existing_destination_is_left_alone(folders, tmp_path):
     (tmp_path / "precious").write_text("mine")
-    with pytest.raises(DatasetError, match=r"exists already; remove it or choose another"):
+    with pytest.raises(DatasetError, match=rf"^{tmp_path} exists already; choose another destination$"):
         quietly(folders, tmp_path)
     with pytest.raises(DatasetError, match=r"exists already"):
         quietly(folders, tmp_path / "precious")
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_only_a_prepared_data_set_is_called_removable(folders, small, tmp_path):
+    with pytest.raises(DatasetError, match=r"exists already, a prepared data set; remove it or choose another"):
+        quietly(folders, small.root)
+    for content in ("[]", "{}", "no JSON"):  # somebody else's files of these names
+        (tmp_path / "dataset.json").write_text(content)
+        (tmp_path / "plan.json").write_text("mine")
+        with pytest.raises(DatasetError, match=rf"^{tmp_path} exists already; choose another destination$"):
+            quietly(folders, tmp_path)
+        assert (tmp_path / "plan.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("dest", ["photos", "photos/../photos", "link"])
+def test_the_source_is_no_destination(tmp_path, monkeypatch, dest):
+    monkeypatch.chdir(tmp_path)
+    class_folders(Path("photos"), classes=2, train=2, val=1)
+    Path("link").symlink_to("photos")
+    wanted = f"source and destination are the same folder, {dest}; name a new folder as the destination, such as "
+    with pytest.raises(DatasetError, match=rf"^{wanted}prepared/photos$"):
+        quietly("photos", Path(dest))
+    Path("prepared/photos").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=rf"^{wanted}DEST$"):
+        quietly("photos", Path(dest))
 
 
 def test_an_empty_destination_is_fine(folders, tmp_path):

@@ -1,5 +1,6 @@
 """The estimate of the space that a preparation needs."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,12 +37,23 @@ def with_space(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
 def test_the_estimate_is_close_to_what_is_used(source, used, tmp_path, monkeypatch):
     """It leaves the ends of archives out, which count here because the shards are so small."""
     with_space(monkeypatch, 0.95 * used)
-    with pytest.raises(
-        DatasetError, match=r"not enough space for .*out.preparing: 80 images of about 3 kB need 0.00 G"
-    ):
+    wanted = (
+        r"not enough space for .*out.preparing: 80 images of about 3 kB need (\d+ kB) more, (\d+ kB) are free; free"
+    )
+    with pytest.raises(DatasetError, match=wanted) as caught:
         quietly(source, tmp_path / "out")
+    found = re.search(wanted, str(caught.value))
+    assert found is not None
+    assert found[1] != found[2]
     with_space(monkeypatch, 0.98 * used)
     assert quietly(source, tmp_path / "out").count("train") == 60
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "1 kB"), (999_499, "999 kB"), (9_660_000, "9.66 MB"), (1_234_560_000_000, "1,234.56 GB")]
+)
+def test_sizes_have_a_unit_that_shows_their_difference(count, text):
+    assert disk_space._size(count) == text
 
 
 def test_finished_shards_need_no_more_space(source, used, tmp_path, monkeypatch):

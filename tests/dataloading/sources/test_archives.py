@@ -26,7 +26,7 @@ def test_listing_an_archive_takes_no_memory(tmp_path):
 
 def test_a_pipe_with_the_name_of_an_archive_is_named_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "train-000.tar")
-    with pytest.raises(DatasetError, match=r"train-000.tar is not a regular file; remove it"):
+    with pytest.raises(DatasetError, match=r"train-000.tar is not a regular file; move it away"):
         quietly(tmp_path, tmp_path / "out", validation_every=0)
 
 

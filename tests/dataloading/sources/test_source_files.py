@@ -69,5 +69,7 @@ def test_size_and_time_are_those_of_the_file_behind_a_link(tmp_path):
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
     source = class_folders(tmp_path / "in", classes=1, train=1, val=1)
     (source / "train/class0/a.jpg").symlink_to("nowhere")
-    with pytest.raises(DatasetError, match=r"cannot read .*/train/class0/a.jpg: No such file or directory; bring it"):
+    with pytest.raises(
+        DatasetError, match=r"cannot read .*/train/class0/a.jpg: No such file or directory; bring it back, or move it"
+    ):
         names(source)

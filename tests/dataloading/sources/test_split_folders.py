@@ -127,6 +127,21 @@ def test_one_class_folder_around_the_others_is_refused(tmp_path):
     assert opened(tmp_path / "train/images", validation_every=2).classes == ["cat", "dog"]
 
 
+@pytest.mark.parametrize(("name", "meant"), [("trian", "train"), ("Tran", "train"), ("eval", "val"), ("photos", None)])
+def test_a_misspelt_split_is_no_class_folder(tmp_path, name, meant):
+    for label in ("cat", "dog"):
+        images(tmp_path / name / label, 4)
+    renamed = f"; if it is the split {meant}, rename {name}/ to {meant}/: splits are called train/ and val/"
+    with pytest.raises(DatasetError, match=rf"the classes, name {tmp_path}/{name} instead{renamed if meant else ''}$"):
+        opened(tmp_path)
+
+
+def test_a_misspelt_training_folder_beside_another_split_is_named(root):
+    (root / "train").rename(root / "trian")
+    with pytest.raises(DatasetError, match=r"no train/; add .*; rename trian/ to train/ if that is what they are$"):
+        opened(root)
+
+
 def test_one_class_alone_is_refused_for_training(tmp_path):
     images(tmp_path / "cat", 4)
     with pytest.raises(DatasetError, match=r"only one class folder, cat, but a classifier needs at least two classes"):

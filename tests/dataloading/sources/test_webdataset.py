@@ -318,6 +318,23 @@ def test_class_folders_in_place_of_shards_are_refused(tmp_path):
         opened(tmp_path, validation_every=2)
 
 
+def test_other_folders_beside_shards_are_left_alone(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.tar").write_bytes(shard([("a", 0), ("b", 1)]))
+    class_folders(tmp_path / "other")
+    (tmp_path / "other/val").rename(tmp_path / "val")
+    assert opened(tmp_path).splits == ("train", "val")
+
+
+def test_a_folder_without_class_folders_beside_shards_is_not_taken_for_some(tmp_path):
+    (tmp_path / "train.tar").write_bytes(shard([("a", 0), ("b", 1)]))
+    (tmp_path / "val/empty").mkdir(parents=True)
+    (tmp_path / "val/loose.jpg").write_bytes(jpeg(0))
+    with pytest.raises(DatasetError, match=r"has training images but no validation set; add val/"):
+        opened(tmp_path)
+    assert opened(tmp_path, validation_every=2).splits == ("train", "val")
+
+
 @pytest.mark.parametrize("first", ["images", "labels"])
 def test_samples_cut_in_two_by_the_end_of_a_shard_stop_the_preparation(tmp_path, first):
     images = tar_of([("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("b.cls", b"1")])

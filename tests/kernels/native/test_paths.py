@@ -1,6 +1,6 @@
 """What native.c computes and what PyTorch, and a count which shows that the tests take every path of native.c.
 
-    pytest -rP tests/kernels/native/test_paths.py -k every_path
+    .venv/bin/python -m pytest -rP tests/kernels/native/test_paths.py -k every_path
 
 prints how often each of its functions and lines ran.
 """
