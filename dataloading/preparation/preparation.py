@@ -129,6 +129,12 @@ def _work_folder(dest: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as ownership:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            names = set(os.listdir(folder))
+            if names and not names & {PLAN, LOCK}:  # the user's own: it would be removed below
+                raise DatasetError(
+                    f"{folder} exists already and is no interrupted preparation; move it away, or choose another "
+                    "destination"
+                )
             ownership.enter_context(owned(folder, remedy="wait for it or stop it"))
         except OSError as error:
             raise DatasetError(f"cannot write to {folder}: {error.strerror}; choose another destination") from None

@@ -255,3 +255,15 @@ def _filling(source: Path, disk: Path, ballast: Path, workers: int) -> subproces
     path = disk.parent / "filling.py"
     path.write_text(script)
     return python_script(path, source, disk / "out", ballast, workers)
+
+
+def test_a_folder_with_the_name_of_an_unfinished_preparation_is_left_alone(folders, tmp_path):
+    mine = tmp_path / "out.preparing" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(DatasetError, match=r"out.preparing exists already and is no interrupted preparation; move it"):
+        preparation.prepare_dataset(folders, tmp_path / "out", size=32)
+    with pytest.raises(DatasetError, match=r"out.preparing exists already and is no interrupted preparation; move it"):
+        preparation.prepare_dataset(tmp_path / "nowhere", tmp_path / "out", size=32)
+    assert mine.read_text() == "mine"
+    assert [path.name for path in mine.parent.iterdir()] == ["notes.txt"]
