@@ -8,10 +8,10 @@
 
 On a CPU every worker has one thread, except in the part "default", where it has as many as in training; the single
 process that they are compared with has all cores. Images are random and stay in memory; a step is forward, backward and
-update. The speed of a machine may drift, so all trials of a part run in turn, round after round. Images/s
-are those of the median round; ratios and idle times are medians over all rounds. The simulation knows the costs of
-single blocks, which the same workers measure just before a trial, the speed of the links and the number of cores; it
-knows nothing of the measured steps.
+update. The speed of a machine may drift, so all trials of a part run in turn, round after round. Images/s are
+those of the median round; ratios and idle times are medians over all rounds. The simulation knows the costs of single
+blocks, which the same workers measure just before a trial, the speed of the links and the number of cores; it knows
+nothing of the measured steps.
 """
 
 from __future__ import annotations

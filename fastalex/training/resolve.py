@@ -391,8 +391,8 @@ def _advise_resumed(options: TrainOptions, before: RunConfig, config: RunConfig)
         images = open_prepared(config.data, config.fraction, config.seed).count("train")
         if drops := drops_to_add(config.recipe, images, finished_epochs(config.folder)):
             notes.append(
-                "no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
-                f"those of a new run of {config.recipe.epochs} epochs, add --set {' '.join(drops)}"
+                "the learning rate will not drop again, because a resumed run keeps its schedule; to drop it as a new "
+                f"run of {config.recipe.epochs} epochs would, add --set {' '.join(drops)}"
             )
     with contextlib.suppress(OSError):
         for note in notes:

@@ -95,3 +95,19 @@ def test_the_balanced_network_has_two_equal_halves():
     names = balanced().block_names
     assert [len(part) for part in partition(balanced(), 2)] == [5, 5]
     assert len(names) == 10
+
+
+def test_single_processes_and_workers_take_turns(bench, monkeypatch):
+    pipeline, (alone, apart), calls = bench.trial(PIPELINE, 4), bench.alone([1, 2]), []
+    seconds = {1: iter([(8.0, 4.0), (6.0, 9.0), (9.0, 5.0)]), 2: iter([(5.0,), (12.0,), (6.0,)])}
+
+    def time(self, workers, trials):
+        calls.append((self.rounds, workers, list(trials)))
+        return [[measured(bench, one)] for one in next(seconds[workers])]
+
+    monkeypatch.setattr(Measurement, "time", time)
+    bench.compare([("two workers", pipeline)], [alone, apart])
+    assert calls == [(1, 1, [alone, apart]), (1, 2, [pipeline])] * 3
+    # The fastest single process by its median has 2 micro-batches: 4, 9 and 5 seconds.
+    assert [row["of_one_process"] for row in bench.rows] == [0.556, 1.0, 0.8]
+    assert bench.rows[2]["rounds"] == [102.4, 42.67, 85.33]

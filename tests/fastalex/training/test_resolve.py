@@ -307,8 +307,8 @@ def test_a_longer_run_without_a_drop_ahead_says_how_to_add_one(prepared, tmp_pat
         return capsys.readouterr().out
 
     note = (
-        "note: no drop of the learning rate lies ahead, because changes of the schedule stay at their epochs; for "
-        "those of a new run of 60 epochs, add --set epoch=43:lr=0.0002 epoch=55:lr=2e-05\n"
+        "note: the learning rate will not drop again, because a resumed run keeps its schedule; to drop it as a new "
+        "run of 60 epochs would, add --set epoch=43:lr=0.0002 epoch=55:lr=2e-05\n"
     )
     assert said(60) == note
     assert said(60, "epoch=30:lr=1e-4") == ""
