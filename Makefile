@@ -23,7 +23,7 @@ train: install  ## train the 2012 network on the bundled digits, split over two 
 	$(BIN)/python -m fastalex.train --devices $(DEVICES)
 
 test: install lint  ## lint, type check, and run the whole test suite
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 bench: install  ## time operators, loader, training and the step; records go to bench/results
 	$(BIN)/python bench/all.py
