@@ -120,6 +120,7 @@ def test_no_default_where_nothing_can_run():
 def test_which_stages_defer_their_convolutions():
     assert not defers_convolutions(0, 2, 4)  # nothing waits for the first stage's input gradient
     assert defers_convolutions(1, 2, 4)
+    assert defers_convolutions(1, 2, 7)
     assert not defers_convolutions(1, 2, 8)  # many micro-batches
     assert not defers_convolutions(1, 2, 4, replicas=2)
     assert not defers_convolutions(1, 1, 4)

@@ -60,3 +60,19 @@ def test_a_signal_during_the_exchange_is_not_lost(monkeypatch):
     assert not world.stop_requested()
     assert world.stop_requested()
     assert world.signal_number == signal.SIGUSR1
+
+
+def test_two_workers_agree(monkeypatch):
+    """Sum, minimum, and the signal that the other one has received."""
+    world, others = World(0, 2, CPU), torch.tensor([3.0, -5.0])
+    combine = {torch.distributed.ReduceOp.SUM: torch.add, torch.distributed.ReduceOp.MIN: torch.minimum}
+
+    def all_reduce(values, operation=torch.distributed.ReduceOp.SUM):
+        values.copy_(combine[operation](values, others))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert world.sum(torch.ones(2)).tolist() == [4.0, -4.0]
+    assert world.minimum(torch.ones(2)).tolist() == [1.0, -5.0]
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda number, _: number.fill_(signal.SIGTERM))
+    assert world.stop_requested()
+    assert world.signal_number == signal.SIGTERM

@@ -92,6 +92,23 @@ def test_a_goal_that_was_not_reached_is_a_text_and_not_a_bar(tmp_path, monkeypat
     assert out.count("not reached") == 2
 
 
+def test_top_5_errors_are_shown_where_there_are_any(tmp_path, monkeypatch, capsys):
+    """With five classes or fewer there are none, and the published ones would compare with nothing."""
+    chosen = find_study("lrn")
+    table = [row(variant, 1) for variant in chosen.variants]
+    without = [replace(one, top5=None) for one in table]
+    published = chosen.variants[1].published
+    assert published.top5 is not None
+    drawn: list[Picture] = []
+    monkeypatch.setattr(Picture, "savefig", lambda picture, *_, **__: drawn.append(picture))
+    for rows, shown in ((table, str(published)), (without, str(replace(published, top5=None)) + " ")):
+        draw_comparison(chosen, rows, tmp_path / "study.png")
+        Console(width=200).print(comparison_table(chosen, rows))
+        out = capsys.readouterr().out
+        assert shown in out
+        assert ("top-5" in out) == (len(drawn[-1].axes) == 2) == (rows is table)
+
+
 def test_a_ratio_within_the_spread_is_marked_as_uncertain():
     chosen = find_study("activation")
     relu, tanh = chosen.variants[0], chosen.variants[4]
