@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 from dataloading.preparation.descriptions import remarks
 from dataloading.preparation.images import ImageOptions, Rejected, decode, prepare_image
+from dataloading.preparation.pixels import is_transparent
 from dataloading.preparation.shard_plan import record_path, write_record
 from tests.dataloading.preparation.preparing import quietly, stored
 from tests.dataloading.small_sources import class_folders, command, encoded, photograph, png_chunk
@@ -239,6 +240,15 @@ def test_opaque_images_are_not_called_transparent_and_have_no_background():
     assert not prepare_image(data, ImageOptions(size=32)).is_transparent
     plain, laid = (prepare_image(data, ImageOptions(size=32, background=color)) for color in (None, (0, 0, 0)))
     assert plain.jpeg == laid.jpeg
+
+
+def test_damaged_transparency_is_none():
+    class Damaged(Image.Image):
+        @property
+        def has_transparency_data(self) -> bool:
+            raise ValueError("damaged")
+
+    assert not is_transparent(Damaged())
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -82,6 +82,18 @@ def test_enlarging_interpolates_with_a_cubic(source, size):
     assert np.abs(whole(image, size) - wanted).max() <= tolerance
 
 
+@pytest.mark.parametrize(("source", "size"), [((9, 40), (30, 20)), ((40, 9), (20, 30))])
+def test_one_axis_may_grow_while_the_other_shrinks(source, size):
+    def by_axis(length: int, count: int) -> np.ndarray:
+        return keys_cubic(length, count) if count > length else mean_of_area(length, count)
+
+    image = noise(*source)
+    wanted = applied(by_axis, image, size)
+    assert wanted.min() < 0
+    assert wanted.max() > 255
+    assert np.abs(whole(image, size) - np.clip(wanted, 0, 255)).max() <= 0.5 + 255 * 4 / 4096
+
+
 @pytest.mark.parametrize("size", [(3, 3), (7, 20), (16, 16), (17, 16), (61, 300)])
 def test_an_even_picture_stays_as_it_is(size):
     for level in (0, 1, 128, 255):

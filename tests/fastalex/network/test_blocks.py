@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from fastalex import AlexNet
+from fastalex.network.architecture import LinearBlock
+from fastalex.network.blocks import Linear
+from fastalex.network.variation import build_architecture
 from tests.fastalex.network.inputs import images, randomise
 
 
@@ -99,3 +102,11 @@ def test_a_block_with_two_poolings_names_both():
         images(1), ["conv1.pool", "conv1.pool2", "conv1"]
     )
     assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]
+
+
+def test_dropout_may_follow_a_layer_without_activation():
+    spec = LinearBlock("fc6", 64, activation=False, dropout="after")
+    block = Linear(spec, 8, build_architecture("krizhevsky"), seed=0)
+    y = block(images(4, 8)[:, 0, 0], seed=1)
+    assert (y < 0).any()
+    assert 0.3 < (y == 0).float().mean() < 0.7

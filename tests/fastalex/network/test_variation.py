@@ -17,6 +17,12 @@ from fastalex.recipes.published import build_recipe
 ALEXNETS = [name for name in ARCHITECTURES if name != "four-layer"]
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_without_a_variation_the_network_is_the_named_one(name):
+    wanted = ARCHITECTURES[name]().blocks
+    assert build_architecture(name).blocks == build_architecture(name, 1000, Variation()).blocks == wanted
+
+
 def test_a_bottleneck_keeps_the_weights_of_many_classes_few():
     shapes = block_shapes(build_architecture("krizhevsky", 21_843, Variation(conv6=True, bottleneck=2048)))
     assert [shape.name for shape in shapes][-4:] == ["fc6", "fc7", "bottleneck", "fc8"]
