@@ -31,9 +31,17 @@ def work(
     raise AssertionError
 
 
+def scale(pair: Annotated[Positional[tuple[int, int]], arg(metavar="W H")], size: int = 256) -> None:
+    """A command with two values in a row."""
+    raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("what", "words", "message"),
     [
+        (scale, "1", "missing W H; see --help"),
+        (scale, "1 --sise", "unknown option --sise; did you mean --size?"),
+        (scale, "--sise", "unknown option --sise; did you mean --size?"),
         (work, "a b --order x", "--order must be one of devkit, sorted, got 'x'"),
         (work, "a b --size x", "--size must be an integer, got 'x'"),
         (work, "a b --workers it's", '--workers must be an integer, got "it\'s"'),

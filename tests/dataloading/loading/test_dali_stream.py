@@ -87,6 +87,18 @@ def test_what_dali_reads_without_a_copy_is_kept_until_its_images_are_there(small
     assert len(delivered) > 18
 
 
+def test_an_error_of_the_graph_reaches_the_caller(small, monkeypatch):
+    def run(stream: object) -> None:
+        raise RuntimeError("the graph is out of memory")
+
+    source = loader(small, batch_size=4)
+    batches = source.epoch(0)
+    next(batches)
+    monkeypatch.setattr(source._stream._pipeline, "run", run)
+    with pytest.raises(RuntimeError, match="the graph is out of memory"):
+        list(batches)
+
+
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()

@@ -126,6 +126,7 @@ def test_bands_leave_no_trace(source, size, monkeypatch):
     monkeypatch.setattr(resizing, "_COPIED", 25 * image.width * 12)  # some rows at a time, not all equally many
     monkeypatch.setattr(resizing, "_SUMMED", 1)
     assert np.array_equal(whole(image, size), wanted)
+    assert np.array_equal(resize(image, size, (0, 7, *size)), wanted[7:])
 
 
 def test_sums_over_large_pictures_do_not_overflow():
