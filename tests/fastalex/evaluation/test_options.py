@@ -1,11 +1,15 @@
 """Options of an evaluation that do not fit together, or do not fit what exists."""
 
+from pathlib import Path
+
 import pytest
 
 import dataloading
 from fastalex.errors import ConfigurationError
-from fastalex.evaluation.options import EvaluateOptions, resolve
+from fastalex.evaluation.ensemble import EvaluationResult, evaluate
+from fastalex.evaluation.options import EvaluateOptions, _report, resolve
 from tests.fastalex.conftest import save_run, write_images
+from tests.fastalex.evaluation.conftest import HERE
 
 
 def test_what_is_refused(runs, prepared, tmp_path):
@@ -64,3 +68,34 @@ def test_what_is_refused(runs, prepared, tmp_path):
     ):
         with pytest.raises((ConfigurationError, dataloading.DatasetError), match=message):
             resolve(EvaluateOptions(paths, **{"devices": "cpu", **options}))
+
+
+def reported(capsys, *paths: Path, **options: object) -> tuple[dict[str, str], EvaluationResult]:
+    """The rows that an evaluation prints, by name, and its result."""
+    job = resolve(EvaluateOptions(paths, devices="cpu", batch_size=4, **options))
+    result = evaluate(HERE, job.evaluation)
+    _report(job, result)
+    lines = capsys.readouterr().out.splitlines()
+    return {name.strip(): text.strip() for name, _, text in (line.partition("  ") for line in lines)}, result
+
+
+def test_an_ensemble_prints_what_it_is_made_of(runs, prepared, tmp_path, capsys):
+    cycled = save_run(tmp_path / "run", prepared, seed=1, classes=("green", "red", "blue"))
+    table = tmp_path / "classes.csv"
+    rows, result = reported(capsys, runs[0], cycled, coefficients=(1.0, 3.0), class_errors=table)
+    assert result.coefficients == (0.25, 0.75)
+    assert rows["coefficients"] == "0.2500 0.7500"
+    assert rows["weights 2"] == str(cycled / "best.safetensors")
+    assert rows["views per image"] == "1"
+    assert "classes" not in rows
+    assert f"errors by class: {table}" in rows
+    assert table.is_file()
+
+    rows, _ = reported(capsys, cycled, runs[0], fit_coefficients="train")
+    assert rows["coefficients"].endswith(", fitted on train")
+    assert rows["classes"] == "matched by name: the data set orders them differently"
+    assert not any(name.startswith("errors by class") for name in rows)
+
+    rows, _ = reported(capsys, runs[0], fit_coefficients=None)
+    assert "coefficients" not in rows
+    assert rows["weights"] == str(runs[0] / "best.safetensors")
