@@ -11,6 +11,8 @@ from fastalex.studies.comparison import (
     Difference,
     Figure,
     Row,
+    _record,
+    _row_record,
     compare,
     comparison_table,
     draw_comparison,
@@ -38,6 +40,42 @@ def test_epochs_to_the_goal_are_read_from_the_training_error(prepared, tmp_path)
     table = compare(chosen, runs)
     best = fastest_variants(chosen, table)
     assert (best["relu"].epochs_to_goal, best["tanh"].epochs_to_goal) == (Figure(4.0, 2**0.5), Figure(8.0, 0.0))
+    record = _record(chosen, runs, table)
+    assert (record["ratio"], record["published_ratio"]) == (2.0, 6)
+    assert record["fastest"] == {family: row.variant.name for family, row in best.items()}
+    assert epoch_ratio(chosen, table) in record["remarks"]
+
+
+def test_the_record_has_every_figure_of_a_row():
+    results = (RunResult(0, 40.0, 20.0, 7.26, 3), RunResult(1, 42.0, 23.0, 8.0, 5))
+    variant = find_study("lrn").variants[1]
+    errors = Figure(41.0, 1.41421), Figure(21.5, None)
+    differences = Difference(1.5, True), Difference(-0.5, None)
+    published = variant.published
+    assert _row_record(Row(variant, 77, 9, results, 1, *errors, *differences)) == {
+        "variant": variant.name,
+        "options": {"lrn": False},
+        "parameters": 77,
+        "epochs": 9,
+        "top1_error": {"mean": 41.0, "spread": 1.4142},
+        "top5_error": {"mean": 21.5, "spread": None},
+        "top1_difference": {"value": 1.5, "is_larger": True},
+        "top5_difference": {"value": -0.5, "is_larger": None},
+        "published": {
+            "top1": published.top1,
+            "top5": published.top5,
+            "where": published.details,
+            "about": published.qualifier,
+        },
+        "seconds": 7.6,
+        "epochs_to_goal": None,  # not reached by the run that diverged
+        "diverged": 1,
+        "runs": [
+            {"seed": 0, "top1_error": 40.0, "top5_error": 20.0, "seconds": 7.3, "epochs_to_goal": 3},
+            {"seed": 1, "top1_error": 42.0, "top5_error": 23.0, "seconds": 8.0, "epochs_to_goal": 5},
+        ],
+    }
+    assert published.top1 != published.top5
 
 
 def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
