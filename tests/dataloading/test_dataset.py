@@ -1,11 +1,14 @@
 """Opening and reading a prepared data set."""
 
 import contextlib
+import errno
+import os
 import pickle
 import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,6 +281,15 @@ def test_opening_reads_the_first_sample_of_some_shards(small, monkeypatch, most,
     monkeypatch.setattr(Dataset, "read", lambda *a: probed.append(a[1:]) or read(*a))
     Dataset(small.root)
     assert [sample for split, sample in probed if split == "train"] == wanted
+
+
+def test_names_of_sources_that_can_no_longer_be_read_are_an_error(small, monkeypatch):
+    def lost(path: Path) -> dict[str, str]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    monkeypatch.setattr(dataset_module, "read_sources", lost)
+    with pytest.raises(DatasetError, match=r"^cannot read .*val-sources.csv: Stale file handle"):
+        Dataset(small.root).source("val", 0)
 
 
 READ_ALL = """

@@ -55,6 +55,28 @@ def test_an_image_that_crashes_its_decoder_is_rejected_and_nothing_else_is(tmp_p
         assert all(np.array_equal(one, other) for one, other in images)
 
 
+CRASH = "crashes the process that decodes it: "
+
+
+@pytest.mark.parametrize(
+    ("code", "has_begun", "wanted"),
+    [
+        (0, True, ""),
+        (3, True, f"{CRASH}exit code 3"),
+        (3, False, ""),
+        (-signal.SIGSEGV, True, f"{CRASH}Segmentation fault"),
+        (-signal.SIGKILL, True, ""),
+    ],
+)
+def test_only_a_process_that_has_begun_and_ends_by_itself_tells_against_an_image(monkeypatch, code, has_begun, wanted):
+    process = SimpleNamespace(start=lambda: None, join=lambda: None, exitcode=code)
+    context = SimpleNamespace(
+        Process=lambda **_: process, RawValue=lambda kind, value: SimpleNamespace(value=int(has_begun))
+    )
+    monkeypatch.setattr(worker_pool, "_CONTEXT", context)
+    assert worker_pool._crash(Entry("photo.jpg", 0, 1, 0, "photo.jpg"), ImageOptions()) == wanted
+
+
 def test_a_worker_killed_from_outside_is_replaced(many, many_prepared, tmp_path):
     process = preparing(many, tmp_path / "out", after=4)
     victim = next(
