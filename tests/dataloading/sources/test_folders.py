@@ -63,6 +63,12 @@ def test_class_folders_that_differ_are_named(tmp_path):
     assert source.classes == ["class0", "class1", "class2", "klass1"]
     assert {entry.label for entry in source.entries("val")} == {0, 2, 3}
 
+def test_a_class_that_only_validation_has_is_named(tmp_path):
+    class_folders(tmp_path, classes=2, train=2, val=1)
+    shutil.copytree(tmp_path / "val/class1", tmp_path / "val/class2")
+    with pytest.raises(DatasetError, match=r"differ: only val/ has class2; give both the same"):
+        opened(tmp_path)
+
 
 def test_system_files_and_what_is_no_regular_file_are_no_images(tmp_path):
     class_folders(tmp_path, classes=2, train=1, val=1)
