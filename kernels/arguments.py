@@ -78,6 +78,22 @@ def check_normalisation(size: int, alpha: float, beta: float, k: float) -> None:
         raise ValueError(f"k must be above 0, got {k}: the denominator would not be positive for an input of zeros")
 
 
+# Side of the largest window whose sums the Triton kernels of normalisation unroll. Larger ones take long to compile.
+MAX_UNROLLED_WINDOW = 16
+
+
+def within(extent: int, size: int, alpha: float, dimensions: int) -> tuple[int, float]:
+    """The size and alpha of the smallest window that normalises like this one over `extent` elements.
+
+    A window of 2 * extent - 1 around any element covers all of them. Alpha is divided by the number of elements of a
+    window, which has `dimensions` dimensions, so it shrinks with the window.
+    """
+    largest = max(1, 2 * extent - 1)
+    if size <= MAX_UNROLLED_WINDOW or size <= largest:
+        return size, alpha
+    return largest, alpha * (largest / size) ** dimensions
+
+
 def check_groups(channels: int, groups: int) -> None:
     """Check that the channels divide into equal groups."""
     check_int("groups", groups, 1)

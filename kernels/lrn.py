@@ -11,6 +11,9 @@ released source of that network, in Caffe and in PyTorch; the paper's own formul
 A thread holds one vector of neighbouring channels (16 bytes) and loads the vectors on either side too. Those come from
 the L1 cache, and no load is narrower than 16 bytes. Each channel sums its own window: a running sum would lose
 precision by cancellation, and would carry one NaN to all later channels. Backward recomputes `s`, so it saves only `x`.
+
+All sums are unrolled. Windows of more than 16 channels would take long to compile, so PyTorch's additions compute them
+(`kernels/native/normalisation.py`), about 2 log2(size) for a sum.
 """
 
 # A tuple that grows in a loop changes its type in each iteration.
@@ -259,7 +262,8 @@ def local_response_norm(
     Args:
         x: N x C x H x W, or N x C x any other dimensions; float32, float16, bfloat16 or float64. Half precision is
             computed in fp32.
-        size: number of channels in the window, at least 1; may exceed C.
+        size: number of channels in the window, at least 1; may exceed C. Above 16, PyTorch's operators
+            compute the sums.
         alpha: at least 0; divided by `size`, as in PyTorch.
         beta: above 0.
         k: above 0.
@@ -281,8 +285,9 @@ def local_response_norm(
         return local_response_norm(maps, size, alpha, beta, k, groups=groups).reshape(x.shape)
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
+    size, alpha = arguments.within(x.shape[1] // groups, size, alpha, 1)
     chosen = dispatch.implementation_for(x)
-    if chosen == "triton":
+    if chosen == "triton" and size <= arguments.MAX_UNROLLED_WINDOW:
         return _LocalResponseNorm.apply(x, size, float(alpha), float(beta), float(k), groups)
     plain = reference if chosen == "reference" else native
     return plain.local_response_norm(x, size, alpha, beta, k, groups=groups)

@@ -12,6 +12,9 @@ A program walks down a strip of each map. In each step it sums one row of each w
 holds the sums of the previous rows in registers. So a pixel is read once per column of a window, not once per pixel. No
 sum is ever subtracted, which would lose precision by cancellation and carry one NaN down the map.
 
+Sums over a window are unrolled. Windows of more than 16 rows would take long to compile, so PyTorch's additions compute
+them (`kernels/native/normalisation.py`).
+
 Backward is two kernels: `t` at one pixel needs `s` there, which is a sum over a window itself, so `t` is written to
 memory in between. Both kernels recompute `s`, so backward saves only `x`.
 """
@@ -273,7 +276,7 @@ def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0
 
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
-        size: side of the window, at least 1.
+        size: side of the window, at least 1; may exceed H and W. Above 16, PyTorch's operators compute the sums.
         alpha: at least 0; divided by `size` squared.
         beta: above 0.
         k: above 0.
@@ -288,8 +291,9 @@ def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0
     """
     arguments.check_tensor("x", x, 4, "N x C x H x W")
     arguments.check_normalisation(size, alpha, beta, k)
+    size, alpha = arguments.within(max(x.shape[2:]), size, alpha, 2)
     chosen = dispatch.implementation_for(x)
-    if chosen == "triton":
+    if chosen == "triton" and size <= arguments.MAX_UNROLLED_WINDOW:
         return _SameMapNorm.apply(x, size, float(alpha), float(beta), float(k))
     plain = reference if chosen == "reference" else native
     return plain.same_map_norm(x, size, alpha, beta, k)

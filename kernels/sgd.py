@@ -100,7 +100,7 @@ _TRITON_TYPES = {
 @functools.lru_cache(maxsize=16)
 def _block_table(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """The tensor and the block that each program updates, and the lengths of all tensors. Same in every step."""
-    _refuse_while_capturing(device)
+    _refuse_while_capturing(device, _TABLE)
     blocks = torch.tensor([triton.cdiv(length, _BLOCK_SIZE) for length in lengths], dtype=torch.int64)
     tensors = torch.arange(len(lengths)).repeat_interleave(blocks)
     first = torch.cumsum(blocks, 0) - blocks
@@ -111,18 +111,20 @@ def _block_table(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor
 @functools.lru_cache(maxsize=64)
 def _address_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """The addresses of all tensors. Cached, because allocators return the same addresses in every step."""
-    _refuse_while_capturing(device)
+    _refuse_while_capturing(device, _TABLE)
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _refuse_while_capturing(device: torch.device) -> None:
-    """Refuse to build a table from the host's memory while a CUDA graph is captured: a replay would read it again."""
+_TABLE = (
+    "build its table of addresses while a CUDA graph is captured, got tensors that it has not updated before: call it "
+    "once with the same tensors before the capture (learning rates of 0 change nothing)"
+)
+
+
+def _refuse_while_capturing(device: torch.device, what: str) -> None:
+    """Refuse to copy from the host's memory while a CUDA graph is captured: a replay would read that memory again."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "sgd_update_ cannot build its table of addresses while a CUDA graph is captured, got tensors that it has "
-            "not updated before: call it once with the same tensors before the capture (learning rates of 0 change "
-            "nothing)"
-        )
+        raise RuntimeError(f"sgd_update_ cannot {what}")
 
 
 # The tables that CUDA graphs read: a graph may be replayed after the caches have dropped them.
@@ -185,11 +187,15 @@ def _(
     return None
 
 
-def _on_device(values: Sequence[float] | Tensor, weight: Tensor) -> Tensor:
-    """The numbers as an fp64 tensor on the weight's device."""
-    if isinstance(values, Tensor):
-        return values.to(weight.device, torch.float64, non_blocking=True)
-    return torch.tensor(list(values), dtype=torch.float64).to(weight.device, non_blocking=True)
+def _on_device(name: str, values: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    """The numbers as an fp64 tensor on the weights' device."""
+    if isinstance(values, Tensor) and values.device == device:
+        return values.to(torch.float64)
+    where = f"a tensor on {values.device}" if isinstance(values, Tensor) else "numbers"
+    _refuse_while_capturing(
+        device, f"copy {name} to {device} while a CUDA graph is captured, got {where}: pass a tensor on {device}"
+    )
+    return torch.as_tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -204,7 +210,9 @@ def _update_in_triton(
     copies: Sequence[Tensor | None] | None,
 ) -> None:
     """`sgd_update_` by Triton, one launch per combination of dtypes."""
-    rates, decays = _on_device(learning_rates, weights[0]), _on_device(weight_decays, weights[0])
+    device = weights[0].device
+    rates = _on_device("learning_rates", learning_rates, device)
+    decays = _on_device("weight_decays", weight_decays, device)
     groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
     for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
         groups.setdefault((weight.dtype, gradient.dtype), []).append(index)
@@ -267,7 +275,8 @@ def sgd_update_(
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before anything is changed.
-        RuntimeError: a CUDA graph is captured, and an update of the same tensors did not precede it.
+        RuntimeError: a CUDA graph is captured, and an update of the same tensors did not precede it, or learning rates
+            or weight decays are not on the weights' device.
     """
     _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies)
     if not weights:

@@ -88,9 +88,12 @@ class LinearGradientSink:
         self._output_gradients.clear()
 
     def _take_rows(self) -> tuple[Tensor, Tensor]:
-        inputs, output_gradients = torch.cat(self._inputs), torch.cat(self._output_gradients)
+        if len(self._inputs) == 1:
+            rows = self._inputs[0], self._output_gradients[0]
+        else:
+            rows = torch.cat(self._inputs), torch.cat(self._output_gradients)
         self.discard()
-        return inputs, output_gradients
+        return rows
 
 
 def linear(

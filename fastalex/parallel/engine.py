@@ -170,7 +170,8 @@ class WholeNetwork(Engine):
         self.stage.eval()
         rows = self.batch_size // self.micro_batches
         images = images.to(self.device, non_blocking=True)
-        return torch.cat([self.stage(part) for part in images.split(rows)])
+        parts = [self.stage(part) for part in images.split(rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def watch(self, tell: Callable[[str, Tensor], None]) -> None:
         """See :meth:`Engine.watch`."""

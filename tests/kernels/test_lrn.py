@@ -51,12 +51,29 @@ def test_lrn_is_the_definition(implementation, shape, groups, size, constants, d
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 6, 20])
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", [15, 16, 17, 24, 10**9])
+def test_windows_may_be_large(implementation: str, size: int) -> None:
+    """Up to a size that compiles quickly, Triton's kernels sum the window; from 2 C - 1 on it covers all channels."""
+    x = laid_out(random_tensor((2, 24, 2, 3), 0, torch.float32), "channels_last")
+    check_against_reference(
+        lambda x: kernels.local_response_norm(x, size, 0.3 * size, groups=2), implementation, [x], "nchw", 1
+    )
+
+
+@pytest.mark.parametrize(("size", "function"), [(16, "_LocalResponseNorm"), (17, "_WindowNorm")])
+def test_triton_unrolls_small_windows_only(size: int, function: str) -> None:
+    with kernels.using("triton"):
+        y = kernels.local_response_norm(random_tensor((1, 40, 1, 2), 0).requires_grad_(), size)
+    assert y.grad_fn.name() == f"{function}Backward"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 20, 64])
 def test_the_definition_is_pytorchs(size: int) -> None:
     x = random_tensor((2, 9, 3, 4), 0)
     with kernels.using("reference"):
-        y = kernels.local_response_norm(x, size, 0.3, 0.6, 1.5)
-    torch.testing.assert_close(y, F.local_response_norm(x, size, 0.3, 0.6, 1.5))
+        y = kernels.local_response_norm(x, size, 0.3 * size, 0.6, 1.5)
+    torch.testing.assert_close(y, F.local_response_norm(x, size, 0.3 * size, 0.6, 1.5))
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), NORM_COMPUTED)

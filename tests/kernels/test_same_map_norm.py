@@ -60,12 +60,30 @@ def test_same_map_norm_is_the_definition(
         )
 
 
-def test_the_same_map_definition_is_a_mean_over_the_window() -> None:
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", [16, 17, 10**9])
+def test_windows_may_be_large(implementation: str, size: int) -> None:
+    """Up to a size that compiles quickly, Triton's kernels sum the window; at some size it covers the whole map."""
+    x = laid_out(random_tensor((1, 2, 11, 4), 0, torch.float32), "channels_last")
+    check_against_reference(
+        lambda x: kernels.same_map_norm(x, size, 0.3 * size**2), implementation, [x], "channels_last", 1
+    )
+
+
+@pytest.mark.parametrize(("size", "function"), [(16, "_SameMapNorm"), (17, "_WindowNorm")])
+def test_triton_unrolls_small_windows_only(size: int, function: str) -> None:
+    with kernels.using("triton"):
+        y = kernels.same_map_norm(random_tensor((1, 1, 2, 20), 0).requires_grad_(), size)
+    assert y.grad_fn.name() == f"{function}Backward"
+
+
+@pytest.mark.parametrize("size", [5, 10**6 + 1])
+def test_the_same_map_definition_divides_the_sum_over_the_window(size: int) -> None:
     x = random_tensor((2, 3, 7, 6), 0)
     with kernels.using("reference"):
-        y = kernels.same_map_norm(x, 5, 0.3, 0.75, 1.5)
-    mean = F.avg_pool2d(x * x, 5, 1, 2, count_include_pad=True)
-    torch.testing.assert_close(y, x / (1.5 + 0.3 * mean) ** 0.75)
+        y = kernels.same_map_norm(x, size, 0.3 * size**2, 0.75, 1.5)
+    squares = (x * x).sum((2, 3), keepdim=True) if size > 5 else 25 * F.avg_pool2d(x * x, 5, 1, 2)
+    torch.testing.assert_close(y, x / (1.5 + 0.3 * squares) ** 0.75)
 
 
 @pytest.mark.parametrize(("implementation", "layout"), COMPUTED_LAYOUTS)

@@ -394,3 +394,14 @@ def test_a_table_is_not_built_while_a_graph_is_captured(monkeypatch: pytest.Monk
         ):
             table()
     assert build(((1, 2, 3, 4),), torch.device("cpu")).tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(("values", "got"), [([0.1, 0.2], "numbers"), (torch.ones(2), "a tensor on cpu")])
+def test_rates_are_not_copied_while_a_graph_is_captured(
+    values: list[float] | torch.Tensor, got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    message = f"sgd_update_ cannot copy weight_decays to cuda while .*, got {got}: pass a tensor on cuda"
+    with pytest.raises(RuntimeError, match=message):
+        sgd._on_device("weight_decays", values, torch.device("cuda"))
+    assert sgd._on_device("weight_decays", torch.ones(2), torch.device("cpu")).dtype == torch.float64
