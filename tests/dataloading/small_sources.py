@@ -138,7 +138,7 @@ def ilsvrc2010(root: Path) -> Path:
     (root / "ILSVRC2010_images_train.tar").write_bytes(tar_of((f"{wnid}.tar", data) for wnid, data in inner.items()))
     for split, truth in (("val", VAL_TRUTH), ("test", TEST_TRUTH)):
         files = [(f"{split}/ILSVRC2010_{split}_{i + 1:08d}.JPEG", jpeg(2000 + i)) for i in range(len(truth))]
-        (root / f"ILSVRC2010_images_{split}.tar").write_bytes(tar_of(files))
+        (root / f"ILSVRC2010_images_{split}.tar").write_bytes(tar_of(reversed(files)))
     patches = [
         ("patch_images/train/n02119789_0.JPEG", jpeg(7001)),
         ("patch_images/val/ILSVRC2010_val_00000002.JPEG", jpeg(7002)),
