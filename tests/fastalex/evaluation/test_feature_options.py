@@ -7,6 +7,8 @@ import pytest
 
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
+from fastalex.evaluation.options import EvaluateOptions
+from fastalex.evaluation.options import resolve as resolve_evaluation
 
 
 def test_what_is_refused(runs, prepared, tmp_path):
@@ -37,3 +39,24 @@ def test_more_than_the_disk_has_free_is_refused(runs, prepared, tmp_path, monkey
     with pytest.raises(ConfigurationError, match=r"features needs .*iB, but only .* are free in .*; choose fewer"):
         resolve(options)
     assert asked == [tmp_path] * 2  # the nearest folder that there is
+
+
+@pytest.mark.parametrize("feature", [True, False])
+def test_class_folders_are_prepared_unless_another_worker_would_wait(
+    runs, class_folders, tmp_path, monkeypatch, feature
+):
+    """Evaluation and features alike."""
+    monkeypatch.chdir(tmp_path)
+
+    def resolved():
+        if feature:
+            return resolve(FeaturesOptions(runs[0], class_folders, ("fc7",), tmp_path / "features", devices="cpu"))
+        return resolve_evaluation(EvaluateOptions((runs[0], class_folders), devices="cpu"))
+
+    with monkeypatch.context() as launched:
+        launched.setenv("RANK", "0")
+        launched.setenv("WORLD_SIZE", "1")
+        with pytest.raises(ConfigurationError, match="is not prepared; run this before torchrun: "):
+            resolved()
+    resolved()
+    assert any(tmp_path.glob("prepared/*/dataset.json"))
