@@ -63,6 +63,7 @@ def test_class_folders_that_differ_are_named(tmp_path):
     assert source.classes == ["class0", "class1", "class2", "klass1"]
     assert {entry.label for entry in source.entries("val")} == {0, 2, 3}
 
+
 def test_a_class_that_only_validation_has_is_named(tmp_path):
     class_folders(tmp_path, classes=2, train=2, val=1)
     shutil.copytree(tmp_path / "val/class1", tmp_path / "val/class2")

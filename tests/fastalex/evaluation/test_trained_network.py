@@ -194,7 +194,9 @@ def test_training_data_can_be_named(runs, prepared, other, tmp_path):
         with pytest.raises(ConfigurationError, match=r"with another mean image than that of .*: the data have changed"):
             call()
     for call in both(runs[0], other, tmp_path, training_data=prepared):
-        with pytest.raises(ConfigurationError, match=r"all networks know the mean of their training images; leave .*colors out"):
+        with pytest.raises(
+            ConfigurationError, match=r"all networks know the mean of their training images; leave .*colors out"
+        ):
             call()
 
 
