@@ -100,12 +100,13 @@ def _number(text: bytes) -> int:
     return int.from_bytes(hashlib.sha256(text).digest())
 
 
-def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset:
+def open_prepared(root: str, fraction: float = 1.0, seed: int = 0, *, by_channel: bool = False) -> AnyDataset:
     """Open the data set that a run has recorded: the folder of a prepared one, or ``synthetic``.
 
     Args:
         fraction: of the training images of each class; see :meth:`dataloading.Dataset.subset`.
         seed: selects them.
+        by_channel: take the mean of each colour channel for the mean image.
 
     Raises:
         ConfigurationError: a fraction of synthetic images.
@@ -116,6 +117,8 @@ def open_prepared(root: str, fraction: float = 1.0, seed: int = 0) -> AnyDataset
             raise ConfigurationError(f"fraction must be 1 for synthetic images, got {fraction:g}")
         return dataloading.SyntheticDataset(train=12_800, val=1_280)
     dataset = dataloading.Dataset(root)
+    if by_channel:
+        dataset.mean_image = channel_means(dataset.mean_image)
     return dataset if fraction == 1 else dataset.subset("train", fraction, seed=seed)
 
 

@@ -160,7 +160,8 @@ def check_mean_images(networks: Sequence[TrainedNetwork], dataset: AnyDataset | 
         try:
             if dataset is not None:
                 network.mean_image_for(dataset)
-            elif network.mean_image is None:  # the data will not tell whether they have the mean image
+            # Data that were recorded without their mean do not tell whether they have it.
+            elif network.record is None and network.mean_image is None:
                 network.open_training_data()
         except UnknownMeanImage as error:
             raise ConfigurationError(f"{error}; name the training data with --training-data DATA") from None

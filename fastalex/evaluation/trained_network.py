@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dataloading import DatasetError, Loader, is_prepared
 from fastalex.datasets import AnyDataset, channel_means, mean_image_hash, open_data, open_prepared
@@ -17,6 +18,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision, configure_libraries
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights_record import WeightsRecord, load_record
 from fastalex.parallel.engine import Engine
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import partition
@@ -39,6 +41,8 @@ class TrainedNetwork:
         data: the prepared data set of the training run; None for a weights file outside a run folder.
         mean_image: hash of its mean image; None if the run has not recorded it.
         recorded_size: shorter side of its images in pixels; None if the run has not recorded it.
+        record: how images are prepared for the network, the mean included; None in a file of an earlier version, which
+            needs the training data for it.
     """
 
     weights: Path
@@ -46,6 +50,7 @@ class TrainedNetwork:
     data: str | None
     mean_image: str | None = None
     recorded_size: int | None = None
+    record: WeightsRecord | None = None
 
     @classmethod
     def find(cls, path: Path, which: Literal["best", "last"] = "best") -> TrainedNetwork:
@@ -55,37 +60,45 @@ class TrainedNetwork:
             ConfigurationError: ``path`` is neither, the run has no weights yet, or a file is damaged.
         """
         if path.is_dir():
-            config = RunConfig.load(path)
-            weights = path / f"{which}.safetensors"
+            run, weights = path, path / f"{which}.safetensors"
+            RunConfig.load(run)
             if not weights.exists():
-                raise ConfigurationError(f"{path} has no {weights.name} yet: {_missing_weights(path, which)}")
-            return cls(weights, load_spec(weights), config.data, config.mean_image, config.stored_size)
-        if not path.exists():
+                raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
+        elif path.exists():
+            run, weights = path.parent, path
+        else:
             raise ConfigurationError(f"no such run folder or weights file: {path}")
-        spec = load_spec(path)
-        if not (path.parent / "config.json").is_file():
-            return cls(path, spec, None)
-        config = RunConfig.load(path.parent)
-        return cls(path, spec, config.data, config.mean_image, config.stored_size)
+        network = cls(weights, load_spec(weights), None, record=load_record(weights))
+        if not (run / "config.json").is_file():
+            return network
+        config = RunConfig.load(run)
+        return replace(network, data=config.data, mean_image=config.mean_image, recorded_size=config.stored_size)
 
     def mean_image_for(self, dataset: AnyDataset) -> str | None:
-        """The data set whose mean image is subtracted from the images of ``dataset``.
+        """Where to find the mean image that is subtracted from the images of ``dataset``: weights, or a data set.
 
         A network expects the mean of its own training images. None stands for ``dataset`` itself, which has that mean.
 
         Raises:
-            UnknownMeanImage: the training data are gone or have changed.
-            ConfigurationError: their images have another size than those of ``dataset``.
+            UnknownMeanImage: the weights do not hold it, and the training data are gone or have changed.
+            ConfigurationError: the network's images have another size than those of ``dataset``.
         """
+        if self.record is not None:
+            self._check_size(self.record.stored_size, dataset)
+            mean = channel_means(dataset.mean_image) if self.spec.channel_means else dataset.mean_image
+            return None if np.array_equal(self.record.mean_image(), mean) else str(self.weights)
         if self.mean_image == mean_image_hash(dataset.mean_image):
             return None
         training_data = self.open_training_data()
-        if training_data.size != dataset.size:
-            raise ConfigurationError(
-                f"{self.weights} was trained on images of {training_data.size} pixels, {dataset.root} has images of "
-                f"{dataset.size}; prepare them in that size"
-            )
+        self._check_size(training_data.size, dataset)
         return None if np.array_equal(training_data.mean_image, dataset.mean_image) else self.data
+
+    def _check_size(self, size: int, dataset: AnyDataset) -> None:
+        if size != dataset.size:
+            raise ConfigurationError(
+                f"{self.weights} was trained on images of {size} pixels, {dataset.root} has images of {dataset.size}; "
+                f"prepare them in that size"
+            )
 
     @property
     def stored_size(self) -> int | None:
@@ -93,6 +106,8 @@ class TrainedNetwork:
 
         A crop of a given size shows objects at another scale if the images were stored in another size.
         """
+        if self.record is not None:
+            return self.record.stored_size
         size = self.recorded_size or self.spec.build_architecture().prepared_size
         if size is not None or self.data is None:
             return size
@@ -172,12 +187,12 @@ def open_loader(
 
     Args:
         data: the prepared data set.
-        mean_image: the data set whose mean image is subtracted; None for that of ``data``.
+        mean_image: weights or a data set with the mean image to subtract; None for that of ``data``.
         by_channel: subtract its mean colour instead.
     """
     dataset = open_prepared(data)
     if mean_image is not None:
-        dataset.mean_image = open_prepared(mean_image).mean_image
+        dataset.mean_image = _read_mean_image(mean_image)
     if by_channel:
         dataset.mean_image = channel_means(dataset.mean_image)
     on_gpu = world.device.type == "cuda"
@@ -197,6 +212,14 @@ def open_loader(
     )
 
 
+def _read_mean_image(place: str) -> NDArray[np.float32]:
+    if not Path(place).is_file():
+        return open_prepared(place).mean_image
+    record = load_record(Path(place))
+    assert record is not None  # mean_image_for has named the file
+    return record.mean_image()
+
+
 def with_training_data(
     networks: Sequence[TrainedNetwork], given: Path | None, *, may_prepare: bool
 ) -> tuple[TrainedNetwork, ...]:
@@ -212,12 +235,14 @@ def with_training_data(
     if given is None:
         return tuple(networks)
     completed = [_completed(network, given, may_prepare) for network in networks]
-    if completed == list(networks):
-        raise ConfigurationError(f"all networks find their own training data; leave {given} out")
+    if all(new is old for new, old in zip(completed, networks, strict=True)):
+        raise ConfigurationError(f"all networks know the mean of their training images; leave {given} out")
     return tuple(completed)
 
 
 def _completed(network: TrainedNetwork, given: Path, may_prepare: bool) -> TrainedNetwork:
+    if network.record is not None:
+        return network
     try:
         network.open_training_data()
     except UnknownMeanImage:

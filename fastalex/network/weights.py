@@ -128,12 +128,24 @@ def load_header(path: Path, key: str) -> str:
     Raises:
         ConfigurationError: the file is missing, damaged, or has no such entry.
     """
-    with _open(path) as file:
-        header = file.metadata() or {}
-    if key not in header:
+    text = find_header(path, key)
+    if text is None:
         raise ConfigurationError(
             f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run"
         )
+    return text
+
+
+def find_header(path: Path, key: str) -> str | None:
+    """One entry of a file's header; None if there is no such entry.
+
+    Raises:
+        ConfigurationError: the file is missing or damaged.
+    """
+    with _open(path) as file:
+        header = file.metadata() or {}
+    if key not in header:
+        return None
     _read_sums(path, header)
     return header[key]
 

@@ -10,12 +10,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.distributed as dist
 
 from fastalex.errors import ConfigurationError
+from fastalex.network.weights_record import program_version
 from fastalex.parallel.world import World
 
 # Seconds that workers wait for each other at the start; machines may need different times to import torch.
@@ -99,7 +99,7 @@ def meet(store: dist.Store, world: World, problem: str | None = None) -> dist.St
         "machine": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fastalex": _fastalex_version(),
+        "fastalex": program_version(),
         "kind of device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
     }
     roll, everyone = _open_roll(store, world, mine) if world.is_first else _answer_roll(store, world, mine)
@@ -128,13 +128,6 @@ def check_alike(workers: Sequence[dict[str, str]]) -> None:
                     f"{what} is {other[what]} for worker {rank} on {other['machine']} and {first[what]} for worker 0 "
                     f"on {first['machine']}; make them the same"
                 )
-
-
-def _fastalex_version() -> str:
-    try:
-        return version("fastalex")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
 
 
 def _open_roll(store: dist.Store, world: World, mine: dict[str, str]) -> tuple[str, list[dict[str, str]]]:

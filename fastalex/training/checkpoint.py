@@ -5,7 +5,7 @@ A run folder holds::
     last.safetensors              weights of the latest checkpoint
     best.safetensors              weights with the lowest top-1 validation error so far
     checkpoints/0006-00000264/    the latest checkpoint, named by finished epochs and step; older ones if asked for
-        model.safetensors         weights; the header holds the network's specification
+        model.safetensors         weights and mean image; the header holds the network's specification and the record
         trainer.safetensors       velocities; the header holds the training state
 
 A checkpoint appears complete or not at all. Its files are written and synced in a temporary folder beside it, the
@@ -30,9 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastalex.datasets import AnyDataset
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
 from fastalex.network.weights import NetworkSpec, load_header, load_tensors, with_sums
+from fastalex.network.weights_record import Origin, WeightsRecord, program_version
+from fastalex.training.config import RunConfig
 from fastalex.training.state import TrainingState
 
 _CHECKPOINT = re.compile(r"\d{4,}-\d{8,}")
@@ -46,6 +49,7 @@ def save_checkpoint(
     velocities: dict[str, Tensor],
     state: TrainingState,
     network: NetworkSpec,
+    record: WeightsRecord | None = None,
     keep: int = 1,
 ) -> Path:
     """Write a checkpoint, publish it (:func:`publish`) and remove older ones.
@@ -53,6 +57,7 @@ def save_checkpoint(
     Args:
         run: the run folder. No other process writes to it.
         weights, velocities: of the whole network by parameter name, contiguous, on the CPU.
+        record: how the network's images are prepared, and what made the weights.
         keep: number of checkpoints to keep.
 
     Returns:
@@ -74,7 +79,8 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        _save_file(weights, temporary / "model.safetensors", {"fastalex": network.to_json()})
+        tensors, header = (record.tensors(), record.header()) if record else ({}, {})
+        _save_file(weights | tensors, temporary / "model.safetensors", {"fastalex": network.to_json(), **header})
         _save_file(velocities, temporary / "trainer.safetensors", {"progress": json.dumps(asdict(state))})
         sync(temporary)
 
@@ -86,6 +92,28 @@ def save_checkpoint(
     sync(checkpoints)
     publish(run, final, keep)
     return final
+
+
+def record_of(config: RunConfig, dataset: AnyDataset, state: TrainingState) -> WeightsRecord:
+    """What the weights of a run record of it.
+
+    Args:
+        dataset: the training data, with the mean that the run subtracts.
+    """
+    mean = dataset.mean_image
+    return WeightsRecord(
+        mean[0, 0] if config.network.channel_means else mean,
+        dataset.size,
+        config.network.build_architecture().image_size,
+        origin=Origin(
+            dataset.name,
+            dataset.fingerprint,
+            config.recipe.name,
+            state.epoch,
+            state.errors[-1] if state.errors else None,
+            program_version(),
+        ),
+    )
 
 
 def publish(run: Path, checkpoint: Path, keep: int = 1) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 import dataloading
 import kernels
 from dataloading import Batch, Loader
-from fastalex.datasets import AnyDataset, channel_means, open_prepared
+from fastalex.datasets import AnyDataset, open_prepared
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.metrics import Metrics
 from fastalex.network.model import AlexNet
@@ -42,6 +42,7 @@ from fastalex.training.checkpoint import (
     load_state,
     load_velocities,
     publish,
+    record_of,
     remove_unfinished,
     save_checkpoint,
 )
@@ -207,9 +208,7 @@ class Trainer:
             }
 
         # The data. Images that do not fill the last batch of an epoch are left out of it.
-        self.dataset = open_prepared(config.data, config.fraction, config.seed)
-        if config.network.channel_means:
-            self.dataset.mean_image = channel_means(self.dataset.mean_image)
+        self.dataset = open_prepared(config.data, config.fraction, config.seed, by_channel=config.network.channel_means)
         self.training_data, self.validation_data = open_loaders(world, config, self.dataset, self.engine)
         self.batch_size = config.recipe.batch_size
         self.images_per_epoch = self.dataset.count("train")
@@ -377,7 +376,8 @@ class Trainer:
     def _write_checkpoint(self, weights: dict[str, Tensor], velocities: dict[str, Tensor]) -> None:
         run, config = self.config.folder, self.config
         try:
-            save_checkpoint(run, weights, velocities, self.state, config.network, config.keep)
+            record = record_of(config, self.dataset, self.state)
+            save_checkpoint(run, weights, velocities, self.state, config.network, record, config.keep)
         except OSError as error:
             saved = checkpoints_of(run)
             raise ConfigurationError(

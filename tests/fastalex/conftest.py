@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import dataloading
+from fastalex.datasets import open_prepared
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.recipes.schedule import Change, Recipe
-from fastalex.training.checkpoint import save_checkpoint
+from fastalex.training.checkpoint import record_of, save_checkpoint
 from fastalex.training.config import RunConfig
 from fastalex.training.state import TrainingState
 
@@ -80,11 +81,14 @@ def small_run(prepared: Path, output: Path) -> RunConfig:
     return config
 
 
-def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **changes: Any) -> Path:
+def save_run(
+    folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, with_record: bool = False, **changes: Any
+) -> Path:
     """A run folder with the weights of a narrow network that nobody trained, but whose answers differ between images.
 
     Args:
         data: the prepared data set that the run names.
+        with_record: write the weights as training does; otherwise as earlier versions did, without the mean image.
         changes: fields of its :class:`NetworkSpec`.
     """
     folder.mkdir()
@@ -97,7 +101,12 @@ def save_run(folder: Path, data: Path, *, seed: int = 0, scale: float = 4.0, **c
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     recipe = Recipe("test", epochs=1, batch_size=8, lr=0.002)
     plan = ParallelPlan.single(CPU, model.architecture.block_names)
-    RunConfig(str(data), network, recipe, plan, "fp32", seed, str(folder)).save()
+    config = RunConfig(str(data), network, recipe, plan, "fp32", seed, str(folder))
+    config.save()
     velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    save_checkpoint(folder, weights, velocities, TrainingState(epoch=1, step=4, errors=[50.0]), network)
+    state = TrainingState(epoch=1, step=4, errors=[50.0])
+    dataset = open_prepared(str(data), by_channel=network.channel_means)
+    save_checkpoint(
+        folder, weights, velocities, state, network, record_of(config, dataset, state) if with_record else None
+    )
     return folder

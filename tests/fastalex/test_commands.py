@@ -11,10 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fastalex.training.checkpoint import latest_checkpoint
+import dataloading
+from fastalex.network.weights_record import Origin, load_record, program_version
+from fastalex.training.checkpoint import latest_checkpoint, load_state
+from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.damage import copied, overwritten
 from tests.fastalex.commands import (
@@ -96,6 +100,16 @@ def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_pat
     (tmp_path / "alone.safetensors").write_bytes((folder / "run" / "best.safetensors").read_bytes())
     message = refused(tmp_path, "fastalex.evaluate", "alone.safetensors", "--device", "cpu")
     assert "name the data set" in message
+
+
+def test_weights_record_their_run_and_the_mean_of_its_images(finished):
+    folder, _ = finished
+    config = RunConfig.load(folder / "run")
+    dataset, record = dataloading.Dataset(config.data), load_record(folder / "run/last.safetensors")
+    assert np.array_equal(record.mean, dataset.mean_image)
+    assert (record.stored_size, record.crop_size, record.resize) == (256, 224, "shorter")
+    error = load_state(latest_checkpoint(folder / "run")).errors[-1]
+    assert record.origin == Origin(dataset.name, dataset.fingerprint, "small", 2, error, program_version())
 
 
 def test_a_finished_run_goes_on_with_more_epochs_on_other_devices(finished):

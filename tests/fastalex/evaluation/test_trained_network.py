@@ -17,6 +17,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.evaluation.ensemble import Evaluation, evaluate
 from fastalex.evaluation.feature_options import FeaturesOptions
 from fastalex.evaluation.feature_options import resolve as resolve_features
+from fastalex.evaluation.features import extract
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage, inference_plan, open_loader
@@ -193,7 +194,9 @@ def test_training_data_can_be_named(runs, prepared, other, tmp_path):
         with pytest.raises(ConfigurationError, match=r"with another mean image than that of .*: the data have changed"):
             call()
     for call in both(runs[0], other, tmp_path, training_data=prepared):
-        with pytest.raises(ConfigurationError, match=r"all networks find their own training data; leave .*colors out"):
+        with pytest.raises(
+            ConfigurationError, match=r"all networks know the mean of their training images; leave .*colors out"
+        ):
             call()
 
 
@@ -235,3 +238,40 @@ def test_a_network_that_needs_a_size_gets_it(class_folders, tmp_path, monkeypatc
     alone.write_bytes((run / "best.safetensors").read_bytes())
     job = evaluation_job([alone], class_folders, training_data=small.root)
     assert dataloading.Dataset(job.evaluation.data).size == 32
+
+
+@pytest.mark.parametrize("channel_means", [False, True])
+def test_weights_suffice_once_the_training_data_are_gone(prepared, other, tmp_path, channel_means):
+    """Moved elsewhere, without their run and its data, they give the same bits; only weights of this version do."""
+    shutil.copytree(prepared, tmp_path / "data")
+    run = save_run(tmp_path / "run", tmp_path / "data", with_record=True, channel_means=channel_means)
+    earlier = save_run(tmp_path / "earlier", tmp_path / "data", channel_means=channel_means)
+    before = result_of(run, data=other).predictions
+    assert torch.equal(before.top_probabilities, result_of(earlier, data=other).predictions.top_probabilities)
+    features = extract_to(run, other, tmp_path / "before")
+
+    moved = tmp_path / "elsewhere.safetensors"
+    (run / "best.safetensors").rename(moved)
+    shutil.rmtree(run)
+    shutil.rmtree(tmp_path / "data")
+    after = result_of(moved, data=other).predictions
+    assert torch.equal(before.top_probabilities, after.top_probabilities)
+    assert np.array_equal(features, extract_to(moved, other, tmp_path / "after"))
+    network = TrainedNetwork.find(moved)
+    assert network.stored_size == 256
+    assert network.mean_image_for(dataloading.Dataset(other)) == str(moved)
+    assert network.mean_image_for(dataloading.Dataset(prepared)) is None
+    with pytest.raises(ConfigurationError, match=r"all networks know the mean of their training images; leave"):
+        evaluation_job([moved], other, training_data=prepared)
+
+
+def extract_to(run: Path, data: Path, folder: Path) -> np.ndarray:
+    extract(HERE, resolve_features(FeaturesOptions(run, data, ("fc7",), folder, devices="cpu")))
+    return np.load(folder / "fc7.npy")
+
+
+def test_weights_and_images_have_one_size(prepared, class_folders, tmp_path):
+    small = dataloading.prepare_dataset(class_folders, tmp_path / "small", size=64, progress=False, workers=0)
+    network = TrainedNetwork.find(save_run(tmp_path / "run", prepared, with_record=True))
+    with pytest.raises(ConfigurationError, match=r"trained on images of 256 pixels, .*small has images of 64; prepare"):
+        network.mean_image_for(small)

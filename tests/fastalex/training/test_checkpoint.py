@@ -44,7 +44,7 @@ def save(run: Path, step: int, *, errors: tuple[float, ...] = (50.0, 60.0), seed
     model = NETWORK.build(seed=seed)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     velocities = {name: torch.full_like(w, step) for name, w in weights.items()}
-    save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK, keep)
+    save_checkpoint(run, weights, velocities, TrainingState(1, 0, step, 2.5, list(errors)), NETWORK, keep=keep)
     return model
 
 
