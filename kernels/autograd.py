@@ -38,7 +38,7 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         """Compute the result."""
-        if torch.compiler.is_compiling() or _is_traced(args):
+        if is_traced(args):
             return self._custom_op(*args)
         result = self._launch(*args)
         for index in self._written:
@@ -51,8 +51,10 @@ def operator(name: str, mutates_args: Sequence[str] = ()) -> Callable[[Callable[
     return lambda launch: Operator(launch, name, mutates_args)
 
 
-def _is_traced(args: Sequence[Any]) -> bool:
+def is_traced(args: Sequence[Any]) -> bool:
     """Whether something other than plain tensors would see the call: a tracer, a dispatch mode, a tensor subclass."""
+    if torch.compiler.is_compiling():
+        return True
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
     for argument in args:

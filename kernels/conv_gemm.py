@@ -259,11 +259,13 @@ def conv_bwd_weight_kernel(
 
 
 def run_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, relu: bool, settings: Settings
-) -> Tensor:
-    """y of channels_last x and weight, in channels_last."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, relu: bool, settings: Settings,
+    squares: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """y of channels_last x and weight, in channels_last. `squares` is x after space-to-depth if that exists already."""
     if settings.rearranged:
-        x, weight, problem = space_to_depth(x, problem), _weight_space_to_depth(weight, problem), problem.rearranged()
+        x = space_to_depth(x, problem) if squares is None else squares
+        weight, problem = _weight_space_to_depth(weight, problem), problem.rearranged()
     y = empty_channels_last((problem.batch, problem.filters, problem.out_height, problem.out_width), x)
     rows, columns, terms = problem.product("forward")
     weight = weight.permute(0, 2, 3, 1).reshape(problem.filters, terms)
@@ -292,10 +294,13 @@ def run_backward_data(grad: Tensor, weight: Tensor, problem: Problem, settings: 
     return grad_x
 
 
-def run_backward_weight(grad: Tensor, x: Tensor, problem: Problem, settings: Settings) -> Tensor:
-    """The gradient of the weight from channels_last grad_z and x, in channels_last."""
+def run_backward_weight(
+    grad: Tensor, x: Tensor, problem: Problem, settings: Settings, squares: Tensor | None = None
+) -> Tensor:
+    """The gradient of the weight from channels_last grad_z and x, in channels_last. `squares` as in `run_forward`."""
     if settings.rearranged:
-        x, settings = space_to_depth(x, problem), dataclasses.replace(settings, rearranged=False)
+        x = space_to_depth(x, problem) if squares is None else squares
+        settings = dataclasses.replace(settings, rearranged=False)
         return _weight_depth_to_space(run_backward_weight(grad, x, problem.rearranged(), settings), problem)
     shape = (problem.filters, problem.channels // problem.groups, *problem.kernel)
     grad_weight = empty_channels_last(shape, x)

@@ -15,12 +15,14 @@ Each of the three products is computed either by the Triton kernels of `kernels.
 measurement on this GPU found faster (`kernels.launch_settings`); without a measurement by cuDNN. What cuDNN leaves out
 is computed here: bias and ReLU in place, and the backward pass of the ReLU.
 
-Backward saves x, the weight and, for the ReLU's sign, y. One pass over grad_y and y writes grad_z and sums the bias
+Backward saves x, the weight and, for the ReLU's sign, y. Where forward and the weight gradient compute on x after
+space-to-depth, that is made once and saved, too. One pass over grad_y and y writes grad_z and sums the bias
 gradient (`kernels.channel_sum`). Masking inside the two products would read y once for every tap.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import arguments, conv_gemm, dispatch, launch_settings, native, reference
-from kernels.autograd import no_double_backward, operator
+from kernels.autograd import is_traced, no_double_backward, operator
 from kernels.channel_sum import bias_relu_backward
 from kernels.dispatch import tl, triton
 from kernels.gradient_sink import GradientSink
@@ -117,14 +119,17 @@ def _pad(x: Tensor, problem: Problem) -> tuple[Tensor, tuple[int, int]]:
     return dense_as(F.pad(x, (left, right, top, bottom)), True), (0, 0)
 
 
-def _gradient(direction: Direction, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem, forced: bool) -> Tensor:
+def _gradient(
+    direction: Direction, grad: Tensor, x: Tensor, weight: Tensor, problem: Problem, forced: bool,
+    squares: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The gradient of x or of the weight, in channels_last."""
     settings = launch_settings.choose(direction, problem, launch_settings.gpu_of(x), forced)
     if settings is None:
         return library_backward(grad, x, weight, problem, direction)
     if direction == "data_gradient":
         return conv_gemm.run_backward_data(grad, weight, problem, settings)
-    return conv_gemm.run_backward_weight(grad, x, problem, settings)
+    return conv_gemm.run_backward_weight(grad, x, problem, settings, squares)
 
 
 def _check_offsets(problem: Problem) -> None:
@@ -138,12 +143,35 @@ def _check_offsets(problem: Problem) -> None:
     arguments.check_elements("weight", problem.filters * problem.channels // problem.groups * height * width)
 
 
+def _squares(
+    x: Tensor, weight: Tensor, stride: int, padding: Sequence[int], groups: int, epilogue: bool, forced: bool
+) -> Tensor | None:
+    """x after space-to-depth, if forward and the weight gradient both compute on that; else None.
+
+    Made once for both, it is saved for backward. Under a tracer each of them makes its own.
+    """
+    if stride == 1 or is_traced((x, weight)):
+        return None
+    problem = launch_settings.problem_of(x, weight, stride, padding, groups)
+    _check_offsets(problem)
+    directions: tuple[tuple[Direction, bool], ...] = (("forward", epilogue), ("weight_gradient", False))
+    for direction, has_epilogue in directions:
+        wanted = dataclasses.replace(problem, epilogue=has_epilogue)
+        settings = launch_settings.choose(direction, wanted, launch_settings.gpu_of(x), forced)
+        if settings is None or not settings.rearranged:
+            return None
+    return conv_gemm.space_to_depth(dense_as(x, True), problem)
+
+
 @operator("fastalex::conv_relu_forward")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int], groups: int, relu: bool,
-    forced: bool,
+    forced: bool, squares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """y in x's memory format. `padding` has four sides; `forced` uses Triton even if cuDNN may be faster."""
+    """y in x's memory format.
+
+    `padding` has four sides; `forced` uses Triton even if cuDNN may be faster; `squares` is x after space-to-depth.
+    """
     problem = launch_settings.problem_of(x, weight, stride, padding, groups, relu or bias is not None)
     _check_offsets(problem)
     settings = launch_settings.choose("forward", problem, launch_settings.gpu_of(x), forced)
@@ -153,14 +181,14 @@ def _forward(
     if settings is None:
         y = library_forward(x, weight, bias, problem, relu)
     else:
-        y = conv_gemm.run_forward(x, weight, bias, problem, relu, settings)
+        y = conv_gemm.run_forward(x, weight, bias, problem, relu, settings, squares)
     return dense_as(y, channels_last)
 
 
 @_forward.register_fake
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int], groups: int, relu: bool,
-    forced: bool,
+    forced: bool, squares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     problem = launch_settings.problem_of(x, weight, stride, padding, groups)
     return empty_as(x, (problem.batch, problem.filters, problem.out_height, problem.out_width))
@@ -169,9 +197,12 @@ def _(
 @operator("fastalex::conv_relu_backward")
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, stride: int, padding: Sequence[int], groups: int,
-    needs: Sequence[bool], forced: bool,
+    needs: Sequence[bool], forced: bool, squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, weight and bias; those that `needs` excludes are empty. `y` is None without a ReLU."""
+    """The gradients of x, weight and bias; those that `needs` excludes are empty.
+
+    `y` is None without a ReLU, `squares` is what forward used.
+    """
     problem = launch_settings.problem_of(x, weight, stride, padding, groups)
     _check_offsets(problem)
     needs_x, needs_weight, needs_bias = needs
@@ -185,14 +216,15 @@ def _backward(
     if needs_x:
         grad_x = dense_as(_gradient("data_gradient", grad, x, weight, problem, forced), x_channels_last)
     if needs_weight:
-        grad_weight = dense_as(_gradient("weight_gradient", grad, x, weight, problem, forced), weight_channels_last)
+        grad_weight = _gradient("weight_gradient", grad, x, weight, problem, forced, squares)
+        grad_weight = dense_as(grad_weight, weight_channels_last)
     return _or_empty(grad_x, x), _or_empty(grad_weight, x), _or_empty(grad_bias, x)
 
 
 @_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, stride: int, padding: Sequence[int], groups: int,
-    needs: Sequence[bool], forced: bool,
+    needs: Sequence[bool], forced: bool, squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_bias = torch.empty(weight.shape[0], dtype=x.dtype, device=x.device)
     all_three = (empty_as(x), empty_as(weight), grad_bias)
@@ -205,12 +237,15 @@ def _or_empty(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class _ConvRelu(torch.autograd.Function):
-    """Saves x, the weight and, with a ReLU, the result."""
+    """Saves x, the weight, with a ReLU the result, and x after space-to-depth if the weight gradient computes on it."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, groups, relu, forced, gradient_sink):
-        y = _forward(x, weight, bias, stride, padding, groups, relu, forced)
-        ctx.save_for_backward(x, weight, y if relu else None)
+        squares = None
+        if ctx.needs_input_grad[1]:
+            squares = _squares(x, weight, stride, padding, groups, relu or bias is not None, forced)
+        y = _forward(x, weight, bias, stride, padding, groups, relu, forced, squares)
+        ctx.save_for_backward(x, weight, y if relu else None, squares)
         ctx.options = (stride, padding, groups)
         ctx.forced, ctx.gradient_sink = forced, gradient_sink
         return y
@@ -219,11 +254,12 @@ class _ConvRelu(torch.autograd.Function):
     @no_double_backward("conv2d_relu")
     def backward(ctx, grad):
         needs, forced, sink = list(ctx.needs_input_grad[:3]), ctx.forced, ctx.gradient_sink
-        operands = (grad, *ctx.saved_tensors, *ctx.options)
+        *saved, squares = ctx.saved_tensors
+        operands = (grad, *saved, *ctx.options)
         if sink is not None and sink.defer and needs[1]:
-            sink.add(lambda: _backward(*operands, [False, True, False], forced)[1])
+            sink.add(lambda: _backward(*operands, [False, True, False], forced, squares)[1])
             needs[1] = False
-        gradients = _backward(*operands, needs, forced)
+        gradients = _backward(*operands, needs, forced, squares)
         wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
         return *wanted, None, None, None, None, None, None
 

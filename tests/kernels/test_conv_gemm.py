@@ -41,7 +41,7 @@ def test_space_to_depth_gives_the_same_convolution(
     work = torch.float32 if dtype == torch.float16 else dtype
     with kernels.using("triton"), launched_with(settings):
         check_convolution(x, weight, bias, stride, padding, groups, True, "channels_last", 0, work)
-    assert len(made) == 2 * rearranged  # in forward and in the weight gradient
+    assert len(made) == rearranged  # in forward, which keeps it for the weight gradient
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="real sizes take hours in the interpreter")
