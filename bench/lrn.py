@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from harness import Benchmark, Case, compiled, image_bytes, run_script
+from harness import CUDA, Benchmark, Case, compiled, image_bytes, run_script
 from torch import Tensor
 
 import kernels
@@ -29,7 +29,8 @@ def pytorch_map(x: Tensor) -> Tensor:
 
 def main() -> None:
     bench = Benchmark("lrn", "Local response normalisation")
-    for batch in bench.batches():
+    # On a CPU a quarter of the batch of the other operators, so that a first look takes about a minute.
+    for batch in bench.batches(None if CUDA or bench.quick else [16]):
         for dtype in bench.dtypes():
             for channels, side in ((96, 55), (256, 27)):
                 shape = (batch, channels, side, side)
