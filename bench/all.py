@@ -24,7 +24,7 @@ from harness.turns import median_ratio
 
 SCRIPTS = (
     *("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"),
-    *("loader", "training", "train_step", "pipeline"),
+    *("loader", "training", "train_step", "pipeline", "host"),
 )
 # On a GPU all benchmarks together take a few minutes; each script on its own measures more.
 GPU_OPTIONS = {

@@ -7,10 +7,13 @@ from typing import Any
 
 from harness.rows import OURS
 
-_NAMES = {
+# How an operator is called in a sentence.
+NAMES = {
     "local_response_norm": "LRN",
     "same_map_norm": "same-map norm",
     "max_pool2d": "max-pool",
+    "lrn_max_pool2d": "LRN and max-pool",
+    "conv2d_relu": "convolution, bias, ReLU",
     "bias_relu_dropout": "bias, ReLU, dropout",
     "cross_entropy": "cross-entropy",
     "sgd_update_": "SGD update",
@@ -29,7 +32,7 @@ def _lines(ours: Sequence[dict[str, Any]]) -> Iterator[str]:
     batches = {(op, shape[0]) for op, shape, _ in cases}
     dtypes = {dtype for _, _, dtype in cases}
     for (op, shape, dtype), directions in cases.items():
-        words = [" ".join([_NAMES.get(op, op), *filter(None, ["x".join(map(str, shape[1:]))])])]
+        words = [" ".join([NAMES.get(op, op), *filter(None, ["x".join(map(str, shape[1:]))])])]
         if sum(name == op for name, _ in batches) > 1:
             words.append(f"batch {shape[0]}")
         if len(dtypes) > 1:

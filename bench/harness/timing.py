@@ -33,6 +33,17 @@ class HostClock:
         return (time.perf_counter() - begin) * 1e3
 
 
+class ProcessorClock:
+    """Times what the host computes itself, without the time that other processes have on its processor."""
+
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+        """Milliseconds of processor time of all threads of `work(prepare())` without its preparation."""
+        prepared = prepare()
+        begin = time.process_time()
+        work(prepared)
+        return (time.process_time() - begin) * 1e3
+
+
 class DeviceClock:
     """Times work on a GPU with cold caches, without the time that the host takes to queue it."""
 

@@ -27,7 +27,7 @@ class Contender:
         prepare: what runs untimed before each repetition.
         work: what is timed; it is given what `prepare` returns.
         share: length of its turns relative to those of the others.
-        rounds: milliseconds of each repetition, by round.
+        rounds: milliseconds of each repetition that counts, by round.
         failure: what ended its participation.
     """
 
@@ -48,15 +48,18 @@ class Contender:
         return [deciles[1], deciles[4], deciles[7]]
 
     def take_turn(self, clock: Clock, seconds: float) -> None:
-        """Repeat the work until the time is up, at least once."""
+        """Repeat the work until the time is up, at least once.
+
+        The first repetition meets the caches and the idle threads of the turn before. It counts only if it is alone.
+        """
         times: list[float] = []
         end = time.perf_counter() + seconds * self.share
         while not times or (time.perf_counter() < end and len(times) < _MOST_REPETITIONS):
             times.append(clock.time(self.prepare, self.work))
-        self.rounds.append(times)
+        self.rounds.append(times[1:] or times)
 
 
-def take_turns(contenders: Sequence[Contender], seconds: float) -> None:
+def take_turns(contenders: Sequence[Contender], seconds: float, clock: Clock | None = None) -> None:
     """Time all contenders, round by round, after one untimed repetition of each.
 
     A contender that raises an exception keeps it as its failure and drops out; the others go on. Every second round has
@@ -64,8 +67,9 @@ def take_turns(contenders: Sequence[Contender], seconds: float) -> None:
 
     Args:
         seconds: time for each contender. There are at least 5 and at most 10 rounds.
+        clock: what times a repetition; by default on the device.
     """
-    clock: Clock = DeviceClock() if CUDA else HostClock()
+    chosen = clock or (DeviceClock() if CUDA else HostClock())
     for contender in contenders:
         _attempt(contender, lambda contender=contender: contender.work(contender.prepare()))
     begin, number = time.perf_counter(), 0
@@ -74,7 +78,7 @@ def take_turns(contenders: Sequence[Contender], seconds: float) -> None:
     ):
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             if contender.failure is None:
-                _attempt(contender, lambda c=contender: c.take_turn(clock, seconds / MOST_ROUNDS))
+                _attempt(contender, lambda c=contender: c.take_turn(chosen, seconds / MOST_ROUNDS))
         number += 1
 
 

@@ -54,17 +54,32 @@ def test_turns_end_with_their_time_and_rounds_with_all_of_it(clock: Clock) -> No
     quick = Contender(lambda: None, lambda _: clock.wait(0.003))
     slow = Contender(lambda: None, lambda _: clock.wait(0.03))
     take_turns([quick, slow], 0.1)
-    # Turns of 10 ms, or of one repetition; 200 ms in all, and a round takes 42 ms.
-    assert [len(turn) for turn in quick.rounds] == [4] * FEWEST_ROUNDS
+    # Turns of 10 ms, or of one repetition; 200 ms in all, and a round takes 42 ms. The first of several never counts.
+    assert [len(turn) for turn in quick.rounds] == [3] * FEWEST_ROUNDS
     assert [len(turn) for turn in slow.rounds] == [1] * FEWEST_ROUNDS
     limit = Contender(lambda: None, lambda _: clock.wait(0.001), share=0.2)
     alone = Contender(lambda: None, lambda _: clock.wait(0.001))
     take_turns([alone, limit], 0.1)
-    assert [len(turn) for turn in alone.rounds] == [10] * MOST_ROUNDS
-    assert [len(turn) for turn in limit.rounds] == [2] * MOST_ROUNDS
+    assert [len(turn) for turn in alone.rounds] == [9] * MOST_ROUNDS
+    assert [len(turn) for turn in limit.rounds] == [1] * MOST_ROUNDS
     instant = Contender(lambda: None, lambda _: clock.wait(0.001))
     take_turns([instant], 10.0)
-    assert [len(turn) for turn in instant.rounds] == [100] * MOST_ROUNDS
+    assert [len(turn) for turn in instant.rounds] == [99] * MOST_ROUNDS
+
+
+def test_the_first_repetition_of_a_turn_counts_only_if_it_is_alone(clock: Clock) -> None:
+    """It meets the caches of another provider."""
+    owner = [""]
+
+    def work(name: str, cold: float, warm: float) -> None:
+        clock.wait(warm if owner[0] == name else cold)
+        owner[0] = name
+
+    quick = Contender(lambda: None, lambda _: work("quick", 0.008, 0.001))
+    slow = Contender(lambda: None, lambda _: work("slow", 0.011, 0.011))
+    take_turns([quick, slow], 0.1)
+    assert quick.round_ms == pytest.approx([1.0] * len(quick.rounds))
+    assert slow.round_ms == pytest.approx([11.0] * len(slow.rounds))
 
 
 def test_a_contender_that_fails_drops_out_and_the_others_go_on() -> None:
