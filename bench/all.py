@@ -32,8 +32,12 @@ GPU_OPTIONS = {
     "loader": ["--seconds", "2", "--rounds", "2"],
     "train_step": ["--architectures", "krizhevsky", "--batches", "128", "1024"],
 }
-# The size of the other operators, for the record; a first look at bench/lrn.py takes less.
-CPU_OPTIONS = {"lrn": ["--batches", "64"]}
+# Records of operators take more time than a first look, and LRN has the batch of the others.
+_RECORD = ["--seconds-per-timing", "1"]
+CPU_OPTIONS = {
+    **dict.fromkeys(("conv_relu", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"), _RECORD),
+    "lrn": ["--batches", "64", *_RECORD],
+}
 
 
 @dataclass(frozen=True)

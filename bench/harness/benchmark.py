@@ -55,7 +55,7 @@ class Benchmark:
         self.quick: bool = self.arguments.quick
         self.output: Path = self.arguments.output
         # A GPU makes hundreds of runs in a quarter of a second.
-        default = (0.1 if CUDA else 0.2) if self.quick else (0.25 if CUDA else 0.5)
+        default = (0.1 if CUDA else 0.2) if self.quick else (0.25 if CUDA else 0.4)
         given = self.arguments.seconds_per_timing
         self.seconds: float = default if given is None else given
         if not CUDA:
@@ -83,7 +83,7 @@ class Benchmark:
             parser.add_argument("--dtypes", nargs="+", choices=names, help="dtypes (those of training on the device)")
         parser.add_argument("--providers", nargs="+", help="providers to time, by parts of their names (all)")
         parser.add_argument(
-            "--seconds-per-timing", type=positive(float), help="of a provider; 0.25 on a GPU, 0.5 on a CPU"
+            "--seconds-per-timing", type=positive(float), help="of a provider; 0.25 on a GPU, 0.4 on a CPU"
         )
         for name, options in self.options.items():
             parser.add_argument(f"--{name}", **options)
