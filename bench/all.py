@@ -1,8 +1,9 @@
 """Run all benchmarks and print a summary: python bench/all.py [--quick]
 
 Writes `bench/results/<device>/all.json` next to the records of the benchmarks: for every operator and for the training
-step, our time and that of the fastest other provider, and the duration of each benchmark. If a benchmark fails, the
-others still run, the summary names it, and the exit code is 1.
+step, our time, that of the fastest other provider and our speed relative to it (of operators, the median of the ratios
+within rounds), and the duration of each benchmark. If a benchmark fails, the others still run, the summary names it,
+and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
 import rich.console
 import rich.table
+from harness.turns import median_ratio
 
 SCRIPTS = (
     *("conv_relu", "lrn", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"),
-    *("loader", "training", "train_step", "pipeline"),
+    *("loader", "training", "train_step", "pipeline", "host"),
 )
 # On a GPU all benchmarks together take a few minutes; each script on its own measures more.
 GPU_OPTIONS = {
@@ -29,6 +32,22 @@ GPU_OPTIONS = {
     "loader": ["--seconds", "2", "--rounds", "2"],
     "train_step": ["--architectures", "krizhevsky", "--batches", "128", "1024"],
 }
+# Records of operators take more time than a first look, and LRN has the batch of the others.
+_RECORD = ["--seconds-per-timing", "1"]
+CPU_OPTIONS = {
+    **dict.fromkeys(("conv_relu", "max_pool", "dropout", "fusions", "cross_entropy", "sgd"), _RECORD),
+    "lrn": ["--batches", "64", *_RECORD],
+}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A row with a time."""
+
+    ours: bool
+    provider: str
+    ms: float
+    round_ms: list[float] | None
 
 
 def main() -> None:
@@ -44,7 +63,8 @@ def main() -> None:
             continue
         started, begin = time.time(), time.perf_counter()
         command = [sys.executable, str(harness.ROOT / "bench" / f"{name}.py"), "--output", str(arguments.output)]
-        command += ["--quick"] if arguments.quick else GPU_OPTIONS.get(name, []) if harness.CUDA else []
+        sized = GPU_OPTIONS if harness.CUDA else CPU_OPTIONS
+        command += ["--quick"] if arguments.quick else sized.get(name, [])
         print(f"--- {name}", flush=True)
         if subprocess.run(command).returncode:
             failed.append(name)
@@ -61,7 +81,7 @@ def summarise(name: str, output: Path, quick: bool, since: float) -> list[dict[s
     path = output / harness.slug(harness.device_name()) / f"{harness.record_name(name, {'quick': quick})}.json"
     if not path.exists() or path.stat().st_mtime < since:
         return []
-    groups: dict[str, list[tuple[bool, str, float]]] = {}
+    groups: dict[str, list[Timed]] = {}
     for row in json.loads(path.read_text())["rows"]:
         if row.get("ms_p50") is None:
             continue
@@ -73,22 +93,27 @@ def summarise(name: str, output: Path, quick: bool, since: float) -> list[dict[s
             ours = provider.startswith("ours")
         else:
             continue
-        groups.setdefault(what, []).append((ours, provider, row["ms_p50"]))
+        groups.setdefault(what, []).append(Timed(ours, provider, row["ms_p50"], row.get("round_ms")))
     return [compare(name, what, timed) for what, timed in groups.items()]
 
 
-def compare(name: str, what: str, timed: list[tuple[bool, str, float]]) -> dict[str, Any]:
+def compare(name: str, what: str, timed: list[Timed]) -> dict[str, Any]:
     """One row of the summary: our fastest provider and the fastest other one."""
-    ours = min(((ms, provider) for is_ours, provider, ms in timed if is_ours), default=None)
-    other = min(((ms, provider) for is_ours, provider, ms in timed if not is_ours), default=None)
+    ours = min((row for row in timed if row.ours), key=lambda row: row.ms, default=None)
+    other = min((row for row in timed if not row.ours), key=lambda row: row.ms, default=None)
+    speed_up = None
+    if ours and other:
+        # The step's processes take turns, too, but its rows have no rounds.
+        in_turns = ours.round_ms and other.round_ms
+        speed_up = round(median_ratio(other.round_ms, ours.round_ms) if in_turns else other.ms / ours.ms, 2)
     return {
         "benchmark": name,
         "what": what,
-        "ours": ours and ours[1],
-        "ours_ms": ours and ours[0],
-        "best_other": other and other[1],
-        "best_other_ms": other and other[0],
-        "speed_up": round(other[0] / ours[0], 2) if ours and other else None,
+        "ours": ours and ours.provider,
+        "ours_ms": ours and ours.ms,
+        "best_other": other and other.provider,
+        "best_other_ms": other and other.ms,
+        "speed_up": speed_up,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from harness import CUDA, DEVICE, Benchmark, run_script
+from harness import CUDA, DEVICE, Benchmark, InPlace, run_script
 from torch import Tensor
 
 import kernels
@@ -103,18 +103,16 @@ def main() -> None:
     shapes = [(shape[0] // 8, *shape[1:]) for shape in SHAPES] if bench.quick and not CUDA else SHAPES
     given, gradients = tensors(0, shapes), tensors(1, shapes)
     count = sum(weight.numel() for weight in given)
+    work = {}
     for name, make in providers().items():
         # Reads weight, gradient and velocity; writes weight and velocity, and a copy in half precision.
         bytes_moved = count * (5 * 4 + (2 if "copies" in name else 0))
-        bench.run_in_place(
-            "sgd_update_",
-            (count,),
-            torch.float32,
-            name,
+        work[name] = InPlace(
             lambda make=make: make([weight.clone() for weight in given], gradients),
             bytes_moved,
             lambda make=make: find_error(make),
         )
+    bench.run_in_place("sgd_update_", (count,), torch.float32, work)
     bench.finish()
 
 

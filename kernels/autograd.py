@@ -26,20 +26,23 @@ class Operator:
         launch: computes the result; its annotations are the custom operator's schema.
         name: of the custom operator, with its namespace.
         mutates_args: names of the arguments that the launch writes to.
+
+    Attributes:
+        custom_op: what tracers call.
     """
 
     def __init__(self, launch: Callable[..., Any], name: str, mutates_args: Sequence[str] = ()) -> None:
         functools.update_wrapper(self, launch)
         self._launch = launch
-        self._custom_op = torch.library.custom_op(name, mutates_args=mutates_args)(launch)
-        self.register_fake = self._custom_op.register_fake
+        self.custom_op = torch.library.custom_op(name, mutates_args=mutates_args)(launch)
+        self.register_fake = self.custom_op.register_fake
         names = launch.__code__.co_varnames
         self._written = [names.index(argument) for argument in mutates_args]
 
     def __call__(self, *args: Any) -> Any:
         """Compute the result."""
         if is_traced(args):
-            return self._custom_op(*args)
+            return self.custom_op(*args)
         result = self._launch(*args)
         for index in self._written:
             increment_version(args[index])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,15 +13,17 @@ from typing import Any, ClassVar
 import rich.console
 import torch
 
-from harness.cases import Case, failure_reason, find_error, in_memory_format, random_inputs, timed_work
+from harness.candidates import Candidate, InPlace, candidates_in_place, candidates_of_case, joined
+from harness.cases import Case, failure_reason
 from harness.charts import draw_times
 from harness.device import CUDA, TRAINING_DTYPE
-from harness.memory import keep_freed_memory, peak_bytes, saved_and_peak_bytes
+from harness.limits import Limit, copy_limit, product_limit
+from harness.memory import keep_freed_memory
 from harness.records import RESULTS, write_record
-from harness.tables import results_table
-from harness.timing import copy_bandwidth, product_speed, timed
-
-_TIMES = ("ms_p20", "ms_p50", "ms_p80")
+from harness.rows import add_speeds, measures, new_row, total
+from harness.summary import summary_lines
+from harness.tables import WIDTH, results_tables
+from harness.turns import Contender, take_turns
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Benchmark:
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     providers: dict[str, None] = field(default_factory=dict, init=False)
+    _limits: dict[torch.dtype | None, Limit] = field(default_factory=dict, init=False)
     last: ClassVar[Benchmark | None] = None  # whose rows an interruption prints
 
     def __post_init__(self) -> None:
@@ -52,19 +55,18 @@ class Benchmark:
         self.quick: bool = self.arguments.quick
         self.output: Path = self.arguments.output
         # A GPU makes hundreds of runs in a quarter of a second.
-        default = (0.1 if CUDA else 0.3) if self.quick else (0.25 if CUDA else 2.0)
+        default = (0.1 if CUDA else 0.2) if self.quick else (0.25 if CUDA else 0.4)
         given = self.arguments.seconds_per_timing
         self.seconds: float = default if given is None else given
         if not CUDA:
             keep_freed_memory()
         self.console = rich.console.Console()
         if not self.console.is_terminal:
-            self.console.width = 160
+            self.console.width = WIDTH
         self.settings |= {
             "quick": self.quick,
             "seconds_per_timing": self.seconds,
             "threads": torch.get_num_threads(),
-            "copy_gb_per_s": round(copy_bandwidth(self.seconds), 2),
         }
         if self.arguments.providers:
             self.settings["providers"] = self.arguments.providers  # the record lacks the others
@@ -80,7 +82,9 @@ class Benchmark:
             names = ["bfloat16", "float32", "float16"]
             parser.add_argument("--dtypes", nargs="+", choices=names, help="dtypes (those of training on the device)")
         parser.add_argument("--providers", nargs="+", help="providers to time, by parts of their names (all)")
-        parser.add_argument("--seconds-per-timing", type=positive(float), help="0.25 on a GPU, 2 on a CPU")
+        parser.add_argument(
+            "--seconds-per-timing", type=positive(float), help="of a provider; 0.25 on a GPU, 0.4 on a CPU"
+        )
         for name, options in self.options.items():
             parser.add_argument(f"--{name}", **options)
         return parser.parse_args()
@@ -106,118 +110,82 @@ class Benchmark:
         return parts is None or any(part in provider for part in parts)
 
     def run(self, case: Case) -> None:
-        """Check and time each provider of a case in each direction. A provider that fails does not stop the others."""
-        inputs, grad = random_inputs(case)
-        for name, (operator, memory_format) in case.providers.items():
-            if not self.wants(name):
-                continue
-            own = in_memory_format(case, inputs, grad, memory_format)
-            check = case.checks.get(name)
-            saved = peak = error = None
-            # Dynamo compiles a function at most eight times and then falls back; cases share their functions.
-            torch._dynamo.reset()
-            self.console.print(f"  {case.op} {case.shape} {name}", style="dim", end="")
-            try:
-                error = check(operator(*own[0]), own[0]) if check else find_error(operator, case, *own)
-                saved, peak = saved_and_peak_bytes(operator, own[0])
-            except Exception as failure:
-                error = failure_reason(failure)
+        """Check all providers of a case, then time those that are right, in turns, in each direction.
+
+        A provider that fails does not stop the others.
+        """
+        names = [name for name in case.providers if self.wants(name)]
+        if names:
+            limit = self._limit(case.dtype if case.operations else None)
+            candidates = candidates_of_case(case, names, self.say)
             for direction in case.directions:
-                times = None
-                if error is None:
-                    try:
-                        times = self.time(*timed_work(operator, *own, direction, case))
-                    except Exception as failure:
-                        error = failure_reason(failure)
-                row = _row(case.op, name, direction, case.shape, case.dtype, memory_format, error)
-                row |= self._measures(case, direction, times)
-                self.rows.append(row | {"saved_bytes": saved, "peak_bytes": peak})
-            self.console.print(f": wrong, {error}" if error else "", style="dim")
+                self._time(case.op, case.shape, case.dtype, direction, candidates, limit)
 
     def run_in_place(
-        self, op: str, shape: tuple[int, ...], dtype: torch.dtype, provider: str, make: Callable[[], Callable[[], Any]],
-        bytes_moved: int, check: Callable[[], str | None],
+        self, op: str, shape: tuple[int, ...], dtype: torch.dtype, providers: Mapping[str, InPlace]
+    ) -> None:
+        """Check all providers of work in place, then time those that are right, in turns."""
+        chosen = {name: provider for name, provider in providers.items() if self.wants(name)}
+        if chosen:
+            limit = self._limit(None)
+            candidates = candidates_in_place(f"{op} {joined(shape)}", chosen, self.say)
+            self._time(op, shape, dtype, "forward", candidates, limit)
+
+    def _time(
+        self, op: str, shape: Sequence[int], dtype: torch.dtype, direction: str, candidates: Sequence[Candidate],
+        limit: Limit,
     ) -> None:  # fmt: skip
-        """Check and time work without a backward pass, such as an optimizer's update.
+        """Time the candidates that are right and the limit in turns, and add a row for every candidate."""
+        contenders = {c.name: Contender(*c.timed(direction)) for c in candidates if c.error is None}
+        self.say(f"  {op} {joined(shape)} {direction}: {len(contenders)} in turns\n")
+        ceiling = limit.contender()
+        take_turns([ceiling, *contenders.values()], self.seconds)
+        limit.milliseconds.extend(ceiling.round_ms)
+        self.settings[limit.name] = limit.speed
+        rows = []
+        for candidate in candidates:
+            contender = contenders.get(candidate.name)
+            if contender is not None and contender.failure is not None:
+                candidate.error, contender = failure_reason(contender.failure), None
+            row = new_row(op, candidate.name, direction, shape, dtype, candidate.memory_format, candidate.error)
+            row |= measures(contender, candidate.amounts[direction], limit, ceiling.round_ms)
+            rows.append(row | {"saved_bytes": candidate.saved, "peak_bytes": candidate.peak})
+        add_speeds(rows)
+        self.rows += rows
 
-        Args:
-            make: makes the work. Its first call may allocate memory that later calls use again.
-            check: returns what is wrong with the provider's result, or None.
-        """
-        if not self.wants(provider):
-            return
-        times = peak = None
-        torch._dynamo.reset()
-        self.console.print(f"  {op} {shape} {provider}", style="dim", end="")
-        try:
-            error = check()
-            torch._dynamo.reset()  # code compiled for the shapes of the check would be compiled again for any shape
-            if error is None:
-                work = make()
-                work()
-                peak = peak_bytes(work)
-                times = self.time(lambda: None, lambda _: work())
-        except Exception as failure:
-            error = failure_reason(failure)
-        row = _row(op, provider, "forward", shape, dtype, "flat", error) | self._bandwidth(times, bytes_moved)
-        self.rows.append(row | {"saved_bytes": 0, "peak_bytes": peak})
-        self.console.print(f": wrong, {error}" if error else "", style="dim")
+    def _limit(self, dtype: torch.dtype | None) -> Limit:
+        """The product in a dtype, or the copy."""
+        if dtype not in self._limits:
+            self._limits[dtype] = copy_limit() if dtype is None else product_limit(dtype)
+        return self._limits[dtype]
 
-    def finish(self) -> None:
-        """Print the table; write the record and the chart."""
-        if not self.rows:
-            asked = " ".join(self.arguments.providers)
-            sys.exit(f"error: --providers {asked} matches no provider; choose from {', '.join(self.providers)}")
-        self.console.print(results_table(self.title, self.rows, self.settings))
-        path = write_record(self.arguments.name, self.settings, self.rows, self.output)
-        draw_times(path.with_suffix(".png"), self.title, self.rows)
+    def say(self, text: str) -> None:
+        """Print progress."""
+        self.console.print(text, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
 
     def add_sum(self, op: str, rows: Sequence[dict[str, Any]], shape: Sequence[int]) -> None:
         """Add one row per provider and direction: the sum of its rows, if none of them is wrong."""
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for row in rows:
-            groups.setdefault((row["provider"], row["direction"]), []).append(row)
-        for (provider, direction), group in groups.items():
-            if any(row["ms_p50"] is None for row in group):
-                continue
-            dtype = getattr(torch, group[0]["dtype"])
-            total = _row(op, provider, direction, shape, dtype, group[0]["memory_format"], None)
-            times = [sum(row[name] for row in group) for name in _TIMES]
-            total |= self._arithmetic(times, sum(row["operations"] for row in group), dtype)
-            self.rows.append(total | {"saved_bytes": sum(row["saved_bytes"] for row in group), "peak_bytes": None})
+            groups.setdefault(row["direction"], {}).setdefault(row["provider"], []).append(row)
+        for providers in groups.values():
+            right = [group for group in providers.values() if all(row["ms_p50"] is not None for row in group)]
+            sums = [total(group, op, shape) for group in right]
+            add_speeds(sums)
+            self.rows += sums
 
-    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> list[float]:
-        """:func:`harness.timing.timed` with this benchmark's time per timing."""
-        return timed(prepare, work, self.seconds)
-
-    def _measures(self, case: Case, direction: str, times: Sequence[float] | None) -> dict[str, Any]:
-        if case.operations:
-            return self._arithmetic(times, case.operations[direction], case.dtype)
-        return self._bandwidth(times, case.bytes_moved[direction])
-
-    def _arithmetic(self, times: Sequence[float] | None, operations: int, dtype: torch.dtype) -> dict[str, Any]:
-        limit = f"product_tflop_per_s_{str(dtype).removeprefix('torch.')}"
-        if limit not in self.settings:
-            self.settings[limit] = round(product_speed(dtype, self.seconds), 4)
-        if times is None:
-            return dict.fromkeys((*_TIMES, "tflop_per_s", "fraction_of_limit"))
-        speed = operations / times[1] / 1e9
-        return {
-            **{name: round(value, 4) for name, value in zip(_TIMES, times, strict=True)},
-            "operations": operations,
-            "tflop_per_s": round(speed, 4),
-            "fraction_of_limit": round(speed / self.settings[limit], 4),
-        }
-
-    def _bandwidth(self, times: Sequence[float] | None, bytes_moved: int) -> dict[str, Any]:
-        if times is None:
-            return dict.fromkeys((*_TIMES, "gb_per_s", "fraction_of_limit"))
-        bandwidth = bytes_moved / times[1] / 1e6
-        return {
-            **{name: round(value, 4) for name, value in zip(_TIMES, times, strict=True)},
-            "gb_per_s": round(bandwidth, 2),
-            "fraction_of_limit": round(bandwidth / self.settings["copy_gb_per_s"], 4),
-        }
+    def finish(self) -> None:
+        """Print the tables and the summary, write the record and the chart, and print the chart's path last."""
+        if not self.rows:
+            asked = " ".join(self.arguments.providers)
+            sys.exit(f"error: --providers {asked} matches no provider; choose from {', '.join(self.providers)}")
+        self.console.print(results_tables(self.title, self.rows, self.settings))
+        path = write_record(self.arguments.name, self.settings, self.rows, self.output)
+        for line in summary_lines(self.rows):
+            print(line)
+        chart = path.with_suffix(".png")
+        drawn = draw_times(chart, self.title, self.rows)
+        print(chart if drawn else "no chart: no provider has a time")
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -228,18 +196,9 @@ def run_script(main: Callable[[], None]) -> None:
         bench = Benchmark.last
         print()  # ends the line of the provider that was being timed
         if bench is not None and bench.rows:
-            bench.console.print(results_table(f"{bench.title} (interrupted)", bench.rows, bench.settings))
+            bench.console.print(results_tables(f"{bench.title} (interrupted)", bench.rows, bench.settings))
         print("interrupted; no record was written", file=sys.stderr)
         sys.exit(130)
-
-
-def _row(
-    op: str, provider: str, direction: str, shape: Sequence[int], dtype: torch.dtype, memory_format: str,
-    error: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    row = {"op": op, "provider": provider, "direction": direction, "shape": list(shape)}
-    row |= {"dtype": str(dtype).removeprefix("torch."), "memory_format": memory_format}
-    return row | ({"wrong": error} if error else {})
 
 
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,37 +99,47 @@ def in_memory_format(
     return converted, convert(grad)
 
 
-def find_error(operator: Operator, case: Case, inputs: Sequence[Tensor], grad: Tensor) -> str | None:
-    """What is wrong with a provider's result or gradients for the first images, or None.
+def definition_results(case: Case, inputs: Sequence[Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """The result and the gradients of the definition in fp64, by name, for the first images.
 
-    A result without dimensions, such as a loss, is compared for all images.
+    A result without dimensions, such as a loss, is computed for all images.
     """
     few = _CHECKED_IMAGES if grad.dim() else case.shape[0]
+    wide = [(tensor[:few] if index == 0 else tensor).detach().double() for index, tensor in enumerate(inputs)]
+    return _results(case, case.definition, wide, (grad[:few] if grad.dim() else grad).double())
 
-    def first(tensor: Tensor) -> Tensor:
-        return tensor[:few] if tensor.dim() else tensor
 
-    # The definition in fp64, for the first images.
-    wide = [(first(t) if index == 0 else t).detach().double() for index, t in enumerate(inputs)]
-    wide = [tensor.requires_grad_(index not in case.no_gradient) for index, tensor in enumerate(wide)]
-    wanted = case.definition(*wide)
-    wanted.backward(first(grad).double())
-    # The provider for the whole batch, as it may be compiled for its shape; other images get no gradient.
-    fresh = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
-    found = operator(*fresh)
+def _results(case: Case, operator: Operator, inputs: Sequence[Tensor], grad: Tensor) -> dict[str, Tensor]:
+    own = [tensor.detach().requires_grad_(index not in case.no_gradient) for index, tensor in enumerate(inputs)]
+    result = operator(*own)
+    result.backward(grad)
+    found = {"result": result.detach()}
+    for index, tensor in enumerate(own):
+        if tensor.requires_grad:
+            assert tensor.grad is not None
+            found[f"gradient {index}"] = tensor.grad
+    return found
+
+
+def find_error(
+    operator: Operator, case: Case, inputs: Sequence[Tensor], grad: Tensor, wanted: Mapping[str, Tensor]
+) -> str | None:
+    """What is wrong with a provider's result or gradients for the first images, or None.
+
+    Args:
+        wanted: the results of the definition.
+    """
     upstream = grad.clone()
     if grad.dim():
-        upstream[few:] = 0
-    found.backward(upstream)
-    pairs = [("result", first(found.detach()), wanted.detach())]
-    for index, (own, reference) in enumerate(zip(fresh, wide, strict=True)):
-        if index not in case.no_gradient:
-            assert own.grad is not None
-            assert reference.grad is not None
-            pairs.append((f"gradient {index}", own.grad[:few] if index == 0 else own.grad, reference.grad))
+        upstream[_CHECKED_IMAGES:] = 0
+    # The whole batch, as the provider may be compiled for its shape; images that are not checked get no gradient.
+    found = _results(case, operator, inputs, upstream)
     # Compare by the largest value, or gradients of chosen maxima by the norm.
-    for what, value, reference_value in pairs:
-        is_half = case.dtype in (torch.float16, torch.bfloat16)
+    is_half = case.dtype in (torch.float16, torch.bfloat16)
+    for what, reference_value in wanted.items():
+        value = found[what]
+        if reference_value.dim() and what in ("result", "gradient 0"):
+            value = value[: len(reference_value)]
         by_norm = case.gradients_by_norm and what != "result" and is_half
         size = torch.linalg.vector_norm if by_norm else _largest
         error = size(value.double() - reference_value) / size(reference_value).clamp(min=1e-12)
@@ -143,7 +153,7 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def timed_work(
-    operator: Operator, inputs: Sequence[Tensor], grad: Tensor, direction: str, case: Case
+    operator: Operator, inputs: Sequence[Tensor], grad: Tensor, case: Case, direction: str
 ) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """What to prepare untimed, and what to time."""
     if direction == "forward":

@@ -17,13 +17,16 @@ TRAINING_DTYPE = torch.bfloat16 if CUDA else torch.float32
 
 def device_name() -> str:
     """The name of the GPU, or of the CPU with the number of threads that torch uses."""
-    if CUDA:
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if CUDA else f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def processor_name() -> str:
+    """The name of the CPU."""
     if os.path.exists("/proc/cpuinfo"):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1] if found else model
-    return f"{model}, {torch.get_num_threads()} threads"
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def slug(name: str) -> str:

@@ -1,11 +1,11 @@
-"""Timing of repeated work, and the ceilings of the device that times are compared with."""
+"""Timing of single repetitions, and of repeated work that is compared with nothing."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,6 +13,35 @@ from harness.device import CUDA, DEVICE
 
 # Clock cycles that a GPU waits for the host: half a millisecond at first, 8 milliseconds at most.
 _FIRST_DELAY, _LONGEST_DELAY = 2**20, 2**24
+
+
+class Clock(Protocol):
+    """Times one repetition."""
+
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+        """Milliseconds of `work(prepare())` without its preparation."""
+
+
+class HostClock:
+    """Times work that the host computes itself."""
+
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+        """Milliseconds of `work(prepare())` without its preparation."""
+        prepared = prepare()
+        begin = time.perf_counter()
+        work(prepared)
+        return (time.perf_counter() - begin) * 1e3
+
+
+class ProcessorClock:
+    """Times what the host computes itself, without the time that other processes have on its processor."""
+
+    def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+        """Milliseconds of processor time of all threads of `work(prepare())` without its preparation."""
+        prepared = prepare()
+        begin = time.process_time()
+        work(prepared)
+        return (time.process_time() - begin) * 1e3
 
 
 class DeviceClock:
@@ -52,30 +81,8 @@ def timed(prepare: Callable[[], Any], work: Callable[[Any], Any], seconds: float
         work(prepare())
     times: list[float] = []
     end = time.perf_counter() + seconds
-    clock = DeviceClock() if CUDA else None
+    clock: Clock = DeviceClock() if CUDA else HostClock()
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 1000):
-        if clock is not None:
-            times.append(clock.time(prepare, work))
-        else:
-            prepared = prepare()
-            begin = time.perf_counter()
-            work(prepared)
-            times.append((time.perf_counter() - begin) * 1e3)
+        times.append(clock.time(prepare, work))
     deciles = statistics.quantiles(times, n=10)
     return [deciles[1], statistics.median(times), deciles[7]]
-
-
-def copy_bandwidth(seconds: float) -> float:
-    """GB/s of a copy within the device, bytes read and written together."""
-    source = torch.zeros(512 * 2**20 if CUDA else 128 * 2**20, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    _, median, _ = timed(lambda: None, lambda _: target.copy_(source), seconds)
-    return 2 * source.nbytes / median / 1e6
-
-
-def product_speed(dtype: torch.dtype, seconds: float) -> float:
-    """TFLOP/s of a large square matrix product."""
-    side = 8192 if CUDA else 2048
-    a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
-    _, median, _ = timed(lambda: None, lambda _: a @ b, seconds)
-    return 2 * side**3 / median / 1e9

@@ -1,0 +1,1 @@
+"""The search for the fastest launch settings of a GPU."""
