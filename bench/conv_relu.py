@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tune
 from harness import CUDA, Benchmark, Case, Operator, compiled, run_script
 from torch import Tensor
+from tuning import convolution
 
 import kernels
 from kernels import launch_settings
@@ -119,7 +119,7 @@ def find_settings(bench: Benchmark) -> None:
         for batch in bench.batches()
         for problem in tuned_problems(chosen.layers, batch, dtype)
     ]
-    print(f"wrote {tune.tune(problems, chosen.tables, chosen.seconds)}")
+    print(f"wrote {convolution.tune(problems, chosen.tables, chosen.seconds)}")
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -195,9 +195,9 @@ def test_the_heuristic_fits_every_gpu(batch, channels, side, filters, kernel, st
 @pytest.fixture
 def tuning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "bench")
-    import tune
+    from tuning import convolution
 
-    return tune
+    return convolution
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

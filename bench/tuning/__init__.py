@@ -1,0 +1,1 @@
+"""Measures launch settings on a GPU and writes its table in `kernels/tuned/`."""
