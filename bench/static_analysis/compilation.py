@@ -67,4 +67,7 @@ def _widths(ptx: str, instruction: str) -> Counter[str]:
 
 def versions() -> dict[str, str]:
     """The versions of the compilers: Triton, and the assembler that it uses for Hopper."""
-    return {"triton": triton.__version__, "ptxas": triton.knobs.nvidia.ptxas.version}
+    command = [triton.knobs.nvidia.ptxas.path, "--version"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"V([\d.]+)", text)
+    return {"triton": triton.__version__, "ptxas": found[1] if found else text.strip()}

@@ -22,7 +22,7 @@ def trip_counts(ttgir: str, arguments: Mapping[str, Any]) -> list[int | None]:
         ttgir: Triton's code for the GPU, after pipelining.
         arguments: the launch's arguments by name.
     """
-    values = {f"%{name}": value for name, value in arguments.items() if isinstance(value, int)}
+    values = {f"%{name}": value for name, value in arguments.items()}
     values |= {name: int(value) for name, value in _CONSTANT.findall(ttgir)}
     counts: list[int | None] = []
     for bounds in _LOOP.findall(ttgir):
@@ -38,13 +38,13 @@ def read_and_written(ttir: str) -> tuple[set[str], set[str]]:
     Args:
         ttir: Triton's code before it depends on a GPU. Loops and branches may pass pointers on.
     """
-    signature = re.search(r"tt\.func public @\w+\((.*)", ttir)
+    signature = re.search(r"tt\.func public @.*", ttir)
     assert signature is not None
     # The arguments that each value is computed from. A loaded value is computed from none.
-    roots = {f"%{name}": {name} for name, is_pointer in _ARGUMENT.findall(signature[1]) if is_pointer}
+    roots = {f"%{name}": {name} for name, is_pointer in _ARGUMENT.findall(signature[0]) if is_pointer}
     read: set[str] = set()
     written: set[str] = set()
-    for line in ttir[signature.end() :].splitlines():
+    for line in ttir.partition(signature[0])[2].splitlines():
         text = line.split(" loc(")[0]
         match = _OPERATION.match(text)
         result, operation = (match[1], match[2]) if match else (None, text)

@@ -12,6 +12,8 @@ TTGIR = """
     %a:4 = scf.for %i = %c-4_i32 to %c27_i32 step %c1_i32 iter_args(%x = %cst) -> (tensor<128x8xf32>)  : i32 {
     %b = scf.for %i_1 = %c0_i32 to %rows step %c64_i32 iter_args(%y = %cst) -> (tensor<128x8xf32>)  : i32 {
     %c = scf.for %i_2 = %c0_i32 to %computed step %c64_i32 : i32 {
+    %d = scf.for %i_3 = %computed to %rows step %c64_i32 : i32 {
+    %e = scf.for %i_4 = %c0_i32 to %rows step %computed : i32 {
 """
 TTIR = """
   tt.func public @some_kernel(%x_ptr: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("x"), %n: i32, %unused_ptr: \
@@ -34,8 +36,8 @@ TTIR = """
 
 
 def test_trip_counts_follow_from_constants_and_arguments() -> None:
-    assert trip_counts(TTGIR, {"rows": 129, "x_ptr": object()}) == [31, 3, None]
-    assert trip_counts(TTGIR, {"rows": 0}) == [31, 0, None]
+    assert trip_counts(TTGIR, {"rows": 129, "x_ptr": object()}) == [31, 3, None, None, None]
+    assert trip_counts(TTGIR, {"rows": 0}) == [31, 0, None, None, None]
 
 
 def test_tensors_that_are_read_and_written() -> None:

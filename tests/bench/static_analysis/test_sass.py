@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from static_analysis.sass import Instruction, code_of, executed, parse
+from static_analysis.sass import Instruction, code_of, disassemble, executed, parse
 
 # A loop between a guard that skips it and the end; behind the end, what every kernel has.
 LOOP = """
@@ -101,16 +101,34 @@ def test_a_matrix_instruction_is_shared_by_four_warps() -> None:
     assert one("FFMA R1, R2, R3, R1").products == 0
 
 
-def test_the_code_is_found_in_a_compiled_file() -> None:
-    """A file with the two sections that matter: the names, and the code after them."""
-    names, code = b"\0.shstrtab\0.text.some_kernel\0", bytes(range(32))
+def elf(code: bytes) -> bytes:
+    """A compiled file with the two sections that matter: the names, and the code after them."""
+    names = b"\0.shstrtab\0.text.some_kernel\0"
     header = 64
     table = header + len(names) + len(code)
-    elf = bytearray(header) + names + code
-    struct.pack_into("<Q", elf, 40, table)
-    struct.pack_into("<HHH", elf, 58, 64, 2, 0)
+    file = bytearray(header) + names + code
+    struct.pack_into("<Q", file, 40, table)
+    struct.pack_into("<HHH", file, 58, 64, 2, 0)
     for name, offset, length in ((1, header, len(names)), (11, header + len(names), len(code))):
-        elf += struct.pack("<IIQQQQ", name, 0, 0, 0, offset, length).ljust(64, b"\0")
-    assert code_of(bytes(elf)) == code
+        file += struct.pack("<IIQQQQ", name, 0, 0, 0, offset, length).ljust(64, b"\0")
+    return bytes(file)
+
+
+def test_the_code_is_found_in_a_compiled_file() -> None:
+    code = bytes(range(32))
+    assert code_of(elf(code)) == code
     with pytest.raises(ValueError, match="no section"):
-        code_of(bytes(elf).replace(b".text.", b".data."))
+        code_of(elf(code).replace(b".text.", b".data."))
+
+
+def test_several_kernels_are_disassembled_at_once_and_each_begins_at_0() -> None:
+    nop, leave = "18790000000000000000000000c00f00", "4d790000000000000000800300ea0f00"
+    stay = "4779fc00fcffffffffff830300c00f00"  # a branch to itself
+    short, long = (elf(bytes.fromhex("".join(codes))) for codes in ((leave, stay), (nop, nop, leave, stay)))
+    for first, second, lengths in ((short, long, [2, 4]), (long, short, [4, 2])):
+        kernels = disassemble([first, second], 90)
+        assert [len(kernel) for kernel in kernels] == lengths
+        for kernel in kernels:
+            assert [item.address for item in kernel] == list(range(0, 16 * len(kernel), 16))
+            assert [item.opcode for item in kernel[-2:]] == ["EXIT", "BRA"]
+            assert kernel[-1].target == kernel[-1].address
