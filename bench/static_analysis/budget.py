@@ -9,9 +9,10 @@ from typing import Any
 from static_analysis.launches import Key
 from static_analysis.rows import key_of
 
-# Allowed growth of the issue slots per result, and loss of resident warps: nothing but rounding with the compilers of
-# the record, and what another Triton or ptxas may cost, of which nobody can tell beforehand.
-SAME_COMPILERS, OTHER_COMPILERS = 0.02, 0.15
+# Allowed growth of the issue slots per result, and loss of resident warps: with the compilers of the record what nobody
+# notices, with another Triton or ptxas what they may cost. The code of Triton 3.6.0 and 3.7.1, with the same ptxas,
+# differs by up to 18 % in slots and 17 % in warps.
+SAME_COMPILERS, OTHER_COMPILERS = 0.02, 0.2
 RENEW = "if this is meant, renew the record by bench/static.py and say why in the commit"
 
 
@@ -42,7 +43,7 @@ class Budget:
                 yield f"{name}: is not in the record: renew it by bench/static.py"
                 continue
             for what, found, wanted in self._limits(row, recorded):
-                yield f"{name}: {what} {found:g}, recorded {wanted:g}: {RENEW}"
+                yield f"{name}: {what} {found:,}, recorded {wanted:,}: {RENEW}"
 
     def _limits(self, row: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tuple[str, float, float]]:
         slots, wanted = row["per_result"]["slots"], recorded["per_result"]["slots"]

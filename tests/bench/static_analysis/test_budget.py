@@ -30,10 +30,10 @@ def test_the_same_and_better_code_is_within_the_budget() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"slots": 103.0}, "issue slots per result 103, recorded 100"),
+        ({"slots": 103.0}, "issue slots per result 103.0, recorded 100.0"),
         ({"resident_warps": 60, "registers": 34}, r"\(34 registers, 0 bytes shared\) 60, recorded 64"),
         ({"spilled_bytes": 8}, "spilled bytes 8, recorded 0"),
-        ({"moved_bytes": 1001}, "moved bytes 1001, recorded 1000"),
+        ({"moved_bytes": 1001}, "moved bytes 1,001, recorded 1,000"),
         ({"loops_known": False}, "unknown number of iterations"),
         ({"number": 2}, r"lrn conv1 \(forward\), lrn_fwd_kernel 2: is not in the record"),
     ],
@@ -47,6 +47,6 @@ def test_each_kind_of_growth_is_named(changes: dict[str, Any], named: str) -> No
 
 @pytest.mark.parametrize("versions", [VERSIONS | {"triton": "3.6.0"}, VERSIONS | {"ptxas": "13.1.80"}])
 def test_other_compilers_may_cost_a_little(versions: dict[str, str]) -> None:
-    assert problems(versions, slots=114.0, resident_warps=56) == []
-    assert len(problems(versions, slots=116.0, resident_warps=52)) == 2
+    assert problems(versions, slots=119.0, resident_warps=52) == []
+    assert len(problems(versions, slots=121.0, resident_warps=48)) == 2
     assert len(problems(versions, spilled_bytes=4)) == 1
