@@ -1,1 +1,1 @@
-"""Measures launch settings on a GPU and writes its table in `kernels/tuned/`."""
+"""The search for the fastest launch settings of a GPU."""
