@@ -54,6 +54,7 @@ def _row(launch: Launch, kernel: CompiledKernel, code: Sequence[sass.Instruction
         "load_widths": dict(compilation.load_widths(kernel.asm["ptx"])),
         "store_widths": dict(compilation.store_widths(kernel.asm["ptx"])),
         "loops_known": executed.loops_known,
+        "skipped_sometimes": round(executed.sometimes / executed.slots, 3),
         "results": elements,
         "moved_bytes": moved,
         "per_result": {name: round(count * launch.warps * WARP / elements, 3) for name, count in per_result.items()},

@@ -2,7 +2,8 @@
 
 An instruction takes a slot of its warp's scheduler whether its predicate is true or not. What a warp issues is found by
 walking through the code: forward branches fall through, as in a program that handles a full block, and the body of a
-loop counts as often as the launch says.
+loop counts as often as the launch says. So the number is too large where iterations of a loop differ; how much of it
+may be skipped is counted, too.
 
 The units are those of Nsight Compute's documentation ("Pipelines").
 """
@@ -83,12 +84,15 @@ class Executed:
         memory_bytes: bytes per thread that loads and stores ask for.
         products: multiplications and additions of matrix instructions.
         loops_known: False if the code has a loop that is counted once, because its number of iterations is not known.
+        sometimes: number of instructions within loops that a branch skips in some iterations; they are counted as if
+            in all of them.
     """
 
     units: Counter[str]
     memory_bytes: int
     products: int
     loops_known: bool
+    sometimes: int = 0
 
     @property
     def slots(self) -> int:
@@ -147,31 +151,71 @@ def executed(instructions: Sequence[Instruction], trips: Sequence[int | None]) -
     """What a warp issues.
 
     Args:
-        trips: iterations of each loop, in order. If there are more or fewer than loops in the code, or a number is
-            None, that loop's body counts once.
+        trips: iterations of each loop, in the order in which they begin. If there are more or fewer than loops in the
+            code, or a number is None, that loop's body counts once.
     """
-    position = {item.address: index for index, item in enumerate(instructions)}
-    loops = [
-        item for item in instructions if item.conditional and item.target is not None and item.target < item.address
-    ]
-    known = dict(zip((loop.address for loop in loops), trips, strict=False)) if len(loops) == len(trips) else {}
-    weights: Counter[int] = Counter()
-    index = 0
-    while index < len(instructions):
-        item = instructions[index]
-        weights[index] += 1
-        if item.opcode == "EXIT" and not item.conditional:
-            break
-        if item.target is not None and item.target < item.address:
-            for inside in range(position[item.target], index + 1):
-                weights[inside] *= known.get(item.address) or 1
-        # An unconditional branch leads to the code that it skips to.
-        jumps = item.target is not None and not item.conditional and item.target > item.address
-        index = position[item.target] if jumps else index + 1  # type: ignore[index]
+    loops = loops_of(instructions)
+    known = dict(zip(loops, trips, strict=False)) if len(loops) == len(trips) else {}
+    weights = dict.fromkeys(straight_through(instructions, loops), 1)
+    for loop in loops:
+        for index in loop:
+            if index in weights:
+                weights[index] *= known.get(loop) or 1
     units: Counter[str] = Counter()
-    memory_bytes = products = 0
+    optional = {index for loop in loops for index in _optional_in(loop, instructions)}
+    memory_bytes = products = sometimes = 0
     for index, weight in weights.items():
         units[instructions[index].unit] += weight
         memory_bytes += weight * instructions[index].memory_bytes
         products += weight * instructions[index].products
-    return Executed(units, memory_bytes, products, all(known.get(loop.address) is not None for loop in loops))
+        sometimes += weight * (index in optional)
+    return Executed(units, memory_bytes, products, all(known.get(loop) is not None for loop in loops), sometimes)
+
+
+def loops_of(instructions: Sequence[Instruction]) -> list[range]:
+    """The bodies of the loops as ranges of indices, in the order in which they begin, outer ones first.
+
+    A loop is what lies between a branch back and its target. The branch may be unconditional: then another one leaves
+    the loop. Behind the end of every kernel there is a branch to itself, which is no loop.
+    """
+    position = {item.address: index for index, item in enumerate(instructions)}
+    found = [
+        range(position[item.target], index + 1)
+        for index, item in enumerate(instructions)
+        if item.target is not None and item.target < item.address
+    ]
+    return sorted(found, key=lambda loop: (loop.start, -loop.stop))
+
+
+def straight_through(instructions: Sequence[Instruction], loops: Sequence[range]) -> list[int]:
+    """The indices of the instructions on the way from the start to the end that takes no branch it need not take."""
+    position = {item.address: index for index, item in enumerate(instructions)}
+    way = []
+    index = 0
+    while index < len(instructions):
+        item = instructions[index]
+        way.append(index)
+        if item.opcode == "EXIT" and not item.conditional:
+            break
+        index += 1
+        if item.target is None or item.conditional:
+            continue
+        if item.target >= item.address + _BYTES:
+            index = position[item.target]  # over code that is not for this warp
+            continue
+        # The end of a loop, which is left by a branch inside it, or by the end of the program.
+        body = next(loop for loop in loops if loop.stop == index)
+        ways_out = [position[target] for inside in body if (target := instructions[inside].target) is not None]
+        index = max((place for place in ways_out if place >= index), default=len(instructions))
+    return way
+
+
+def _optional_in(loop: range, instructions: Sequence[Instruction]) -> set[int]:
+    """What a branch within the body of a loop may skip, so that not every iteration may execute it."""
+    position = {item.address: index for index, item in enumerate(instructions)}
+    found: set[int] = set()
+    for index in loop:
+        item = instructions[index]
+        if item.conditional and item.target is not None and index < position[item.target] < loop.stop:
+            found.update(range(index + 1, position[item.target]))
+    return found

@@ -13,8 +13,8 @@ _TIMES = ("memory", "issue", "alu", "fma", "mufu", "lsu", "tensor")
 CODE_CAPTION = """\
 regs: registers per thread. spill: bytes per thread. shared: KiB per program. warps: that a
 multiprocessor holds at a time. loads, stores: widths in bytes of those of global memory. slots and
-units: instructions per result; other instructions are in slots only. ?: a loop of unknown length
-counts once."""
+units: instructions per result; other instructions are in slots only. <: fewer, because a loop skips
+some of them in some iterations. ?: a loop of unknown length counts once."""
 TIME_CAPTION = """\
 Microseconds on one H100: predicted, never measured, by part of the GPU; the longest is the
 prediction, a lower limit (bench/static_analysis/prediction.py). sum: all launches of the line.
@@ -33,7 +33,7 @@ def code_table(rows: Sequence[dict[str, Any]]) -> str:
             cells = [str(row["registers"]), str(row["spilled_bytes"]), f"{row['shared_bytes'] / 1024:.1f}"]
             cells += [str(row["resident_warps"]), _widths(row["load_widths"]), _widths(row["store_widths"])]
             counts = [_short(row["per_result"][name]) for name in ("slots", *_UNITS)]
-            counts[0] += "" if row["loops_known"] else "?"
+            counts[0] = ("<" if row["skipped_sometimes"] else "") + counts[0] + ("" if row["loops_known"] else "?")
             lines.append(_line(_name(row), [*cells, *counts], widths))
     return "\n".join([*lines, CODE_CAPTION])
 

@@ -36,6 +36,20 @@ NESTED = """
         /*0030*/               @P1 BRA 0x0 ;
         /*0040*/                   EXIT ;
 """
+# A loop whose end leads back in any case: it is left in the middle, to the code behind it.
+LEFT_IN_THE_MIDDLE = """
+        /*0000*/                   FADD R0, R0, R1 ;
+        /*0010*/                   FMUL R0, R0, R1 ;
+        /*0020*/               @P1 BRA 0x50 ;
+        /*0030*/                   STG.E.128 desc[UR4][R2.64], R36 ;
+        /*0040*/                   IADD3 R0, R0, 0x1, RZ ;
+        /*0050*/               @P0 BRA 0x80 ;
+        /*0060*/                   IADD3 R0, R0, 0x1, RZ ;
+        /*0070*/                   BRA 0x10 ;
+        /*0080*/                   FADD R0, R0, R1 ;
+        /*0090*/                   EXIT ;
+        /*00a0*/                   BRA 0xa0;
+"""
 
 
 def one(text: str) -> Instruction:
@@ -58,8 +72,21 @@ def test_a_loop_of_unknown_length_counts_once_and_is_reported(trips: list[int | 
 
 
 def test_nested_loops_multiply() -> None:
-    found = executed(parse(NESTED), [5, 3])
+    found = executed(parse(NESTED), [3, 5])
     assert dict(found.units) == {"fma": 3 * (1 + 5), "other": 3 * (5 + 1) + 1}
+
+
+def test_a_loop_may_be_left_in_the_middle_and_its_iterations_may_differ() -> None:
+    found = executed(parse(LEFT_IN_THE_MIDDLE), [7])
+    assert dict(found.units) == {"fma": 1 + 7 + 1, "alu": 2 * 7, "lsu": 7, "other": 3 * 7 + 1}
+    assert (found.loops_known, found.sometimes) == (True, 2 * 7)
+    assert not executed(parse(LEFT_IN_THE_MIDDLE), []).loops_known
+    ends = LEFT_IN_THE_MIDDLE.replace("BRA 0x80", "EXIT")
+    assert dict(executed(parse(ends), [7]).units) == {"fma": 1 + 7, "alu": 2 * 7, "lsu": 7, "other": 3 * 7}
+
+
+def test_a_guard_around_a_loop_skips_nothing_within_it() -> None:
+    assert executed(parse(LOOP), [10]).sometimes == 0
 
 
 def test_forward_branches_fall_through_and_jumps_skip() -> None:
