@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from comparing import DEVICE, GUARD, guarded_bytes
 from interpreter import strict_and_fast
+
+# What tests share with benchmarks; at the end, so that scripts shadow no package.
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 # Tensors of this many elements are not filled, because that would allocate their memory (`comparing.uninitialised`).
 LARGE = 2**30

@@ -1,5 +1,8 @@
 """Every kernel compiles for three generations of GPUs into efficient code. No GPU is needed.
 
+Efficient means: no spills, wide loads, tensor cores; and for sm_90 no more instructions and no fewer resident warps
+than in the record of `bench/static.py`.
+
 `.venv/bin/python -m pytest tests/kernels/test_compiled.py --everything` compiles all combinations of operator, size,
 layout, dtype and GPU.
 """
@@ -14,6 +17,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from static_analysis.budget import Budget
+from static_analysis.rows import key_of
 
 # Largest shared memory of one program, in bytes.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -59,8 +64,13 @@ NARROW = {
 }
 
 
+# The record of `bench/static.py`.
+RECORD = ROOT / "bench" / "results" / "static" / "kernels.json"
+
+
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict]:
+def output(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict]:
+    """What `compile_kernels.py` prints: one compilation for all tests."""
     script = Path(__file__).with_name("compile_kernels.py")
     wanted = ["bfloat16:80", "bfloat16:90", "bfloat16:100", "float32:80", "float32:90", "float32:100"]
     if request.config.getoption("--everything"):
@@ -72,6 +82,11 @@ def records(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def records(output: list[dict]) -> list[dict]:
+    return [item for item in output if "kernel" in item]
 
 
 def test_every_kernel_was_compiled_for_every_architecture(records: list[dict]) -> None:
@@ -104,7 +119,7 @@ def test_products_use_the_tensor_cores_of_their_generation(records: list[dict]) 
     products = [
         record for record in records if re.fullmatch(r"conv_(fwd|bwd_data|bwd_weight)_kernel", record["kernel"])
     ]
-    assert {record["case"] for record in products} == {f"conv{layer}" for layer in range(1, 6)}
+    assert {record["case"].removesuffix(" tuned") for record in products} == {f"conv{layer}" for layer in range(1, 6)}
     for record in products:
         assert instructions[record["architecture"]] in record["matrix_instructions"], record
 
@@ -144,3 +159,18 @@ def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -
             }
             assert wide or (narrow and (record["kernel"], way) in narrow_only), record
             assert narrow <= NARROW.get((record["kernel"], way), set()), record
+
+
+def test_hopper_code_is_no_worse_than_recorded(output: list[dict]) -> None:
+    rows = [item["row"] for item in output if "row" in item]
+    record, versions = json.loads(RECORD.read_text()), next(item["versions"] for item in output if "versions" in item)
+    problems = list(Budget.of(record, versions).problems(rows))
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_the_record_has_exactly_the_launches_of_today(output: list[dict], request: pytest.FixtureRequest) -> None:
+    left_out = [tuple(item["left_out"]) for item in output if "left_out" in item]
+    assert bool(left_out) != request.config.getoption("--everything")
+    recorded = {key_of(row) for row in json.loads(RECORD.read_text())["rows"]}
+    today = {key_of(item["row"]) for item in output if "row" in item} | set(left_out)
+    assert recorded == today, "renew the record: python bench/static.py"
