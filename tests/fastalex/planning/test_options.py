@@ -16,7 +16,12 @@ def test_devices_of_another_machine_need_not_exist():
     assert plan.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
     assert plan.memory == (3 * GIB, 3 * GIB)
     parallel = plan.parallel
-    assert (parallel.layout, parallel.schedule, parallel.micro_batches) == (Layout(1, 2, 2), "eager-1f1b", 8)
+    assert (parallel.machines, parallel.layout, parallel.schedule, parallel.micro_batches) == (
+        1,
+        Layout(1, 2, 2),
+        "eager-1f1b",
+        8,
+    )
 
 
 def test_workers_on_the_cpu_share_its_memory(monkeypatch):
