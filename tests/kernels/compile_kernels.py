@@ -4,8 +4,9 @@
 
 leaves out launches that add little to the others; with --everything it compiles those, too, which takes several times
 as long. It prints one JSON object per line: kernel, case, architecture, registers, bytes of stack and shared memory,
-the matrix instructions in the PTX, and the number of loads (including asynchronous copies) and stores of each width. It
-runs in a process of its own, because a process that imports Triton with its interpreter cannot compile.
+the number of instructions and the matrix instructions in the PTX, and the number of loads (including asynchronous
+copies) and stores of each width. It runs in a process of its own, because a process that imports Triton with its
+interpreter cannot compile.
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ def _blocks(
                 yield "lrn_max_pool conv2", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu="before")
 
 
+# Windows and strides of max-pooling far from AlexNet's: loops that are not unrolled, and blocks of one pixel.
+WINDOWS = ((5, 1), (5, 2), (8, 2), (16, 1), (17, 2), (32, 1), (32, 2), (32, 40), (3, 40))
+
+
+def _large_windows(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+    x = _channels_last((1, 64, 80, 80), dtype).requires_grad_()
+    for size, stride in WINDOWS:
+        yield f"window {size}, stride {stride}", lambda k=size, s=stride: _both(kernels.max_pool2d(x, k, s))
+
+
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
 CONVOLUTIONS = {
     "conv1": (3, 224, 96, 11, 4, (0, 3, 0, 3), 1),
@@ -155,10 +166,12 @@ def _is_left_out(case: str, options: dict[str, Any], dtype: torch.dtype, archite
 
     fp32 needs fewer registers than bf16, which is computed in fp32 too, in longer vectors. Matrix products differ by
     GPU in fp32 as well. The fused kernels take most of the time: forward without the argmax is a part of forward with
-    it, so one of them is enough; on other GPUs and in fp32 so is one case.
+    it, so one of them is enough; on other GPUs and in fp32 so is one case. Unusual windows are compiled for one GPU.
     """
     if _EVERYTHING:
         return False
+    if case.startswith("window"):
+        return architecture != 90
     fused, writes_y = case.startswith("lrn_max_pool"), options.get("WRITE_ARGMAX") is False
     if fused and writes_y and case != "lrn_max_pool source":
         return True
@@ -225,7 +238,7 @@ def _copies(ptx: str) -> collections.Counter[str]:
 def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource, dict[str, Any]]]:
     """Every launch of the operators with this dtype, without duplicates."""
     done = set()
-    for cases in (_normalise_and_pool, _convolution, _fully_connected, _update):
+    for cases in (_normalise_and_pool, _large_windows, _convolution, _fully_connected, _update):
         for case, call in cases(dtype):
             _LAUNCHES.clear()
             with kernels.using("triton"):
@@ -276,6 +289,7 @@ def main(wanted: list[str]) -> None:
                     "dtype": dtype,
                     "architecture": architecture,
                     "shared": compiled.metadata.shared,
+                    "instructions": len(re.findall(r"^\t[^.]", compiled.asm["ptx"], re.MULTILINE)),
                     "matrix_instructions": sorted(set(re.findall(r"wgmma|tcgen05|mma\.sync", compiled.asm["ptx"]))),
                     "loads": _widths(compiled.asm["ptx"], "ld") + _copies(compiled.asm["ptx"]),
                     "stores": _widths(compiled.asm["ptx"], "st"),

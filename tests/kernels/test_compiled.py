@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+# Most instructions of a kernel with an unusual window, in PTX. The time to compile grows with their number.
+INSTRUCTION_LIMIT = 4000
+# Seconds after which a compiler is taken to hang; all cases together take minutes on a busy machine.
+HANG = 3600
+
 # Largest shared memory of one program, in bytes.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -68,7 +73,12 @@ def records(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     result = subprocess.run(
-        [sys.executable, str(script), *wanted], env=environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, str(script), *wanted],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -92,6 +102,13 @@ def test_nothing_spills_and_nothing_is_in_local_memory(records: list[dict]) -> N
         spilled = 16 if place == ("conv_bwd_weight_kernel", "conv5", "float32", 100) else 0
         assert record["STACK"] <= spilled, record
         assert record["LOCAL"] == 0, record
+
+
+def test_no_window_is_unrolled_into_code_that_takes_long_to_compile(records: list[dict]) -> None:
+    windows = [record for record in records if record["case"].startswith("window")]
+    assert {record["kernel"] for record in windows} == {"max_pool_fwd_kernel", "max_pool_bwd_kernel"}
+    for record in windows:
+        assert record["instructions"] <= INSTRUCTION_LIMIT, record
 
 
 def test_shared_memory_is_within_limits(records: list[dict]) -> None:
