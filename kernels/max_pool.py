@@ -28,7 +28,7 @@ from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
 from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
-from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator
+from kernels.vector_lanes import element_offset, load_tile, locate, upcast, zero_accumulator
 
 _MAX_BYTE_WINDOW = 256
 # The kernels unroll their loops for windows of at most this side. The time to compile grows with the window's area.
@@ -103,26 +103,58 @@ def position_in_window(a, b, KERNEL: tl.constexpr):
 @triton.jit
 def add_window_gradient(
     totals, grad_image_ptr, argmax_image_ptr, vector, i, j, a, b, mask, KERNEL: tl.constexpr, OUT_HEIGHT: tl.constexpr,
-    OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient of each item's window (i, j) to the total of the pixel where the window has its maximum.
 
     `totals` has one tile per pixel of the item's block, which starts at position (a, b) of the window.
     """
+    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
     exists = mask & (i >= 0) & (i < OUT_HEIGHT) & (j >= 0) & (j < OUT_WIDTH)
-    inside = (exists & (a < KERNEL) & (b < KERNEL))[:, None]
+    inside = exists & (a < KERNEL) & (b < KERNEL)
     window = i * OUT_WIDTH + j
-    argmax_offset = element_offset(vector, window, OUT_HEIGHT * OUT_WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-    grad_offset = element_offset(vector, window, OUT_HEIGHT * OUT_WIDTH, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
-    argmax = tl.load(argmax_image_ptr + argmax_offset, mask=inside, other=0).to(tl.int32)
-    grad = upcast(tl.load(grad_image_ptr + grad_offset, mask=inside, other=0.0))
+    argmax = load_tile(argmax_image_ptr, vector, window, inside, OUT_PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
+    grad = load_tile(grad_image_ptr, vector, window, inside, OUT_PIXELS, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
     next_totals = ()
-    for row in tl.static_range(BLOCK):
-        for column in tl.static_range(BLOCK):
-            position = position_in_window(a + row, b + column, KERNEL)[:, None]
-            next_totals += (totals[row * BLOCK + column] + tl.where(argmax == position, grad, 0.0),)
+    for pixel in tl.static_range(BLOCK * BLOCK):
+        position = position_in_window(a + pixel // BLOCK, b + pixel % BLOCK, KERNEL)[:, None]
+        next_totals += (totals[pixel] + tl.where(argmax == position, grad, 0.0),)
     return next_totals
+
+
+@triton.jit
+def block_gradient(
+    grad_image_ptr, argmax_image_ptr, vector, block_row, block_column, mask, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """The gradients of each item's block of BLOCK x BLOCK pixels: one tile per pixel, in reading order.
+
+    Loads each window that touches the block once, and adds its gradient to the pixel that it belongs to.
+    """
+    WINDOWS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
+    i, a = nearest_window(block_row, BLOCK, STRIDE)
+    j, b = nearest_window(block_column, BLOCK, STRIDE)
+    totals = ()
+    for _ in tl.static_range(BLOCK * BLOCK):
+        totals += (zero_accumulator(grad_image_ptr, ITEMS, VECTOR),)
+    if UNROLL:
+        for window in tl.static_range(WINDOWS * WINDOWS):
+            up, left = window // WINDOWS, window % WINDOWS
+            totals = add_window_gradient(
+                totals, grad_image_ptr, argmax_image_ptr, vector, i - up, j - left, a + up * STRIDE, b + left * STRIDE,
+                mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST,
+            )  # fmt: skip
+    else:
+        for window in range(WINDOWS * WINDOWS):
+            up, left = window // WINDOWS, window % WINDOWS
+            totals = add_window_gradient(
+                totals, grad_image_ptr, argmax_image_ptr, vector, i - up, j - left, a + up * STRIDE, b + left * STRIDE,
+                mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST,
+            )  # fmt: skip
+    return totals
 
 
 @triton.jit
@@ -133,7 +165,6 @@ def max_pool_bwd_kernel(
     CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """grad_x in the layout of argmax, from argmax and from grad_y in a layout of its own."""
-    WINDOWS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
     # The blocks that contain pixels of x. Rows and columns of blocks count from the start of the padding.
     FIRST: tl.constexpr = PADDING // BLOCK
     DOWN: tl.constexpr = (PADDING + HEIGHT + BLOCK - 1) // BLOCK - FIRST
@@ -141,41 +172,23 @@ def max_pool_bwd_kernel(
     # An item is a block of BLOCK x BLOCK pixels of x.
     image, vector, block, mask = locate(CHANNELS // VECTOR, DOWN * ACROSS, ITEMS, CHANNELS_LAST)
     block_row, block_column = FIRST + block // ACROSS, FIRST + block % ACROSS
-    # Load each window that touches the block once, and add its gradient to the pixel that it belongs to.
     out_start = image * (CHANNELS * OUT_HEIGHT * OUT_WIDTH)
-    i, a = nearest_window(block_row, BLOCK, STRIDE)
-    j, b = nearest_window(block_column, BLOCK, STRIDE)
-    totals = ()
-    for _ in tl.static_range(BLOCK * BLOCK):
-        totals += (zero_accumulator(grad_ptr, ITEMS, VECTOR),)
-    if UNROLL:
-        for window in tl.static_range(WINDOWS * WINDOWS):
-            up, left = window // WINDOWS, window % WINDOWS
-            totals = add_window_gradient(
-                totals, grad_ptr + out_start, argmax_ptr + out_start, vector, i - up, j - left, a + up * STRIDE,
-                b + left * STRIDE, mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, VECTOR, BLOCK, CHANNELS_LAST,
-                GRAD_CHANNELS_LAST,
-            )  # fmt: skip
-    else:
-        for window in range(WINDOWS * WINDOWS):
-            up, left = window // WINDOWS, window % WINDOWS
-            totals = add_window_gradient(
-                totals, grad_ptr + out_start, argmax_ptr + out_start, vector, i - up, j - left, a + up * STRIDE,
-                b + left * STRIDE, mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, VECTOR, BLOCK, CHANNELS_LAST,
-                GRAD_CHANNELS_LAST,
-            )  # fmt: skip
+    grads = block_gradient(
+        grad_ptr + out_start, argmax_ptr + out_start, vector, block_row, block_column, mask, KERNEL, STRIDE, OUT_HEIGHT,
+        OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST, UNROLL,
+    )  # fmt: skip
     start = image * (CHANNELS * HEIGHT * WIDTH)
     for pixel in tl.static_range(BLOCK * BLOCK):
         row = block_row * BLOCK + pixel // BLOCK - PADDING
         column = block_column * BLOCK + pixel % BLOCK - PADDING
         inside = mask & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
         offset = element_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-        tl.store(grad_x_ptr + start + offset, totals[pixel], mask=inside[:, None])
+        tl.store(grad_x_ptr + start + offset, grads[pixel], mask=inside[:, None])
 
 
-def block_length(stride: int) -> int:
-    """Side of the blocks of pixels that a backward kernel computes: the stride, or 1 if that is large."""
-    return stride if stride <= _MAX_BLOCK else 1
+def block_length(stride: int, largest: int = _MAX_BLOCK) -> int:
+    """Side of the blocks of pixels that a backward kernel computes: the stride, or 1 if that is above `largest`."""
+    return stride if stride <= largest else 1
 
 
 def block_count(length: int, block: int, padding: int = 0) -> int:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +83,34 @@ def _blocks(
             # As in the 2012 source, and as in the paper and in Caffe; other sizes give the same code.
             yield "lrn_max_pool source", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu="after")
             yield "lrn_max_pool paper", both(kernels.lrn_max_pool2d, bias=bias, relu="before")
+            if _EVERYTHING:
+                # Without the argmax, which only backward needs, the kernel is a part of the other one.
+                yield "lrn_max_pool inference", partial(kernels.lrn_max_pool2d, x.detach(), bias=bias.detach())
         else:
             yield "same_map_norm", both(kernels.same_map_norm)
             if _EVERYTHING:
                 yield "lrn_max_pool conv2", both(kernels.lrn_max_pool2d, groups=2, bias=bias, relu="before")
 
 
-# Windows and strides of max-pooling far from AlexNet's: loops that are not unrolled, and blocks of one pixel.
+# Windows and strides far from AlexNet's: loops that are not unrolled, and blocks of one pixel. The fused block takes
+# windows up to 4 x 4 and 9 channels, and leaves larger ones to the other operators.
 WINDOWS = ((5, 1), (5, 2), (8, 2), (16, 1), (17, 2), (32, 1), (32, 2), (32, 40), (3, 40))
+FUSED_WINDOWS = ((1, 1, 5), (4, 1, 5), (4, 2, 5), (3, 40, 5), (3, 2, 9))
 
 
-def _large_windows(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
+def _unusual_windows(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
     x = _channels_last((1, 64, 80, 80), dtype).requires_grad_()
-    for size, stride in WINDOWS:
-        yield f"window {size}, stride {stride}", lambda k=size, s=stride: _both(kernels.max_pool2d(x, k, s))
+    for window, stride in WINDOWS:
+        yield f"window {window}, stride {stride}", lambda k=window, s=stride: _both(kernels.max_pool2d(x, k, s))
+    # Triton checks the types of what a loop carries; the interpreter does not.
+    bias = torch.zeros(64, dtype=torch.float64)
+    for window, stride, size in FUSED_WINDOWS:
+        yield (
+            f"window {window}, stride {stride}, {size} channels",
+            lambda k=window, s=stride, n=size: _both(
+                kernels.lrn_max_pool2d(x, n, kernel_size=k, stride=s, bias=bias, relu="before")
+            ),
+        )
 
 
 # The layers of the 2012 network: channels, side, filters, kernel, stride, padding, groups.
@@ -161,24 +176,21 @@ def _update(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:
         )
 
 
-def _is_left_out(case: str, options: dict[str, Any], dtype: torch.dtype, architecture: int) -> bool:
+def _is_left_out(case: str, dtype: torch.dtype, architecture: int) -> bool:
     """Whether this launch adds little to what is compiled in bf16 for Hopper.
 
     fp32 needs fewer registers than bf16, which is computed in fp32 too, in longer vectors. Matrix products differ by
-    GPU in fp32 as well. The fused kernels take most of the time: forward without the argmax is a part of forward with
-    it, so one of them is enough; on other GPUs and in fp32 so is one case. Unusual windows are compiled for one GPU.
+    GPU in fp32 as well. The fused kernels take most of the time: on other GPUs and in fp32, one case is enough. Unusual
+    windows are compiled for one GPU.
     """
     if _EVERYTHING:
         return False
     if case.startswith("window"):
-        return architecture != 90
-    fused, writes_y = case.startswith("lrn_max_pool"), options.get("WRITE_ARGMAX") is False
-    if fused and writes_y and case != "lrn_max_pool source":
-        return True
+        return architecture != 90 or (dtype == torch.float32 and case.endswith("channels"))
     if dtype == torch.float32:
-        left_out = case.endswith("in NCHW") or writes_y or case == "lrn_max_pool paper"
+        left_out = case.endswith("in NCHW") or case == "lrn_max_pool paper"
         return left_out or (architecture != 90 and not case.startswith("conv"))
-    return architecture != 90 and (case.endswith("in NCHW") or writes_y or case == "lrn_max_pool paper")
+    return architecture != 90 and (case.endswith("in NCHW") or case == "lrn_max_pool paper")
 
 
 def _both(y: torch.Tensor, memory_format: torch.memory_format = torch.preserve_format) -> None:
@@ -238,7 +250,7 @@ def _copies(ptx: str) -> collections.Counter[str]:
 def _launches(dtype: torch.dtype) -> Iterator[tuple[str, JITFunction, ASTSource, dict[str, Any]]]:
     """Every launch of the operators with this dtype, without duplicates."""
     done = set()
-    for cases in (_normalise_and_pool, _large_windows, _convolution, _fully_connected, _update):
+    for cases in (_normalise_and_pool, _unusual_windows, _convolution, _fully_connected, _update):
         for case, call in cases(dtype):
             _LAUNCHES.clear()
             with kernels.using("triton"):
@@ -280,7 +292,7 @@ def main(wanted: list[str]) -> None:
             targets = [
                 architecture
                 for architecture in architectures[dtype]
-                if not _is_left_out(case, options, getattr(torch, dtype), architecture)
+                if not _is_left_out(case, getattr(torch, dtype), architecture)
             ]
             for architecture, compiled in _compiled(source, targets, settings):
                 record = {
