@@ -39,7 +39,7 @@ from kernels.vector_lanes import load_bias, load_biased, locate, store_lanes, un
 # Stored in place of the argmax of a window whose result the ReLU sets to 0: a position that no pixel has.
 _NO_MAXIMUM = tl.constexpr(255)
 # Largest pooling and normalisation windows of the fused kernels, which would take long to compile for larger ones.
-_MAX_KERNEL, _MAX_SIZE = 4, 9
+_MAX_KERNEL, _MAX_SIZE = 4, 7
 # Windows below each other in an item of the forward kernel.
 _ROWS = 3
 # Largest blocks of pixels in an item of the backward kernel, and windows that it loads without a loop.

@@ -93,9 +93,9 @@ def _blocks(
 
 
 # Windows and strides far from AlexNet's: loops that are not unrolled, and blocks of one pixel. The fused block takes
-# windows up to 4 x 4 and 9 channels, and leaves larger ones to the other operators.
+# windows up to 4 x 4 and 7 channels, and leaves larger ones to the other operators.
 WINDOWS = ((5, 1), (5, 2), (8, 2), (16, 1), (17, 2), (32, 1), (32, 2), (32, 40), (3, 40))
-FUSED_WINDOWS = ((1, 1, 5), (4, 1, 5), (4, 2, 5), (3, 40, 5), (3, 2, 9))
+FUSED_WINDOWS = ((1, 1, 5), (4, 1, 5), (4, 2, 7), (3, 40, 5))
 
 
 def _unusual_windows(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -64,6 +64,19 @@ def test_fused_is_the_composition(
     check_against_reference(operator, implementation, tensors, gradient_layout, seed)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(("height", "stride"), [(9, 2), (11, 2), (6, 1), (7, 1)])
+def test_the_last_strip_of_windows_may_hang_over(layout: str, height: int, stride: int) -> None:
+    """Of 4 or 5 windows, two strips of 3. What they write behind the result would be seen after the test."""
+    x = laid_out(random_tensor((1, 8, height, 5), 0, torch.float32), layout)
+
+    def operator(x: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x, alpha=0.3, stride=stride, relu="after")
+
+    y = check_against_reference(operator, "triton", [x], layout)
+    assert y.shape[2] in (4, 5)
+
+
 @pytest.mark.parametrize("implementation", ["native", "native in PyTorch", "triton"])
 def test_an_empty_batch_gives_an_empty_result(implementation: str) -> None:
     x = torch.ones(0, 4, 5, 5, device=DEVICE, requires_grad=True)
@@ -195,8 +208,8 @@ def test_the_argmax_of_a_large_window_takes_more_than_a_byte(
         (4, 1, 5, torch.float32),
         (5, 1, 5, torch.float16),
         (16, 3, 5, torch.float32),
-        (3, 2, 9, torch.float16),
-        (3, 2, 10, torch.float16),
+        (3, 2, 7, torch.float16),
+        (3, 2, 8, torch.float16),
         (3, 2, 20, torch.float32),
     ],
 )
@@ -215,7 +228,7 @@ def test_large_windows_in_triton(
         return kernels.lrn_max_pool2d(x, size, 0.3, kernel_size=window, stride=stride, bias=bias, relu=relu)
 
     check_against_reference(operator, "triton", [laid_out(x, "channels_last"), bias], "nchw")
-    assert len(fused) == (window <= 4 and size <= 9)
+    assert len(fused) == (window <= 4 and size <= 7)
 
 
 @pytest.mark.parametrize(
