@@ -182,9 +182,6 @@ def lrn_pool_bwd_kernel(
     start = image * (CHANNELS * HEIGHT * WIDTH)
     out_start = image * (CHANNELS * OUT_HEIGHT * OUT_WIDTH)
     block_row, block_column = block // ACROSS, block % ACROSS
-    bias_lanes = load_bias(
-        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
-    )
     # The gradients of the normalised pixels, and of their channel neighbours, which are 0 outside the group.
     grads = ()
     for neighbour in tl.static_range(-GRAD_HALO, GRAD_HALO + 1):
@@ -197,6 +194,9 @@ def lrn_pool_bwd_kernel(
                 GRAD_CHANNELS_LAST, UNROLL,
             ),
         )  # fmt: skip
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
     # Back through the normalisation and the ReLU, pixel by pixel.
     for index in tl.static_range(BLOCK * BLOCK):
         row, column = block_row * BLOCK + index // BLOCK, block_column * BLOCK + index % BLOCK
