@@ -7,10 +7,14 @@ The formulas are those of `kernels.lrn` and `kernels.max_pool`.
 
 Source: sections 3.1, 3.3 and 3.4 of Krizhevsky, Sutskever and Hinton (2012).
 
-Forward reads the raw output from memory once and writes only the pooled result. Pixels that several windows contain are
-normalised once per window, from cache, which costs less than writing them to memory. Backward saves the raw output and
-the bias. It computes the argmax of each window again (one byte each), then gathers the gradient of each pixel and its
-channel neighbours from the windows that contain them.
+Forward reads the raw output from memory and writes the pooled result; if gradients are needed, it also writes the
+argmax of each window, in one byte. An item walks down a few windows below each other, so that a row that two of them
+contain is normalised once. Columns that windows beside each other contain are normalised once per window, from cache.
+Backward saves the raw output, the bias and the argmax. As in `kernels.max_pool`, it computes blocks of pixels and loads
+each window that touches a block once. The scale of the normalisation is computed again.
+
+Windows larger than any network's here would compile into too much code. The operators of `kernels.lrn` and
+`kernels.max_pool` compute them, one after the other, and save more.
 """
 
 # A tuple that grows in a loop changes its type in each iteration.
@@ -27,148 +31,137 @@ from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import channel_sum
 from kernels.dispatch import tl, triton
-from kernels.lrn import halo, normalise_lanes, normalise_lanes_backward
+from kernels.lrn import halo, local_response_norm, normalise_lanes, normalise_lanes_backward
+from kernels.max_pool import block_count, block_gradient, block_length, max_pool2d
 from kernels.memory_format import dense, empty_as, is_channels_last
-from kernels.vector_lanes import load_lanes, load_neighbours, locate, store_lanes
+from kernels.vector_lanes import load_bias, load_biased, locate, store_lanes, unpack, upcast
 
-# Stored in place of the argmax of a window whose result the ReLU sets to 0.
+# Stored in place of the argmax of a window whose result the ReLU sets to 0: a position that no pixel has.
 _NO_MAXIMUM = tl.constexpr(255)
-_MAX_WINDOW = 255
+# Largest pooling and normalisation windows of the fused kernels, which would take long to compile for larger ones.
+_MAX_KERNEL, _MAX_SIZE = 4, 7
+# Windows below each other in an item of the forward kernel.
+_ROWS = 3
+# Largest blocks of pixels in an item of the backward kernel, and windows that it loads without a loop.
+_MAX_BLOCK, _MAX_WINDOWS = 2, 2
+# Most channels in an item in NCHW, where each takes a load of its own and wider vectors only take more registers.
+_MAX_NCHW_VECTOR = 4
 
 
 @triton.jit
-def load_biased(
-    image_ptr, bias_lanes, vector, pixel, mask, RELU_BEFORE: tl.constexpr, HAS_BIAS: tl.constexpr, HALO: tl.constexpr,
-    GROUP_VECTORS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
-    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """Upcast lanes of x, with bias and ReLU, of each item and its channel neighbours; zero outside the group."""
-    x_lanes = load_neighbours(
-        image_ptr, vector, pixel, mask, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
-    )
-    lanes = ()
-    for lane in tl.static_range((2 * HALO + 1) * VECTOR):
-        value = x_lanes[lane]
-        if HAS_BIAS:
-            value = value + bias_lanes[lane]
-        if RELU_BEFORE:
-            # This comparison keeps NaN.
-            value = tl.where(value <= 0.0, 0.0, value)
-        lanes += (value,)
-    return lanes
-
-
-@triton.jit
-def load_bias(
-    bias_ptr, vector, mask, HAS_BIAS: tl.constexpr, HALO: tl.constexpr, GROUP_VECTORS: tl.constexpr,
-    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """Upcast lanes of the bias of each item's channels and their neighbours; zero outside the group."""
-    if HAS_BIAS:
-        # Loaded the way x is. Vectors of 16 bytes would, in NCHW, put lanes into other threads than those that add them
-        # to x; moving them through shared memory takes so many registers that some spill.
-        return load_neighbours(
-            bias_ptr, vector, vector * 0, mask, HALO, GROUP_VECTORS, 1, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
-        )
-    else:
-        return ()
-
-
-@triton.jit
-def update_maximum(best, argmax, values, POSITION: tl.constexpr, VECTOR: tl.constexpr):
-    """The maximum and its position, lane by lane, after `values` at `POSITION` of the window. A NaN wins."""
+def update_maximum_lanes(best, argmax, values, positions, OFFSET: tl.constexpr, VECTOR: tl.constexpr):
+    """Maximum and argmax, lane by lane, after `values`, which are at `positions` plus OFFSET. A NaN wins."""
     next_best = ()
     next_argmax = ()
     for lane in tl.static_range(VECTOR):
         better = (values[lane] > best[lane]) | (values[lane] != values[lane])
         next_best += (tl.where(better, values[lane], best[lane]),)
-        next_argmax += (tl.where(better, POSITION, argmax[lane]),)
+        next_argmax += (tl.where(better, positions[lane] + OFFSET, argmax[lane]),)
     return next_best, next_argmax
 
 
 @triton.jit
-def lrn_pool_fwd_kernel(
-    x_ptr, bias_ptr, out_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr,
-    OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
-    VECTOR: tl.constexpr, HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
-    RELU_BEFORE: tl.constexpr, RELU_AFTER: tl.constexpr, WRITE_ARGMAX: tl.constexpr,
-):  # fmt: skip
-    """Pooled values from raw x; with WRITE_ARGMAX each maximum's position in its window, 255 where the ReLU is off."""
-    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
-    PIXELS: tl.constexpr = HEIGHT * WIDTH
-    GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
-    # An item is one pixel of the result; its window starts at `corner`.
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, OUT_PIXELS, ITEMS, CHANNELS_LAST)
-    x_start = x_ptr + image * (CHANNELS * PIXELS)
-    corner = pixel // OUT_WIDTH * STRIDE * WIDTH + pixel % OUT_WIDTH * STRIDE
-    bias_lanes = load_bias(
-        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
-    )
-    # Normalise each pixel of the window and keep the maximum.
+def zero_lanes(x_ptr, ITEMS: tl.constexpr, VECTOR: tl.constexpr):
+    """Zeros as lanes of a maximum, in the dtype that `x_ptr`'s is computed in, and as lanes of its position."""
     best = ()
     argmax = ()
-    for a in tl.static_range(KERNEL):
-        for b in tl.static_range(KERNEL):
-            x_lanes = load_biased(
-                x_start, bias_lanes, vector, corner + a * WIDTH + b, mask, RELU_BEFORE, HAS_BIAS, HALO, GROUP_VECTORS,
-                PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST,
-            )  # fmt: skip
-            values = normalise_lanes(x_lanes, HALO, VECTOR, SIZE, ALPHA, BETA, K)
-            if a == 0 and b == 0:
-                best = values
-                for _ in tl.static_range(VECTOR):
-                    argmax += (tl.zeros([ITEMS], tl.int32),)
-            else:
-                best, argmax = update_maximum(best, argmax, values, a * KERNEL + b, VECTOR)
-    # Apply the ReLU and write what is asked for.
-    results = ()
-    for lane in tl.static_range(VECTOR):
-        off = best[lane] <= 0.0
-        if WRITE_ARGMAX:
-            position = argmax[lane]
-            if RELU_AFTER:
-                position = tl.where(off, _NO_MAXIMUM, position)
-            results += (position.to(tl.uint8),)
-        else:
-            value = best[lane]
-            if RELU_AFTER:
-                value = tl.where(off, 0.0, value)
-            results += (value,)
-    out_start = out_ptr + image * (CHANNELS * OUT_PIXELS)
-    store_lanes(out_start, results, vector, pixel, mask, OUT_PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
+    for _ in tl.static_range(VECTOR):
+        best += (upcast(tl.zeros([ITEMS], x_ptr.dtype.element_ty)),)
+        argmax += (tl.zeros([ITEMS], tl.int32),)
+    return best, argmax
 
 
 @triton.jit
-def add_window_gradient(
-    totals, grad_image_ptr, argmax_image_ptr, vector, window, contains, position, GRAD_HALO: tl.constexpr,
-    GROUP_VECTORS: tl.constexpr, OUT_PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
-    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
+def row_maximum(
+    x_image_ptr, bias_lanes, vector, pixel, mask, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
+    K: tl.constexpr, KERNEL: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_VECTORS: tl.constexpr,
+    ITEMS: tl.constexpr, VECTOR: tl.constexpr, HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RELU_BEFORE: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradient of each item's `window` to the lanes of `totals` whose maximum lies at the item.
-
-    `contains` says whether that window exists and contains the item, `position` where in the window the item lies.
-    """
-    grad_lanes = load_neighbours(
-        grad_image_ptr, vector, window, contains, GRAD_HALO, GROUP_VECTORS, OUT_PIXELS, CHANNELS, ITEMS, VECTOR,
-        GRAD_CHANNELS_LAST,
-    )  # fmt: skip
-    next_totals = ()
-    for neighbour in tl.static_range(2 * GRAD_HALO + 1):
-        inside = (
-            contains
-            & (vector % GROUP_VECTORS + (neighbour - GRAD_HALO) >= 0)
-            & (vector % GROUP_VECTORS + (neighbour - GRAD_HALO) < GROUP_VECTORS)
-        )
-        argmax = load_lanes(
-            argmax_image_ptr, vector + (neighbour - GRAD_HALO), window, inside, OUT_PIXELS, CHANNELS, ITEMS, VECTOR,
-            CHANNELS_LAST,
+    """The maximum of KERNEL normalised pixels of a row, the first of which is `pixel`, and its position among them."""
+    best, zeros = zero_lanes(x_image_ptr, ITEMS, VECTOR)
+    argmax = zeros
+    for b in tl.static_range(KERNEL):
+        x_lanes = load_biased(
+            x_image_ptr, bias_lanes, vector, pixel + b, mask, RELU_BEFORE, HAS_BIAS, HALO, GROUP_VECTORS, PIXELS,
+            CHANNELS, ITEMS, VECTOR, CHANNELS_LAST,
         )  # fmt: skip
-        for lane in tl.static_range(VECTOR):
-            is_maximum = inside & (argmax[lane].to(tl.int32) == position)
-            gathered = tl.where(is_maximum, grad_lanes[neighbour * VECTOR + lane], 0.0)
-            next_totals += (totals[neighbour * VECTOR + lane] + gathered,)
-    return next_totals
+        values = normalise_lanes(x_lanes, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+        if b == 0:
+            best = values
+        else:
+            best, argmax = update_maximum_lanes(best, argmax, values, zeros, b, VECTOR)
+    return best, argmax
+
+
+@triton.jit
+def store_maximum(
+    y_image_ptr, argmax_image_ptr, rows, vector, out_pixel, mask, KERNEL: tl.constexpr, OUT_PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    RELU_AFTER: tl.constexpr, WRITE_ARGMAX: tl.constexpr,
+):  # fmt: skip
+    """Store the maximum of the KERNEL `rows` of a window after the ReLU; with WRITE_ARGMAX also its position."""
+    best, argmax = rows[0]
+    for a in tl.static_range(1, KERNEL):
+        best, argmax = update_maximum_lanes(best, argmax, rows[a][0], rows[a][1], a * KERNEL, VECTOR)
+    y_lanes = ()
+    positions = ()
+    for lane in tl.static_range(VECTOR):
+        value = best[lane]
+        position = argmax[lane]
+        if RELU_AFTER:
+            position = tl.where(value <= 0.0, _NO_MAXIMUM, position)
+            value = tl.where(value <= 0.0, 0.0, value)
+        y_lanes += (value,)
+        positions += (position.to(tl.uint8),)
+    store_lanes(y_image_ptr, y_lanes, vector, out_pixel, mask, OUT_PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
+    if WRITE_ARGMAX:
+        store_lanes(
+            argmax_image_ptr, positions, vector, out_pixel, mask, OUT_PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+        )
+
+
+@triton.jit
+def lrn_pool_fwd_kernel(
+    x_ptr, bias_ptr, y_ptr, argmax_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RELU_BEFORE: tl.constexpr, RELU_AFTER: tl.constexpr, WRITE_ARGMAX: tl.constexpr,
+):  # fmt: skip
+    """y from raw x; with WRITE_ARGMAX also each maximum's position in its window, 255 where the ReLU after is off."""
+    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
+    STRIPS: tl.constexpr = (OUT_HEIGHT + ROWS - 1) // ROWS
+    GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
+    # An item is a strip of ROWS windows below each other. A row of x that several of them contain is normalised once.
+    image, vector, strip, mask = locate(CHANNELS // VECTOR, STRIPS * OUT_WIDTH, ITEMS, CHANNELS_LAST)
+    x_start = x_ptr + image * (CHANNELS * HEIGHT * WIDTH)
+    out_start = image * (CHANNELS * OUT_PIXELS)
+    out_row, out_column = strip // OUT_WIDTH * ROWS, strip % OUT_WIDTH
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
+    # Walk down the rows of x and keep the last KERNEL - 1 maxima. Unrolled, this would take long to compile.
+    kept = ()
+    for _ in tl.static_range(KERNEL - 1):
+        kept += (zero_lanes(x_ptr, ITEMS, VECTOR),)
+    for row in range((ROWS - 1) * STRIDE + KERNEL):
+        x_row = out_row * STRIDE + row
+        newest = row_maximum(
+            x_start, bias_lanes, vector, x_row * WIDTH + out_column * STRIDE, mask & (x_row < HEIGHT), SIZE, ALPHA,
+            BETA, K, KERNEL, HEIGHT * WIDTH, CHANNELS, GROUP_VECTORS, ITEMS, VECTOR, HALO, CHANNELS_LAST, HAS_BIAS,
+            RELU_BEFORE,
+        )  # fmt: skip
+        kept += (newest,)
+        if (row >= KERNEL - 1) & ((row - (KERNEL - 1)) % STRIDE == 0):
+            # This row is the last one of its window.
+            window_row = out_row + (row - (KERNEL - 1)) // STRIDE
+            store_maximum(
+                y_ptr + out_start, argmax_ptr + out_start, kept, vector, window_row * OUT_WIDTH + out_column,
+                mask & (window_row < OUT_HEIGHT), KERNEL, OUT_PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST,
+                RELU_AFTER, WRITE_ARGMAX,
+            )  # fmt: skip
+        kept = kept[1:]
 
 
 @triton.jit
@@ -176,133 +169,136 @@ def lrn_pool_bwd_kernel(
     grad_ptr, argmax_ptr, x_ptr, bias_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
     K: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr,
-    ITEMS: tl.constexpr, VECTOR: tl.constexpr, HALO: tl.constexpr, GRAD_HALO: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr, RELU_BEFORE: tl.constexpr,
+    ITEMS: tl.constexpr, VECTOR: tl.constexpr, HALO: tl.constexpr, GRAD_HALO: tl.constexpr, BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RELU_BEFORE: tl.constexpr,
 ):  # fmt: skip
     """grad_x in x's layout, from raw x, the argmax and the pooled result's gradient in a layout of its own."""
-    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
-    PIXELS: tl.constexpr = HEIGHT * WIDTH
+    DOWN: tl.constexpr = (HEIGHT + BLOCK - 1) // BLOCK
+    ACROSS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
-    WINDOWS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    # An item is one pixel of x.
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
-    start = image * (CHANNELS * PIXELS)
-    out_start = image * (CHANNELS * OUT_PIXELS)
+    # An item is a block of BLOCK x BLOCK pixels of x.
+    image, vector, block, mask = locate(CHANNELS // VECTOR, DOWN * ACROSS, ITEMS, CHANNELS_LAST)
+    start = image * (CHANNELS * HEIGHT * WIDTH)
+    out_start = image * (CHANNELS * OUT_HEIGHT * OUT_WIDTH)
+    block_row, block_column = block // ACROSS, block % ACROSS
+    # The gradients of the normalised pixels, and of their channel neighbours, which are 0 outside the group.
+    grads = ()
+    for neighbour in tl.static_range(-GRAD_HALO, GRAD_HALO + 1):
+        vector_in_group = vector % GROUP_VECTORS + neighbour
+        inside = mask & (vector_in_group >= 0) & (vector_in_group < GROUP_VECTORS)
+        grads += (
+            block_gradient(
+                grad_ptr + out_start, argmax_ptr + out_start, vector + neighbour, block_row, block_column, inside,
+                KERNEL, STRIDE, OUT_HEIGHT, OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST,
+                GRAD_CHANNELS_LAST, UNROLL,
+            ),
+        )  # fmt: skip
     bias_lanes = load_bias(
         bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
     )
-    x_lanes = load_biased(
-        x_ptr + start, bias_lanes, vector, pixel, mask, RELU_BEFORE, HAS_BIAS, HALO, GROUP_VECTORS, PIXELS, CHANNELS,
-        ITEMS, VECTOR, CHANNELS_LAST,
-    )  # fmt: skip
-    # Gather the gradient of the normalised pixel and its channel neighbours from the windows that contain the pixel.
-    row, column = pixel // WIDTH, pixel % WIDTH
-    totals = ()
-    for _ in tl.static_range((2 * GRAD_HALO + 1) * VECTOR):
-        totals += (tl.zeros_like(x_lanes[0]),)
-    for rows_up in tl.static_range(WINDOWS):
-        for columns_left in tl.static_range(WINDOWS):
-            i, j = row // STRIDE - rows_up, column // STRIDE - columns_left
-            a, b = row - i * STRIDE, column - j * STRIDE
-            contains = (i >= 0) & (i < OUT_HEIGHT) & (a < KERNEL) & (j >= 0) & (j < OUT_WIDTH) & (b < KERNEL) & mask
-            totals = add_window_gradient(
-                totals, grad_ptr + out_start, argmax_ptr + out_start, vector, i * OUT_WIDTH + j, contains,
-                a * KERNEL + b, GRAD_HALO, GROUP_VECTORS, OUT_PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST,
-                GRAD_CHANNELS_LAST,
-            )  # fmt: skip
-    # Back through the normalisation and the ReLU.
-    lanes = normalise_lanes_backward(totals, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
-    grad_x_lanes = ()
-    for lane in tl.static_range(VECTOR):
-        value = lanes[lane]
-        if RELU_BEFORE:
-            value = tl.where(x_lanes[HALO * VECTOR + lane] <= 0.0, 0.0, value)
-        grad_x_lanes += (value,)
-    store_lanes(grad_x_ptr + start, grad_x_lanes, vector, pixel, mask, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
+    # Back through the normalisation and the ReLU, pixel by pixel.
+    for index in tl.static_range(BLOCK * BLOCK):
+        row, column = block_row * BLOCK + index // BLOCK, block_column * BLOCK + index % BLOCK
+        pixel = row * WIDTH + column
+        exists = mask & (row < HEIGHT) & (column < WIDTH)
+        grad_lanes = ()
+        for neighbour in tl.static_range(2 * GRAD_HALO + 1):
+            grad_lanes += unpack(grads[neighbour][index], ITEMS, VECTOR)
+        x_lanes = load_biased(
+            x_ptr + start, bias_lanes, vector, pixel, exists, RELU_BEFORE, HAS_BIAS, HALO, GROUP_VECTORS,
+            HEIGHT * WIDTH, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST,
+        )  # fmt: skip
+        lanes = normalise_lanes_backward(grad_lanes, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+        grad_x_lanes = ()
+        for lane in tl.static_range(VECTOR):
+            value = lanes[lane]
+            if RELU_BEFORE:
+                value = tl.where(x_lanes[HALO * VECTOR + lane] <= 0.0, 0.0, value)
+            grad_x_lanes += (value,)
+        store_lanes(
+            grad_x_ptr + start, grad_x_lanes, vector, pixel, exists, HEIGHT * WIDTH, CHANNELS, ITEMS, VECTOR,
+            CHANNELS_LAST,
+        )  # fmt: skip
 
 
-def _empty_pooled(x: Tensor, kernel_size: int, stride: int, dtype: torch.dtype | None = None) -> Tensor:
+def _empty_results(x: Tensor, kernel_size: int, stride: int, needs_argmax: bool) -> tuple[Tensor, Tensor]:
     height, width = ((length - kernel_size) // stride + 1 for length in x.shape[2:])
-    return empty_as(x, (x.shape[0], x.shape[1], height, width), dtype)
+    shape = (x.shape[0], x.shape[1], height, width)
+    return empty_as(x, shape), empty_as(x, shape if needs_argmax else (0, *shape[1:]), torch.uint8)
 
 
 def _constants(
     x: Tensor, pooled: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
     kernel_size: int, stride: int, relu: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The constants and launch options that both kernels have in common."""
+    """The constants and launch options that both kernels have in common. `pooled` has the result's shape."""
     channels, height, width = x.shape[1:]
+    vector = launch_settings.vector_width(channels // groups, x.element_size())
+    if not is_channels_last(x):
+        vector = min(vector, _MAX_NCHW_VECTOR)
     return launch_settings.OPTIONS | {
         "SIZE": size, "ALPHA": alpha, "BETA": beta, "K": k, "KERNEL": kernel_size, "STRIDE": stride,
         "HEIGHT": height, "WIDTH": width, "OUT_HEIGHT": pooled.shape[2], "OUT_WIDTH": pooled.shape[3],
         "CHANNELS": channels, "GROUP_CHANNELS": channels // groups, "ITEMS": launch_settings.ITEMS,
-        "VECTOR": launch_settings.vector_width(channels // groups, x.element_size()),
-        "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None, "RELU_BEFORE": relu == "before",
+        "VECTOR": vector, "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None,
+        "RELU_BEFORE": relu == "before",
     }  # fmt: skip
-
-
-def _run_forward(x: Tensor, bias: Tensor | None, out: Tensor, *options) -> None:
-    """Fill `out` with the pooled values, or with the argmax of each window if its dtype is uint8."""
-    if out.numel() == 0:
-        return
-    size, relu, constants = options[0], options[-1], _constants(x, out, bias, *options)
-    vectors = out.shape[1] // constants["VECTOR"]
-    with launch_settings.on_device_of(x):
-        lrn_pool_fwd_kernel[(out.shape[0] * launch_settings.programs(vectors * out.shape[2] * out.shape[3]),)](
-            x, x if bias is None else bias, out, HALO=halo(size // 2, constants["VECTOR"]), RELU_AFTER=relu == "after",
-            WRITE_ARGMAX=out.dtype == torch.uint8, **constants,
-        )  # fmt: skip
 
 
 @operator("fastalex::lrn_pool_forward")
 def _forward(
     x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, kernel_size: int,
-    stride: int, relu: str | None,
-) -> Tensor:  # fmt: skip
+    stride: int, relu: str | None, needs_argmax: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The pooled tensor, and the argmax of each window; the latter is empty if it is not needed."""
     arguments.check_image(x)
-    x = dense(x)
-    y = _empty_pooled(x, kernel_size, stride)
-    _run_forward(x, _contiguous(bias), y, size, alpha, beta, k, groups, kernel_size, stride, relu)
-    return y
+    x, bias = dense(x), bias if bias is None else bias.contiguous()
+    y, argmax = _empty_results(x, kernel_size, stride, needs_argmax)
+    if y.numel() == 0:
+        return y, argmax
+    batch, channels, out_height, out_width = y.shape
+    constants = _constants(x, y, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
+    rows = min(_ROWS, out_height) if kernel_size > stride else 1
+    items = channels // constants["VECTOR"] * triton.cdiv(out_height, rows) * out_width
+    with launch_settings.on_device_of(x):
+        lrn_pool_fwd_kernel[(batch * launch_settings.programs(items),)](
+            x, x if bias is None else bias, y, argmax, HALO=halo(size // 2, constants["VECTOR"]), ROWS=rows,
+            RELU_AFTER=relu == "after", WRITE_ARGMAX=needs_argmax, **constants,
+        )  # fmt: skip
+    return y, argmax
 
 
 @_forward.register_fake
-def _(
-    x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, kernel_size: int,
-    stride: int, relu: str | None,
-) -> Tensor:  # fmt: skip
-    return _empty_pooled(x, kernel_size, stride)
+def _(x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu, needs_argmax):
+    return _empty_results(x, kernel_size, stride, needs_argmax)
 
 
 @operator("fastalex::lrn_pool_backward")
 def _backward(
-    grad: Tensor, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
-    kernel_size: int, stride: int, relu: str | None, needs_bias: bool,
+    grad: Tensor, argmax: Tensor, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float,
+    groups: int, kernel_size: int, stride: int, relu: str | None, needs_bias: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of x and of the bias; the latter is empty if it is not needed."""
-    x, grad, bias = dense(x), dense(grad), _contiguous(bias)
+    x, grad, bias = dense(x), dense(grad), bias if bias is None else bias.contiguous()
     grad_x = empty_as(x)
     if x.numel() == 0:
         return grad_x, _bias_gradient(grad_x, bias, needs_bias)
-    options = (size, alpha, beta, k, groups, kernel_size, stride, relu)
-    argmax = _empty_pooled(x, kernel_size, stride, torch.uint8)
-    _run_forward(x, bias, argmax, *options)
     batch, channels, height, width = x.shape
-    constants = _constants(x, argmax, bias, *options)
-    vector = constants["VECTOR"]
+    constants = _constants(x, argmax, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
+    vector, block = constants["VECTOR"], block_length(stride, _MAX_BLOCK)
+    items = channels // vector * block_count(height, block) * block_count(width, block)
     with launch_settings.on_device_of(x):
-        lrn_pool_bwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
+        lrn_pool_bwd_kernel[(batch * launch_settings.programs(items),)](
             grad, argmax, x, x if bias is None else bias, grad_x, HALO=halo(size - 1, vector),
-            GRAD_HALO=halo(size // 2, vector), GRAD_CHANNELS_LAST=is_channels_last(grad), **constants,
+            GRAD_HALO=halo(size // 2, vector), BLOCK=block, UNROLL=kernel_size <= _MAX_WINDOWS * stride,
+            GRAD_CHANNELS_LAST=is_channels_last(grad), **constants,
         )  # fmt: skip
     return grad_x, _bias_gradient(grad_x, bias, needs_bias)
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
-    kernel_size: int, stride: int, relu: str | None, needs_bias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(grad, argmax, x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu, needs_bias):
     dtype = x.dtype if bias is None else bias.dtype
     return empty_as(x), torch.empty(x.shape[1] if needs_bias else 0, dtype=dtype, device=x.device)
 
@@ -317,26 +313,37 @@ def _bias_gradient(grad_x: Tensor, bias: Tensor | None, needed: bool) -> Tensor:
     return grad_x.sum((0, 2, 3), dtype=accumulator).to(bias.dtype)
 
 
-def _contiguous(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
-
-
 class _LrnMaxPool(torch.autograd.Function):
-    """Saves the raw x and the bias."""
+    """Saves the raw x, the bias, and one byte per pooled element."""
 
     @staticmethod
-    def forward(ctx, x, bias, *options):
-        ctx.save_for_backward(x, bias)
+    def forward(ctx, x, bias, needs_grad, *options):
+        y, argmax = _forward(x, bias, *options, needs_grad)
+        ctx.save_for_backward(argmax, x, bias)
         ctx.options = options
-        return _forward(x, bias, *options)
+        return y
 
     @staticmethod
     @no_double_backward("lrn_max_pool2d")
     def backward(ctx, grad):
-        x, bias = ctx.saved_tensors
+        argmax, x, bias = ctx.saved_tensors
         needs_bias = bias is not None and ctx.needs_input_grad[1]
-        grad_x, grad_bias = _backward(grad, x, bias, *ctx.options, needs_bias)
-        return grad_x, grad_bias if needs_bias else None, *([None] * len(ctx.options))
+        grad_x, grad_bias = _backward(grad, argmax, x, bias, *ctx.options, needs_bias)
+        return grad_x, grad_bias if needs_bias else None, None, *([None] * len(ctx.options))
+
+
+def _by_separate_operators(
+    x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, kernel_size: int,
+    stride: int, relu: str | None,
+) -> Tensor:  # fmt: skip
+    """The same by one operator after the other, in fp64 for fp64 and in fp32 for other dtypes, as the fused kernels."""
+    y = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if bias is not None:
+        y = y + bias.to(y.dtype).view(-1, 1, 1)
+    if relu == "before":
+        y = y.relu()
+    y = max_pool2d(local_response_norm(y, size, alpha, beta, k, groups=groups), kernel_size, stride)
+    return (y.relu() if relu == "after" else y).to(x.dtype)
 
 
 def lrn_max_pool2d(
@@ -361,11 +368,11 @@ def lrn_max_pool2d(
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
         size, alpha, beta, k, groups: as in `local_response_norm`.
         kernel_size, stride: as in `max_pool2d`, without padding.
-        bias: C values, added to x first; any floating dtype.
+        bias: C values, added to x first; any floating dtype, rounded to that of the computation.
         relu: None, "before" the normalisation, or "after" the pooling.
 
     Returns:
-        N x C x OH x OW in x's dtype and memory format.
+        N x C x OH x OW in x's dtype and memory format. Backward saves x, the bias and a byte per element of the result.
 
     Raises:
         TypeError, ValueError: an argument is not as described, or no window fits; raised before any computation.
@@ -381,9 +388,12 @@ def lrn_max_pool2d(
     if relu not in (None, "before", "after"):
         raise ValueError(f'relu must be None, "before" or "after", got {relu!r}')
     chosen = dispatch.implementation_for(x)
-    # The argmax of a larger window does not fit a byte beside `_NO_MAXIMUM`. No network here has one.
-    if chosen == "triton" and kernel_size**2 <= _MAX_WINDOW:
-        return _LrnMaxPool.apply(x, bias, size, float(alpha), float(beta), float(k), groups, kernel_size, stride, relu)
+    if chosen == "triton":
+        options = (size, float(alpha), float(beta), float(k), groups, kernel_size, stride, relu)
+        if kernel_size > _MAX_KERNEL or size > _MAX_SIZE:
+            return _by_separate_operators(x, bias, *options)
+        needs_grad = x.requires_grad or (bias is not None and bias.requires_grad)
+        return _LrnMaxPool.apply(x, bias, needs_grad and torch.is_grad_enabled(), *options)
     plain = reference if chosen == "reference" else native
     return plain.lrn_max_pool2d(
         x, size, alpha, beta, k, groups=groups, kernel_size=kernel_size, stride=stride, bias=bias, relu=relu

@@ -6,10 +6,16 @@
 Source: section 3.4 of Krizhevsky, Sutskever and Hinton (2012), which pools 3 x 3 windows two apart.
 
 Forward stores the argmax of each window, its maximum's position `a * kernel_size + b` in the window, in one byte.
-Backward gathers: each input position reads the few windows that contain it, so there are no atomic additions and the
-result is the same each time. The argmax of windows larger than 16 x 16 does not fit a byte; then x is saved instead,
-and backward searches for the maxima again.
+Backward computes blocks of stride x stride pixels of x. It loads each window that touches a block once and adds its
+gradient to the pixel of its maximum. All pixels of a block lie at known positions of these windows. There are no atomic
+additions, so the result is the same each time. For large strides, a block is one pixel.
+
+The argmax of windows larger than 16 x 16 does not fit a byte; then x is saved instead, and backward searches for the
+maxima again.
 """
+
+# A tuple that grows in a loop changes its type in each iteration.
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -22,16 +28,34 @@ from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
 from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
-from kernels.vector_lanes import element_offset, locate, upcast, zero_accumulator
+from kernels.vector_lanes import element_offset, load_tile, locate, upcast, zero_accumulator
 
 _MAX_BYTE_WINDOW = 256
+# The kernels unroll their loops for windows of at most this side. The time to compile grows with the window's area.
+_MAX_UNROLLED = 5
+# Backward computes blocks of stride x stride pixels up to this stride. The totals of larger ones take many registers.
+_MAX_BLOCK = 3
+
+
+@triton.jit
+def update_maximum(
+    best, argmax, x_image_ptr, vector, row, column, position, mask, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Each item's maximum and argmax after its pixel (row, column) of x, which is at `position` of its window."""
+    inside = (mask & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH))[:, None]
+    offset = element_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+    value = upcast(tl.load(x_image_ptr + offset, mask=inside, other=0.0))
+    # NaN wins. The first position is always taken, so that a window of -inf has a maximum too.
+    better = inside & ((value > best) | (value != value) | (argmax < 0))
+    return tl.where(better, value, best), tl.where(better, position, argmax)
 
 
 @triton.jit
 def max_pool_fwd_kernel(
     x_ptr, y_ptr, argmax_ptr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr,
-    ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """y and argmax, N x CHANNELS x OUT_HEIGHT x OUT_WIDTH, from x, N x CHANNELS x HEIGHT x WIDTH."""
     OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
@@ -40,21 +64,20 @@ def max_pool_fwd_kernel(
     x_start = x_ptr + image * (CHANNELS * HEIGHT * WIDTH)
     top = pixel // OUT_WIDTH * STRIDE - PADDING
     left = pixel % OUT_WIDTH * STRIDE - PADDING
-    if x_ptr.dtype.element_ty == tl.float64:
-        best = tl.full([ITEMS, VECTOR], float("-inf"), tl.float64)
-    else:
-        best = tl.full([ITEMS, VECTOR], float("-inf"), tl.float32)
+    best = zero_accumulator(x_ptr, ITEMS, VECTOR) + float("-inf")
     argmax = tl.full([ITEMS, VECTOR], -1, tl.int32)
-    for a in tl.static_range(KERNEL):
-        for b in tl.static_range(KERNEL):
-            row, column = top + a, left + b
-            inside = (mask & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH))[:, None]
-            offset = element_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-            value = upcast(tl.load(x_start + offset, mask=inside, other=0.0))
-            # NaN wins. The first position is always taken, so that a window of -inf has a maximum too.
-            better = inside & ((value > best) | (value != value) | (argmax < 0))
-            best = tl.where(better, value, best)
-            argmax = tl.where(better, a * KERNEL + b, argmax)
+    if UNROLL:
+        for position in tl.static_range(KERNEL * KERNEL):
+            best, argmax = update_maximum(
+                best, argmax, x_start, vector, top + position // KERNEL, left + position % KERNEL, position, mask,
+                HEIGHT, WIDTH, CHANNELS, VECTOR, CHANNELS_LAST,
+            )  # fmt: skip
+    else:
+        for position in range(KERNEL * KERNEL):
+            best, argmax = update_maximum(
+                best, argmax, x_start, vector, top + position // KERNEL, left + position % KERNEL, position, mask,
+                HEIGHT, WIDTH, CHANNELS, VECTOR, CHANNELS_LAST,
+            )  # fmt: skip
     start = image * (CHANNELS * OUT_PIXELS)
     offset = element_offset(vector, pixel, OUT_PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
     tl.store(y_ptr + start + offset, best, mask=mask[:, None])
@@ -62,37 +85,115 @@ def max_pool_fwd_kernel(
 
 
 @triton.jit
+def nearest_window(block, BLOCK: tl.constexpr, STRIDE: tl.constexpr):
+    """Along one side, the last window that starts at or before `block`, and the block's position in that window."""
+    if BLOCK == STRIDE:
+        # A window starts with each block. All positions are constants, which the compiler sees only like this.
+        return block, tl.zeros_like(block)
+    else:
+        return block * BLOCK // STRIDE, block * BLOCK % STRIDE
+
+
+@triton.jit
+def position_in_window(a, b, KERNEL: tl.constexpr):
+    """The position (a, b) of a window as its argmax counts it; -1 outside of the window."""
+    return tl.where((a < KERNEL) & (b < KERNEL), a * KERNEL + b, -1)
+
+
+@triton.jit
+def add_window_gradient(
+    totals, grad_image_ptr, argmax_image_ptr, vector, i, j, a, b, mask, KERNEL: tl.constexpr, OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Add the gradient of each item's window (i, j) to the total of the pixel where the window has its maximum.
+
+    `totals` has one tile per pixel of the item's block, which starts at position (a, b) of the window.
+    """
+    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
+    exists = mask & (i >= 0) & (i < OUT_HEIGHT) & (j >= 0) & (j < OUT_WIDTH)
+    inside = exists & (a < KERNEL) & (b < KERNEL)
+    window = i * OUT_WIDTH + j
+    argmax = load_tile(argmax_image_ptr, vector, window, inside, OUT_PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
+    grad = load_tile(grad_image_ptr, vector, window, inside, OUT_PIXELS, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
+    next_totals = ()
+    for pixel in tl.static_range(BLOCK * BLOCK):
+        position = position_in_window(a + pixel // BLOCK, b + pixel % BLOCK, KERNEL)[:, None]
+        next_totals += (totals[pixel] + tl.where(argmax == position, grad, 0.0),)
+    return next_totals
+
+
+@triton.jit
+def block_gradient(
+    grad_image_ptr, argmax_image_ptr, vector, block_row, block_column, mask, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr,
+    UNROLL: tl.constexpr,
+):  # fmt: skip
+    """The gradients of each item's block of BLOCK x BLOCK pixels: one tile per pixel, in reading order.
+
+    Loads each window that touches the block once, and adds its gradient to the pixel that it belongs to.
+    """
+    WINDOWS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
+    i, a = nearest_window(block_row, BLOCK, STRIDE)
+    j, b = nearest_window(block_column, BLOCK, STRIDE)
+    totals = ()
+    for _ in tl.static_range(BLOCK * BLOCK):
+        totals += (zero_accumulator(grad_image_ptr, ITEMS, VECTOR),)
+    if UNROLL:
+        for window in tl.static_range(WINDOWS * WINDOWS):
+            up, left = window // WINDOWS, window % WINDOWS
+            totals = add_window_gradient(
+                totals, grad_image_ptr, argmax_image_ptr, vector, i - up, j - left, a + up * STRIDE, b + left * STRIDE,
+                mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST,
+            )  # fmt: skip
+    else:
+        for window in range(WINDOWS * WINDOWS):
+            up, left = window // WINDOWS, window % WINDOWS
+            totals = add_window_gradient(
+                totals, grad_image_ptr, argmax_image_ptr, vector, i - up, j - left, a + up * STRIDE, b + left * STRIDE,
+                mask, KERNEL, OUT_HEIGHT, OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST,
+            )  # fmt: skip
+    return totals
+
+
+@triton.jit
 def max_pool_bwd_kernel(
     grad_ptr, argmax_ptr, grad_x_ptr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, OUT_HEIGHT: tl.constexpr, OUT_WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    GRAD_CHANNELS_LAST: tl.constexpr,
+    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, GRAD_CHANNELS_LAST: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """grad_x in the layout of argmax, from argmax and from grad_y in a layout of its own."""
-    OUT_PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
-    WINDOWS: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    # An item is one pixel of x; its row and column include the padding.
-    image, vector, pixel, mask = locate(CHANNELS // VECTOR, HEIGHT * WIDTH, ITEMS, CHANNELS_LAST)
-    out_start = image * (CHANNELS * OUT_PIXELS)
-    row = pixel // WIDTH + PADDING
-    column = pixel % WIDTH + PADDING
-    # Add up the gradients of the windows that contain the pixel and have their maximum there.
-    total = zero_accumulator(grad_ptr, ITEMS, VECTOR)
-    for rows_up in tl.static_range(WINDOWS):
-        for columns_left in tl.static_range(WINDOWS):
-            i, j = row // STRIDE - rows_up, column // STRIDE - columns_left
-            a, b = row - i * STRIDE, column - j * STRIDE
-            contains = (i >= 0) & (i < OUT_HEIGHT) & (a < KERNEL) & (j >= 0) & (j < OUT_WIDTH) & (b < KERNEL)
-            inside = (mask & contains)[:, None]
-            window = i * OUT_WIDTH + j
-            argmax_offset = element_offset(vector, window, OUT_PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
-            grad_offset = element_offset(vector, window, OUT_PIXELS, CHANNELS, VECTOR, GRAD_CHANNELS_LAST)
-            argmax = tl.load(argmax_ptr + out_start + argmax_offset, mask=inside, other=0).to(tl.int32)
-            grad = upcast(tl.load(grad_ptr + out_start + grad_offset, mask=inside, other=0.0))
-            total += tl.where(inside & (argmax == (a * KERNEL + b)[:, None]), grad, 0.0)
+    # The blocks that contain pixels of x. Rows and columns of blocks count from the start of the padding.
+    FIRST: tl.constexpr = PADDING // BLOCK
+    DOWN: tl.constexpr = (PADDING + HEIGHT + BLOCK - 1) // BLOCK - FIRST
+    ACROSS: tl.constexpr = (PADDING + WIDTH + BLOCK - 1) // BLOCK - FIRST
+    # An item is a block of BLOCK x BLOCK pixels of x.
+    image, vector, block, mask = locate(CHANNELS // VECTOR, DOWN * ACROSS, ITEMS, CHANNELS_LAST)
+    block_row, block_column = FIRST + block // ACROSS, FIRST + block % ACROSS
+    out_start = image * (CHANNELS * OUT_HEIGHT * OUT_WIDTH)
+    grads = block_gradient(
+        grad_ptr + out_start, argmax_ptr + out_start, vector, block_row, block_column, mask, KERNEL, STRIDE, OUT_HEIGHT,
+        OUT_WIDTH, CHANNELS, ITEMS, VECTOR, BLOCK, CHANNELS_LAST, GRAD_CHANNELS_LAST, UNROLL,
+    )  # fmt: skip
     start = image * (CHANNELS * HEIGHT * WIDTH)
-    offset = element_offset(vector, pixel, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
-    tl.store(grad_x_ptr + start + offset, total, mask=mask[:, None])
+    for pixel in tl.static_range(BLOCK * BLOCK):
+        row = block_row * BLOCK + pixel // BLOCK - PADDING
+        column = block_column * BLOCK + pixel % BLOCK - PADDING
+        inside = mask & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
+        offset = element_offset(vector, row * WIDTH + column, HEIGHT * WIDTH, CHANNELS, VECTOR, CHANNELS_LAST)
+        tl.store(grad_x_ptr + start + offset, grads[pixel], mask=inside[:, None])
+
+
+def block_length(stride: int, largest: int = _MAX_BLOCK) -> int:
+    """Side of the blocks of pixels that a backward kernel computes: the stride, or 1 if that is above `largest`."""
+    return stride if stride <= largest else 1
+
+
+def block_count(length: int, block: int, padding: int = 0) -> int:
+    """Number of blocks of side `block` along a side of x that contain some of it, counted from the padding's start."""
+    return triton.cdiv(padding + length, block) - padding // block
 
 
 def _vector(channels: int, itemsize: int, channels_last: bool) -> int:
@@ -139,6 +240,7 @@ def _forward(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: 
             ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
             CHANNELS_LAST=channels_last,
+            UNROLL=kernel_size <= _MAX_UNROLLED,
             **launch_settings.OPTIONS,
         )
     return y, argmax
@@ -162,8 +264,10 @@ def _backward(
         return grad_x
     channels_last = is_channels_last(argmax)
     vector = _vector(channels, grad.element_size(), channels_last)
+    block = block_length(stride)
+    blocks = block_count(height, block, padding) * block_count(width, block, padding)
     with launch_settings.on_device_of(grad):
-        max_pool_bwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
+        max_pool_bwd_kernel[(batch * launch_settings.programs(channels // vector * blocks),)](
             grad,
             argmax,
             grad_x,
@@ -177,8 +281,10 @@ def _backward(
             CHANNELS=channels,
             ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
+            BLOCK=block,
             CHANNELS_LAST=channels_last,
             GRAD_CHANNELS_LAST=is_channels_last(grad),
+            UNROLL=kernel_size <= _MAX_UNROLLED,
             **launch_settings.OPTIONS,
         )
     return grad_x

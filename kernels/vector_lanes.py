@@ -34,11 +34,13 @@ def locate(VECTORS: tl.constexpr, PIXELS: tl.constexpr, ITEMS: tl.constexpr, CHA
 
 @triton.jit
 def upcast(values):
-    """Values in the dtype of all arithmetic: fp64 for fp64, fp32 for the others."""
+    """Values in the dtype of all arithmetic: fp64 for fp64, fp32 for other floating dtypes, int32 for integers."""
     if values.dtype == tl.float64:
         return values
-    else:
+    elif values.dtype.is_floating():
         return values.to(tl.float32)
+    else:
+        return values.to(tl.int32)
 
 
 @triton.jit
@@ -115,6 +117,16 @@ def load_lanes(
 
 
 @triton.jit
+def load_tile(
+    image_ptr, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """The upcast [ITEMS, VECTOR] tile of the items' channels, zero where the mask is False."""
+    offset = element_offset(vector, pixel, PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
+    return upcast(tl.load(image_ptr + offset, mask=mask[:, None], other=0))
+
+
+@triton.jit
 def store_lanes(
     image_ptr, lanes, vector, pixel, mask, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
     VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -147,4 +159,43 @@ def load_neighbours(
         )
         for lane in tl.static_range(VECTOR):
             lanes += (upcast(loaded[lane]),)
+    return lanes
+
+
+@triton.jit
+def load_bias(
+    bias_ptr, vector, mask, HAS_BIAS: tl.constexpr, HALO: tl.constexpr, GROUP_VECTORS: tl.constexpr,
+    CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Upcast lanes of the bias of each item's channels and their neighbours; zero outside the group."""
+    if HAS_BIAS:
+        # Loaded the way x is. Vectors of 16 bytes would, in NCHW, put lanes into other threads than those that add them
+        # to x; moving them through shared memory takes so many registers that some spill.
+        return load_neighbours(
+            bias_ptr, vector, vector * 0, mask, HALO, GROUP_VECTORS, 1, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+        )
+    else:
+        return ()
+
+
+@triton.jit
+def load_biased(
+    image_ptr, bias_lanes, vector, pixel, mask, RELU_BEFORE: tl.constexpr, HAS_BIAS: tl.constexpr, HALO: tl.constexpr,
+    GROUP_VECTORS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Upcast lanes of x, with bias and ReLU, of each item and its channel neighbours; zero outside the group."""
+    x_lanes = load_neighbours(
+        image_ptr, vector, pixel, mask, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
+    lanes = ()
+    for lane in tl.static_range((2 * HALO + 1) * VECTOR):
+        value = x_lanes[lane]
+        if HAS_BIAS:
+            # In x's precision, even if the bias has a higher one.
+            value = value + bias_lanes[lane].to(value.dtype)
+        if RELU_BEFORE:
+            # This comparison keeps NaN.
+            value = tl.where(value <= 0.0, 0.0, value)
+        lanes += (value,)
     return lanes

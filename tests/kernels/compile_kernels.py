@@ -4,10 +4,10 @@
 
 leaves out launches that add little to the others; with --everything it compiles those, too, which takes several times
 as long. It prints one JSON object per line: kernel, case, architecture, registers, bytes of stack and shared memory,
-the matrix instructions in the PTX, and the number of loads (including asynchronous copies) and stores of each width.
-At the end come the rows of `bench/static.py` ("row"), from the same compilation, the launches of its record that were
-left out ("left_out"), and the versions of the compilers ("versions"). It runs in a process of its own, because a
-process that imports Triton with its interpreter cannot compile.
+the number of instructions and the matrix instructions in the PTX, and the number of loads (including asynchronous
+copies) and stores of each width. At the end come the rows of `bench/static.py` ("row"), from the same compilation, the
+launches of its record that were left out ("left_out"), and the versions of the compilers ("versions"). It runs in a
+process of its own, because a process that imports Triton with its interpreter cannot compile.
 """
 
 from __future__ import annotations
@@ -50,10 +50,35 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
             one_size = case.name in ("lrn conv1", "max_pool conv1", "same_map_norm")
             if _EVERYTHING or one_size or case.name + suffix == "lrn_max_pool paper in NCHW":
                 yield dataclasses.replace(case, name=case.name + suffix)
+    if _EVERYTHING:
+        # Without the argmax, which only backward needs, the kernel is a part of the other one.
+        x = torch.empty(1, 96, 55, 55, dtype=dtype, memory_format=torch.channels_last)
+        yield Case("lrn_max_pool inference", (), partial(kernels.lrn_max_pool2d, x, bias=torch.zeros(96)))
+    yield from _unusual_windows(dtype)
     # Bias and ReLU after cuDNN's product.
     y = torch.empty(2, 96, 5, 5, dtype=dtype, memory_format=torch.channels_last)
     yield Case("epilogue", (), partial(kernels.conv_relu.add_bias_relu_, y, torch.empty(96, dtype=dtype), True))
     yield from _other_arguments(dtype)
+
+
+# Windows and strides far from AlexNet's: loops that are not unrolled, and blocks of one pixel. The fused block takes
+# windows up to 4 x 4 and 7 channels, and leaves larger ones to the other operators.
+WINDOWS = ((5, 1), (5, 2), (8, 2), (16, 1), (17, 2), (32, 1), (32, 2), (32, 40), (3, 40))
+FUSED_WINDOWS = ((1, 1, 5), (4, 1, 5), (4, 2, 7), (3, 40, 5))
+
+
+def _unusual_windows(dtype: torch.dtype) -> Iterator[Case]:
+    x = torch.empty(1, 64, 80, 80, dtype=dtype, memory_format=torch.channels_last).requires_grad_()
+    for window, stride in WINDOWS:
+        yield Case(f"window {window}, stride {stride}", (), partial(kernels.max_pool2d, x, window, stride))
+    # Triton checks the types of what a loop carries; the interpreter does not.
+    options = {"bias": torch.zeros(64, dtype=torch.float64), "relu": "before"}
+    for window, stride, size in FUSED_WINDOWS:
+        call = partial(kernels.lrn_max_pool2d, x, size, kernel_size=window, stride=stride, **options)
+        yield Case(f"window {window}, stride {stride}, {size} channels", (), call)
+    # The largest windows of the normalisations, which leave larger ones to PyTorch.
+    yield Case("window over 16 channels", (), partial(kernels.local_response_norm, x, 16))
+    yield Case("window over 16 x 16 pixels of all channels", (), partial(kernels.same_map_norm, x, 16))
 
 
 def _other_arguments(dtype: torch.dtype) -> Iterator[Case]:
@@ -75,19 +100,19 @@ def _is_left_out(launch: Launch, dtype: torch.dtype, architecture: int) -> bool:
 
     fp32 needs fewer registers than bf16, which is computed in fp32 too, in longer vectors. Matrix products differ by
     GPU in fp32 as well, but in fp32 one layer with narrow loads and one without are enough: networks are trained in
-    half precision. The fused kernels take most of the time: forward without the argmax is a part of forward with it, so
-    one of them is enough; on other GPUs and in fp32 so is one case, and everywhere one size. What was tuned on Hopper
-    does not fit other GPUs.
+    half precision. The fused kernels take most of the time: on other GPUs and in fp32, one case is enough, and
+    everywhere one size. Unusual windows are compiled for one GPU. What was tuned on Hopper does not fit other GPUs.
     """
     case = launch.case.name
     if case.endswith("tuned"):
         return architecture != rows.ARCHITECTURE
     if _EVERYTHING:
         return False
-    fused, writes_y = case.startswith("lrn_max_pool"), launch.arguments.get("WRITE_ARGMAX") is False
-    if case.startswith("lrn_max_pool conv2") or (fused and writes_y and case != "lrn_max_pool source"):
+    if case.startswith("window"):
+        return architecture != 90 or (dtype == torch.float32 and case.endswith("channels"))
+    if case.startswith("lrn_max_pool conv2"):
         return True
-    one_of_many = case.endswith("in NCHW") or writes_y or case in ("lrn_max_pool paper", "update")
+    one_of_many = case.endswith("in NCHW") or case in ("lrn_max_pool paper", "update")
     if dtype == torch.float32:
         return (
             one_of_many or case in ("conv2", "conv4", "conv5") or (architecture != 90 and not case.startswith("conv"))
@@ -112,6 +137,7 @@ def _record(launch: Launch, kernel: CompiledKernel, dtype: str, architecture: in
         "dtype": dtype,
         "architecture": architecture,
         "shared": kernel.metadata.shared,
+        "instructions": len(re.findall(r"^\t[^.]", ptx, re.MULTILINE)),
         "matrix_instructions": sorted(set(re.findall(r"wgmma|tcgen05|mma\.sync", ptx))),
         "loads": compilation.load_widths(ptx),
         "stores": compilation.store_widths(ptx),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -31,10 +33,10 @@ import kernels
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @examples(16)
 @given(
-    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4, 8]), st.integers(3, 6), st.integers(3, 5)),
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 4, 8]), st.integers(4, 8), st.integers(4, 6)),
     st.sampled_from([1, 2]),
     st.integers(1, 6),
-    st.sampled_from([(3, 2), (2, 2), (2, 3), (1, 1)]),
+    st.sampled_from([(3, 2), (2, 2), (2, 3), (1, 1), (3, 1), (4, 2)]),
     st.sampled_from([None, "before", "after"]),
     st.sampled_from([None, "nchw", "sliced"]),
     dtypes,
@@ -60,6 +62,19 @@ def test_fused_is_the_composition(
         )
 
     check_against_reference(operator, implementation, tensors, gradient_layout, seed)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(("height", "stride"), [(9, 2), (11, 2), (6, 1), (7, 1)])
+def test_the_last_strip_of_windows_may_hang_over(layout: str, height: int, stride: int) -> None:
+    """Of 4 or 5 windows, two strips of 3. What they write behind the result would be seen after the test."""
+    x = laid_out(random_tensor((1, 8, height, 5), 0, torch.float32), layout)
+
+    def operator(x: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x, alpha=0.3, stride=stride, relu="after")
+
+    y = check_against_reference(operator, "triton", [x], layout)
+    assert y.shape[2] in (4, 5)
 
 
 @pytest.mark.parametrize("implementation", ["native", "native in PyTorch", "triton"])
@@ -114,8 +129,7 @@ def test_little_is_saved_beside_the_raw_input(implementation: str) -> None:
     bias = random_tensor((16,), 1, torch.float32).requires_grad_()
     with using(implementation):
         saved = saved_bytes(lambda: kernels.lrn_max_pool2d(x, bias=bias, relu="before"))
-    argmax = 2 * 16 * 4 * 4 if implementation != "triton" else 0  # a byte for each pooled element
-    assert saved == x.nbytes + bias.nbytes + argmax
+    assert saved == x.nbytes + bias.nbytes + 2 * 16 * 4 * 4  # and the argmax, a byte for each pooled element
     assert saved <= 1.3 * x.nbytes
 
     def pytorchs() -> torch.Tensor:
@@ -130,16 +144,41 @@ def test_registered_operators_keep_pytorchs_rules(name: str) -> None:
     x = laid_out(random_tensor((1, 4, 3, 4), 0, torch.float32), "channels_last")
     bias = random_tensor((4,), 1, torch.float32)
     options = (bias, 3, 0.3, 0.75, 2.0, 2, 2, 2, "before")
-    forward = getattr(torch.ops.fastalex, f"{name}_forward")
-    torch.library.opcheck(forward, (x, *options))
-    results = forward(x, *options)
-    grad = results if isinstance(results, torch.Tensor) else results[0]
-    argmax = () if isinstance(results, torch.Tensor) else results[1:]
-    backward = getattr(torch.ops.fastalex, f"{name}_backward")
-    for needs_bias in (True, False) if name == "lrn_pool" else ():
-        torch.library.opcheck(backward, (grad, *argmax, x, *options, needs_bias))
-    if name == "native_lrn_pool":
-        torch.library.opcheck(backward, (grad, *argmax, x, *options))
+    forward, backward = (getattr(torch.ops.fastalex, f"{name}_{which}") for which in ("forward", "backward"))
+    # Whether the argmax is needed, and the bias gradient. The native operators compute both always.
+    needs = ((True,), (False,)) if name == "lrn_pool" else ((),)
+    grad, argmax = forward(x, *options, *needs[0])
+    for need in needs:
+        torch.library.opcheck(forward, (x, *options, *need))
+        torch.library.opcheck(backward, (grad, argmax, x, *options, *need))
+
+
+@pytest.mark.parametrize("needed", ["x", "bias", "nothing", "nothing, under no_grad"])
+def test_the_argmax_is_written_only_if_a_gradient_is_needed(needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, bias = random_tensor((1, 4, 5, 5), 0, torch.float32), random_tensor((4,), 1, torch.float32)
+    x.requires_grad_(needed == "x" or "no_grad" in needed)
+    bias.requires_grad_(needed == "bias" or "no_grad" in needed)
+    module, written = importlib.import_module("kernels.lrn_max_pool"), []
+    forward = module._forward
+
+    def recorded(*args):
+        written.append(forward(*args)[1].numel())
+        return forward(*args)
+
+    monkeypatch.setattr(module, "_forward", recorded)
+    with kernels.using("triton"), torch.set_grad_enabled("no_grad" not in needed):
+        kernels.lrn_max_pool2d(x, bias=bias, relu="before")
+    assert written == [0 if needed.startswith("nothing") else 4 * 2 * 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bias_of_higher_precision_is_rounded_to_that_of_x(dtype: torch.dtype) -> None:
+    x = random_tensor((1, 4, 5, 5), 0, torch.float32)
+    bias = random_tensor((4,), 1, torch.float64)
+    with kernels.using("triton"):
+        y = kernels.lrn_max_pool2d(x.to(dtype), bias=bias, relu="before")
+        rounded = kernels.lrn_max_pool2d(x.to(dtype), bias=bias.to(dtype), relu="before")
+    assert torch.equal(y, rounded)
 
 
 @pytest.mark.parametrize("implementation", NATIVE)
@@ -163,19 +202,33 @@ def test_the_argmax_of_a_large_window_takes_more_than_a_byte(
     assert saved == x.nbytes + bytes_each * y.numel()
 
 
-@pytest.mark.parametrize("window", [15, 16])
-def test_the_largest_windows_in_triton(window: int) -> None:
-    """Few items and lanes, because a kernel visits each of 225 positions. 256 do not fit a byte: PyTorch computes."""
-    x = random_tensor((1, 2, 19, 19), 0, torch.float32)
-    x[0, 0, window - 1, window - 1] = 100.0  # the first window of one channel has its maximum in the last corner
-    x[0, 1] -= 100.0  # and in the other channel only the first window has a result that is positive
-    x[0, 1, 0, 0] = 1.0
+@pytest.mark.parametrize(
+    ("window", "stride", "size", "dtype"),
+    [
+        (4, 1, 5, torch.float32),
+        (5, 1, 5, torch.float16),
+        (16, 3, 5, torch.float32),
+        (3, 2, 7, torch.float16),
+        (3, 2, 8, torch.float16),
+        (3, 2, 20, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("relu", [None, "before", "after"])
+def test_large_windows_in_triton(
+    window: int, stride: int, size: int, dtype: torch.dtype, relu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the fused kernels' limits, one operator computes after the other."""
+    side = window + 3
+    x, bias = random_tensor((1, 8, side, side), 0, dtype), random_tensor((8,), 1, torch.float32)
+    module, fused = importlib.import_module("kernels.lrn_max_pool"), []
+    forward = module._forward
+    monkeypatch.setattr(module, "_forward", lambda *args: fused.append(args) or forward(*args))
 
-    def operator(x: torch.Tensor) -> torch.Tensor:
-        return kernels.lrn_max_pool2d(x, size=1, kernel_size=window, stride=3, relu="after")
+    def operator(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x, size, 0.3, kernel_size=window, stride=stride, bias=bias, relu=relu)
 
-    y = check_against_reference(operator, "triton", [x], "nchw")
-    assert y.count_nonzero() == 4 + 1
+    check_against_reference(operator, "triton", [laid_out(x, "channels_last"), bias], "nchw")
+    assert len(fused) == (window <= 4 and size <= 7)
 
 
 @pytest.mark.parametrize(

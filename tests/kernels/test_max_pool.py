@@ -60,6 +60,27 @@ def test_pooling_is_pytorchs(
     assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"),
+    [(6, 1, 3), (6, 2, 1), (7, 3, 2), (6, 4, 3), (3, 5, 1), (2, 7, 0), (5, 1, 2)],
+)
+@pytest.mark.parametrize(("layout", "gradient_layout"), [("nchw", "channels_last"), ("channels_last", "nchw")])
+def test_large_windows_and_strides(
+    kernel_size: int, stride: int, padding: int, layout: str, gradient_layout: str
+) -> None:
+    """Loops over the window are not unrolled, or a block is one pixel."""
+    x = laid_out(random_tensor((2, 4, 10, 13), 0).round().float(), layout)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with kernels.using("triton"):
+        y = kernels.max_pool2d(ours, kernel_size, stride, padding, ceil_mode=True)
+    wanted = F.max_pool2d(theirs, kernel_size, stride, padding, ceil_mode=True)
+    assert torch.equal(y, wanted)
+    grad = laid_out(random_tensor(y.shape, 1).round().float(), gradient_layout)
+    y.backward(grad)
+    wanted.backward(grad)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_an_empty_batch_gives_an_empty_result(implementation: str, layout: str) -> None:
