@@ -289,6 +289,11 @@ def bar_line(
     return "  ".join([title, bar, *shown])[:width]
 
 
+def steps_between_reports(steps_per_epoch: int) -> int:
+    """Some 20 reports an epoch, and in long epochs one every 50 steps."""
+    return min(50, max(1, steps_per_epoch // 20))
+
+
 def describe_plan(plan: ParallelPlan, batch_size: int) -> str:
     """How the devices share the work, in one line."""
     layout = plan.layout

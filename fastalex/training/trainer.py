@@ -52,7 +52,7 @@ from fastalex.training.graphed_step import build_step
 from fastalex.training.memory import keep_freed_memory, out_of_memory_error, peak_bytes
 from fastalex.training.metrics_log import Rate, Stopwatch
 from fastalex.training.options import resume_command
-from fastalex.training.reporting import Reporter, SilentReporter
+from fastalex.training.reporting import Reporter, SilentReporter, steps_between_reports
 from fastalex.training.state import TrainingState
 from fastalex.training.validation import count_errors
 
@@ -233,7 +233,7 @@ class Trainer:
             wants_save=self._wants_save,
         )
         self._saved_at = time.monotonic()
-        self.report_every = min(50, max(1, self.steps_per_epoch // 20))
+        self.report_every = steps_between_reports(self.steps_per_epoch)
         self.peak_bytes = 0
 
     def run(self) -> None:

@@ -277,3 +277,13 @@ def test_ctrl_c_answers_at_once_and_aborts_when_repeated(capfd, saves_checkpoint
     with pytest.raises(KeyboardInterrupt):
         run_workers(press_twice, None, CPUS[:1], saves_checkpoint=saves_checkpoint)
     assert said == [notice]
+
+
+def test_a_worker_watches_its_peers_while_it_works(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "die_with_parent", seen.append)
+    monkeypatch.setattr(launch, "open_store", lambda: None)
+    monkeypatch.setattr(launch, "run_worker", lambda *_, **__: seen.extend(path.name for path in tmp_path.iterdir()))
+    launch._elastic_worker(print, None, (torch.device("cpu"),), str(tmp_path), 7, False)
+    assert seen == [7, f"{os.getpid()}.pid"]
+    assert not any(tmp_path.iterdir())

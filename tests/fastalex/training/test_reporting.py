@@ -16,7 +16,7 @@ from fastalex.recipes.edits import Edit
 from fastalex.training import reporting
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import Rate, draw_curve, read_metrics
-from fastalex.training.reporting import Reporter, bar_line, describe_plan
+from fastalex.training.reporting import Reporter, bar_line, describe_plan, steps_between_reports
 from fastalex.training.state import TrainingState
 
 NAMES = ("conv1", "conv2", "fc6")
@@ -270,3 +270,8 @@ def test_a_brief_run_prints_its_notes_alone(config):
     assert lines(brief) == ["a note"]
     assert len(read_metrics(config.folder)) == 2
     assert (config.folder / "curve.png").exists()
+
+
+@pytest.mark.parametrize(("steps", "between"), [(1, 1), (39, 1), (40, 2), (1000, 50), (10_009, 50)])
+def test_reports_come_often_but_not_every_step(steps, between):
+    assert steps_between_reports(steps) == between
