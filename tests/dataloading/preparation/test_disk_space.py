@@ -50,7 +50,14 @@ def test_the_estimate_is_close_to_what_is_used(source, used, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(999, "1 kB"), (999_499, "999 kB"), (9_660_000, "9.66 MB"), (1_234_560_000_000, "1,234.56 GB")]
+    ("count", "text"),
+    [
+        (999, "1 kB"),
+        (999_499, "999 kB"),
+        (1_000_000, "1.00 MB"),
+        (9_660_000, "9.66 MB"),
+        (1_234_560_000_000, "1,234.56 GB"),
+    ],
 )
 def test_sizes_have_a_unit_that_shows_their_difference(count, text):
     assert disk_space._size(count) == text
