@@ -5,13 +5,14 @@ from __future__ import annotations
 import builtins
 import importlib
 import itertools
+import math
+import mmap
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -157,7 +158,9 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Zeros. On a CPU, pages take memory only once they are written."""
     if DEVICE == "cuda":
         return torch.zeros(tuple(shape), dtype=dtype, device=DEVICE)
-    return torch.from_numpy(np.zeros(tuple(shape), dtype=str(dtype).removeprefix("torch.")))
+    # Straight from the system: an allocator that keeps freed memory, which training asks for, would clear used pages.
+    length = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, max(length, 1)), dtype=torch.uint8)[:length].view(dtype).view(tuple(shape))
 
 
 def uninitialised(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:

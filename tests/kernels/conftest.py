@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,18 @@ def _guard(made: torch.Tensor) -> torch.Tensor:
 def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if an expanded tensor, which takes no memory, is copied."""
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_, **__: pytest.fail("a copy was made"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_large_tensors() -> None:
+    """Large tensors get pages of their own from the system, which take memory only once they are written.
+
+    A training run of an earlier test has let the allocator keep freed memory, which would then be cleared and used
+    again: tests of offsets beyond 32 bits would take 20 GB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 65536)  # M_MMAP_MAX in glibc's malloc.h, and its default
 
 
 @pytest.fixture(autouse=True)
