@@ -15,20 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import CUDA, Benchmark, Case, Operator, compiled, run_script
+from static_analysis.cases import CONVOLUTIONS
 from torch import Tensor
 from tuning import convolution
 
 import kernels
 from kernels import launch_settings
 
-# Channels, side, filters, kernel, stride, padding (top, bottom, left, right), groups.
-LAYERS = {
-    "conv1": (3, 224, 96, 11, 4, (0, 3, 0, 3), 1),
-    "conv2": (96, 27, 256, 5, 1, (2, 2, 2, 2), 2),
-    "conv3": (256, 13, 384, 3, 1, (1, 1, 1, 1), 1),
-    "conv4": (384, 13, 384, 3, 1, (1, 1, 1, 1), 2),
-    "conv5": (384, 13, 256, 3, 1, (1, 1, 1, 1), 2),
-}
 GRADIENTS = {"data gradient": (0,), "weight gradient": (1, 2)}
 
 
@@ -73,7 +66,7 @@ def providers(stride: int, padding: tuple[int, ...], groups: int) -> dict[str, t
 
 
 def layer_case(name: str, batch: int, dtype: torch.dtype) -> Case:
-    channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
+    channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
     out = (padding[0] + side + padding[1] - kernel) // stride + 1
     product = 2 * batch * out**2 * filters * channels // groups * kernel**2
     # The images of conv1 need no gradient.
@@ -99,7 +92,7 @@ def tuned_problems(
     """The products of these layers in training, and with a bias and a ReLU as in this benchmark."""
     found: list[tuple[launch_settings.Direction, launch_settings.Problem]] = []
     for name in names:
-        channels, side, filters, kernel, stride, padding, groups = LAYERS[name]
+        channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
         x = torch.empty((batch, channels, side, side), dtype=dtype, device="meta")
         weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device="meta")
         problem = launch_settings.problem_of(x, weight, stride, padding, groups)
@@ -124,7 +117,12 @@ def find_settings(bench: Benchmark) -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "tune": {"action": "store_true", "help": "measure this GPU's launch settings instead"},
-    "layers": {"nargs": "+", "choices": list(LAYERS), "default": list(LAYERS), "help": "layers for --tune (all)"},
+    "layers": {
+        "nargs": "+",
+        "choices": list(CONVOLUTIONS),
+        "default": list(CONVOLUTIONS),
+        "help": "layers for --tune (all)",
+    },
     "tables": {
         "type": Path,
         "default": launch_settings.TABLES,
@@ -145,7 +143,7 @@ def main() -> None:
     for batch in bench.batches([default]):
         for dtype in bench.dtypes([torch.bfloat16 if CUDA else torch.float32]):
             done = len(bench.rows)
-            for name in LAYERS:
+            for name in CONVOLUTIONS:
                 bench.run(layer_case(name, batch, dtype))
             bench.add_sum("all five layers", bench.rows[done:], [batch])
     bench.finish()

@@ -17,6 +17,7 @@ import argparse
 import os
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from harness.device import processor_name
 from harness.summary import NAMES, times
 from harness.tables import WIDTH
-from harness.timing import ProcessorClock
+from harness.timing import HostClock
 from harness.turns import Contender, median_ratio, take_turns
 from host_time import calls, ways
 from host_time.calls import Call
@@ -46,7 +47,7 @@ def measure(call: Call, seconds: float) -> list[dict[str, Any]]:
             call.work()
 
     contenders = {way: Contender(lambda way=way: ways.take(way), repeat) for way in ways.WAYS}
-    take_turns(list(contenders.values()), seconds, ProcessorClock())
+    take_turns(list(contenders.values()), seconds, HostClock(time.process_time))
     rows = []
     for way, contender in contenders.items():
         if contender.failure is not None:

@@ -2,5 +2,5 @@
 
 `cases` are the operators at AlexNet's shapes, `launches` records the launches that they make, `compilation` compiles
 those, `intermediate` and `sass` read the compiled code, `prediction` models an H100, `rows` puts the figures of a
-launch together, `claims` finds recorded times, `tables` prints and `budget` compares with an earlier record.
+launch together, `recorded` finds recorded times, `tables` prints and `budget` compares with an earlier record.
 """

@@ -59,19 +59,17 @@ class TrainedNetwork:
         Raises:
             ConfigurationError: ``path`` is neither, the run has no weights yet, or a file is damaged.
         """
-        if path.is_dir():
-            run, weights = path, path / f"{which}.safetensors"
-            RunConfig.load(run)
-            if not weights.exists():
-                raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
-        elif path.exists():
-            run, weights = path.parent, path
-        else:
+        if not path.exists():
             raise ConfigurationError(f"no such run folder or weights file: {path}")
+        is_run = path.is_dir()
+        run = path if is_run else path.parent
+        weights = path / f"{which}.safetensors" if is_run else path
+        config = RunConfig.load(run) if is_run or (run / "config.json").is_file() else None
+        if not weights.exists():
+            raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
         network = cls(weights, load_spec(weights), None, record=load_record(weights))
-        if not (run / "config.json").is_file():
+        if config is None:
             return network
-        config = RunConfig.load(run)
         return replace(network, data=config.data, mean_image=config.mean_image, recorded_size=config.stored_size)
 
     def mean_image_for(self, dataset: AnyDataset) -> str | None:

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import host
 import pytest
-from harness.timing import ProcessorClock
+from harness.timing import HostClock
+from host_time.calls import Call
 
 import kernels
 from tests.bench.conftest import BENCH
@@ -97,13 +99,22 @@ def test_interpreted_kernels_are_refused_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_processor_time_is_not_that_of_waiting() -> None:
-    def compute(_: None) -> None:
-        end = time.process_time() + 0.02
-        while time.process_time() < end:
-            pass
+def test_a_clock_reads_after_the_preparation_and_after_the_work() -> None:
+    happened: list[object] = []
+    readings = iter([2.0, 2.25])
 
-    clock = ProcessorClock()
-    assert clock.time(lambda: None, lambda _: time.sleep(0.2)) < 50
-    assert clock.time(lambda: None, compute) >= 20
-    assert clock.time(lambda: compute(None), lambda _: None) < 15  # a preparation does not count
+    def now() -> float:
+        happened.append("now")
+        return next(readings)
+
+    assert HostClock(now).time(lambda: happened.append("prepared"), lambda _: happened.append("worked")) == 250
+    assert happened == ["prepared", "now", "worked", "now"]
+
+
+def test_host_time_is_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for other processes is no work of the host."""
+    clocks = []
+    monkeypatch.setattr(host, "take_turns", lambda contenders, seconds, clock: clocks.append(clock))
+    with pytest.raises(statistics.StatisticsError):  # there are no times
+        host.measure(Call("nothing", "forward", (1,), lambda: None, 1), 0.1)
+    assert [clock.now for clock in clocks] == [time.process_time]
