@@ -26,11 +26,12 @@ class HostClock:
     """Times work that the host computes itself.
 
     Args:
-        now: seconds on a clock; `time.process_time` leaves out what other processes take, and adds up all threads.
+        now: seconds on a clock, by default `time.perf_counter`; `time.process_time` leaves out what other processes
+            take, and adds up all threads.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now = now
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        self.now = now or time.perf_counter
 
     def time(self, prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
         """Milliseconds of `work(prepare())` without its preparation."""
