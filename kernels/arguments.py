@@ -82,7 +82,7 @@ def check_normalisation(size: int, alpha: float, beta: float, k: float) -> None:
 MAX_UNROLLED_WINDOW = 16
 
 
-def within(extent: int, size: int, alpha: float, dimensions: int) -> tuple[int, float]:
+def clamp_window(extent: int, size: int, alpha: float, dimensions: int) -> tuple[int, float]:
     """The size and alpha of the smallest window that normalises like this one over `extent` elements.
 
     A window of 2 * extent - 1 around any element covers all of them. Alpha is divided by the number of elements of a

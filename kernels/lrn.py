@@ -285,7 +285,7 @@ def local_response_norm(
         return local_response_norm(maps, size, alpha, beta, k, groups=groups).reshape(x.shape)
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
-    size, alpha = arguments.within(x.shape[1] // groups, size, alpha, 1)
+    size, alpha = arguments.clamp_window(x.shape[1] // groups, size, alpha, 1)
     chosen = dispatch.implementation_for(x)
     if chosen == "triton" and size <= arguments.MAX_UNROLLED_WINDOW:
         return _LocalResponseNorm.apply(x, size, float(alpha), float(beta), float(k), groups)

@@ -291,7 +291,7 @@ def same_map_norm(x: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0
     """
     arguments.check_tensor("x", x, 4, "N x C x H x W")
     arguments.check_normalisation(size, alpha, beta, k)
-    size, alpha = arguments.within(max(x.shape[2:]), size, alpha, 2)
+    size, alpha = arguments.clamp_window(max(x.shape[2:]), size, alpha, 2)
     chosen = dispatch.implementation_for(x)
     if chosen == "triton" and size <= arguments.MAX_UNROLLED_WINDOW:
         return _SameMapNorm.apply(x, size, float(alpha), float(beta), float(k))

@@ -1,7 +1,7 @@
 """What a file of weights holds besides its network: how its images are prepared, and which run made it.
 
 So the file suffices to use the network, wherever it lies and whatever became of its training data. The record is JSON
-in the header under ``record``, and the mean that the network's images lose is the tensor ``preprocessing.mean``. Files
+in the header under ``record``; the mean that is subtracted from its images is the tensor ``preprocessing.mean``. Files
 of earlier versions have neither.
 """
 
