@@ -7,9 +7,12 @@ them. Files of earlier versions have no sums.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +20,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
+from fastalex.files import sync
 from fastalex.json_types import check_json
 from fastalex.network.architecture import Architecture
 from fastalex.network.foreign_files import what_it_is
@@ -167,6 +172,28 @@ def load_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         if sums is not None and sums.get(name) != _tensor_sha256(tensor):
             raise _damaged(path, name)
     return tensors
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write a .safetensors file with its sums, which everybody may read, and sync it.
+
+    Args:
+        tensors: contiguous, on the CPU.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(tensors, path, metadata=with_sums(tensors, header))
+    except SafetensorError as error:
+        # Its text holds the system's error: "... (os error 28)", in earlier versions "Os { code: 28, ...".
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+    with contextlib.suppress(OSError):  # some file systems have no modes
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
+    sync(path)
 
 
 def with_sums(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, str]:

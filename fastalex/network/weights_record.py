@@ -8,6 +8,8 @@ of earlier versions have neither.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
+from fastalex.files import sync
 from fastalex.json_types import check_json
-from fastalex.network.weights import find_header, load_tensors
+from fastalex.network.weights import NetworkSpec, find_header, load_tensors, save_tensors
 
 _RECORD = "record"  # key of the header's entry
 _MEAN = "preprocessing.mean"  # name of the tensor
@@ -112,6 +115,56 @@ def load_record(path: Path) -> WeightsRecord | None:
             "copy"
         ) from None
     return WeightsRecord(mean.numpy(), size, values["crop_size"], values["resize"], origin)
+
+
+def save_weights(
+    path: Path, weights: Mapping[str, Tensor], network: NetworkSpec, record: WeightsRecord, *, overwrite: bool = False
+) -> None:
+    """Write a file of weights. It appears complete or not at all.
+
+    Args:
+        path: ends with ``.safetensors``; its folder exists.
+        weights: of the whole network by parameter name, float32.
+        network: which the weights belong to.
+        record: how its images are prepared.
+        overwrite: replace an existing file.
+
+    Raises:
+        ConfigurationError: the file exists or cannot be written, or a weight is missing or has another shape.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigurationError(f"{path} must end with .safetensors, got {path.suffix!r}")
+    if path.exists() and not overwrite:
+        raise ConfigurationError(f"{path} exists already; choose another file, or overwrite it")
+    _check_shapes(weights, network)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_tensors(tensors | record.tensors(), temporary, {"fastalex": network.to_json(), **record.header()})
+        os.replace(temporary, path)
+        sync(path.absolute().parent)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_shapes(weights: Mapping[str, Tensor], network: NetworkSpec) -> None:
+    """Check that these are all the parameters of the network, and name the first five that are not.
+
+    Raises:
+        ConfigurationError: a parameter is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in network.build(seed=0).named_parameters()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [name for name in (expected | found) if expected.get(name) != found.get(name)]
+    if wrong:
+        texts = [
+            f"{name}: {found.get(name, 'missing')}, wanted {expected.get(name, 'no such weight')}" for name in wrong[:5]
+        ]
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ConfigurationError(f"these are not the weights of {network.summary()}: {'; '.join(texts)}{more}")
 
 
 def program_version() -> str:

@@ -26,14 +26,12 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fastalex.datasets import AnyDataset
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
-from fastalex.network.weights import NetworkSpec, load_header, load_tensors, with_sums
+from fastalex.network.weights import NetworkSpec, load_header, load_tensors, save_tensors
 from fastalex.network.weights_record import Origin, WeightsRecord, program_version
 from fastalex.training.config import RunConfig
 from fastalex.training.state import TrainingState
@@ -80,8 +78,8 @@ def save_checkpoint(
     try:
         temporary.mkdir()
         tensors, header = (record.tensors(), record.header()) if record else ({}, {})
-        _save_file(weights | tensors, temporary / "model.safetensors", {"fastalex": network.to_json(), **header})
-        _save_file(velocities, temporary / "trainer.safetensors", {"progress": json.dumps(asdict(state))})
+        save_tensors(weights | tensors, temporary / "model.safetensors", {"fastalex": network.to_json(), **header})
+        save_tensors(velocities, temporary / "trainer.safetensors", {"progress": json.dumps(asdict(state))})
         sync(temporary)
 
         # The checkpoint appears at once and complete.
@@ -199,25 +197,6 @@ def load_velocities(checkpoint: Path, names: Collection[str]) -> dict[str, Tenso
 
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a .safetensors file with its sums, which everybody may read, and sync it.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        save_file(tensors, path, metadata=with_sums(tensors, metadata))
-    except SafetensorError as error:
-        # Its text holds the system's error: "... (os error 28)", in earlier versions "Os { code: 28, ...".
-        code = re.search(r"(?:os error|code:) (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-    with contextlib.suppress(OSError):  # some file systems have no modes
-        path.chmod(0o644)  # safetensors creates files that only their owner can read
-    sync(path)
 
 
 def _remove(checkpoint: Path) -> None:
