@@ -15,6 +15,7 @@ import torch
 from fastalex import AlexNet, ConfigurationError, load_model
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network import weights as weights_files
 from fastalex.training import checkpoint as saving
 from fastalex.training.checkpoint import (
     checkpoints_of,
@@ -172,7 +173,7 @@ def calls(run: Path, monkeypatch) -> list[str]:
 
         monkeypatch.setattr(owner, name, recorded)
 
-    record(saving, "save_file", "write", lambda tensors, path: path)
+    record(weights_files, "save_file", "write", lambda tensors, path: path)
     record(os, "fsync", "sync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
     record(os, "link", "link", lambda source, target: target)
     record(shutil, "copyfile", "copy", lambda source, target: target)
@@ -238,7 +239,7 @@ def test_a_file_system_without_hard_links(run: Path, monkeypatch):
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
-import fastalex.training.checkpoint as checkpoint
+import fastalex.network.weights as weights
 from tests.fastalex.training.test_checkpoint import BEST, fresh, save
 
 left = 1000
@@ -255,7 +256,7 @@ def counted(function):
 
 def save_twice(run):
     save(run, 1, errors=BEST, seed=1)
-    checkpoint.save_file = counted(checkpoint.save_file)
+    weights.save_file = counted(weights.save_file)
     os.fsync, os.link, os.replace = counted(os.fsync), counted(os.link), counted(os.replace)
     Path.rename = counted(Path.rename)
     save(run, 2, errors=(*BEST, 1.0), seed=2)
