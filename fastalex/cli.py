@@ -17,6 +17,7 @@ from dataloading import DatasetError
 from dataloading.command_line import with_option
 from dataloading.process import command as shell_command
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
+from fastalex.parallel.failures import leave
 from fastalex.parallel.torchrun import is_worker
 
 
@@ -86,6 +87,8 @@ def main(command: Callable[[], None]) -> NoReturn:
     sys.stdout.flush()
     if code and is_worker():
         os._exit(code)  # an orderly exit would wait for operations with other workers
+    if is_worker():
+        leave()
     sys.exit(code)
 
 
