@@ -36,6 +36,16 @@ def check_positive(name: str, value: int) -> None:
         raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
+def check_color(name: str, value: tuple[int, int, int] | None) -> None:
+    """Check that a colour is three numbers from 0 to 255, or None.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if value and not all(0 <= level <= 255 for level in value):
+        raise ConfigurationError(f"{name} must be three numbers from 0 to 255, got {' '.join(map(str, value))}")
+
+
 @contextmanager
 def resume_hint(run: Path, is_finished: Callable[[], bool]) -> Iterator[None]:
     """Append how to go on to the message of a failed worker or of an abort: the command that resumes the run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,9 +39,30 @@ def images_in(places: Sequence[Path]) -> list[Path]:
     return found
 
 
+def listed_in(path: Path) -> list[Path]:
+    """The files that a text file lists, one per line, in its order; relative names count from its folder.
+
+    Raises:
+        ConfigurationError: it cannot be read, or lists nothing, or a file that does not exist.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is no text in UTF-8; list images, one per line") from None
+    found = [(number, path.parent / line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise ConfigurationError(f"{path} lists no images; write one file name per line")
+    for number, file in found:
+        if not file.exists():
+            raise ConfigurationError(f"{path}, line {number}: no such image: {file}")
+    return [file for _, file in found]
+
+
 def prepared(
     files: Sequence[Path], preprocessings: Sequence[Preprocessing], views: int
-) -> Iterator[tuple[Path, list[Tensor] | UnusableImage]]:
+) -> Generator[tuple[Path, list[Tensor] | UnusableImage]]:
     """Each file with its views for each network, or with the reason why it cannot be used; in order.
 
     Files are read by threads, a few ahead.

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from fastalex.cli import check_positive, optional
+from fastalex.cli import check_color, check_positive, optional
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_writable, write_atomically
@@ -103,10 +103,7 @@ def predict_and_report(options: PredictOptions) -> int:
 def _check(options: PredictOptions) -> None:
     check_positive("--batch-size", options.batch_size)
     check_positive("--top", options.top)
-    if options.background and not all(0 <= value <= 255 for value in options.background):
-        raise ConfigurationError(
-            f"--background must be three numbers from 0 to 255, got {' '.join(map(str, options.background))}"
-        )
+    check_color("--background", options.background)
     outputs = {"--json": options.json, "--csv": options.csv, "--picture": options.picture}
     given = {name: path for name, path in outputs.items() if path is not None}
     if len({os.path.realpath(path) for path in given.values()}) < len(given):

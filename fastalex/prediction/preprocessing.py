@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,11 +42,16 @@ class Preprocessing:
 
     Args:
         record: the sizes, the resize rule and the mean, from the file of weights.
+        resize: another rule than the record's: ``shorter``, ``squash``, or ``none`` for the pixels as they are.
+        crop: cut the input out of the resized image, as in training. Otherwise images are resized to the input's size
+            itself, so that nothing of a square image is cut off. The mean is that of the same place, the centre.
         exif: turn images by their EXIF orientation. The training images are not turned by default, as in 2012.
         background: a colour that transparent images are laid on; None takes the colours under the transparency.
     """
 
     record: WeightsRecord
+    resize: Literal["shorter", "squash", "none"] | None = None
+    crop: bool = True
     exif: bool = False
     background: Color | None = None
 
@@ -71,26 +77,42 @@ class Preprocessing:
         if views not in (1, 10):
             raise ConfigurationError(f"views must be 1 or 10, got {views}")
         stored, size = self.stored(image), self.record.crop_size
-        margin = self.record.stored_size - size
-        half = margin // 2
+        bottom, right = stored.shape[0] - size, stored.shape[1] - size
+        centre = (bottom // 2, right // 2)
         # Top and left of each crop, in the order of the loader's ten views.
-        places = [(half, half)] if views == 1 else [(0, 0), (0, margin), (margin, 0), (margin, margin), (half, half)]
+        places = [centre] if views == 1 else [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
         crops = [stored[top : top + size, left : left + size] for top, left in places]
         if views == 10:
             crops += [crop[:, ::-1] for crop in crops]
         # The mean's centre is subtracted from every crop, after the mirroring, as in 2012.
+        half = (self.record.stored_size - size) // 2
         mean = self.record.mean_image()[half : half + size, half : half + size]
         pixels = np.stack(crops).astype(np.float32) - mean
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
+    @property
+    def size(self) -> int:
+        """Side in pixels of the resized image: the record's stored size, or without a crop that of the input."""
+        return self.record.stored_size if self.crop else self.record.crop_size
+
     def stored(self, image: AnyImage) -> NDArray[np.uint8]:
         """The image as a prepared data set stores it, before JPEG compression: uint8, S x S x 3.
 
+        Without resizing, it is the image itself, height x width x 3.
+
         Raises:
-            UnusableImage: as :meth:`__call__`.
+            UnusableImage: as :meth:`__call__`; or it is not resized, and does not have the size of the input.
         """
-        rgb, size = self._rgb(image), self.record.stored_size
-        if self.record.resize == "squash":
+        rgb, size, rule = self._rgb(image), self.size, self.resize or self.record.resize
+        if rule == "none":
+            least = self.record.crop_size
+            if min(rgb.size) < least or (not self.crop and max(rgb.size) > least):
+                wanted = f"at least {least} x {least}" if self.crop else f"{least} x {least}"
+                raise UnusableImage(
+                    f"{_name(image)} has {rgb.width} x {rgb.height} pixels; the network takes {wanted}; resize it"
+                )
+            return np.asarray(rgb)
+        if rule == "squash":
             return resize(rgb, (size, size), (0, 0, size, size))
         if max(rgb.size) > _LONGEST * min(rgb.size):
             raise UnusableImage(f"{_name(image)} is too narrow: {rgb.width} x {rgb.height} pixels")
