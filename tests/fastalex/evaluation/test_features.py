@@ -75,7 +75,7 @@ def test_two_stages_give_the_results_of_one_device(runs_of_two_sizes, prepared, 
     )
     here = Evaluation(networks, tuple(one), str(prepared), "val", 10, None, "train", 4, "fp32")
     evaluation = replace(here, plans=tuple(two))
-    outputs, images = [tmp_path / "alone", tmp_path / "staged"], PreparedImages(str(prepared), "val")
+    outputs = [tmp_path / "alone", tmp_path / "staged"]
     extractions = [
         Extraction(
             networks[0], plans[0], PreparedImages(str(prepared), "val"), NAMES, output, "float16", "npy", 4, "fp32"
