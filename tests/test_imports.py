@@ -16,14 +16,14 @@ PACKAGES = ("kernels", "dataloading", "fastalex", "bench")
 
 # Packages and modules of fastalex by level: imports go to lower levels, or stay in the package.
 LEVELS = (
-    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup"),
+    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup", "pictures"),
     ("network", "recipes"),
     ("parallel",),
     ("cli",),
     ("training",),
     ("prediction",),
     ("evaluation", "studies", "interchange", "planning"),
-    ("handcrafted",),  # prints the paper's figures, which studies/ reads, beside its own
+    ("handcrafted", "reports"),  # handcrafted prints the paper's figures, which studies/ reads, beside its own
 )  # and above them the commands and fastalex/__init__.py
 FORBIDDEN = {("parallel", "recipes")}  # although it would go down
 MAY_NAME_OPTIONS = re.compile(r"fastalex\.(\w+|(\w+\.)*\w*options|training\.resolve)")  # commands are at the top level
