@@ -141,13 +141,13 @@ def write_report(world: World, job: ReportJob) -> None:
     """
     first = job.runs[0]
     dataset = _open(first.evaluation.data)
+    images = _CELL_IMAGES // len(job.runs)
     runs = []
     for run in job.runs:
-        images = _CELL_IMAGES // len(job.runs)
         training = _training_data(run, dataset)
         results = collect(world, run.evaluation, dataset, training, searched=job.neighbours, images=images)
         runs.append(Run(run.name, run.folder, run.config, run.config_text, run.metrics, results))
-    # File names may hold bytes that are no text, which a page cannot.
+    # Names of folders may hold bytes that are no text, which a page cannot.
     page = render(Report(tuple(runs), dataset, world.device, job.output)).encode("utf-8", "backslashreplace")
     try:
         write_atomically(job.output, page)
@@ -157,8 +157,8 @@ def write_report(world: World, job: ReportJob) -> None:
         ) from None
     metrics = [run.results.result.predictions.metrics for run in runs]
     errors = {run.name: f"top-1 error {found.top1_error:.2f} %" for run, found in zip(runs, metrics, strict=True)}
-    images = f"{dataset.name}, {first.evaluation.split}: {metrics[0].images} images"
-    print_rows(console(), {"data": images, **errors, "page": f"{job.output} ({data_size(len(page))})"})
+    evaluated = f"{dataset.name}, {first.evaluation.split}: {metrics[0].images} images"
+    print_rows(console(), {"data": evaluated, **errors, "page": f"{job.output} ({data_size(len(page))})"})
 
 
 def _runs_and_data(paths: Sequence[Path]) -> tuple[list[Path], Path | None]:

@@ -17,7 +17,7 @@ from dataloading import Dataset
 from fastalex.metrics import has_top5
 from fastalex.network.weights_record import program_version
 from fastalex.reports.curves import Chart, History, draw, history
-from fastalex.reports.results import class_names
+from fastalex.reports.results import class_names, readable
 from fastalex.reports.runs import Run, facts
 from fastalex.reports.thumbnails import SMALL, thumbnail
 
@@ -82,7 +82,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("report.html.jinja").render(
+    text = environment.get_template("report.html.jinja").render(
         title=_title(report),
         runs=runs,
         dataset=dataset,
@@ -100,6 +100,7 @@ def render(report: Report) -> str:
         hardware=_hardware(report.device),
         today=date.today().isoformat(),
     )
+    return text.strip() + "\n"  # the macros leave empty lines before the document
 
 
 def _title(report: Report) -> str:
@@ -154,7 +155,7 @@ def _data(report: Report, names: list[str], charts: list[Chart]) -> dict[str, An
     return {
         "cells": cells,
         "images": {row: thumbnail(report.dataset, split, row, SMALL) for row in sorted(shown)},
-        "files": {row: report.dataset.source(split, row) for row in sorted(shown)},
+        "files": {row: readable(report.dataset.source(split, row)) for row in sorted(shown)},
         "charts": [
             [
                 {"name": line.name, "kind": line.kind, "run": line.run, "places": line.places, "points": line.points}

@@ -254,6 +254,11 @@ def hardest(losses: NDArray[np.float64], count: int) -> list[int]:
     return rows
 
 
+def readable(name: str) -> str:
+    """A name with bytes that are no text written out, as ``\\udcff``: half a character would not be valid in a page."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def class_names(dataset: Dataset) -> list[str]:
     """The names of the classes as people read them.
 
@@ -261,10 +266,10 @@ def class_names(dataset: Dataset) -> list[str]:
     has the same one.
     """
     if not dataset.words:
-        return list(dataset.classes)
+        return [readable(name) for name in dataset.classes]
     first = [words.split(",")[0].strip() or name for words, name in zip(dataset.words, dataset.classes, strict=True)]
     return [
-        word if first.count(word) == 1 else f"{word} ({name})"
+        readable(word if first.count(word) == 1 else f"{word} ({name})")
         for word, name in zip(first, dataset.classes, strict=True)
     ]
 
@@ -278,7 +283,7 @@ class _Images:
         self.labels = dataset.labels(split).tolist() if split in dataset.splits else []
 
     def __call__(self, row: int) -> ShownImage:
-        file = self.dataset.source(self.split, row)
+        file = readable(self.dataset.source(self.split, row))
         return ShownImage(thumbnail(self.dataset, self.split, row), file, self.names[self.labels[row]])
 
 

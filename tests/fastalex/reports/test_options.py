@@ -39,14 +39,6 @@ def test_the_command_writes_a_page_and_keeps_an_existing_one(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
 
 
-def test_other_data_of_the_same_classes(run, tmp_path):
-    other = write_images(tmp_path / "other", train=1, val=2)
-    code, out, err = command_here(tmp_path, "fastalex.report", "run", other, "--device", "cpu")
-    assert code == 0, err
-    assert "6 images" in out
-    assert (tmp_path / "report.html").is_file()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -134,15 +126,18 @@ def test_synthetic_images_and_diverged_networks_are_refused(run, prepared, tmp_p
     assert not os.path.lexists(tmp_path / "page.html")
 
 
-def test_neighbours_come_from_the_images_that_the_run_was_trained_on(prepared, tmp_path):
+def test_neighbours_come_from_the_images_that_the_run_was_trained_on(prepared, tmp_path, monkeypatch, capsys):
+    """Not from those that it is evaluated on, here class folders that are prepared first."""
+    monkeypatch.chdir(tmp_path)
     run = reportable(tmp_path / "run", prepared)
     replace(RunConfig.load(run), fraction=0.25).save()
     other = write_images(tmp_path / "other", train=1, val=2)
-    dataloading.prepare_dataset(other, tmp_path / "others", progress=False, workers=0)
     page = tmp_path / "page.html"
-    options = ReportOptions((run, tmp_path / "others"), output=page, device="cpu", batch_size=8, force=True)
+    options = ReportOptions((run, other), output=page, device="cpu", batch_size=8, force=True)
     write_report(HERE, resolve(options))
-    assert f"All 8 training images of {dataloading.Dataset(prepared).name} were searched." in page.read_text()
+    assert "other, val: 6 images" in capsys.readouterr().out
+    seen = dataloading.Dataset(prepared).subset("train", 0.25, seed=0)
+    assert f"All {seen.count('train')} training images of {seen.name} were searched." in page.read_text()
     # Without them, those of the other images are there.
     replace(RunConfig.load(run), data=str(tmp_path / "gone")).save()
     write_report(HERE, resolve(options))

@@ -99,6 +99,7 @@ def test_names_are_text_wherever_they_stand(seen, data, odd_runs):
     assert any(r"{{1}}0\udcff.jpg" in title for title in titles)
     assert "t&w#o <b>" in seen.text_in("h2")
     assert any("</script><img" in file for file in data["files"].values())
+    assert sum(r"{{1}}0\udcff.jpg" in file for file in data["files"].values()) == 3  # as text, not as half a character
 
 
 def test_every_image_and_figure_says_what_it_is(seen):
