@@ -67,7 +67,7 @@ def kernel_picture(weights: Tensor, towers: int = 1) -> Image.Image:
 
 def _as_pixels(weights: Tensor) -> NDArray[np.uint8]:
     """The kernels, scaled one by one and enlarged: K x height x width x 3."""
-    values = weights.detach().double().cpu().permute(0, 2, 3, 1).numpy()  # the smallest fp32 numbers have no inverse
+    values = weights.detach().double().cpu().permute(0, 2, 3, 1).numpy()  # numpy has no bf16
     if not np.isfinite(values).all():
         raise ConfigurationError("the kernels cannot be drawn: some of their weights are infinite or NaN")
     largest = np.abs(values).max(axis=(1, 2, 3), keepdims=True)
