@@ -32,7 +32,7 @@ from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
-from fastalex.prediction.images import images_in, listed_in
+from fastalex.prediction.images import LIST_SUFFIX, images_in
 from fastalex.prediction.preprocessing import Preprocessing
 
 
@@ -130,7 +130,7 @@ class _Images(NamedTuple):
 def _are_files(data: Path) -> bool:
     """Whether the data are files to be read as they are: a list, or a folder that is no data set and has images."""
     if data.is_file():
-        return data.suffix == ".txt"
+        return data.suffix == LIST_SUFFIX
     is_data_set = str(data) == "synthetic" or is_prepared(data) or (data / "config.json").is_file()
     return data.is_dir() and not is_data_set and has_images(data)
 
@@ -152,8 +152,7 @@ def _files(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
     preprocessing = Preprocessing(
         network.images_record(), options.resize, options.crop, options.exif, options.background
     )
-    files = images_in([options.data]) if options.data.is_dir() else listed_in(options.data)
-    return _Images(network, ImageFiles(options.data, tuple(files), preprocessing))
+    return _Images(network, ImageFiles(options.data, tuple(images_in([options.data])), preprocessing))
 
 
 def _prepared(options: FeaturesOptions, network: TrainedNetwork) -> _Images:

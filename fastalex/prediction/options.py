@@ -36,8 +36,9 @@ class PredictOptions:
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS ...] IMAGES [IMAGES ...]")]
-    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images, and
-    folders of images of any size, which are read in natural order with their subfolders."""
+    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images of
+    any size, folders of images, which are read in natural order with their subfolders, and text files (.txt) that list
+    images, one per line."""
     top: int = 5
     """Classes per image."""
     crops: Literal[1, 10] = 1

@@ -26,7 +26,7 @@ def photos(stored: Path, tmp_path: Path) -> Path:
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("img2.jpg", "img10.jpg", "more/img1.jpg")):
         shutil.copy(stored / f"{number}.jpg", folder / name)
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.doc").write_text("no image")
     return folder
 
 
@@ -55,12 +55,19 @@ def test_a_folder_of_photographs_without_dali(runs, photos, tmp_path):
 
 def test_files_that_cannot_be_used_are_named_and_the_others_predicted(runs, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "img2.jpg").read_bytes()[:900])
-    code, out, err = command_here(tmp_path, "fastalex.predict", runs[0], photos, photos / "notes.txt", "--csv", "-")
+    code, out, err = command_here(tmp_path, "fastalex.predict", runs[0], photos, photos / "notes.doc", "--csv", "-")
     assert code == 2
     assert [Path(row["file"]).name for row in csv.DictReader(io.StringIO(out))] == ["img2.jpg", "img10.jpg", "img1.jpg"]
     first, second = err.splitlines()
     assert first.startswith(f"error: {photos / 'broken.jpg'} is no image that can be used: does not decode")
-    assert second.startswith(f"error: {photos / 'notes.txt'} is no image that can be used: not an image")
+    assert second.startswith(f"error: {photos / 'notes.doc'} is no image that can be used: not an image")
+
+
+def test_a_list_gives_the_order(runs, photos, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text(f"photos/img10.jpg\n{photos / 'img2.jpg'}\n")
+    predict_and_report(PredictOptions((runs[0], tmp_path / "list.txt"), csv=Path("-"), device="cpu"))
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["file"] for row in rows] == [str(photos / name) for name in ("img10.jpg", "img2.jpg")]
 
 
 def test_several_networks_give_the_mean_of_their_softmax_outputs(runs, stored, capsys):
