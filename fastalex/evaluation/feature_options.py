@@ -15,12 +15,13 @@ from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
-from fastalex.evaluation.options import check_mean_images
+from fastalex.evaluation.options import check_mean_images, check_one_mean
 from fastalex.evaluation.trained_network import (
     TrainedNetwork,
     check_split,
     default_split,
     inference_plan,
+    with_mean,
     with_training_data,
 )
 from fastalex.files import check_new_folder
@@ -55,6 +56,10 @@ class FeaturesOptions:
     training_data: Annotated[Path | None, optional("DATA")] = None
     """The training data of a network that no longer finds its own, prepared or as class folders: their mean image is
     subtracted from the images."""
+    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
+    """The mean of a network that does not know its own, in place of its training data: a .npy file (S x S x 3 is red,
+    green, blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour
+    from 0 to 255."""
     dtype: DType = "float32"
     """Data type of the files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
@@ -75,6 +80,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
         ConfigurationError, dataloading.DatasetError: the extraction is not possible.
     """
     check_positive("--batch-size", options.batch_size)
+    check_one_mean(options.training_data, options.mean)
     output = options.output
     check_new_folder(output, "choose another --output")
     devices = devices or parse_devices(options.devices or default_device())
@@ -86,6 +92,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name lists all of them")
     activation_shapes(network.spec, names)
     check_dali(options.data)
+    (network,) = with_mean([network], options.mean)
     (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
     check_mean_images([network], None)
     dataset = open_data(options.data, network.stored_size, for_training=False, may_prepare=not is_worker())

@@ -239,6 +239,7 @@ def _write_index(extraction: Extraction, folder: Path) -> None:
         for row, label in enumerate(labels.tolist()):
             names = (dataset.key(extraction.split, row), dataset.source(extraction.split, row))
             table.writerow((row, *names, label, dataset.classes[label]))
+    mean = network.mean_image_for(dataset) or extraction.data
     description = {
         "weights": str(network.weights.resolve()),
         "network": network.spec.summary(),
@@ -246,7 +247,7 @@ def _write_index(extraction: Extraction, folder: Path) -> None:
         "fingerprint": dataset.fingerprint,
         "split": extraction.split,
         "crop": "centre",
-        "mean_image": str(Path(network.mean_image_for(dataset) or extraction.data).resolve()),
+        "mean_image": str(Path(mean).resolve()) if Path(mean).exists() else mean,  # a colour
         "channel_means": network.spec.channel_means,
         "images": len(labels),
         "dtype": extraction.dtype,

@@ -44,6 +44,16 @@ def read_mean(given: str) -> NDArray[np.float32]:
     return mean
 
 
+def read_mean_image(given: str, size: int) -> NDArray[np.float32]:
+    """The mean as an image, S x S x 3; a colour fills ``size`` x ``size`` pixels.
+
+    Raises:
+        ConfigurationError: as :func:`read_mean`.
+    """
+    mean = read_mean(given)
+    return np.ascontiguousarray(np.broadcast_to(mean, (size, size, 3))) if mean.ndim == 1 else mean
+
+
 def mean_colour(mean: NDArray[np.float32]) -> NDArray[np.float32]:
     """The average colour of a mean image or colour."""
     return mean.reshape(-1, 3).mean(0, dtype=np.float64).astype(np.float32)
@@ -51,14 +61,11 @@ def mean_colour(mean: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _read_file(path: Path) -> NDArray[np.float32]:
     suffix = path.suffix.lower()
-    if suffix not in (".npy", ".binaryproto", ".safetensors"):
-        raise ConfigurationError(f"{path} is no mean: give a file ({_KINDS}), or a colour such as 123,117,104")
+    if not path.exists():
+        raise ConfigurationError(f"no such file: {path}; give a mean as a file ({_KINDS}), or as 123,117,104")
     check_file(path)
-    if suffix == ".safetensors":
-        record = load_record(path)
-        if record is None:
-            raise ConfigurationError(f"{path} does not record the mean of its images; give other weights, or {_KINDS}")
-        return record.mean
+    if suffix not in (".npy", ".binaryproto"):
+        return _read_record(path)
     try:
         array: NDArray[Any]
         if suffix == ".npy":
@@ -70,6 +77,20 @@ def _read_file(path: Path) -> NDArray[np.float32]:
     except Exception as error:  # what damage raises, NumPy does not say
         raise ConfigurationError(f"{path} is damaged or no {suffix} file: {error}; copy or download it again") from None
     return _as_image(array, path)
+
+
+def _read_record(path: Path) -> NDArray[np.float32]:
+    try:
+        record = load_record(path)
+    except ConfigurationError:
+        if path.suffix == ".safetensors":
+            raise
+        raise ConfigurationError(
+            f"{path} is no mean: give a file ({_KINDS}), or a colour such as 123,117,104"
+        ) from None
+    if record is None:
+        raise ConfigurationError(f"{path} does not record the mean of its images; give the mean itself ({_KINDS})")
+    return record.mean
 
 
 def _as_image(array: NDArray[Any], path: Path) -> NDArray[np.float32]:

@@ -148,7 +148,7 @@ def both(run: Path, data: Path, tmp_path: Path, **options: object) -> list[Calla
     ]
 
 
-REMEDY = "; name the training data with --training-data DATA$"
+REMEDY = r"; name the training data with --training-data DATA, or their mean with --mean FILE\|R,G,B$"
 
 
 def test_without_the_training_data_nothing_is_computed(prepared, other, tmp_path):

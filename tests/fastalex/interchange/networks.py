@@ -1,5 +1,6 @@
 """AlexNets of other programs, written from their public definitions, and the files that these programs write."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def random_weights(architecture: str, classes: int = CLASSES) -> dict[str, Tenso
 def image() -> np.ndarray:
     """A stored image, 256 x 256, in red, green and blue. Its colours differ, so that their order matters."""
     pixels = np.random.default_rng(1).uniform(0, 150, (256, 256, 3))
-    return (pixels + [100, 40, 0]).astype(np.float32)
+    return (pixels + np.array([100, 40, 0])).astype(np.float32)
 
 
 def our_scores(path: Path) -> Tensor:
@@ -139,46 +140,47 @@ def caffe_scores(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(x, weights["fc8.weight"], weights["fc8.bias"])[0]
 
 
+# The fields of ``caffe.proto`` that the tests write: name=number:type, with a star if the field is repeated.
+SCHEMA = """
+BlobShape: dim=1:int64*
+BlobProto: num=1:int64 channels=2:int64 height=3:int64 width=4:int64 data=5:float* diff=6:float* shape=7:BlobShape
+BlobProto: double_data=8:double*
+Convolution: num_output=1:uint32 pad=3:uint32* kernel_size=4:uint32* group=5:uint32 stride=6:uint32*
+Convolution: dilation=18:uint32*
+LRN: local_size=1:uint32 alpha=2:float beta=3:float norm_region=4:uint32 k=5:float
+Pooling: pool=1:uint32 kernel_size=2:uint32 stride=3:uint32
+ReLU: negative_slope=1:float
+V0Layer: name=1:string
+V1Layer: layer=1:V0Layer bottom=2:string* top=3:string* name=4:string type=5:uint32 blobs=6:BlobProto* blobs_lr=7:float*
+V1Layer: convolution=10:Convolution lrn=18:LRN pooling=19:Pooling relu=30:ReLU
+V2Layer: name=1:string type=2:string bottom=3:string* top=4:string* loss_weight=5:float* blobs=7:BlobProto*
+V2Layer: convolution=106:Convolution lrn=118:LRN pooling=121:Pooling relu=123:ReLU
+Net: name=1:string layers=2:V1Layer* layer=100:V2Layer*
+"""
+PACKED = ("float", "double", "int64")  # what Caffe packs
+NUMBERS = {"double": 1, "float": 2, "int64": 3, "string": 9, "message": 11, "uint32": 13}
+
+
 def _schema(packed: bool) -> dict[str, Any]:
-    """Message classes with the fields of ``caffe.proto`` that the tests write, made by the protobuf package."""
-    kinds = {"int": 3, "uint": 13, "float": 2, "double": 1, "text": 9}
-    convolution = {"pad": (3, "uint*"), "kernel_size": (4, "uint*"), "group": (5, "uint"), "stride": (6, "uint*")}
-    messages: dict[str, dict[str, tuple[int, str]]] = {
-        "BlobShape": {"dim": (1, "int*")},
-        "BlobProto": {
-            **{name: (number, "int") for number, name in enumerate(("num", "channels", "height", "width"), 1)},
-            **{"data": (5, "float*"), "diff": (6, "float*"), "shape": (7, "BlobShape"), "double_data": (8, "double*")},
-        },
-        "Convolution": {"num_output": (1, "uint"), **convolution},
-        "LRN": {"local_size": (1, "uint"), "alpha": (2, "float"), "beta": (3, "float"), "k": (5, "float")},
-        "Pooling": {"pool": (1, "uint"), "kernel_size": (2, "uint"), "stride": (3, "uint")},
-        "V1Layer": {
-            **{"bottom": (2, "text*"), "top": (3, "text*"), "name": (4, "text"), "type": (5, "uint")},
-            **{"blobs": (6, "BlobProto*"), "blobs_lr": (7, "float*"), "layer": (1, "BlobProto")},
-            **{"convolution": (10, "Convolution"), "lrn": (18, "LRN"), "pooling": (19, "Pooling")},
-        },
-        "V2Layer": {
-            **{"name": (1, "text"), "type": (2, "text"), "bottom": (3, "text*"), "top": (4, "text*")},
-            **{"loss_weight": (5, "float*"), "blobs": (7, "BlobProto*")},
-            **{"convolution": (106, "Convolution"), "lrn": (118, "LRN"), "pooling": (121, "Pooling")},
-        },
-        "Net": {"name": (1, "text"), "layers": (2, "V1Layer*"), "layer": (100, "V2Layer*")},
-    }
-    file = descriptor_pb2.FileDescriptorProto(name=f"{packed}.proto", package=f"caffe{packed}", syntax="proto2")
-    for message, fields in messages.items():
-        described = file.message_type.add(name=message)
-        for name, (number, kind) in fields.items():
+    """Message classes, made by the protobuf package."""
+    package = f"caffe{packed}"
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto2")
+    messages: dict[str, Any] = {}
+    for line in SCHEMA.strip().splitlines():
+        message, _, fields = line.partition(": ")
+        if message not in messages:
+            messages[message] = file.message_type.add(name=message)
+        for name, number, kind in (re.split("[=:]", field) for field in fields.split()):
             repeated, kind = kind.endswith("*"), kind.rstrip("*")
-            field = described.field.add(name=name, number=number, label=3 if repeated else 1)
-            if kind in kinds:
-                field.type = kinds[kind]
-                field.options.packed = packed and repeated and kind in ("float", "double", "int")
-            else:
-                field.type, field.type_name = 11, f".caffe{packed}.{kind}"
+            field = messages[message].field.add(name=name, number=int(number), label=3 if repeated else 1)
+            field.type = NUMBERS.get(kind, NUMBERS["message"])
+            if field.type == NUMBERS["message"]:
+                field.type_name = f".{package}.{kind}"
+            if repeated and kind in PACKED:
+                field.options.packed = packed
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    names = {name: pool.FindMessageTypeByName(f"caffe{packed}.{name}") for name in messages}
-    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in names.items()}
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages}
 
 
 SCHEMAS = {packed: _schema(packed) for packed in (True, False)}
@@ -205,8 +207,14 @@ LAYERS = (
     *(("fc8", "InnerProduct"), ("loss", "SoftmaxWithLoss")),
 )
 V1_TYPES = {
-    **{"Convolution": 4, "Data": 5, "Dropout": 6, "InnerProduct": 14, "LRN": 15, "Pooling": 17, "ReLU": 18},
-    **{"SoftmaxWithLoss": 21},
+    "Convolution": 4,
+    "Data": 5,
+    "Dropout": 6,
+    "InnerProduct": 14,
+    "LRN": 15,
+    "Pooling": 17,
+    "ReLU": 18,
+    "SoftmaxWithLoss": 21,
 }
 CONVOLUTIONS = {
     "conv1": {"kernel_size": [11], "stride": [4]},
