@@ -36,7 +36,7 @@ _SOFTMAX = "Softmax"
 # What changes no values in evaluation. ONNX flattens feature maps channel by channel, row by row, as we do.
 _IGNORED = {"Dropout", "Flatten", "Reshape", "Identity"}
 # What computes no activations, such as the shape for a Reshape.
-_AUXILIARY = {"Constant", "Shape", "Gather", "Concat", "Unsqueeze", "Cast", "Slice", "Squeeze"}
+_AUXILIARY = {"ConstantOfShape", "Shape", "Gather", "Concat", "Unsqueeze", "Cast", "Slice", "Squeeze"}
 
 
 def read_onnx(path: Path, variation: Variation = FULL_SIZE) -> ForeignNetwork:

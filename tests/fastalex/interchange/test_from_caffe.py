@@ -7,6 +7,7 @@ import torch
 from fastalex.errors import ConfigurationError
 from fastalex.interchange.conversion import MissingMean, convert
 from fastalex.interchange.from_caffe import read_caffemodel
+from fastalex.network.weights import load_model
 from fastalex.network.weights_record import load_record
 from tests.fastalex.interchange.networks import (
     LAYERS,
@@ -77,8 +78,6 @@ def test_the_order_of_the_colours_can_be_given(tmp_path):
     for channels, expected in (("bgr", WEIGHTS["conv1.weight"].flip(1)), ("rgb", WEIGHTS["conv1.weight"])):
         output = tmp_path / f"{channels}.safetensors"
         convert(path, output, mean="123,117,104", channels=channels, variation=NARROW)
-        from fastalex.network.weights import load_model
-
         assert torch.equal(load_model(output)[0].conv1.weight, expected)
 
 
