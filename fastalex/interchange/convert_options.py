@@ -31,9 +31,9 @@ class ConvertOptions:
     output: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
     """The file to write."""
     mean: Annotated[str | None, optional("FILE|R,G,B")] = None
-    """What is subtracted from the images: Caffe's mean.binaryproto, a .npy file (S x S x 3 is red, green, blue; 3 x S x
-    S is Caffe's blue, green, red), other weights that record it, or a colour from 0 to 255. Caffe's network needs it.
-    Default for torchvision's: 123.675,116.28,103.53."""
+    """What is subtracted from the images: Caffe's mean.binaryproto, a .npy file (S x S x 3 is red, green, blue, and
+    3 x S x S is Caffe's blue, green, red), other weights that record it, or a colour from 0 to 255. Caffe's network
+    needs it; torchvision's has 123.675,116.28,103.53 by default."""
     classes: Annotated[Path | None, optional("FILE")] = None
     """The names of the classes, one a line. Of "n01440764 tench, Tinca tinca" the words after the id are taken."""
     channels: Annotated[Literal["rgb", "bgr"] | None, optional("{rgb,bgr}")] = None

@@ -48,7 +48,8 @@ def checked(
     """The weights in fp32, and the network that they belong to, which has as many classes as the last layer outputs.
 
     Raises:
-        ConfigurationError: a weight is missing, unknown or of another shape (the first five are named), or not finite.
+        ConfigurationError: a weight is missing, unknown or of another shape (the first five are named), or
+            not of finite numbers.
     """
     last = weights.get("fc8.weight")
     classes = len(last) if last is not None and last.dim() == 2 and len(last) else 1000
@@ -57,6 +58,9 @@ def checked(
         check_shapes(weights, network)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise ConfigurationError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}; dense floats are wanted")
     converted = {name: tensor.float() for name, tensor in weights.items()}
     for name, tensor in converted.items():
         if not torch.isfinite(tensor).all():

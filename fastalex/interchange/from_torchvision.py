@@ -56,7 +56,7 @@ def read_torchvision(path: Path, variation: Variation = FULL_SIZE) -> ForeignNet
     weights = {}
     for name, tensor in stored.items():
         layer, _, kind = name.replace("module.", "").rpartition(".")  # of DataParallel
-        weights[f"{_LAYERS.get(layer, layer)}.{kind}"] = tensor
+        weights[f"{_LAYERS[layer]}.{kind}" if layer in _LAYERS else name] = tensor
     return ForeignNetwork(*checked(path, weights, "owt", variation), "torchvision's alexnet", "rgb")
 
 
@@ -78,6 +78,10 @@ def _read_pytorch(path: Path) -> Mapping[str, Tensor]:
         reason = f"holds {named[1]}, and may run code when it is loaded" if named else "is damaged, or no PyTorch file"
         raise ConfigurationError(f"{path} {reason}; save model.state_dict() and convert that") from None
     except Exception as error:  # what damage raises, torch does not say
+        if "TorchScript" in str(error):
+            raise ConfigurationError(
+                f"{path} holds a TorchScript program; save model.state_dict() and convert that"
+            ) from None
         reason = (str(error) or type(error).__name__).partition("\n")[0].partition(". ")[0]
         raise ConfigurationError(f"{path} is damaged: {reason}; copy or download it again") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):

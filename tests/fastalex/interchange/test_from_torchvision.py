@@ -87,6 +87,14 @@ def test_code_is_not_run(tmp_path):
         ),
         (lambda weights: weights.clear(), r"conv1.weight: missing, .*conv3.weight: missing.*, and 11 more$"),
         (lambda weights: weights["features.0.bias"].fill_(np.nan), "conv1.bias has values that are not finite"),
+        (
+            lambda weights: weights.update({"features.0.bias": torch.zeros(8, dtype=torch.int8)}),
+            "conv1.bias is torch.int8, torch.strided; dense floats are wanted",
+        ),
+        (
+            lambda weights: weights.update({"classifier.6.bias": torch.zeros(7).to_sparse()}),
+            "fc8.bias is torch.float32, torch.sparse_coo; dense floats are wanted",
+        ),
     ],
 )
 def test_other_networks_are_refused(tmp_path, change, message):
@@ -117,6 +125,13 @@ def test_damaged_files_are_named(tmp_path, write, message):
     with pytest.raises(ConfigurationError, match=f"^{path} {message}" if message else f"no such file: {path}") as error:
         read_torchvision(path, NARROW)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "a.pt")
+    with pytest.raises(ConfigurationError, match=r"a.pt holds a TorchScript program; save model.state_dict"):
+        read_torchvision(tmp_path / "a.pt", NARROW)
 
 
 def test_our_own_weights_need_no_conversion(tmp_path):
