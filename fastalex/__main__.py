@@ -13,6 +13,7 @@ _COMMANDS = {
     "evaluate": ("fastalex.evaluate", "error rates of one network or an ensemble"),
     "predict": ("fastalex.predict", "the most probable classes of your own images"),
     "features": ("fastalex.features", "activations as NumPy, HDF5 or MATLAB files"),
+    "convert": ("fastalex.convert", "networks of torchvision, Caffe and ONNX become weights"),
     "plan": ("fastalex.plan", "memory and time of a run, before it starts"),
     "study": ("fastalex.study", "test one of the paper's claims"),
     "baseline": ("fastalex.baseline", "recognition before 2012: SIFT, Fisher vectors, linear SVMs"),

@@ -136,7 +136,8 @@ def load_header(path: Path, key: str) -> str:
     text = find_header(path, key)
     if text is None:
         raise ConfigurationError(
-            f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run"
+            f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run, or "
+            "convert torchvision's with: python -m fastalex.convert FILE OUT.safetensors"
         )
     return text
 

@@ -56,10 +56,12 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
 
     Attributes:
         classes: names of the classes in the order of the outputs; empty if unknown.
+        record: how its images are prepared; None if unknown.
         origin: the run that made the weights; None if unknown.
     """
 
     classes: tuple[str, ...]
+    record: WeightsRecord | None
     origin: Origin | None
 
     def __init__(
@@ -71,9 +73,8 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         **variation: Any,
     ) -> None:
         super().__init__(architecture, num_classes, seed=seed, **variation)
-        self.classes, self.origin = (), None
+        self.classes, self.record, self.origin = (), None, None
         self._spec: NetworkSpec | None = None
-        self._record: WeightsRecord | None = None
         self._hub_mixin_config = None  # the file of weights describes the network; no config.json is needed
 
     @property
@@ -83,12 +84,12 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         Raises:
             ConfigurationError: the network does not know the mean of its training images.
         """
-        if self._record is None:
+        if self.record is None:
             raise ConfigurationError(
                 "this network does not know how its images are prepared: it was not loaded from a file that says so; "
                 "subtract the mean of the training images yourself"
             )
-        return Preprocessing(self._record)
+        return Preprocessing(self.record)
 
     @torch.inference_mode()
     def log_probabilities(self, images: Sequence[Tensor]) -> Tensor:
@@ -148,24 +149,24 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         model = cls(spec.build_architecture(), seed=0)
         load_parameters(model, path)
         model._spec, model.classes = spec, spec.classes
-        model._record = load_record(path)
-        model.origin = model._record.origin if model._record else None
+        model.record = load_record(path)
+        model.origin = model.record.origin if model.record else None
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self._spec is None or self._record is None:
+        if self._spec is None or self.record is None:
             raise ConfigurationError(
                 "only a network that was loaded with its preprocessing can be saved: its file has to say what the "
                 "classes are and how images are prepared; load it from a run, or convert it with fastalex.convert"
             )
         weights = dict(self.named_parameters())
-        save_weights(save_directory / _HUB_FILE, weights, self._spec, self._record, overwrite=True)
+        save_weights(save_directory / _HUB_FILE, weights, self._spec, self.record, overwrite=True)
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
         """The card that :meth:`save_pretrained` writes: data, recipe, error, preprocessing and limits."""
         assert self._spec is not None
-        assert self._record is not None
-        return card(self._spec, self._record)
+        assert self.record is not None
+        return card(self._spec, self.record)
 
 
 def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> AlexNet:

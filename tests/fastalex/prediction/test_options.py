@@ -79,6 +79,16 @@ def test_several_networks_give_the_mean_of_their_softmax_outputs(runs, stored, c
     torch.testing.assert_close(found, expected.top_probabilities, rtol=1e-4, atol=1e-6)
 
 
+def test_files_without_a_mean_take_a_given_one(runs, prepared, stored, tmp_path, capsys):
+    """One of the older version gives the predictions of a new one, with the mean of the same data."""
+    old = save_run(tmp_path / "old", prepared, seed=1)
+    images = []
+    for paths, mean in (((runs[0], stored), None), ((old, stored), str(prepared / "mean-image.npy"))):
+        predict_and_report(PredictOptions(paths, mean=mean, json=Path("-"), device="cpu"))
+        images.append(json.loads(capsys.readouterr().out)["images"])
+    assert images[0] == images[1]
+
+
 def test_ten_crops_and_number_of_classes(runs, stored, capsys):
     expected = result_of(runs[0], crops=10).predictions.top_probabilities[0]
     predict_and_report(PredictOptions((runs[0], stored / "0.jpg"), crops=10, top=2, json=Path("-"), device="cpu"))
@@ -130,7 +140,9 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         ((runs[0], tmp_path / "no.jpg"), {}, "no such image or folder: .*no.jpg"),
         ((runs[0], tmp_path / "none"), {}, "none has no images; name a folder of images"),
         ((tmp_path / "no.safetensors", image), {}, "no such run folder or weights file: .*no.safetensors"),
-        ((old, image), {}, "old/best.safetensors does not say how images are prepared"),
+        ((old, image), {}, "old/best.safetensors does not say how images are prepared.*; give the mean .* --mean FILE"),
+        ((runs[0], image), {"mean": "1,2,3"}, "--mean 1,2,3: all files know their mean; leave it out"),
+        ((old, image), {"mean": "no.npy"}, "no such file: no.npy"),
         ((runs[0], stranger, image), {}, "stranger/best.safetensors has other classes than .*the same classes"),
         ((runs[0], image), {"top": 0}, "--top must be at least 1, got 0"),
         ((runs[0], image), {"batch_size": 0}, "--batch-size must be at least 1, got 0"),
