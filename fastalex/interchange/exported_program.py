@@ -5,6 +5,7 @@ It holds PyTorch's own operators only: the network is traced with the reference 
 
 from __future__ import annotations
 
+import copy
 import io
 
 import torch
@@ -22,7 +23,7 @@ class InferenceModule(nn.Module):
     """A network in evaluation, with its preprocessing if asked for: tensors in, tensors out, nothing else.
 
     Without preprocessing: float32 N x 3 x C x C (RGB 0-255 minus the mean) to logits, N x classes. With it: stored
-    images, uint8 N x 3 x S x S, to probabilities. The parameters are the network's own, under their own names.
+    images, uint8 N x 3 x S x S, to probabilities. The parameters are copies, under their own names.
     """
 
     std: Tensor | None
@@ -33,9 +34,12 @@ class InferenceModule(nn.Module):
         std = model.architecture.input_std
         self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1))
         self.names = model.architecture.block_names
-        for block in model.blocks():
+        for block in copy.deepcopy(model).blocks():
             self.add_module(block.spec.name, block)
-        self.eval()
+        for parameter in self.parameters():
+            # torch.export.save warns of tensors in channels_last, which it takes for parts of larger ones.
+            parameter.data = parameter.data.contiguous()
+        self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits or probabilities."""

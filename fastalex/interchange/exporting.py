@@ -170,11 +170,19 @@ def outputs(model: AlexNet, images: Tensor, preprocessing: Preprocessing | None)
 
 
 def random_images(count: int, model: AlexNet, preprocessing: Preprocessing | None) -> Tensor:
-    """Inputs of an exported network: stored images in uint8, or floating-point crops minus a mean."""
+    """Inputs of an exported network: crops minus the mean in float32, or stored images in uint8.
+
+    Stored images are near the mean: strong contrasts give probabilities of 0 and 1, which hide differences.
+    """
     generator = torch.Generator().manual_seed(0)
-    side = model.architecture.image_size if preprocessing is None else preprocessing.stored_size
-    images = torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
-    return images.float() - 128 if preprocessing is None else images
+    side = model.architecture.image_size
+    noise = torch.rand(count, 3, side, side, generator=generator)
+    if preprocessing is None:
+        return 256 * noise - 128
+    images = torch.randint(256, (count, 3, *[preprocessing.stored_size] * 2), generator=generator, dtype=torch.uint8)
+    inside = slice(preprocessing.offset, preprocessing.offset + side)
+    images[:, :, inside, inside] = (torch.from_numpy(preprocessing.mean) + 16 * noise - 8).clamp(0, 255)
+    return images
 
 
 def run_onnx(content: bytes, images: Tensor) -> Tensor:
