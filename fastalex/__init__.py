@@ -1,16 +1,21 @@
 """A faithful reproduction of AlexNet (Krizhevsky, Sutskever and Hinton, 2012) that trains fast on modern hardware.
 
-The commands are ``python -m fastalex.train``, ``evaluate``, ``features``, ``export``, ``plan``, ``study`` and
-``baseline``. From Python, :class:`AlexNet` builds a network and :func:`load_model` loads a trained one.
+The commands are ``python -m fastalex.train``, ``evaluate``, ``predict``, ``features``, ``export``, ``plan``,
+``study`` and ``baseline``. From Python, :class:`AlexNet` builds a network and :func:`load` loads a trained one.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import fastalex.startup  # noqa: F401 (first, because what fails later is harder to understand)
 from fastalex.errors import ConfigurationError
-from fastalex.network.architecture import Architecture
-from fastalex.network.model import AlexNet
-from fastalex.network.published import ARCHITECTURES
-from fastalex.network.variation import Variation, build_architecture
-from fastalex.network.weights import load_model
+
+if TYPE_CHECKING:
+    from fastalex.network.architecture import Architecture
+    from fastalex.network.published import ARCHITECTURES
+    from fastalex.network.variation import Variation, build_architecture
+    from fastalex.network.weights import load_model
+    from fastalex.prediction.trained import AlexNet, load
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,5 +24,23 @@ __all__ = [
     "ConfigurationError",
     "Variation",
     "build_architecture",
+    "load",
     "load_model",
 ]
+
+# Imported when they are first used, so that a command imports what it needs and no more.
+_MODULES = {
+    "ARCHITECTURES": "fastalex.network.published",
+    "AlexNet": "fastalex.prediction.trained",
+    "Architecture": "fastalex.network.architecture",
+    "Variation": "fastalex.network.variation",
+    "build_architecture": "fastalex.network.variation",
+    "load": "fastalex.prediction.trained",
+    "load_model": "fastalex.network.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

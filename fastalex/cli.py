@@ -17,6 +17,7 @@ from dataloading import DatasetError
 from dataloading.command_line import with_option
 from dataloading.process import command as shell_command
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
+from fastalex.parallel.failures import leave
 from fastalex.parallel.torchrun import is_worker
 
 
@@ -33,6 +34,16 @@ def check_positive(name: str, value: int) -> None:
     """
     if value < 1:
         raise ConfigurationError(f"{name} must be at least 1, got {value}")
+
+
+def check_color(name: str, value: tuple[int, int, int] | None) -> None:
+    """Check that a colour is three numbers from 0 to 255, or None.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if value and not all(0 <= level <= 255 for level in value):
+        raise ConfigurationError(f"{name} must be three numbers from 0 to 255, got {' '.join(map(str, value))}")
 
 
 @contextmanager
@@ -86,6 +97,8 @@ def main(command: Callable[[], None]) -> NoReturn:
     sys.stdout.flush()
     if code and is_worker():
         os._exit(code)  # an orderly exit would wait for operations with other workers
+    if is_worker():
+        leave()
     sys.exit(code)
 
 

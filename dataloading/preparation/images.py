@@ -220,12 +220,14 @@ class _Decoded(NamedTuple):
     is_turned: bool
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, options: ImageOptions | None = None) -> Image.Image:
     """Decode an image file (JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, JPEG 2000) completely and return it in RGB.
+
+    Of the options, `max_pixels`, `background` and `exif` count.
 
     Raises `Rejected` with the reason if the file is empty, truncated, too large or not an image.
     """
-    return _decode(data, ImageOptions()).image
+    return _decode(data, options or ImageOptions()).image
 
 
 def _decode(data: bytes, options: ImageOptions) -> _Decoded:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from dataloading import is_prepared
 from dataloading.loading.dali_check import check_dali
-from fastalex.cli import check_positive, optional
+from dataloading.sources.folder_listing import has_images
+from fastalex.cli import check_color, check_positive, optional
 from fastalex.console import console, data_size, print_rows
-from fastalex.datasets import AnyDataset, open_data, open_prepared
+from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
-from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract
+from fastalex.evaluation.feature_files import Format, check_format
+from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract, largest_array
+from fastalex.evaluation.image_sources import ImageFiles, PreparedImages
 from fastalex.evaluation.options import check_mean_images
 from fastalex.evaluation.trained_network import (
     TrainedNetwork,
@@ -28,28 +32,40 @@ from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
+from fastalex.prediction.images import LIST_SUFFIX, images_in
+from fastalex.prediction.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class FeaturesOptions:
-    """Write the activations of a trained network on a set of images to NumPy files.
+    """Write the activations of a trained network on a set of images to files.
 
-    The folder gets one NAME.npy per activation (images x channels x height x width, or images x features; open with
-    numpy.load(path, mmap_mode="r")), samples.csv with the image and class of each row, and features.json. The images
-    may have other classes than the network.
+    A folder of images is read exactly: any size, no JPEG compression in between, files in natural order with those of
+    subfolders. The output gets one NAME.npy per activation (images x channels x height x width, or images x features;
+    open with numpy.load(path, mmap_mode="r")), samples.csv with the image of each row, and features.json.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run folder, or a .safetensors file of weights."""
     data: Annotated[Positional[Path], arg(metavar="DATA")]
-    """A prepared data set or class folders."""
+    """A folder of images, a text file that lists images, one per line, or a prepared data set."""
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]", help_behavior_hint="")]
     """Such as conv1 (the output of a block), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7. An unknown name
     lists all names."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")]
     """The folder to create."""
     split: Annotated[str | None, optional("SPLIT")] = None
-    """Split of the data set, such as train. Default: val, or the only split with images."""
+    """Split of a prepared data set, such as train. Default: val, or the only split with images."""
+    resize: Annotated[Literal["shorter", "squash", "none"] | None, optional("{shorter,squash,none}")] = None
+    """For files. shorter: resize the shorter side and take the centre square; squash: resize both sides; none: keep the
+    pixels as they are. Default: as the training images."""
+    crop: bool = True
+    """For files. Cut the input out of the resized image, as in training; otherwise resize to the input's size."""
+    exif: bool = False
+    """For files. Turn images by their EXIF orientation."""
+    background: Annotated[tuple[int, int, int] | None, optional("R G B")] = None
+    """For files. The colour, 0 to 255, that transparent images are laid on. Default: the colours under the
+    transparency."""
     weights: Literal["best", "last"] = "best"
     """Which weights of the run to use."""
     training_data: Annotated[Path | None, optional("DATA")] = None
@@ -57,6 +73,8 @@ class FeaturesOptions:
     subtracted from the images."""
     dtype: DType = "float32"
     """Data type of the files."""
+    format: Format = "npy"
+    """npy: NumPy; h5: HDF5, for which MATLAB has h5read; mat: MATLAB. The last two call the array activations."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
     """One device per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
@@ -85,6 +103,72 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     if not names:
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name lists all of them")
     activation_shapes(network.spec, names)
+    check_format(options.format, options.dtype, 0)
+    images = _files(options, network) if _are_files(options.data) else _prepared(options, network)
+    extraction = Extraction(
+        images.network,
+        plan,
+        images.source,
+        names,
+        output,
+        options.dtype,
+        options.format,
+        options.batch_size,
+        options.precision,
+    )
+    _check_disk_space(extraction)
+    return extraction
+
+
+class _Images(NamedTuple):
+    """The images, and the network as it is completed for them."""
+
+    network: TrainedNetwork
+    source: PreparedImages | ImageFiles
+
+
+def _are_files(data: Path) -> bool:
+    """Whether the data are files to be read as they are: a list, or a folder that is no data set and has images."""
+    if data.is_file():
+        return data.suffix == LIST_SUFFIX
+    is_data_set = str(data) == "synthetic" or is_prepared(data) or (data / "config.json").is_file()
+    return data.is_dir() and not is_data_set and has_images(data)
+
+
+def _files(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
+    """The files of a folder or a list, prepared as the options say.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: an option does not fit, or the network's mean is not known.
+    """
+    if options.split:
+        raise ConfigurationError(
+            f"--split names a part of a prepared data set, and {options.data} is not one; name a folder such as "
+            f"{options.data / options.split}, or leave --split out"
+        )
+    check_color("--background", options.background)
+    (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
+    check_mean_images([network], None)
+    preprocessing = Preprocessing(
+        network.images_record(), options.resize, options.crop, options.exif, options.background
+    )
+    return _Images(network, ImageFiles(options.data, tuple(images_in([options.data])), preprocessing))
+
+
+def _prepared(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
+    """A split of a data set, which is prepared first if it is an archive.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: an option does not fit, or the data cannot be used.
+    """
+    for name, value, default in (
+        ("--resize", options.resize, None),
+        ("--no-crop", options.crop, True),
+        ("--exif", options.exif, False),
+        ("--background", options.background, None),
+    ):
+        if value != default:
+            raise ConfigurationError(f"{name} is for files; the images of {options.data} are prepared, leave it out")
     check_dali(options.data)
     (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
     check_mean_images([network], None)
@@ -92,16 +176,13 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     split = options.split or default_split(dataset)
     check_split(dataset, split)
     check_mean_images([network], dataset)
-    extraction = Extraction(
-        network, plan, str(dataset.root), split, names, output, options.dtype, options.batch_size, options.precision
-    )
-    _check_disk_space(extraction, dataset)
-    return extraction
+    return _Images(network, PreparedImages(str(dataset.root), split))
 
 
-def _check_disk_space(extraction: Extraction, dataset: AnyDataset) -> None:
+def _check_disk_space(extraction: Extraction) -> None:
     output = extraction.output.absolute()
-    needed = bytes_needed(extraction, dataset)
+    needed = bytes_needed(extraction)
+    check_format(extraction.format, extraction.dtype, largest_array(extraction))
     existing = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -115,14 +196,13 @@ def extract_and_report(world: World, extraction: Extraction) -> None:
     """Extract on all workers; the first one prints what was written."""
     extract(world, extraction)
     if world.is_first:
-        dataset = open_prepared(extraction.data)
         shapes = activation_shapes(extraction.network.spec, extraction.names)
-        count = dataset.count(extraction.split)
+        count, kind = extraction.images.count, extraction.format
         rows = {
             "weights": str(extraction.network.weights),
-            "data": f"{dataset.name}, {extraction.split}: {count} images",
-            **{f"{name}.npy": " x ".join(map(str, (count, *shape))) for name, shape in shapes.items()},
-            "size": f"{data_size(bytes_needed(extraction, dataset))} of {extraction.dtype}",
+            "images": extraction.images.summary(),
+            **{f"{name}.{kind}": " x ".join(map(str, (count, *shape))) for name, shape in shapes.items()},
+            "size": f"{data_size(bytes_needed(extraction))} of {extraction.dtype}",
             "folder": str(extraction.output),
         }
         print_rows(console(), rows)

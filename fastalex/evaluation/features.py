@@ -1,4 +1,4 @@
-"""Activations of a trained network over a data set, written batch by batch to NumPy files."""
+"""Activations of a trained network over a set of images, written batch by batch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastalex.console import batch_progress
-from fastalex.datasets import AnyDataset, open_prepared
 from fastalex.errors import ConfigurationError, Interrupted
-from fastalex.evaluation.trained_network import TrainedNetwork, open_loader
+from fastalex.evaluation.feature_files import Format, convert
+from fastalex.evaluation.image_sources import ImageFiles, PreparedImages
+from fastalex.evaluation.trained_network import TrainedNetwork
 from fastalex.files import UNFINISHED, new_folder, owned, sync, write_atomically
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
@@ -43,22 +44,22 @@ class Extraction:
     Args:
         network: the trained network.
         plan: its parallel plan.
-        data: the prepared data set; the network sees the centre crop of each image.
-        split: the split of the data set.
+        images: what they are computed on.
         names: of the activations, as in :meth:`fastalex.network.model.AlexNet.activations`.
         output: the folder to create.
         dtype: of the files.
+        format: of the files.
         batch_size: images per batch.
         precision: ``fp32``, ``tf32`` or ``bf16``.
     """
 
     network: TrainedNetwork
     plan: ParallelPlan
-    data: str
-    split: str
+    images: PreparedImages | ImageFiles
     names: tuple[str, ...]
     output: Path
     dtype: DType
+    format: Format
     batch_size: int
     precision: Precision
 
@@ -76,15 +77,24 @@ def activation_shapes(spec: NetworkSpec, names: Sequence[str]) -> dict[str, tupl
     return {name: tuple(value.shape[1:]) for name, value in activations.items()}
 
 
-def bytes_needed(extraction: Extraction, dataset: AnyDataset) -> int:
-    """The size of all ``.npy`` files together."""
+def bytes_needed(extraction: Extraction) -> int:
+    """The size of all arrays together."""
     shapes = activation_shapes(extraction.network.spec, extraction.names)
     values = sum(math.prod(shape) for shape in shapes.values())
-    return dataset.count(extraction.split) * values * np.dtype(extraction.dtype).itemsize
+    return extraction.images.count * values * np.dtype(extraction.dtype).itemsize
+
+
+def largest_array(extraction: Extraction) -> int:
+    """The size of the largest array in bytes."""
+    shapes = activation_shapes(extraction.network.spec, extraction.names)
+    largest = max(math.prod(shape) for shape in shapes.values())
+    return extraction.images.count * largest * np.dtype(extraction.dtype).itemsize
 
 
 def extract(world: World, extraction: Extraction) -> None:
-    """Write one ``NAME.npy`` per activation, ``samples.csv`` and ``features.json``. All workers call this.
+    """Write one ``NAME.npy`` (or ``.h5``, ``.mat``) per activation, ``samples.csv`` and ``features.json``.
+
+    All workers call this.
 
     The arrays have the shape images x channels x height x width, or images x features, in the order of ``samples.csv``.
     Each worker writes the activations of its own stage after every batch, so memory holds one batch. Files are written
@@ -94,7 +104,7 @@ def extract(world: World, extraction: Extraction) -> None:
     Raises:
         ConfigurationError: the output folder has content, is in use, or cannot be written.
         Interrupted: a signal asked to stop; no file is left behind.
-        dataloading.DatasetError: an image is damaged.
+        dataloading.DatasetError, UnusableImage: an image is damaged.
     """
     world.arrange(extraction.plan.layout)
     unfinished = extraction.output / UNFINISHED
@@ -149,23 +159,13 @@ def _move_up(unfinished: Path) -> None:
 
 
 def _write_activations(world: World, extraction: Extraction, folder: Path) -> None:
-    network, dataset = extraction.network, open_prepared(extraction.data)
+    network, images = extraction.network, extraction.images
     engine = network.build_engine(world, extraction.plan, extraction.batch_size, extraction.precision)
-    writer = _ActivationWriter(extraction, folder, dataset.count(extraction.split))
+    writer = _ActivationWriter(extraction, folder)
     engine.watch(writer.collect)
-    mean, size = network.mean_image_for(dataset), engine.stage.architecture.image_size
-    loader = open_loader(
-        world,
-        extraction.data,
-        mean,
-        extraction.split,
-        extraction.batch_size,
-        size,
-        views=1,
-        by_channel=network.spec.channel_means,
-    )
+    loader = images.loader(world, network, extraction.batch_size, engine.stage.architecture.image_size)
     try:
-        with batch_progress(f"{extraction.split} images", len(loader), shown=world.is_first) as advance:
+        with batch_progress("images", len(loader), shown=world.is_first) as advance:
             for batch in loader.epoch(0):
                 engine.logits(fill_up(batch.images, engine.batch_size))
                 writer.write(len(batch.samples))
@@ -174,16 +174,17 @@ def _write_activations(world: World, extraction: Extraction, folder: Path) -> No
                     raise Interrupted("interrupted; nothing was written", world.signal_number or signal.SIGINT)
     finally:
         loader.close()
-    writer.flush()
+    writer.finish()
     world.barrier()  # the folder is complete when the files of every worker are
 
 
 class _ActivationWriter:
     """Collects the activations of one batch, micro-batch by micro-batch, and writes them to this worker's files."""
 
-    def __init__(self, extraction: Extraction, folder: Path, images: int) -> None:
+    def __init__(self, extraction: Extraction, folder: Path) -> None:
         self.names, self.dtype = set(extraction.names), np.dtype(extraction.dtype)
-        self.folder, self.images, self.first_row = folder, images, 0
+        self.folder, self.format = folder, extraction.format
+        self.images, self.first_row = extraction.images.count, 0
         self.micro_batches: dict[str, list[Tensor]] = {}
         self.files: dict[str, np.memmap[Any, Any]] = {}
 
@@ -203,10 +204,11 @@ class _ActivationWriter:
         self.micro_batches.clear()
         self.first_row += rows
 
-    def flush(self) -> None:
-        """Write buffered pages to disk."""
-        for file in self.files.values():
+    def finish(self) -> None:
+        """Write buffered pages to disk, and convert the files to the format that was asked for."""
+        for name, file in self.files.items():
             file.flush()
+            convert(self.folder / f"{name}.npy", self.format)
 
 
 def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -231,25 +233,16 @@ def _reserve(descriptor: int, size: int) -> None:
 
 def _write_index(extraction: Extraction, folder: Path) -> None:
     """Write ``samples.csv``, which names the image of each row, and ``features.json``, which describes the files."""
-    network, dataset = extraction.network, open_prepared(extraction.data)
-    labels = dataset.labels(extraction.split)
+    network, images = extraction.network, extraction.images
     with (folder / "samples.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("row", "sample", "file", "label", "class"))
-        for row, label in enumerate(labels.tolist()):
-            names = (dataset.key(extraction.split, row), dataset.source(extraction.split, row))
-            table.writerow((row, *names, label, dataset.classes[label]))
+        csv.writer(file, lineterminator="\n").writerows(images.rows())
     description = {
         "weights": str(network.weights.resolve()),
         "network": network.spec.summary(),
-        "data": str(Path(extraction.data).resolve()),
-        "fingerprint": dataset.fingerprint,
-        "split": extraction.split,
-        "crop": "centre",
-        "mean_image": str(Path(network.mean_image_for(dataset) or extraction.data).resolve()),
+        **images.description(network),
         "channel_means": network.spec.channel_means,
-        "images": len(labels),
+        "images": images.count,
         "dtype": extraction.dtype,
-        "activations": {name: f"{name}.npy" for name in extraction.names},
+        "activations": {name: f"{name}.{extraction.format}" for name in extraction.names},
     }
     write_atomically(folder / _INDEX, json.dumps(description, indent=1) + "\n")

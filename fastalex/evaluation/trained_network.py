@@ -135,6 +135,18 @@ class TrainedNetwork:
             )
         return found
 
+    def images_record(self) -> WeightsRecord:
+        """How single images are prepared for the network: as its file says, or as its training images were.
+
+        Raises:
+            UnknownMeanImage: as :meth:`open_training_data`.
+        """
+        if self.record is not None:
+            return self.record
+        found = self.open_training_data()
+        mean = channel_means(found.mean_image) if self.spec.channel_means else found.mean_image
+        return WeightsRecord(mean, found.size, self.spec.build_architecture().image_size)
+
     def build_engine(self, world: World, plan: ParallelPlan, batch_size: int, precision: Precision) -> Engine:
         """Load the weights and build the engine of this worker: the whole network, or one stage of a pipeline."""
         model = self.spec.build(seed=0)

@@ -6,6 +6,7 @@ it found dead first, which may be a victim of another one, so the parent reads a
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -103,6 +104,18 @@ def report_and_exit(error: BaseException) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_GRACE)
     os._exit(128 + error.signal_number if isinstance(error, Interrupted) else 1)
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process, one of several workers, without the interpreter's shutdown; exit functions run.
+
+    The threads of gloo outlive ``destroy_process_group``. One that lets go of a tensor while the interpreter shuts down
+    aborts the process, after all its work is done.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def as_recorded(error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +31,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dataloading.process import die_with_parent
 from fastalex.errors import Aborted, WorkerError
-from fastalex.parallel.failures import read_reports, report_and_exit, root_cause, watch_peers
+from fastalex.parallel.failures import leave, read_reports, report_and_exit, root_cause, watch_peers
 from fastalex.parallel.layout import Layout
 from fastalex.parallel.rendezvous import meet, open_store
 from fastalex.parallel.world import World
@@ -237,6 +238,8 @@ def _elastic_worker(
             run_worker(worker, argument, devices, open_store(), saves_checkpoint=saves_checkpoint)
     except BaseException as error:
         report_and_exit(error)
+    # The last of what multiprocessing does at the end of this process, after the launcher has got the result.
+    Finalize(None, leave, exitpriority=-1_000_000)
 
 
 def run_worker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,8 +60,15 @@ def classify(engine: Engine, batch: Batch, views: int) -> Tensor | None:
         logits = engine.logits(fill_up(images, engine.batch_size))
         if logits is not None:
             scores.append(logits[: len(batch.samples)].float().log_softmax(1))
-    # The mean in log space: a mean of probabilities could underflow to zero.
-    return torch.stack(scores).logsumexp(0) - math.log(views) if scores else None
+    return mean_of_views(scores) if scores else None
+
+
+def mean_of_views(log_probabilities: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean probability over views, from their logarithms, N x classes each.
+
+    The mean is taken in log space: a mean of probabilities could underflow to zero.
+    """
+    return torch.stack(list(log_probabilities)).logsumexp(0) - math.log(len(log_probabilities))
 
 
 def fill_up(images: Tensor | None, rows: int) -> Tensor | None:

@@ -1,12 +1,15 @@
 """What the launch tests run in worker processes; here because a spawned process imports it by name."""
 
+import atexit
 import json
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,6 +23,20 @@ from fastalex.parallel.world import World
 def note_pids(world: World, folder: str) -> None:
     """Write this process's id to a file for the test."""
     (Path(folder) / f"{world.rank}.pid").write_text(str(os.getpid()))
+
+
+class AbortsAtShutdown:
+    """Aborts the process that holds it when its interpreter shuts down, as a thread of gloo does now and then."""
+
+    def __del__(self, abort: Callable[[], NoReturn] = os.abort) -> None:
+        abort()
+
+
+def end_well(world: World, folder: str) -> None:
+    """Every worker leaves something behind that must not be cleaned up, and a file that an exit function writes."""
+    vars(sys)["kept"] = AbortsAtShutdown()  # the last module that a shutdown clears
+    atexit.register((Path(folder) / f"{world.rank}.left").touch)
+    world.barrier()
 
 
 def fail_on_last(world: World, _: None) -> None:

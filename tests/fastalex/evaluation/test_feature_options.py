@@ -41,16 +41,10 @@ def test_more_than_the_disk_has_free_is_refused(runs, prepared, tmp_path, monkey
     assert asked == [tmp_path] * 2  # the nearest folder that there is
 
 
-@pytest.mark.parametrize("feature", [True, False])
-def test_class_folders_are_prepared_unless_another_worker_would_wait(
-    runs, class_folders, tmp_path, monkeypatch, feature
-):
-    """Evaluation and features alike."""
+def test_class_folders_are_prepared_unless_another_worker_would_wait(runs, class_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def resolved():
-        if feature:
-            return resolve(FeaturesOptions(runs[0], class_folders, ("fc7",), tmp_path / "features", devices="cpu"))
         return resolve_evaluation(EvaluateOptions((runs[0], class_folders), devices="cpu"))
 
     with monkeypatch.context() as launched:

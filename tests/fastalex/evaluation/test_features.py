@@ -16,10 +16,10 @@ from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
 from fastalex.evaluation.features import Extraction, bytes_needed, discard_unfinished, extract
+from fastalex.evaluation.image_sources import PreparedImages
 from fastalex.evaluation.trained_network import TrainedNetwork, inference_plan
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
-from fastalex.training.config import RunConfig
 from tests.dataloading.owning import another_owner, fill, small_disk
 from tests.fastalex import workers
 from tests.fastalex.evaluation.conftest import HERE
@@ -41,8 +41,8 @@ def test_files_hold_the_activations_of_every_image(runs_of_two_sizes, prepared, 
         assert found.dtype == np.float32
         torch.testing.assert_close(torch.from_numpy(np.array(found)), value)  # batches of 4 and 3 round differently
     sizes = sum(np.load(output / f"{name}.npy", mmap_mode="r").nbytes for name in NAMES)
-    assert bytes_needed(extraction, dataset) == sizes
-    assert bytes_needed(replace(extraction, dtype="float16"), dataset) == sizes // 2
+    assert bytes_needed(extraction) == sizes
+    assert bytes_needed(replace(extraction, dtype="float16")) == sizes // 2
     rows = list(csv.DictReader((output / "samples.csv").open()))
     assert [row["sample"] for row in rows] == [dataset.key("val", sample) for sample in range(7)]
     assert [row["file"] for row in rows] == [dataset.source("val", sample) for sample in range(7)]
@@ -54,21 +54,6 @@ def test_files_hold_the_activations_of_every_image(runs_of_two_sizes, prepared, 
     assert {path.suffix for path in output.iterdir()} == {".npy", ".csv", ".json"}
     with pytest.raises(ConfigurationError, match="features exists already; choose another --output"):
         resolve(FeaturesOptions(runs_of_two_sizes[0], prepared, NAMES, output, devices="cpu"))
-
-
-def test_stimuli_need_neither_classes_nor_a_validation_set(runs_of_two_sizes, class_folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    stimuli = tmp_path / "stimuli" / "all"
-    stimuli.mkdir(parents=True)
-    for number, path in enumerate(sorted(class_folders.glob("val/*/*.jpg"))):
-        (stimuli / f"{number}.jpg").write_bytes(path.read_bytes())
-    options = FeaturesOptions(runs_of_two_sizes[0], stimuli.parent, ("fc7",), tmp_path / "out", devices="cpu")
-    extraction = resolve(options)
-    extract(HERE, extraction)
-    assert np.load(tmp_path / "out" / "fc7.npy").shape == (7, 256)
-    description = json.loads((tmp_path / "out" / "features.json").read_text())
-    training_data = Path(RunConfig.load(runs_of_two_sizes[0]).data)
-    assert description["mean_image"] == str(training_data.resolve())
 
 
 def test_nothing_is_left_of_an_interrupted_extraction(runs_of_two_sizes, prepared, tmp_path):
@@ -92,7 +77,9 @@ def test_two_stages_give_the_results_of_one_device(runs_of_two_sizes, prepared, 
     evaluation = replace(here, plans=tuple(two))
     outputs = [tmp_path / "alone", tmp_path / "staged"]
     extractions = [
-        Extraction(networks[0], plans[0], str(prepared), "val", NAMES, output, "float16", 4, "fp32")
+        Extraction(
+            networks[0], plans[0], PreparedImages(str(prepared), "val"), NAMES, output, "float16", "npy", 4, "fp32"
+        )
         for plans, output in zip((one, two), outputs, strict=True)
     ]
     path = tmp_path / "result.pt"

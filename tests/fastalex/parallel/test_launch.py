@@ -19,7 +19,7 @@ from fastalex.parallel import launch
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from tests.dataloading.damage import copied, overwritten
-from tests.fastalex.workers import fail_on_last, read_images, share, wait_for_the_end
+from tests.fastalex.workers import end_well, fail_on_last, read_images, share, wait_for_the_end
 
 ROOT = Path(__file__).parents[3]
 CPUS = [torch.device("cpu")] * 2
@@ -39,6 +39,12 @@ def test_an_error_of_the_data_is_one_line_of_the_parents_and_signal_handlers_are
 def test_the_cause_of_a_failure_is_named_and_not_its_victim():
     with pytest.raises(WorkerError, match=r"(?s)worker 1 \(cpu\) failed.*RuntimeError: the thing must be 4"):
         run_workers(fail_on_last, None, CPUS)
+
+
+def test_a_worker_that_is_done_leaves_before_the_interpreter_shuts_down(tmp_path):
+    """Beside gloo's threads a shutdown aborted now and then, after all work was done."""
+    run_workers(end_well, str(tmp_path), CPUS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.left", "1.left"]
 
 
 def test_workers_meet_whatever_this_machine_is_called_share_what_they_have_and_stop_together(monkeypatch, tmp_path):

@@ -61,6 +61,22 @@ def test_torchrun_starts_the_workers_instead(tmp_path, prepared):
     assert RunConfig.load(tmp_path / "run").parallel == plan
 
 
+def test_a_worker_that_is_done_leaves_before_the_interpreter_shuts_down(tmp_path):
+    """As those of the launcher of this project."""
+    script = tmp_path / "end_well.py"
+    script.write_text(
+        "from fastalex import cli\n"
+        "from fastalex.parallel.torchrun import run_under_torchrun\n"
+        "from tests.fastalex.workers import end_well\n"
+        "def worker(world, argument):\n"
+        "    end_well(world, argument[0])\n"
+        f"cli.main(lambda: run_under_torchrun(worker, {str(tmp_path)!r}, None))\n"
+    )
+    code, _, err = command(tmp_path, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
+    assert code == 0, err
+    assert sorted(path.name for path in tmp_path.glob("*.left")) == ["0.left", "1.left"]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

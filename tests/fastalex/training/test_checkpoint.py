@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from fastalex import AlexNet, ConfigurationError, load_model
+from fastalex.network import weights as weights_files
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
-from fastalex.network import weights as weights_files
-from fastalex.training import checkpoint as saving
 from fastalex.training.checkpoint import (
     checkpoints_of,
     finished_epochs,

@@ -1,0 +1,71 @@
+"""Formats of activations: NumPy, HDF5 and MATLAB. They are computed into ``.npy`` files, and converted in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fastalex.errors import ConfigurationError
+from fastalex.files import sync
+
+Format = Literal["npy", "h5", "mat"]
+
+VARIABLE = "activations"
+"""Name of the array in ``.h5`` and ``.mat`` files."""
+
+LARGEST_MAT = 2**31 - 1
+"""Bytes of the largest array that a ``.mat`` file of version 5 holds."""
+
+
+def check_format(format: Format, dtype: str, largest: int) -> None:
+    """Check that a format can be written.
+
+    Args:
+        dtype: of the arrays.
+        largest: bytes of the largest array.
+
+    Raises:
+        ConfigurationError: a package is missing, or the format cannot hold the arrays.
+    """
+    if format == "h5":
+        try:
+            import h5py  # noqa: F401
+        except ImportError:
+            raise ConfigurationError('.h5 files need h5py; install it with: pip install "fastalex[hdf5]"') from None
+    if format != "mat":
+        return
+    if dtype == "float16":
+        raise ConfigurationError(".mat files hold no float16; choose float32, or .h5 files")
+    if largest > LARGEST_MAT:
+        raise ConfigurationError(
+            f"a .mat file holds arrays of {LARGEST_MAT:,} bytes at most, got {largest:,}; choose fewer images, or .h5 "
+            "files, which MATLAB reads, too"
+        )
+
+
+def convert(path: Path, format: Format) -> None:
+    """Replace a ``.npy`` file with one of another format, on disk before this returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if format == "npy":
+        return
+    array, target = np.load(path, mmap_mode="r"), path.with_name(f"{path.name.removesuffix('.npy')}.{format}")
+    try:
+        if format == "h5":
+            import h5py
+
+            with h5py.File(target, "w") as file:
+                file.create_dataset(VARIABLE, data=array)
+        else:
+            from scipy.io import savemat
+
+            savemat(target, {VARIABLE: array})
+    except OSError as error:  # h5py has no error number of its own on a full disk
+        error.filename = str(target)
+        raise
+    sync(target)
+    path.unlink()

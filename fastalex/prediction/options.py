@@ -1,0 +1,194 @@
+"""The options of ``python -m fastalex.predict``, and its report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from torch import Tensor
+from tyro.conf import Positional, arg
+
+from fastalex.cli import check_color, check_positive, optional
+from fastalex.console import console
+from fastalex.errors import ConfigurationError
+from fastalex.files import check_writable, write_atomically
+from fastalex.parallel.devices import default_device, parse_devices
+from fastalex.prediction.images import images_in, prepared
+from fastalex.prediction.picture import MOST_IMAGES, draw_predictions
+from fastalex.prediction.preprocessing import Preprocessing, UnusableImage
+from fastalex.prediction.results import as_csv, as_json, as_lines
+from fastalex.prediction.trained import AlexNet, Prediction, best, find_weights, load
+from fastalex.training.validation import mean_of_views
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The most probable classes of images that have no labels, by one network or by the mean of several.
+
+    Files that cannot be used are named, the others are predicted, and the exit code is 2.
+    """
+
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS ...] IMAGES [IMAGES ...]")]
+    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images of
+    any size, folders of images, which are read in natural order with their subfolders, and text files (.txt) that list
+    images, one per line."""
+    top: int = 5
+    """Classes per image."""
+    crops: Literal[1, 10] = 1
+    """1: the centre crop. 10: four corners and the centre, each also mirrored; softmax outputs are averaged."""
+    json: Annotated[Path | None, optional("FILE.json")] = None
+    """Write the predictions to this file, - for standard output, in place of the table."""
+    csv: Annotated[Path | None, optional("FILE.csv")] = None
+    """Write the predictions to this file, - for standard output, in place of the table."""
+    picture: Annotated[Path | None, optional("FILE.png")] = None
+    """Draw the images with their classes, as in the paper's figure 4."""
+    exif: bool = False
+    """Turn images by their EXIF orientation. Training images are not turned, unless they were prepared so."""
+    background: Annotated[tuple[int, int, int] | None, optional("R G B")] = None
+    """The colour, 0 to 255, that transparent images are laid on. Default: the colours under the transparency."""
+    force: bool = False
+    """Replace existing files."""
+    device: Annotated[str | None, optional("DEVICE")] = None
+    """Where to compute: "0" or "cpu". Default: the first GPU if there is one, else the CPU."""
+    batch_size: Annotated[int, arg(aliases=("-b",))] = 64
+    """Images that are computed at a time."""
+
+
+def predict_and_report(options: PredictOptions) -> int:
+    """Predict, print or write the results, and return the number of files that could not be used.
+
+    Raises:
+        ConfigurationError, dataloading.DatasetError: nothing can be predicted, or a file cannot be written.
+    """
+    _check(options)
+    weights, places = _weights_and_images(options.paths)
+    files = images_in(places)
+    if options.picture and len(files) > MOST_IMAGES:
+        raise ConfigurationError(f"--picture holds {MOST_IMAGES} images at most, got {len(files)}; name fewer images")
+    devices = parse_devices(options.device or default_device())
+    if len(devices) > 1:
+        raise ConfigurationError(f"predict computes on one device, got {options.device}; name one")
+    models = [load(path, device=devices[0]) for path in weights]
+    _check_classes(models, weights)
+    preprocessings = [
+        replace(_preprocessing(model, path), exif=options.exif, background=options.background)
+        for model, path in zip(models, weights, strict=True)
+    ]
+
+    # Predict in batches; unusable files are reported at once, the rest in the end.
+    results: dict[Path, Prediction] = {}
+    unusable = 0
+    for batch in _batches(prepared(files, preprocessings, options.crops), options.batch_size):
+        usable: dict[Path, list[Tensor]] = {}
+        for path, images in batch:
+            if isinstance(images, UnusableImage):
+                unusable += 1
+                print(f"error: {images}", file=sys.stderr, flush=True)
+            else:
+                usable[path] = images
+        if usable:
+            scores = _scores(models, list(usable.values()))
+            results |= zip(usable, best(scores, models[0].classes, options.top), strict=True)
+    if results:
+        _report(options, results, weights, preprocessings[0])
+    return unusable
+
+
+def _check(options: PredictOptions) -> None:
+    check_positive("--batch-size", options.batch_size)
+    check_positive("--top", options.top)
+    check_color("--background", options.background)
+    outputs = {"--json": options.json, "--csv": options.csv, "--picture": options.picture}
+    given = {name: path for name, path in outputs.items() if path is not None}
+    if len({os.path.realpath(path) for path in given.values()}) < len(given):
+        raise ConfigurationError(f"{' and '.join(given)} name the same file; name different ones")
+    for name, path in given.items():
+        if str(path) == "-" and name != "--picture":
+            continue
+        if name == "--picture" and path.suffix.lower() != ".png":
+            raise ConfigurationError(f"--picture must end with .png, got {path}")
+        if path.exists() and not options.force:
+            raise ConfigurationError(f"{path} exists already; choose another file, or add --force")
+        if not path.absolute().parent.is_dir():
+            raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
+
+
+def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The files of weights that come first, and the images after them.
+
+    Raises:
+        ConfigurationError: there are no weights, or no images.
+    """
+    count = next((number for number, path in enumerate(paths) if not _names_weights(path)), len(paths))
+    if count == 0:
+        first = f", got {paths[0]}" if paths else ""
+        raise ConfigurationError(
+            f"the first path must be a run folder or a .safetensors file{first}; to use a network from elsewhere, "
+            "convert it with fastalex.convert"
+        )
+    if count == len(paths):
+        raise ConfigurationError("name at least one image, or a folder of images, after the weights")
+    return [find_weights(path) for path in paths[:count]], list(paths[count:])
+
+
+def _names_weights(path: Path) -> bool:
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("config.json", "best.safetensors", "model.safetensors"))
+    return path.suffix == ".safetensors"
+
+
+def _check_classes(models: Sequence[AlexNet], weights: Sequence[Path]) -> None:
+    for model, path in zip(models, weights, strict=True):
+        if model.classes != models[0].classes or model.architecture.num_classes != models[0].architecture.num_classes:
+            raise ConfigurationError(
+                f"{path} has other classes than {weights[0]}; the networks of an ensemble need the same classes in the "
+                "same order"
+            )
+
+
+def _preprocessing(model: AlexNet, path: Path) -> Preprocessing:
+    try:
+        return model.preprocess
+    except ConfigurationError:
+        raise ConfigurationError(
+            f"{path} does not say how images are prepared, as files of earlier versions; resume its run for an epoch, "
+            "which writes a new file"
+        ) from None
+
+
+def _scores(models: Sequence[AlexNet], images: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Logarithms of the mean softmax output over networks and views, N x classes."""
+    by_model = zip(*images, strict=True)
+    return mean_of_views([model.log_probabilities(own) for model, own in zip(models, by_model, strict=True)])
+
+
+def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _report(
+    options: PredictOptions, results: dict[Path, Prediction], weights: Sequence[Path], preprocess: Preprocessing
+) -> None:
+    for path, text in ((options.json, as_json(results, weights)), (options.csv, as_csv(results))):
+        if path is None:
+            continue
+        if str(path) == "-":
+            print(text, end="", flush=True)
+        else:
+            write_atomically(path, text)
+    if Path("-") not in (options.json, options.csv):
+        console().print("\n".join(as_lines(results)))
+    if options.picture:
+        write_atomically(options.picture, draw_predictions(results, preprocess))

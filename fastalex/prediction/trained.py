@@ -1,0 +1,221 @@
+"""A network that carries what using it needs: its preprocessing, its classes, and how it was trained.
+
+    >>> model = fastalex.load("runs/20261101-photos")           # or best.safetensors, or owner/name on the hub
+    >>> model.predict(["cat.jpg"])[0].classes
+    ('tabby', 'tiger cat', 'Egyptian cat', 'lynx', 'Persian cat')
+
+:class:`AlexNet` is the public class: :class:`fastalex.network.model.AlexNet`, and where a file describes it, what that
+file says. On the Hugging Face hub it is a folder with ``model.safetensors`` and a model card.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from fastalex.errors import ConfigurationError
+from fastalex.network import model as plain
+from fastalex.network.architecture import Architecture
+from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights_record import Origin, WeightsRecord, load_record, save_weights
+from fastalex.prediction.hub import ModelHubMixin, card, download
+from fastalex.prediction.preprocessing import AnyImage, Preprocessing
+from fastalex.training.validation import mean_of_views
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = "model.safetensors"
+_BATCH = 64  # images that predict() runs at a time
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, the most probable first.
+
+    Args:
+        classes: their names.
+        probabilities: of each.
+        indices: of the network's outputs.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    indices: tuple[int, ...]
+
+
+class AlexNet(plain.AlexNet, ModelHubMixin):
+    """The network of :class:`fastalex.network.model.AlexNet`, with the same arguments.
+
+    One that :func:`load` or :meth:`from_pretrained` returns has in addition:
+
+    Attributes:
+        classes: names of the classes in the order of the outputs; empty if unknown.
+        origin: the run that made the weights; None if unknown.
+    """
+
+    classes: tuple[str, ...]
+    origin: Origin | None
+
+    def __init__(
+        self,
+        architecture: str | Architecture = "krizhevsky",
+        num_classes: int = 1000,
+        *,
+        seed: int | None = None,
+        **variation: Any,
+    ) -> None:
+        super().__init__(architecture, num_classes, seed=seed, **variation)
+        self.classes, self.origin = (), None
+        self._spec: NetworkSpec | None = None
+        self._record: WeightsRecord | None = None
+        self._hub_mixin_config = None  # the file of weights describes the network; no config.json is needed
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """From an image or the path of one to the input of the network; see :class:`Preprocessing`.
+
+        Raises:
+            ConfigurationError: the network does not know the mean of its training images.
+        """
+        if self._record is None:
+            raise ConfigurationError(
+                "this network does not know how its images are prepared: it was not loaded from a file that says so; "
+                "subtract the mean of the training images yourself"
+            )
+        return Preprocessing(self._record)
+
+    @torch.inference_mode()
+    def log_probabilities(self, images: Sequence[Tensor]) -> Tensor:
+        """Logarithms of the softmax outputs, averaged over the views of each image: N x classes, float32, on the CPU.
+
+        Args:
+            images: prepared views of each image, views x 3 x C x C (:meth:`Preprocessing.views`).
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            views = torch.stack(list(images)).to(next(self.parameters()).device)
+            scores = [self(views[:, view]).float().log_softmax(1) for view in range(views.shape[1])]
+        finally:
+            self.train(was_training)
+        return mean_of_views(scores).cpu()
+
+    def predict(
+        self, images: AnyImage | list[AnyImage] | tuple[AnyImage, ...], *, top: int = 5, views: Literal[1, 10] = 1
+    ) -> list[Prediction]:
+        """The most probable classes of each image.
+
+        Args:
+            images: one or several: paths, PIL images, or pixels (uint8, height x width x 3).
+            top: classes per image, or all if there are fewer.
+            views: 1 for the centre crop, 10 for the paper's ten views, whose softmax outputs are averaged.
+
+        Raises:
+            UnusableImage: an image cannot be read.
+            ConfigurationError: the network does not know how its images are prepared.
+        """
+        several = list(images) if isinstance(images, list | tuple) else [images]
+        preprocess, found = self.preprocess, []
+        for first in range(0, len(several), _BATCH):
+            prepared = [preprocess.views(image, views) for image in several[first : first + _BATCH]]
+            found += best(self.log_probabilities(prepared), self.classes, top)
+        return found
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """The network of a file of weights, a run folder, a folder of :meth:`save_pretrained`, or of the hub.
+
+        Args:
+            options: of ``huggingface_hub``: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ...
+
+        Raises:
+            ConfigurationError: there is no such network, or its file is damaged.
+        """
+        place = Path(pretrained_model_name_or_path)
+        if place.exists() or not _HUB_NAME.fullmatch(str(pretrained_model_name_or_path)):
+            return cls._from_file(find_weights(place))
+        return cls._from_file(download(str(pretrained_model_name_or_path), _HUB_FILE, options))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Self:
+        spec = load_spec(path)
+        model = cls(spec.build_architecture(), seed=0)
+        load_parameters(model, path)
+        model._spec, model.classes = spec, spec.classes
+        model._record = load_record(path)
+        model.origin = model._record.origin if model._record else None
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self._spec is None or self._record is None:
+            raise ConfigurationError(
+                "only a network that was loaded with its preprocessing can be saved: its file has to say what the "
+                "classes are and how images are prepared; load it from a run, or convert it with fastalex.convert"
+            )
+        weights = dict(self.named_parameters())
+        save_weights(save_directory / _HUB_FILE, weights, self._spec, self._record, overwrite=True)
+
+    def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
+        """The card that :meth:`save_pretrained` writes: data, recipe, error, preprocessing and limits."""
+        assert self._spec is not None
+        assert self._record is not None
+        return card(self._spec, self._record)
+
+
+def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> AlexNet:
+    """A trained network in evaluation mode, in fp32.
+
+    Args:
+        source: a file of weights, a run folder (its best weights), a folder of :meth:`AlexNet.save_pretrained`, or
+            ``owner/name`` on the Hugging Face hub.
+        device: where it computes.
+
+    Raises:
+        ConfigurationError: there is no such network, or its file is damaged.
+    """
+    return AlexNet.from_pretrained(source).to(device)
+
+
+def find_weights(place: Path) -> Path:
+    """The file of weights that a path names: itself, or the best weights in a folder.
+
+    Raises:
+        ConfigurationError: there is nothing, or a folder without weights.
+    """
+    if not place.exists():
+        raise ConfigurationError(f"no such run folder or weights file: {place}")
+    if not place.is_dir():
+        return place
+    found = next((place / name for name in ("best.safetensors", _HUB_FILE) if (place / name).is_file()), None)
+    if found is None:
+        reason = "its first epoch is not finished" if (place / "config.json").is_file() else "it is no run folder"
+        raise ConfigurationError(f"{place} has no best.safetensors: {reason}; name a run folder or a file of weights")
+    return found
+
+
+def best(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[Prediction]:
+    """The most probable classes of each row.
+
+    Args:
+        log_probabilities: N x classes.
+        classes: their names; without any, classes are called by their numbers.
+        top: classes per row, or all if there are fewer.
+
+    Raises:
+        ConfigurationError: ``top`` is below 1.
+    """
+    if top < 1:
+        raise ConfigurationError(f"top must be at least 1, got {top}")
+    count = log_probabilities.shape[1]
+    values, indices = log_probabilities.exp().topk(min(top, count), 1)
+    names = classes or [str(number) for number in range(count)]
+    return [
+        Prediction(tuple(names[index] for index in row), tuple(value), tuple(row))
+        for value, row in zip(values.tolist(), indices.tolist(), strict=True)
+    ]
