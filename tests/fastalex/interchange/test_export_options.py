@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastalex.interchange import exporting
 from fastalex.interchange.exporting import relative_difference
 from fastalex.network.weights import NetworkSpec, load_model
 from tests.fastalex.commands import command, command_here, refused
@@ -103,8 +104,9 @@ def test_what_is_refused_in_one_line(tmp_path, arguments, expected):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_before_the_weights_are_read(tmp_path, monkeypatch):
     save(tmp_path / "w.safetensors")
+    monkeypatch.delattr(exporting, "load_model")
     monkeypatch.setitem(sys.modules, "onnx", None)
     message = refused(tmp_path, "fastalex.export", "w.safetensors", "--to", "onnx")
     assert message.startswith("error: onnx is not installed; install it with: ")

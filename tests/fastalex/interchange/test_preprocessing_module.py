@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import fastalex
 from fastalex import ConfigurationError
 from fastalex.interchange.preprocessing_module import Preprocessing, describe, mean_image
 from fastalex.network.weights import NetworkSpec
-from fastalex.network.weights_record import Origin
-from tests.fastalex.interchange.networks import CLASSES, record
+from fastalex.network.weights_record import Origin, load_record
+from tests.fastalex.interchange.networks import CLASSES, record, save
 
 SPEC = NetworkSpec("four-layer", 3, classes=CLASSES)
 
@@ -76,3 +77,11 @@ def test_a_mean_colour_and_an_unknown_mean():
     assert values["preparation"]["mean"] == {"kind": "unknown"}
     assert values["preparation"]["steps"][0].startswith("how images were prepared is unknown")
     assert values["origin"] is None
+
+
+def test_it_is_what_predict_does_with_an_image_of_the_stored_size(tmp_path):
+    path = save(tmp_path / "w.safetensors")
+    model, pixels = fastalex.load(path), np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    found = Preprocessing.of(load_record(path), 32).apply(stored)
+    assert torch.equal(found[0], model.preprocess(pixels))
