@@ -38,13 +38,8 @@ def main() -> None:
 
 def _summary() -> str:
     """What there is, in a dozen lines."""
-    lines = [f"  {name:<9} {what}" for name, (_, what) in _COMMANDS.items()]
-    return "\n".join(
-        [
-            "fastalex COMMAND ...: AlexNet (2012), reproduced and fast. fastalex COMMAND --help lists a command's options.",
-            *lines,
-        ]
-    )
+    title = "fastalex COMMAND ...: AlexNet (2012), reproduced and fast. fastalex COMMAND --help lists its options."
+    return "\n".join([title, *(f"  {name:<9} {what}" for name, (_, what) in _COMMANDS.items())])
 
 
 if __name__ == "__main__":
