@@ -14,6 +14,7 @@ _COMMANDS = {
     "predict": ("fastalex.predict", "the most probable classes of your own images"),
     "features": ("fastalex.features", "activations as NumPy, HDF5 or MATLAB files"),
     "convert": ("fastalex.convert", "networks of torchvision, Caffe and ONNX become weights"),
+    "export": ("fastalex.export", "a network as ONNX, for PyTorch alone, or for torchvision"),
     "plan": ("fastalex.plan", "memory and time of a run, before it starts"),
     "study": ("fastalex.study", "test one of the paper's claims"),
     "baseline": ("fastalex.baseline", "recognition before 2012: SIFT, Fisher vectors, linear SVMs"),

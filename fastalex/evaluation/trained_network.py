@@ -18,7 +18,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.means import read_mean, read_mean_image
 from fastalex.network.precision import Precision, configure_libraries
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import WeightsRecord, load_record
 from fastalex.parallel.engine import Engine
 from fastalex.parallel.layout import Layout, ParallelPlan
@@ -65,14 +65,10 @@ class TrainedNetwork:
         Raises:
             ConfigurationError: ``path`` is neither, the run has no weights yet, or a file is damaged.
         """
-        if not path.exists():
-            raise ConfigurationError(f"no such run folder or weights file: {path}")
-        is_run = path.is_dir()
-        run = path if is_run else path.parent
-        weights = path / f"{which}.safetensors" if is_run else path
-        config = RunConfig.load(run) if is_run or (run / "config.json").is_file() else None
-        if not weights.exists():
-            raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
+        run = path if path.is_dir() else path.parent
+        is_in_run = path.is_dir() or (path.exists() and (run / "config.json").is_file())
+        config = RunConfig.load(run) if is_in_run else None
+        weights = find_weights(path, which)
         network = cls(weights, load_spec(weights), None, record=load_record(weights))
         if config is None:
             return network
@@ -335,10 +331,3 @@ def check_split(dataset: AnyDataset, split: str) -> None:
 
 def _splits_with_images(dataset: AnyDataset) -> list[str]:
     return [name for name in dataset.splits if dataset.count(name)]
-
-
-def _missing_weights(run: Path, which: str) -> str:
-    """Why a run lacks a weights file, and what to do about it."""
-    if which == "best" and (run / "last.safetensors").exists():
-        return "its first epoch is not finished; use its last weights instead"
-    return "it has not saved a checkpoint"

@@ -28,6 +28,7 @@ from fastalex.interchange.layers import (
 )
 from fastalex.network.foreign_files import check_file
 from fastalex.network.variation import Variation, build_architecture
+from fastalex.optional_packages import require
 
 SUFFIXES = (".onnx",)
 
@@ -48,7 +49,7 @@ def read_onnx(path: Path, variation: Variation = FULL_SIZE) -> ForeignNetwork:
     Raises:
         ConfigurationError: the file is missing, damaged or holds another network, or the package onnx is missing.
     """
-    onnx = _import_onnx()
+    onnx = require("onnx", "export")
     check_file(path)
     model = _load(onnx, path)
     graph = _Graph(onnx, path, model.graph)
@@ -66,15 +67,6 @@ def read_onnx(path: Path, variation: Variation = FULL_SIZE) -> ForeignNetwork:
         )
     maker = model.producer_name or "an unnamed program"
     return ForeignNetwork(weights, network, f"an ONNX graph of {maker}", "bgr" if name == "caffe" else "rgb", note)
-
-
-def _import_onnx() -> ModuleType:
-    try:
-        import onnx
-        import onnx.numpy_helper
-    except ImportError:
-        raise ConfigurationError('ONNX files need the package onnx: pip install "fastalex[export]"') from None
-    return onnx
 
 
 def _load(onnx: ModuleType, path: Path) -> Any:
@@ -178,7 +170,7 @@ class _Graph:
         if tensor is None:
             raise self._refusal(node, f"gets {node.input[index]} from other nodes; its weights must be stored")
         try:
-            return self.onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            return require("onnx.numpy_helper", "export").to_array(tensor).astype(np.float32)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"{self.path} is damaged: {tensor.name}: {error}; copy or download it again"

@@ -18,13 +18,14 @@ from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_writable, write_atomically
 from fastalex.network.means import read_mean
+from fastalex.network.weights import HUB_FILE, find_weights
 from fastalex.network.weights_record import WeightsRecord
 from fastalex.parallel.devices import default_device, parse_devices
 from fastalex.prediction.images import images_in, prepared
 from fastalex.prediction.picture import MOST_IMAGES, draw_predictions
 from fastalex.prediction.preprocessing import Preprocessing, UnusableImage
 from fastalex.prediction.results import as_csv, as_json, as_lines
-from fastalex.prediction.trained import AlexNet, Prediction, best, find_weights, load
+from fastalex.prediction.trained import AlexNet, Prediction, best, load
 from fastalex.training.validation import mean_of_views
 
 T = TypeVar("T")
@@ -148,7 +149,7 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 def _names_weights(path: Path) -> bool:
     if path.is_dir():
-        return any((path / name).is_file() for name in ("config.json", "best.safetensors", "model.safetensors"))
+        return any((path / name).is_file() for name in ("config.json", HUB_FILE))
     return path.suffix == ".safetensors"
 
 

@@ -23,14 +23,13 @@ from torch import Tensor
 from fastalex.errors import ConfigurationError
 from fastalex.network import model as plain
 from fastalex.network.architecture import Architecture
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import HUB_FILE, NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import Origin, WeightsRecord, load_record, save_weights
 from fastalex.prediction.hub import ModelHubMixin, card, download
 from fastalex.prediction.preprocessing import AnyImage, Preprocessing
 from fastalex.training.validation import mean_of_views
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILE = "model.safetensors"
 _BATCH = 64  # images that predict() runs at a time
 
 
@@ -141,7 +140,7 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         place = Path(pretrained_model_name_or_path)
         if place.exists() or not _HUB_NAME.fullmatch(str(pretrained_model_name_or_path)):
             return cls._from_file(find_weights(place))
-        return cls._from_file(download(str(pretrained_model_name_or_path), _HUB_FILE, options))
+        return cls._from_file(download(str(pretrained_model_name_or_path), HUB_FILE, options))
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
@@ -160,7 +159,7 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
                 "classes are and how images are prepared; load it from a run, or convert it with fastalex.convert"
             )
         weights = dict(self.named_parameters())
-        save_weights(save_directory / _HUB_FILE, weights, self._spec, self.record, overwrite=True)
+        save_weights(save_directory / HUB_FILE, weights, self._spec, self.record, overwrite=True)
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
         """The card that :meth:`save_pretrained` writes: data, recipe, error, preprocessing and limits."""
@@ -181,23 +180,6 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         ConfigurationError: there is no such network, or its file is damaged.
     """
     return AlexNet.from_pretrained(source).to(device)
-
-
-def find_weights(place: Path) -> Path:
-    """The file of weights that a path names: itself, or the best weights in a folder.
-
-    Raises:
-        ConfigurationError: there is nothing, or a folder without weights.
-    """
-    if not place.exists():
-        raise ConfigurationError(f"no such run folder or weights file: {place}")
-    if not place.is_dir():
-        return place
-    found = next((place / name for name in ("best.safetensors", _HUB_FILE) if (place / name).is_file()), None)
-    if found is None:
-        reason = "its first epoch is not finished" if (place / "config.json").is_file() else "it is no run folder"
-        raise ConfigurationError(f"{place} has no best.safetensors: {reason}; name a run folder or a file of weights")
-    return found
 
 
 def best(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[Prediction]:
