@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 # While a command or one of its workers spends seconds on imports, Ctrl-C ends it without a traceback; cli.main or the
-# launcher installs its own handler later. (sys.argv[0] is "-m" only until Python has found the module. A process that
-# ignores Ctrl-C keeps ignoring it.)
-_is_command, _is_worker = sys.argv[:1] == ["-m"], "--multiprocessing-fork" in sys.orig_argv
+# launcher installs its own handler later. (sys.argv[0] is "-m" only until Python has found the module; the script is
+# called fastalex. A process that ignores Ctrl-C keeps ignoring it.)
+_is_command = bool(sys.argv) and (sys.argv[0] == "-m" or Path(sys.argv[0]).name == "fastalex")
+_is_worker = "--multiprocessing-fork" in sys.orig_argv
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (_is_command or _is_worker):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
+from fastalex.optional_packages import require
 
 Format = Literal["npy", "h5", "mat"]
 
@@ -30,10 +31,7 @@ def check_format(format: Format, dtype: str, largest: int) -> None:
         ConfigurationError: a package is missing, or the format cannot hold the arrays.
     """
     if format == "h5":
-        try:
-            import h5py  # noqa: F401
-        except ImportError:
-            raise ConfigurationError('.h5 files need h5py; install it with: pip install "fastalex[hdf5]"') from None
+        require("h5py", "hdf5")
     if format != "mat":
         return
     if dtype == "float16":
@@ -56,9 +54,7 @@ def convert(path: Path, format: Format) -> None:
     array, target = np.load(path, mmap_mode="r"), path.with_name(f"{path.name.removesuffix('.npy')}.{format}")
     try:
         if format == "h5":
-            import h5py
-
-            with h5py.File(target, "w") as file:
+            with require("h5py", "hdf5").File(target, "w") as file:
                 file.create_dataset(VARIABLE, data=array)
         else:
             from scipy.io import savemat

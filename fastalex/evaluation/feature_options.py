@@ -19,12 +19,13 @@ from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_files import Format, check_format
 from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract, largest_array
 from fastalex.evaluation.image_sources import ImageFiles, PreparedImages
-from fastalex.evaluation.options import check_mean_images
+from fastalex.evaluation.options import check_mean_images, check_one_mean
 from fastalex.evaluation.trained_network import (
     TrainedNetwork,
     check_split,
     default_split,
     inference_plan,
+    with_mean,
     with_training_data,
 )
 from fastalex.files import check_new_folder
@@ -32,7 +33,7 @@ from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
-from fastalex.prediction.images import images_in, listed_in
+from fastalex.prediction.images import LIST_SUFFIX, images_in
 from fastalex.prediction.preprocessing import Preprocessing
 
 
@@ -71,6 +72,10 @@ class FeaturesOptions:
     training_data: Annotated[Path | None, optional("DATA")] = None
     """The training data of a network that no longer finds its own, prepared or as class folders: their mean image is
     subtracted from the images."""
+    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
+    """The mean of a network that does not know its own, in place of its training data: a .npy file (S x S x 3 is red,
+    green, blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour
+    from 0 to 255."""
     dtype: DType = "float32"
     """Data type of the files."""
     format: Format = "npy"
@@ -93,6 +98,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
         ConfigurationError, dataloading.DatasetError: the extraction is not possible.
     """
     check_positive("--batch-size", options.batch_size)
+    check_one_mean(options.training_data, options.mean)
     output = options.output
     check_new_folder(output, "choose another --output")
     devices = devices or parse_devices(options.devices or default_device())
@@ -104,6 +110,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
         raise ConfigurationError("name at least one activation, such as fc7; an unknown name lists all of them")
     activation_shapes(network.spec, names)
     check_format(options.format, options.dtype, 0)
+    (network,) = with_mean([network], options.mean)
     images = _files(options, network) if _are_files(options.data) else _prepared(options, network)
     extraction = Extraction(
         images.network,
@@ -130,7 +137,7 @@ class _Images(NamedTuple):
 def _are_files(data: Path) -> bool:
     """Whether the data are files to be read as they are: a list, or a folder that is no data set and has images."""
     if data.is_file():
-        return data.suffix == ".txt"
+        return data.suffix == LIST_SUFFIX
     is_data_set = str(data) == "synthetic" or is_prepared(data) or (data / "config.json").is_file()
     return data.is_dir() and not is_data_set and has_images(data)
 
@@ -152,8 +159,7 @@ def _files(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
     preprocessing = Preprocessing(
         network.images_record(), options.resize, options.crop, options.exif, options.background
     )
-    files = images_in([options.data]) if options.data.is_dir() else listed_in(options.data)
-    return _Images(network, ImageFiles(options.data, tuple(files), preprocessing))
+    return _Images(network, ImageFiles(options.data, tuple(images_in([options.data])), preprocessing))
 
 
 def _prepared(options: FeaturesOptions, network: TrainedNetwork) -> _Images:

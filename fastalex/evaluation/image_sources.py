@@ -63,12 +63,13 @@ class PreparedImages:
 
     def description(self, network: TrainedNetwork) -> dict[str, Any]:
         """What ``features.json`` says of the images."""
+        mean = network.mean_image_for(self.dataset) or self.data
         return {
             "data": str(Path(self.data).resolve()),
             "fingerprint": self.dataset.fingerprint,
             "split": self.split,
             "crop": "centre",
-            "mean_image": str(Path(network.mean_image_for(self.dataset) or self.data).resolve()),
+            "mean_image": str(Path(mean).resolve()) if Path(mean).exists() else mean,  # a colour
         }
 
 
@@ -120,7 +121,7 @@ class ImageFiles:
             "crop": "centre" if preprocessing.crop else "none",
             "exif": preprocessing.exif,
             "background": preprocessing.background,
-            "mean_image": str(network.weights.resolve()),
+            "mean_image": network.given_mean or str(network.weights.resolve()),
         }
 
 

@@ -30,6 +30,7 @@ from fastalex.evaluation.trained_network import (
     UnknownMeanImage,
     check_split,
     inference_plan,
+    with_mean,
     with_training_data,
 )
 from fastalex.files import check_writable
@@ -64,6 +65,10 @@ class EvaluateOptions:
     training_data: Annotated[Path | None, optional("DATA")] = None
     """The training data of networks that no longer find theirs, prepared or as class folders: their mean image is
     subtracted from the images."""
+    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
+    """The mean of networks that do not know theirs, in place of their training data: a .npy file (S x S x 3 is red,
+    green, blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour
+    from 0 to 255."""
     worst: int = 5
     """Number of classes to list, those with the highest errors first."""
     class_errors: Annotated[Path | None, optional("FILE.csv")] = None
@@ -113,6 +118,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
             _check_output(path, suffixes, options.overwrite)
     if options.predictions and options.class_errors and _are_same(options.predictions, options.class_errors):
         raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
+    check_one_mean(options.training_data, options.mean)
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
     # The networks.
@@ -126,6 +132,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     )
     # The data.
     check_dali(data or networks[0].data)
+    networks = with_mean(networks, options.mean)
     networks = with_training_data(networks, options.training_data, may_prepare=not is_worker())
     dataset = _open_dataset(data, networks)
     check_split(dataset, options.split)
@@ -147,6 +154,16 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions)
 
 
+def check_one_mean(training_data: Path | None, mean: str | None) -> None:
+    """Check that the mean is given in one way.
+
+    Raises:
+        ConfigurationError: it is given in two.
+    """
+    if training_data is not None and mean is not None:
+        raise ConfigurationError("--mean and --training-data exclude each other; leave one out")
+
+
 def check_mean_images(networks: Sequence[TrainedNetwork], dataset: AnyDataset | None) -> None:
     """Check that the images can be given to the networks as they were trained: minus the mean of the training images.
 
@@ -161,10 +178,12 @@ def check_mean_images(networks: Sequence[TrainedNetwork], dataset: AnyDataset | 
             if dataset is not None:
                 network.mean_image_for(dataset)
             # Data that were recorded without their mean do not tell whether they have it.
-            elif network.record is None and network.mean_image is None:
+            elif network.record is None and network.given_mean is None and network.mean_image is None:
                 network.open_training_data()
         except UnknownMeanImage as error:
-            raise ConfigurationError(f"{error}; name the training data with --training-data DATA") from None
+            raise ConfigurationError(
+                f"{error}; name the training data with --training-data DATA, or their mean with --mean FILE|R,G,B"
+            ) from None
 
 
 def evaluate_and_report(world: World, job: EvaluationJob) -> None:

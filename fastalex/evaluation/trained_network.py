@@ -16,8 +16,9 @@ from dataloading import DatasetError, Loader, is_prepared
 from fastalex.datasets import AnyDataset, channel_means, mean_image_hash, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
+from fastalex.network.means import read_mean, read_mean_image
 from fastalex.network.precision import Precision, configure_libraries
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import WeightsRecord, load_record
 from fastalex.parallel.engine import Engine
 from fastalex.parallel.layout import Layout, ParallelPlan
@@ -29,6 +30,9 @@ from fastalex.training.config import RunConfig
 
 class UnknownMeanImage(ConfigurationError):
     """The mean image that a network's images need cannot be found, so its results would be wrong."""
+
+
+_STORED_SIZE = 256  # of images whose size nobody has recorded
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class TrainedNetwork:
         recorded_size: shorter side of its images in pixels; None if the run has not recorded it.
         record: how images are prepared for the network, the mean included; None in a file of an earlier version, which
             needs the training data for it.
+        given_mean: the mean that the user gives for such a file; see :func:`fastalex.network.means.read_mean`.
     """
 
     weights: Path
@@ -51,6 +56,7 @@ class TrainedNetwork:
     mean_image: str | None = None
     recorded_size: int | None = None
     record: WeightsRecord | None = None
+    given_mean: str | None = None
 
     @classmethod
     def find(cls, path: Path, which: Literal["best", "last"] = "best") -> TrainedNetwork:
@@ -59,21 +65,17 @@ class TrainedNetwork:
         Raises:
             ConfigurationError: ``path`` is neither, the run has no weights yet, or a file is damaged.
         """
-        if not path.exists():
-            raise ConfigurationError(f"no such run folder or weights file: {path}")
-        is_run = path.is_dir()
-        run = path if is_run else path.parent
-        weights = path / f"{which}.safetensors" if is_run else path
-        config = RunConfig.load(run) if is_run or (run / "config.json").is_file() else None
-        if not weights.exists():
-            raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
+        run = path if path.is_dir() else path.parent
+        is_in_run = path.is_dir() or (path.exists() and (run / "config.json").is_file())
+        config = RunConfig.load(run) if is_in_run else None
+        weights = find_weights(path, which)
         network = cls(weights, load_spec(weights), None, record=load_record(weights))
         if config is None:
             return network
         return replace(network, data=config.data, mean_image=config.mean_image, recorded_size=config.stored_size)
 
     def mean_image_for(self, dataset: AnyDataset) -> str | None:
-        """Where to find the mean image that is subtracted from the images of ``dataset``: weights, or a data set.
+        """Where to find the mean that is subtracted from the images of ``dataset``: weights, a data set, or as given.
 
         A network expects the mean of its own training images. None stands for ``dataset`` itself, which has that mean.
 
@@ -85,6 +87,10 @@ class TrainedNetwork:
             self._check_size(self.record.stored_size, dataset)
             mean = channel_means(dataset.mean_image) if self.spec.channel_means else dataset.mean_image
             return None if np.array_equal(self.record.mean_image(), mean) else str(self.weights)
+        if self.given_mean is not None:
+            given = read_mean_image(self.given_mean, dataset.size)
+            self._check_size(len(given), dataset)
+            return None if np.array_equal(given, dataset.mean_image) else self.given_mean
         if self.mean_image == mean_image_hash(dataset.mean_image):
             return None
         training_data = self.open_training_data()
@@ -107,6 +113,9 @@ class TrainedNetwork:
         if self.record is not None:
             return self.record.stored_size
         size = self.recorded_size or self.spec.build_architecture().prepared_size
+        if size is None and self.given_mean is not None:
+            mean = read_mean(self.given_mean)
+            return len(mean) if mean.ndim == 3 else None
         if size is not None or self.data is None:
             return size
         try:
@@ -147,6 +156,9 @@ class TrainedNetwork:
         """
         if self.record is not None:
             return self.record
+        if self.given_mean is not None:
+            given, crop = read_mean(self.given_mean), self.spec.build_architecture().image_size
+            return WeightsRecord(given, self.stored_size or max(_STORED_SIZE, crop), crop)
         found = self.open_training_data()
         mean = channel_means(found.mean_image) if self.spec.channel_means else found.mean_image
         return WeightsRecord(mean, found.size, self.spec.build_architecture().image_size)
@@ -197,12 +209,13 @@ def open_loader(
 
     Args:
         data: the prepared data set.
-        mean_image: weights or a data set with the mean image to subtract; None for that of ``data``.
+        mean_image: weights or a data set with the mean image to subtract, or the mean as the user gave it; None for
+            that of ``data``.
         by_channel: subtract its mean colour instead.
     """
     dataset = open_prepared(data)
     if mean_image is not None:
-        dataset.mean_image = _read_mean_image(mean_image)
+        dataset.mean_image = _read_mean_image(mean_image, dataset.size)
     if by_channel:
         dataset.mean_image = channel_means(dataset.mean_image)
     on_gpu = world.device.type == "cuda"
@@ -222,12 +235,52 @@ def open_loader(
     )
 
 
-def _read_mean_image(place: str) -> NDArray[np.float32]:
-    if not Path(place).is_file():
+def _read_mean_image(place: str, size: int) -> NDArray[np.float32]:
+    if place == "synthetic" or Path(place).is_dir():
         return open_prepared(place).mean_image
-    record = load_record(Path(place))
-    assert record is not None  # mean_image_for has named the file
-    return record.mean_image()
+    return read_mean_image(place, size)
+
+
+def with_mean(networks: Sequence[TrainedNetwork], given: str | None) -> tuple[TrainedNetwork, ...]:
+    """The networks, with the given mean for those that do not know theirs.
+
+    Args:
+        given: as for :func:`fastalex.network.means.read_mean`, or None.
+
+    Raises:
+        ConfigurationError: no network needs the mean, it cannot be read, or it is not the one that a run has recorded.
+    """
+    if given is None:
+        return tuple(networks)
+    read_mean(given)
+    completed = [_with_given_mean(network, given) for network in networks]
+    if all(new is old for new, old in zip(completed, networks, strict=True)):
+        which = f"{networks[0].weights} knows its mean" if len(networks) == 1 else "all networks know their mean"
+        raise ConfigurationError(f"{which}; leave {given} out")
+    return tuple(completed)
+
+
+def _with_given_mean(network: TrainedNetwork, given: str) -> TrainedNetwork:
+    if _knows_its_mean(network):
+        return network
+    mean, size = read_mean(given), network.recorded_size or network.spec.build_architecture().prepared_size
+    if mean.ndim == 3 and size not in (None, len(mean)):
+        raise ConfigurationError(
+            f"{network.weights} was trained on images of {size} pixels, the mean {given} has {len(mean)}; give its own"
+        )
+    if network.mean_image not in (None, mean_image_hash(read_mean_image(given, size or 256))):
+        raise ConfigurationError(f"{network.weights} was trained with another mean image than {given}; give its own")
+    return replace(network, given_mean=given)
+
+
+def _knows_its_mean(network: TrainedNetwork) -> bool:
+    if network.record is not None:
+        return True
+    try:
+        network.open_training_data()
+    except UnknownMeanImage:
+        return False
+    return True
 
 
 def with_training_data(
@@ -251,14 +304,11 @@ def with_training_data(
 
 
 def _completed(network: TrainedNetwork, given: Path, may_prepare: bool) -> TrainedNetwork:
-    if network.record is not None:
+    if _knows_its_mean(network):
         return network
-    try:
-        network.open_training_data()
-    except UnknownMeanImage:
-        dataset = open_data(given, network.stored_size, may_prepare=may_prepare)
-        network = replace(network, data=str(dataset.root))
-        network.open_training_data()  # refuses other data than those that the run has recorded
+    dataset = open_data(given, network.stored_size, may_prepare=may_prepare)
+    network = replace(network, data=str(dataset.root))
+    network.open_training_data()  # refuses other data than those that the run has recorded
     return network
 
 
@@ -281,10 +331,3 @@ def check_split(dataset: AnyDataset, split: str) -> None:
 
 def _splits_with_images(dataset: AnyDataset) -> list[str]:
     return [name for name in dataset.splits if dataset.count(name)]
-
-
-def _missing_weights(run: Path, which: str) -> str:
-    """Why a run lacks a weights file, and what to do about it."""
-    if which == "best" and (run / "last.safetensors").exists():
-        return "its first epoch is not finished; use its last weights instead"
-    return "it has not saved a checkpoint"

@@ -178,13 +178,9 @@ class Convolution(WeightedBlock):
         """Name and value of each step in evaluation, computed one by one without fusion."""
         x = self._convolve(x, *self.compute_parameters())
         yield "conv", x
-        names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
-        seen: Counter[str] = Counter()
-        for step in self.spec.steps:
+        for name, step in named_steps_of(self.spec):
             x = self._apply_step(step, x)
-            name = names[type(step)]
-            seen[name] += 1
-            yield name if seen[name] == 1 else f"{name}{seen[name]}", x
+            yield name, x
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         spec = self.spec
@@ -261,7 +257,7 @@ class Linear(WeightedBlock):
     def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of each step in evaluation, computed one by one without fusion."""
         spec, architecture = self.spec, self.architecture
-        scale = 1.0 if architecture.inverted_dropout or spec.dropout == "none" else 1.0 - architecture.dropout
+        scale = dropout_scale(spec, architecture)
         weight, bias = self.compute_parameters()
         x = x.flatten(1).to(weight.dtype)
         if spec.dropout == "before" and scale != 1.0:
@@ -280,6 +276,21 @@ class Linear(WeightedBlock):
         groups = zip(x.chunk(self.spec.groups, 1), weight.chunk(self.spec.groups), strict=True)
         product = torch.cat([F.linear(inputs, weights) for inputs, weights in groups], 1)
         return product if bias is None else product + bias
+
+
+def named_steps_of(block: ConvBlock) -> Iterator[tuple[str, Step]]:
+    """The steps of a convolutional block with their names: ``activation``, ``norm``, ``pool``; a second ``pool2``."""
+    names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
+    seen: Counter[str] = Counter()
+    for step in block.steps:
+        name = names[type(step)]
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}{seen[name]}", step
+
+
+def dropout_scale(block: LinearBlock, architecture: Architecture) -> float:
+    """What dropout multiplies features by in evaluation: 1 - p in the networks of 2012, 1 with inverted dropout."""
+    return 1.0 if architecture.inverted_dropout or block.dropout == "none" else 1.0 - architecture.dropout
 
 
 def _number_in(name: str) -> int:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,9 @@ from fastalex.network.architecture import Architecture
 from fastalex.network.foreign_files import what_it_is
 from fastalex.network.model import AlexNet
 from fastalex.network.variation import Variation, build_architecture
+
+HUB_FILE = "model.safetensors"
+"""Name of the file of weights in a folder as on the Hugging Face hub."""
 
 _SUMS = "sha256"  # key of the header's entry with the sums
 _HEADER = ""  # and the header's own name among the tensors' names there
@@ -110,6 +113,33 @@ def _without_head(variation: Variation) -> Variation:
     return replace(variation, dropout=None, init=None, bottleneck=None)
 
 
+def find_weights(path: Path, which: Literal["best", "last"] = "best") -> Path:
+    """The file of weights that a path names.
+
+    That is the file itself, ``best.safetensors`` or ``last.safetensors`` of a run folder, or ``model.safetensors`` of a
+    folder as on the Hugging Face hub.
+
+    Raises:
+        ConfigurationError: there is no such file or folder, it is not a run folder, or the run has no weights yet.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"no such run folder or weights file: {path}")
+    if not path.is_dir():
+        return path
+    weights = path / f"{which}.safetensors"
+    if weights.exists():
+        return weights
+    if not (path / "config.json").is_file():
+        if (path / HUB_FILE).is_file():
+            return path / HUB_FILE
+        raise ConfigurationError(f"{path} is not a run folder: it has no config.json")
+    if which == "best" and (path / "last.safetensors").exists():
+        reason = "its first epoch is not finished; use its last weights instead"
+    else:
+        reason = "it has not saved a checkpoint"
+    raise ConfigurationError(f"{path} has no {weights.name} yet: {reason}")
+
+
 def load_spec(path: Path) -> NetworkSpec:
     """The network that the weights in a file belong to.
 
@@ -136,7 +166,8 @@ def load_header(path: Path, key: str) -> str:
     text = find_header(path, key)
     if text is None:
         raise ConfigurationError(
-            f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run"
+            f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run, or "
+            "convert torchvision's with: python -m fastalex.convert FILE OUT.safetensors"
         )
     return text
 

@@ -136,7 +136,7 @@ def save_weights(
         raise ConfigurationError(f"{path} must end with .safetensors, got {path.suffix!r}")
     if path.exists() and not overwrite:
         raise ConfigurationError(f"{path} exists already; choose another file, or overwrite it")
-    _check_shapes(weights, network)
+    check_shapes(weights, network)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -149,7 +149,7 @@ def save_weights(
         temporary.unlink(missing_ok=True)
 
 
-def _check_shapes(weights: Mapping[str, Tensor], network: NetworkSpec) -> None:
+def check_shapes(weights: Mapping[str, Tensor], network: NetworkSpec) -> None:
     """Check that these are all the parameters of the network, and name the first five that are not.
 
     Raises:

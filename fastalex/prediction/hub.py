@@ -8,8 +8,7 @@ from typing import Any
 from fastalex.errors import ConfigurationError
 from fastalex.network.weights import NetworkSpec
 from fastalex.network.weights_record import WeightsRecord
-
-_MISSING = 'the Hugging Face hub needs huggingface_hub; install it with: pip install "fastalex[hub]"'
+from fastalex.optional_packages import require
 
 try:
     from huggingface_hub import ModelHubMixin
@@ -20,7 +19,7 @@ except ImportError:
 
         def save_pretrained(self, *arguments: Any, **options: Any) -> None:
             """Not possible without ``huggingface_hub``."""
-            raise ConfigurationError(_MISSING)
+            require("huggingface_hub", "hub")
 
         push_to_hub = save_pretrained
 
@@ -36,11 +35,11 @@ def download(name: str, file: str, options: dict[str, Any]) -> Path:
         ConfigurationError: ``huggingface_hub`` is missing, or the file cannot be had.
     """
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise ConfigurationError(f"no such file or folder: {name}; as a name on the hub: {_MISSING}") from None
+        hub = require("huggingface_hub", "hub")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"no such file or folder: {name}; as a name on the hub: {error}") from None
     try:
-        return Path(hf_hub_download(name, file, **options))
+        return Path(hub.hf_hub_download(name, file, **options))
     except TypeError:
         raise
     except Exception as error:  # of the network, the hub and its cache, of many kinds
@@ -52,9 +51,8 @@ def download(name: str, file: str, options: dict[str, Any]) -> Path:
 
 def card(spec: NetworkSpec, record: WeightsRecord) -> Any:
     """The model card of a network."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(
+    hub = require("huggingface_hub", "hub")
+    data = hub.ModelCardData(
         library_name="fastalex", pipeline_tag="image-classification", tags=["alexnet", "image-classification"]
     )
     origin = record.origin
@@ -107,4 +105,4 @@ def card(spec: NetworkSpec, record: WeightsRecord) -> Any:
         "and whether that suits the purpose.",
         "",
     ]
-    return ModelCard("\n".join(lines))
+    return hub.ModelCard("\n".join(lines))

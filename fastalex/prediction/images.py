@@ -15,14 +15,17 @@ from dataloading.sources.names import natural_key
 from fastalex.errors import ConfigurationError
 from fastalex.prediction.preprocessing import Preprocessing, UnusableImage
 
+LIST_SUFFIX = ".txt"
+"""Of text files that list images."""
+
 
 def images_in(places: Sequence[Path]) -> list[Path]:
-    """The files that are named, and those in the folders that are named, each folder's in natural order.
+    """The files that are named, those in the folders that are named, and those that text files (``.txt``) list.
 
-    Of a folder and its subfolders, files whose names end like an image's count.
+    Of a folder and its subfolders, files whose names end like an image's count, in natural order.
 
     Raises:
-        ConfigurationError: a place does not exist, or a folder has no images.
+        ConfigurationError: a place does not exist, or a folder or list has no images.
         dataloading.DatasetError: a link leads back to a folder that contains it.
     """
     found: list[Path] = []
@@ -30,7 +33,7 @@ def images_in(places: Sequence[Path]) -> list[Path]:
         if not place.exists():
             raise ConfigurationError(f"no such image or folder: {place}")
         if not place.is_dir():
-            found.append(place)
+            found += listed_in(place) if place.suffix == LIST_SUFFIX else [place]
             continue
         inside = [Path(item.path) for item in files_below(place) if has_image_suffix(item.name)]
         if not inside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -17,15 +17,20 @@ from fastalex.cli import check_color, check_positive, optional
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_writable, write_atomically
+from fastalex.network.means import read_mean
+from fastalex.network.weights import HUB_FILE, find_weights
+from fastalex.network.weights_record import WeightsRecord
 from fastalex.parallel.devices import default_device, parse_devices
 from fastalex.prediction.images import images_in, prepared
 from fastalex.prediction.picture import MOST_IMAGES, draw_predictions
 from fastalex.prediction.preprocessing import Preprocessing, UnusableImage
 from fastalex.prediction.results import as_csv, as_json, as_lines
-from fastalex.prediction.trained import AlexNet, Prediction, best, find_weights, load
+from fastalex.prediction.trained import AlexNet, Prediction, best, load
 from fastalex.training.validation import mean_of_views
 
 T = TypeVar("T")
+
+_STORED_SIZE = 256  # of images whose size nobody has recorded
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class PredictOptions:
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS ...] IMAGES [IMAGES ...]")]
-    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images, and
-    folders of images of any size, which are read in natural order with their subfolders."""
+    """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images of
+    any size, folders of images, which are read in natural order with their subfolders, and text files (.txt) that list
+    images, one per line."""
     top: int = 5
     """Classes per image."""
     crops: Literal[1, 10] = 1
@@ -48,6 +54,9 @@ class PredictOptions:
     """Write the predictions to this file, - for standard output, in place of the table."""
     picture: Annotated[Path | None, optional("FILE.png")] = None
     """Draw the images with their classes, as in the paper's figure 4."""
+    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
+    """The mean of networks whose files do not hold it, as those of version 0.1: a .npy file (S x S x 3 is red, green,
+    blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour."""
     exif: bool = False
     """Turn images by their EXIF orientation. Training images are not turned, unless they were prepared so."""
     background: Annotated[tuple[int, int, int] | None, optional("R G B")] = None
@@ -76,10 +85,7 @@ def predict_and_report(options: PredictOptions) -> int:
         raise ConfigurationError(f"predict computes on one device, got {options.device}; name one")
     models = [load(path, device=devices[0]) for path in weights]
     _check_classes(models, weights)
-    preprocessings = [
-        replace(_preprocessing(model, path), exif=options.exif, background=options.background)
-        for model, path in zip(models, weights, strict=True)
-    ]
+    preprocessings = _preprocessings(models, weights, options)
 
     # Predict in batches; unusable files are reported at once, the rest in the end.
     results: dict[Path, Prediction] = {}
@@ -143,7 +149,7 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 def _names_weights(path: Path) -> bool:
     if path.is_dir():
-        return any((path / name).is_file() for name in ("config.json", "best.safetensors", "model.safetensors"))
+        return any((path / name).is_file() for name in ("config.json", HUB_FILE))
     return path.suffix == ".safetensors"
 
 
@@ -156,14 +162,28 @@ def _check_classes(models: Sequence[AlexNet], weights: Sequence[Path]) -> None:
             )
 
 
-def _preprocessing(model: AlexNet, path: Path) -> Preprocessing:
-    try:
-        return model.preprocess
-    except ConfigurationError:
-        raise ConfigurationError(
-            f"{path} does not say how images are prepared, as files of earlier versions; resume its run for an epoch, "
-            "which writes a new file"
-        ) from None
+def _preprocessings(models: Sequence[AlexNet], weights: Sequence[Path], options: PredictOptions) -> list[Preprocessing]:
+    """How each network's images are prepared: as its file says, or with the given mean.
+
+    Raises:
+        ConfigurationError: a file does not say it, and no mean is given; or one is given that no network needs.
+    """
+    given = None if options.mean is None else read_mean(options.mean)
+    records = [model.record for model in models]
+    if given is not None and None not in records:
+        raise ConfigurationError(f"--mean {options.mean}: all files know their mean; leave it out")
+    found = []
+    for model, record, path in zip(models, records, weights, strict=True):
+        if record is None:
+            if given is None:
+                raise ConfigurationError(
+                    f"{path} does not say how images are prepared, as files of version 0.1; give the mean of its "
+                    "training images with --mean FILE|R,G,B"
+                )
+            crop = model.architecture.image_size
+            record = WeightsRecord(given, max(_STORED_SIZE, crop) if given.ndim == 1 else len(given), crop)
+        found.append(Preprocessing(record, exif=options.exif, background=options.background))
+    return found
 
 
 def _scores(models: Sequence[AlexNet], images: Sequence[Sequence[Tensor]]) -> Tensor:

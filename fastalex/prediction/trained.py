@@ -23,14 +23,13 @@ from torch import Tensor
 from fastalex.errors import ConfigurationError
 from fastalex.network import model as plain
 from fastalex.network.architecture import Architecture
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import HUB_FILE, NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import Origin, WeightsRecord, load_record, save_weights
 from fastalex.prediction.hub import ModelHubMixin, card, download
 from fastalex.prediction.preprocessing import AnyImage, Preprocessing
 from fastalex.training.validation import mean_of_views
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILE = "model.safetensors"
 _BATCH = 64  # images that predict() runs at a time
 
 
@@ -56,10 +55,12 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
 
     Attributes:
         classes: names of the classes in the order of the outputs; empty if unknown.
+        record: how its images are prepared; None if unknown.
         origin: the run that made the weights; None if unknown.
     """
 
     classes: tuple[str, ...]
+    record: WeightsRecord | None
     origin: Origin | None
 
     def __init__(
@@ -71,9 +72,8 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         **variation: Any,
     ) -> None:
         super().__init__(architecture, num_classes, seed=seed, **variation)
-        self.classes, self.origin = (), None
+        self.classes, self.record, self.origin = (), None, None
         self._spec: NetworkSpec | None = None
-        self._record: WeightsRecord | None = None
         self._hub_mixin_config = None  # the file of weights describes the network; no config.json is needed
 
     @property
@@ -83,12 +83,12 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         Raises:
             ConfigurationError: the network does not know the mean of its training images.
         """
-        if self._record is None:
+        if self.record is None:
             raise ConfigurationError(
                 "this network does not know how its images are prepared: it was not loaded from a file that says so; "
                 "subtract the mean of the training images yourself"
             )
-        return Preprocessing(self._record)
+        return Preprocessing(self.record)
 
     @torch.inference_mode()
     def log_probabilities(self, images: Sequence[Tensor]) -> Tensor:
@@ -140,7 +140,7 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         place = Path(pretrained_model_name_or_path)
         if place.exists() or not _HUB_NAME.fullmatch(str(pretrained_model_name_or_path)):
             return cls._from_file(find_weights(place))
-        return cls._from_file(download(str(pretrained_model_name_or_path), _HUB_FILE, options))
+        return cls._from_file(download(str(pretrained_model_name_or_path), HUB_FILE, options))
 
     @classmethod
     def _from_file(cls, path: Path) -> Self:
@@ -148,24 +148,24 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         model = cls(spec.build_architecture(), seed=0)
         load_parameters(model, path)
         model._spec, model.classes = spec, spec.classes
-        model._record = load_record(path)
-        model.origin = model._record.origin if model._record else None
+        model.record = load_record(path)
+        model.origin = model.record.origin if model.record else None
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self._spec is None or self._record is None:
+        if self._spec is None or self.record is None:
             raise ConfigurationError(
                 "only a network that was loaded with its preprocessing can be saved: its file has to say what the "
                 "classes are and how images are prepared; load it from a run, or convert it with fastalex.convert"
             )
         weights = dict(self.named_parameters())
-        save_weights(save_directory / _HUB_FILE, weights, self._spec, self._record, overwrite=True)
+        save_weights(save_directory / HUB_FILE, weights, self._spec, self.record, overwrite=True)
 
     def generate_model_card(self, *arguments: Any, **options: Any) -> Any:
         """The card that :meth:`save_pretrained` writes: data, recipe, error, preprocessing and limits."""
         assert self._spec is not None
-        assert self._record is not None
-        return card(self._spec, self._record)
+        assert self.record is not None
+        return card(self._spec, self.record)
 
 
 def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> AlexNet:
@@ -180,23 +180,6 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         ConfigurationError: there is no such network, or its file is damaged.
     """
     return AlexNet.from_pretrained(source).to(device)
-
-
-def find_weights(place: Path) -> Path:
-    """The file of weights that a path names: itself, or the best weights in a folder.
-
-    Raises:
-        ConfigurationError: there is nothing, or a folder without weights.
-    """
-    if not place.exists():
-        raise ConfigurationError(f"no such run folder or weights file: {place}")
-    if not place.is_dir():
-        return place
-    found = next((place / name for name in ("best.safetensors", _HUB_FILE) if (place / name).is_file()), None)
-    if found is None:
-        reason = "its first epoch is not finished" if (place / "config.json").is_file() else "it is no run folder"
-        raise ConfigurationError(f"{place} has no best.safetensors: {reason}; name a run folder or a file of weights")
-    return found
 
 
 def best(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[Prediction]:

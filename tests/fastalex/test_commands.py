@@ -255,7 +255,7 @@ def test_help_names_every_option_in_groups(tmp_path):
         assert group in out
 
 
-COMMANDS = ["train", "evaluate", "features", "plan", "study", "baseline", "report"]
+COMMANDS = ["train", "evaluate", "features", "export", "plan", "study", "baseline", "report"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,5 +1,6 @@
 """Trained networks: their mean image, and their parallel plan."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -25,6 +26,7 @@ from fastalex.network.variation import Variation
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
+from tests.fastalex.commands import command_here
 from tests.fastalex.conftest import save_run, write_images
 from tests.fastalex.evaluation.conftest import HERE, result_of
 
@@ -148,7 +150,7 @@ def both(run: Path, data: Path, tmp_path: Path, **options: object) -> list[Calla
     ]
 
 
-REMEDY = "; name the training data with --training-data DATA$"
+REMEDY = r"; name the training data with --training-data DATA, or their mean with --mean FILE\|R,G,B$"
 
 
 def test_without_the_training_data_nothing_is_computed(prepared, other, tmp_path):
@@ -198,6 +200,78 @@ def test_training_data_can_be_named(runs, prepared, other, tmp_path):
             ConfigurationError, match=r"all networks know the mean of their training images; leave .*colors out"
         ):
             call()
+
+
+def test_the_mean_can_be_given(runs, prepared, other, tmp_path):
+    """In place of the training data, to weights that do not record it."""
+    shutil.copytree(prepared, tmp_path / "data")
+    run = save_run(tmp_path / "run", tmp_path / "data", seed=1)
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "alone").mkdir()
+    alone = tmp_path / "alone" / "best.safetensors"
+    alone.write_bytes((run / "best.safetensors").read_bytes())
+    image = dataloading.Dataset(prepared).mean_image
+    np.save(tmp_path / "caffe.npy", image[..., ::-1].transpose(2, 0, 1))
+    with_record = save_run(tmp_path / "with-record", prepared, with_record=True) / "best.safetensors"
+    expected = result_of(runs[0], data=other).predictions.metrics
+    for path in (run, alone):
+        for mean in (prepared / "mean-image.npy", tmp_path / "caffe.npy", with_record):
+            assert TrainedNetwork.find(path).record is None
+            job = evaluation_job([path], other, mean=str(mean))
+            (network,) = job.evaluation.networks
+            assert network.mean_image_for(dataloading.Dataset(other)) == str(mean)
+            assert network.mean_image_for(dataloading.Dataset(prepared)) is None
+            assert (network.stored_size, network.given_mean) == (256, str(mean))
+    assert result_of(alone, data=other, mean=str(tmp_path / "caffe.npy")).predictions.metrics == expected
+    options = ("--mean", "100,100,100", "--device", "cpu")
+    code, out, err = command_here(tmp_path, "fastalex.evaluate", alone, other, *options)
+    assert code == 0, err
+    assert "of the training images, from 100,100,100" in out
+    assert f"{expected.loss:.4f}" not in out
+
+
+def test_features_tell_which_mean_was_given(prepared, other, tmp_path):
+    run = save_run(tmp_path / "run", prepared)
+    alone = tmp_path / "alone.safetensors"
+    (run / "best.safetensors").rename(alone)
+    for name, mean in (("colour", "100,90,80"), ("image", str(prepared / "mean-image.npy"))):
+        extract(
+            HERE, resolve_features(FeaturesOptions(alone, other, ("fc7",), tmp_path / name, mean=mean, devices="cpu"))
+        )
+        assert json.loads((tmp_path / name / "features.json").read_text())["mean_image"] == mean
+    assert not np.array_equal(*(np.load(tmp_path / name / "fc7.npy") for name in ("colour", "image")))
+
+
+def test_a_mean_that_does_not_fit_is_refused(runs, prepared, other, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    run = recorded(save_run(tmp_path / "run", tmp_path / "data"), tmp_path / "data")
+    known = save_run(tmp_path / "known", tmp_path / "data", with_record=True)
+    shutil.rmtree(tmp_path / "data")
+    mean = str(prepared / "mean-image.npy")
+    np.save(tmp_path / "small.npy", np.full((64, 64, 3), 100.0))
+    small = str(tmp_path / "small.npy")
+    for call in both(run, other, tmp_path, mean=mean):  # the one that it has recorded
+        call()
+    for path, given, message in (
+        (run, "100,100,100", "run/best.safetensors was trained with another mean image than 100,100,100; give its own"),
+        (run, str(other / "mean-image.npy"), "run/best.safetensors was trained with another mean image than .*other"),
+        (run, small, "was trained on images of 256 pixels, the mean .*small.npy has 64; give its own"),
+        (known, mean, "known/best.safetensors knows its mean; leave .*mean-image.npy out"),
+        (runs[0], mean, "best.safetensors knows its mean; leave .*mean-image.npy out"),
+        (run, "none.npy", "no such file: none.npy"),
+    ):
+        for call in both(path, other, tmp_path, mean=given):
+            with pytest.raises(ConfigurationError, match=message):
+                call()
+    with pytest.raises(ConfigurationError, match="all networks know their mean; leave"):
+        evaluation_job([runs[0], known], other, mean=mean)
+    for call in both(run, other, tmp_path, mean=mean, training_data=prepared):
+        with pytest.raises(ConfigurationError, match=r"^--mean and --training-data exclude each other; leave one out$"):
+            call()
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "best.safetensors").read_bytes())
+    with pytest.raises(ConfigurationError, match=r"trained on images of 64 pixels, .* has images of 256"):
+        replace(TrainedNetwork.find(alone), given_mean=small).mean_image_for(dataloading.Dataset(prepared))
 
 
 def test_changed_training_data_are_refused(prepared, other, tmp_path):

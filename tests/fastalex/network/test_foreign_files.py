@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastalex.errors import ConfigurationError
+from fastalex.network.foreign_files import check_file
 from fastalex.network.weights import NetworkSpec, load_model, load_spec
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22ead\nsize 244408911\n"
@@ -29,11 +30,11 @@ def write_tar(path: Path) -> None:
         (lambda path: path.write_bytes(POINTER), "is a Git LFS pointer, not the file itself: fetch .* git lfs pull"),
         (
             lambda path: torch.save({"a": torch.zeros(3)}, path),
-            r"is a PyTorch file \(.pth, .pt\) or another zip archive: f",
+            r"is a PyTorch file \(.pth, .pt\) or another zip archive: .*: python -m fastalex.convert FILE OUT.safe",
         ),
         (
             lambda path: torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False),
-            "is a PyTorch file or another pickle: fastalex reads only .safetensors",
+            "is a PyTorch file or another pickle: fastalex reads only .safetensors .*: python -m fastalex.convert FILE",
         ),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a pickle: fastalex reads only .safetensors"),
         (lambda path: path.write_bytes(PAGE), "is a web page, not the file itself: the download failed"),
@@ -54,6 +55,33 @@ def test_what_a_foreign_file_is_and_what_to_do(tmp_path, write, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.onnx", "an ONNX file"), ("a.caffemodel", "Caffe's weights")])
+def test_files_that_can_be_converted_are_known_by_their_suffix(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(b"\x0a\x07AlexNet\x12\x00")
+    with pytest.raises(ConfigurationError, match=rf"{name} is {kind}: .*, convert it with: python -m fastalex.convert"):
+        load_model(tmp_path / name)
+    (tmp_path / name).write_bytes(gzip.compress(b"weights"))
+    with pytest.raises(ConfigurationError, match=rf"{name} is compressed by gzip: unpack it first"):
+        load_model(tmp_path / name)
+
+
+def test_a_file_to_read_is_checked(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pointer").write_bytes(POINTER)
+    (tmp_path / "good").write_bytes(b"anything else")
+    os.mkfifo(tmp_path / "pipe")
+    check_file(tmp_path / "good")
+    for name, message in (
+        ("folder", "folder is a folder; name a file"),
+        ("pipe", "pipe is not a regular file; name a file"),
+        ("none", "no such file: .*none"),
+        ("n" * 300, "cannot read .*: File name too long"),
+        ("pointer", "pointer is a Git LFS pointer"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            check_file(tmp_path / name)
+
+
 def test_a_damaged_file_of_ours_is_called_damaged(tmp_path):
     """Whatever the length of its header, which is its first bytes."""
     spec = NetworkSpec("four-layer", 3)
@@ -69,7 +97,10 @@ def test_a_damaged_file_of_ours_is_called_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({}, "was not written by fastalex: its header has no 'fastalex'; name the weights of a run"),
+        (
+            {},
+            "was not written by fastalex: .* 'fastalex'; name the weights of a run, or convert torchvision's with: ",
+        ),
         ({"fastalex": ""}, "is damaged: its header does not describe a network"),
         ({"fastalex": "{}"}, r"is damaged: .*\(there is no network.architecture\)"),
         ({"fastalex": "[" * 10**5}, "is damaged: "),

@@ -13,6 +13,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.network.variation import Variation
 from fastalex.network.weights import (
     NetworkSpec,
+    find_weights,
     load_header,
     load_model,
     load_parameters,
@@ -124,6 +125,24 @@ def test_files_of_others_are_refused(weights, tmp_path):
     with pytest.raises(ConfigurationError, match="its header has no 'progress'"):
         load_header(weights, "progress")
     assert json.loads(load_header(weights, "fastalex"))["num_classes"] == 3
+
+
+def test_weights_are_found_in_a_run_folder_and_by_name(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"no such run folder or weights file: .*run"):
+        find_weights(tmp_path / "run")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ConfigurationError, match=r"run is not a run folder: it has no config.json"):
+        find_weights(run)
+    (run / "config.json").touch()
+    with pytest.raises(ConfigurationError, match=r"run has no best.safetensors yet: it has not saved a checkpoint"):
+        find_weights(run)
+    (run / "last.safetensors").touch()
+    with pytest.raises(ConfigurationError, match="its first epoch is not finished; use its last weights instead"):
+        find_weights(run)
+    (run / "best.safetensors").touch()
+    assert find_weights(run) == run / "best.safetensors"
+    assert find_weights(run, "last") == find_weights(run / "last.safetensors") == run / "last.safetensors"
 
 
 def test_weights_of_another_architecture_are_refused(weights):

@@ -26,7 +26,7 @@ def photos(stored: Path, tmp_path: Path) -> Path:
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("img2.jpg", "img10.jpg", "more/img1.jpg")):
         shutil.copy(stored / f"{number}.jpg", folder / name)
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.doc").write_text("no image")
     return folder
 
 
@@ -55,12 +55,19 @@ def test_a_folder_of_photographs_without_dali(runs, photos, tmp_path):
 
 def test_files_that_cannot_be_used_are_named_and_the_others_predicted(runs, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "img2.jpg").read_bytes()[:900])
-    code, out, err = command_here(tmp_path, "fastalex.predict", runs[0], photos, photos / "notes.txt", "--csv", "-")
+    code, out, err = command_here(tmp_path, "fastalex.predict", runs[0], photos, photos / "notes.doc", "--csv", "-")
     assert code == 2
     assert [Path(row["file"]).name for row in csv.DictReader(io.StringIO(out))] == ["img2.jpg", "img10.jpg", "img1.jpg"]
     first, second = err.splitlines()
     assert first.startswith(f"error: {photos / 'broken.jpg'} is no image that can be used: does not decode")
-    assert second.startswith(f"error: {photos / 'notes.txt'} is no image that can be used: not an image")
+    assert second.startswith(f"error: {photos / 'notes.doc'} is no image that can be used: not an image")
+
+
+def test_a_list_gives_the_order(runs, photos, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text(f"photos/img10.jpg\n{photos / 'img2.jpg'}\n")
+    predict_and_report(PredictOptions((runs[0], tmp_path / "list.txt"), csv=Path("-"), device="cpu"))
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["file"] for row in rows] == [str(photos / name) for name in ("img10.jpg", "img2.jpg")]
 
 
 def test_several_networks_give_the_mean_of_their_softmax_outputs(runs, stored, capsys):
@@ -70,6 +77,16 @@ def test_several_networks_give_the_mean_of_their_softmax_outputs(runs, stored, c
     found = torch.tensor([[entry["probability"] for entry in image["predictions"]] for image in images])
     assert [[entry["index"] for entry in image["predictions"]] for image in images] == expected.top_classes.tolist()
     torch.testing.assert_close(found, expected.top_probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_files_without_a_mean_take_a_given_one(runs, prepared, stored, tmp_path, capsys):
+    """One of the older version gives the predictions of a new one, with the mean of the same data."""
+    old = save_run(tmp_path / "old", prepared, seed=1)
+    images = []
+    for paths, mean in (((runs[0], stored), None), ((old, stored), str(prepared / "mean-image.npy"))):
+        predict_and_report(PredictOptions(paths, mean=mean, json=Path("-"), device="cpu"))
+        images.append(json.loads(capsys.readouterr().out)["images"])
+    assert images[0] == images[1]
 
 
 def test_ten_crops_and_number_of_classes(runs, stored, capsys):
@@ -123,7 +140,9 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         ((runs[0], tmp_path / "no.jpg"), {}, "no such image or folder: .*no.jpg"),
         ((runs[0], tmp_path / "none"), {}, "none has no images; name a folder of images"),
         ((tmp_path / "no.safetensors", image), {}, "no such run folder or weights file: .*no.safetensors"),
-        ((old, image), {}, "old/best.safetensors does not say how images are prepared"),
+        ((old, image), {}, "old/best.safetensors does not say how images are prepared.*; give the mean .* --mean FILE"),
+        ((runs[0], image), {"mean": "1,2,3"}, "--mean 1,2,3: all files know their mean; leave it out"),
+        ((old, image), {"mean": "no.npy"}, "no such file: no.npy"),
         ((runs[0], stranger, image), {}, "stranger/best.safetensors has other classes than .*the same classes"),
         ((runs[0], image), {"top": 0}, "--top must be at least 1, got 0"),
         ((runs[0], image), {"batch_size": 0}, "--batch-size must be at least 1, got 0"),

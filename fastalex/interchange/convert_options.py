@@ -1,0 +1,109 @@
+"""The options of ``python -m fastalex.convert``, and its report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dataloading.process import command
+from fastalex.cli import optional
+from fastalex.console import console, print_rows
+from fastalex.errors import ConfigurationError
+from fastalex.files import check_writable
+from fastalex.interchange.conversion import Conversion, MissingMean, convert
+from fastalex.network.means import mean_colour
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Turn a trained AlexNet of another program into weights of fastalex.
+
+    torchvision's alexnet (.pth, .safetensors) becomes owt. Caffe's bvlc_alexnet.caffemodel and the ONNX model zoo's
+    bvlcalexnet (.onnx) become caffe.
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """The other program's weights: .pth, .pt, .safetensors, .caffemodel or .onnx."""
+    output: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
+    """The file to write."""
+    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
+    """What is subtracted from the images: Caffe's mean.binaryproto, a .npy file (S x S x 3 is red, green, blue, and
+    3 x S x S is Caffe's blue, green, red), other weights that record it, or a colour from 0 to 255. Caffe's network
+    needs it; torchvision's has 123.675,116.28,103.53 by default."""
+    classes: Annotated[Path | None, optional("FILE")] = None
+    """The names of the classes, one a line. Of "n01440764 tench, Tinca tinca" the words after the id are taken."""
+    channels: Annotated[Literal["rgb", "bgr"] | None, optional("{rgb,bgr}")] = None
+    """Order of the colours in the images that FILE's network takes. Default: bgr for Caffe's, rgb for torchvision's."""
+    force: bool = False
+    """Replace an existing file."""
+
+
+def convert_and_report(options: ConvertOptions) -> None:
+    """Convert, and print what was made.
+
+    Raises:
+        ConfigurationError: the file cannot be converted, or the new one cannot be written.
+    """
+    _check_output(options)
+    try:
+        made = convert(
+            options.file,
+            options.output,
+            mean=options.mean,
+            classes=options.classes,
+            channels=options.channels,
+            overwrite=options.force,
+        )
+    except MissingMean as error:
+        raise ConfigurationError(
+            f"{error}; give Caffe's mean.binaryproto or ilsvrc_2012_mean.npy with --mean FILE, or the mean colour with "
+            "--mean 123,117,104"
+        ) from None
+    print_rows(console(), _rows(made, options.output))
+
+
+def _check_output(options: ConvertOptions) -> None:
+    """Check that the file can be written, before hundreds of megabytes are read."""
+    output = options.output
+    if output.suffix != ".safetensors":
+        raise ConfigurationError(f"{output} must end with .safetensors, got {output.suffix!r}")
+    if os.path.lexists(output) and not output.is_dir():
+        if output.exists() and options.file.exists() and output.samefile(options.file):
+            raise ConfigurationError(f"{output} is the file to convert; choose another name for the new one")
+        if not options.force:
+            raise ConfigurationError(f"{output} exists already; choose another file, or add --force")
+    if not output.absolute().parent.is_dir():
+        raise ConfigurationError(f"{output}: there is no folder {output.parent}; create it first")
+    try:
+        check_writable(output)
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be written: {error.strerror}; choose another file") from None
+
+
+def _rows(made: Conversion, output: Path) -> dict[str, str]:
+    network, record = made.network, made.record
+    size = record.stored_size
+    colour = ", ".join(f"{value:.4g}" for value in mean_colour(record.mean))
+    kind = "colour" if record.mean.ndim == 1 else f"image of {size} x {size} pixels, on average"
+    resized = "both sides become" if record.resize == "squash" else "the shorter side becomes"
+    if network.classes:
+        classes = f"{network.num_classes}, from {network.classes[0]} to {network.classes[-1]}"
+    else:
+        classes = f"{network.num_classes}, without names (--classes FILE gives them)"
+    order = {"bgr": "blue, green, red in the file, now red, green, blue", "rgb": "red, green, blue"}
+    rows = {
+        "weights": f"{output}, from {made.source}",
+        "network": network.summary(),
+        "classes": classes,
+        "colours": order[made.channels],
+        "mean": f"{kind} {colour} (red, green, blue)",
+        "images": f"{resized} {size} pixels, the network sees {record.crop_size} x {record.crop_size} of them",
+    }
+    if made.note:
+        rows["note"] = made.note
+    rows["evaluate"] = command("fastalex.evaluate", output, "DATA")
+    return rows
