@@ -69,6 +69,7 @@ def test_searched_rows_are_a_random_choice_or_all():
     assert rows == sorted(rows)
     assert rows[-1] > 500
     assert choose_rows(1000, 0) == []
+    assert len(set(choose_rows(21, 20))) == 20
 
 
 def test_the_hardest_images_have_the_highest_losses():
