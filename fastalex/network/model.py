@@ -192,13 +192,13 @@ class AlexNet(nn.Module):
         Args:
             may_wait: check images on a GPU, too, which waits for it.
         """
-        if not isinstance(images, Tensor) or torch.jit.is_tracing() or not images.numel():
+        if not isinstance(images, Tensor) or torch.jit.is_tracing():
             return
         if not (images.is_cpu or (may_wait and images.is_cuda and not torch.cuda.is_current_stream_capturing())):
             return
         try:
             low, high = (value.item() for value in images.detach().aminmax())
-        except RuntimeError:  # fake tensors, and those that torch.func or a tracer has wrapped, have no values
+        except RuntimeError:  # no image, or no values: fake tensors, and those that a tracer has wrapped
             return
         largest = max(abs(low), abs(high))
         if largest == 0:
