@@ -1,4 +1,6 @@
-"""Names of data sets, splits and classes: what a set is called, which folder is which split, which names look alike."""
+"""Names of data sets, splits, classes and files: what a set is called, which folder is which split, which names look
+alike, and in which order people list them.
+"""
 
 import codecs
 import difflib
@@ -77,6 +79,23 @@ def check_distinct(names: Iterable[str], where: str) -> None:
                 f"{where}: classes {first} and {number} cannot be told apart: {other!r} and {name!r}; give each class "
                 f"a name of its own"
             )
+
+
+def natural_key(name: str) -> tuple[tuple[str | tuple[int, str], ...], str]:
+    """Return a sort key that puts names into the order people expect: "img2" before "img10".
+
+    Runs of decimal digits, of any script, compare as numbers; what is between them compares by code points, capitals
+    first. Names with the same numbers, such as "img2" and "img02", follow in the order of their code points, so no two
+    different names have the same key. Numbers may have any length.
+    """
+    parts = re.split(r"(\d+)", name)  # text and digits in turn, so keys always compare like with like
+    return tuple(_number(part) if index % 2 else part for index, part in enumerate(parts)), name
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """What decimal digits of any script compare as: their count without leading zeros, and the digits themselves."""
+    plain = "".join(str(unicodedata.decimal(digit)) for digit in digits).lstrip("0")
+    return len(plain), plain
 
 
 def looks(name: str) -> str:
