@@ -17,7 +17,7 @@ from fastalex.datasets import AnyDataset, channel_means, mean_image_hash, open_d
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision, configure_libraries
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import WeightsRecord, load_record
 from fastalex.parallel.engine import Engine
 from fastalex.parallel.layout import Layout, ParallelPlan
@@ -63,10 +63,8 @@ class TrainedNetwork:
             raise ConfigurationError(f"no such run folder or weights file: {path}")
         is_run = path.is_dir()
         run = path if is_run else path.parent
-        weights = path / f"{which}.safetensors" if is_run else path
         config = RunConfig.load(run) if is_run or (run / "config.json").is_file() else None
-        if not weights.exists():
-            raise ConfigurationError(f"{run} has no {weights.name} yet: {_missing_weights(run, which)}")
+        weights = find_weights(path, which)
         network = cls(weights, load_spec(weights), None, record=load_record(weights))
         if config is None:
             return network
@@ -269,10 +267,3 @@ def check_split(dataset: AnyDataset, split: str) -> None:
 
 def _splits_with_images(dataset: AnyDataset) -> list[str]:
     return [name for name in dataset.splits if dataset.count(name)]
-
-
-def _missing_weights(run: Path, which: str) -> str:
-    """Why a run lacks a weights file, and what to do about it."""
-    if which == "best" and (run / "last.safetensors").exists():
-        return "its first epoch is not finished; use its last weights instead"
-    return "it has not saved a checkpoint"
