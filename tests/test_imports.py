@@ -16,7 +16,7 @@ PACKAGES = ("kernels", "dataloading", "fastalex", "bench")
 
 # Packages and modules of fastalex by level: imports go to lower levels, or stay in the package.
 LEVELS = (
-    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup"),
+    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup", "pictures"),
     ("network", "recipes"),
     ("parallel",),
     ("cli",),
@@ -31,7 +31,7 @@ OPTION = re.compile(r"(?<!torchrun )--[a-z]")  # torchrun's own options may be n
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
-MOST_MODULES = {"kernels": 20, "bench": 20}  # one file per operator, one script per benchmark
+MOST_MODULES = {"kernels": 20, "bench": 20, "fastalex": 20}  # one file per operator, benchmark, command
 MOST_MODULES_ELSEWHERE = 14
 
 # --- reading the source -----------------------------------------------------------------------------------------------
