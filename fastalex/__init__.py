@@ -1,7 +1,7 @@
 """A faithful reproduction of AlexNet (Krizhevsky, Sutskever and Hinton, 2012) that trains fast on modern hardware.
 
-The commands are ``python -m fastalex.train``, ``evaluate``, ``features``, ``plan``, ``study`` and ``baseline``. From
-Python, :class:`AlexNet` builds a network and :func:`load_model` loads a trained one.
+The commands are ``python -m fastalex.train``, ``evaluate``, ``features``, ``show``, ``plan``, ``study`` and
+``baseline``. From Python, :class:`AlexNet` builds a network and :func:`load_model` loads a trained one.
 """
 
 import fastalex.startup  # noqa: F401 (first, because what fails later is harder to understand)
