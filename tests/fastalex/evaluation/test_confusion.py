@@ -99,11 +99,11 @@ def test_every_cell_of_a_thousand_classes_has_a_pixel():
 
 
 def test_any_name_can_be_drawn(tmp_path, recwarn):
-    names = ["$x_1$ \\frac", "日本", "two\nlines", "bytes \udcff", "n" * 300]
+    names = ["$\\frac$", "日本", "two\nlines", "bytes \udcff", "n" * 300]
     write_confusion(tmp_path / "a.png", np.eye(5, dtype=np.int64), names)
     assert not recwarn.list
     drawn = [label.get_text() for label in confusion_figure(np.eye(5, dtype=int), names).axes[0].get_yticklabels()]
-    assert drawn == ["$x_1$ \\frac", "日本", "two\\nlines", "bytes \\udcff", "n" * 29 + "…"]
+    assert drawn == ["$\\frac$", "日本", "two\\nlines", "bytes \\udcff", "n" * 29 + "…"]
     write_confusion(tmp_path / "a.csv", np.eye(5, dtype=np.int64), names)
     header = next(csv.reader((tmp_path / "a.csv").open(errors="surrogateescape", newline="")))
     assert header == ["class", *names]
