@@ -6,7 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastalex.errors import ConfigurationError
 
 __all__ = [
     "UNFINISHED",
+    "check_new_file",
     "check_new_folder",
     "check_place",
     "check_writable",
@@ -84,6 +85,29 @@ def check_new_folder(folder: Path, remedy: str) -> None:
 
     with contextlib.suppress(Checked), new_folder(folder, remedy):
         raise Checked
+
+
+def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool, remedy: str) -> None:
+    """Check that a file can be written, before the work that it is to hold.
+
+    Args:
+        suffixes: one of which the name must have.
+        overwrite: an existing file may be replaced.
+        remedy: what to do if the file exists, besides choosing another one.
+
+    Raises:
+        ConfigurationError: the suffix is wrong, the file exists, or it cannot be written where it is.
+    """
+    if path.suffix not in suffixes:
+        raise ConfigurationError(f"{path} must end with {' or '.join(suffixes)}, got {path.suffix!r}")
+    if path.is_file() and not overwrite:
+        raise ConfigurationError(f"{path} exists already; choose another file, or {remedy}")
+    if not os.path.lexists(path.absolute().parent):
+        raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
 
 
 def check_place(folder: Path, remedy: str) -> None:

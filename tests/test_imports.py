@@ -16,7 +16,7 @@ PACKAGES = ("kernels", "dataloading", "fastalex", "bench")
 
 # Packages and modules of fastalex by level: imports go to lower levels, or stay in the package.
 LEVELS = (
-    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup", "optional_packages"),
+    ("errors", "files", "console", "metrics", "datasets", "json_types", "startup", "optional_packages", "pictures"),
     ("network", "recipes"),
     ("parallel",),
     ("cli",),

@@ -140,6 +140,17 @@ class Architecture:
         """Names of the blocks in order: conv1, ..., fc8."""
         return tuple(block.name for block in self.blocks)
 
+    @property
+    def first_layer_towers(self) -> int:
+        """In how many towers the kernels of the first layer are: 2 where it was split over two GPUs in 2012, else 1.
+
+        Towers are what the next layer's groups see, or what is normalised separately.
+        """
+        first, second = self.blocks[:2]
+        assert isinstance(first, ConvBlock)
+        normalised = [step.towers for step in first.steps if isinstance(step, LocalResponseNorm)]
+        return max([second.groups, *normalised])
+
 
 @dataclass(frozen=True)
 class BlockShape:
