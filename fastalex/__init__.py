@@ -1,7 +1,7 @@
 """A faithful reproduction of AlexNet (Krizhevsky, Sutskever and Hinton, 2012) that trains fast on modern hardware.
 
-The commands are ``python -m fastalex.train``, ``evaluate``, ``predict``, ``features``, ``export``, ``plan``,
-``study`` and ``baseline``. From Python, :class:`AlexNet` builds a network and :func:`load` loads a trained one.
+``fastalex`` alone lists the commands. From Python, :class:`AlexNet` builds a network and :func:`load` loads a trained
+one.
 """
 
 import importlib

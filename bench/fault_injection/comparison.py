@@ -36,8 +36,8 @@ def trained(run: Path) -> Result:
     result["metrics"] = [{name: line[name] for name in _METRICS if name in line} for line in lines]
     config = json.loads((run / "config.json").read_text())
     result["config.json"] = {name: value for name, value in config.items() if name not in ("output", "sha256")}
-    # Only the end of a run that was not killed draws a curve, and events are as many as there were resumptions.
-    others = {path.name for path in run.iterdir()} - {"curve.png"}
+    # Only the end of a run that was not killed draws pictures, and events are as many as there were resumptions.
+    others = {path.name for path in run.iterdir() if path.suffix != ".png"}
     result["files"] = sorted(name for name in others if not name.startswith((".", "events.")))
     return result
 

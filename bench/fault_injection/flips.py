@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import shutil
@@ -183,8 +182,8 @@ def _make(place: Workplace, whole: Path) -> None:
     folder.mkdir()
     shutil.copytree(place.root / "prepared", folder / "data")
     place.run("fastalex.train", "data", *_SHORT.first(place)[2:], folder=folder)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "run" / "curve.png").unlink()
+    for picture in (folder / "run").glob("*.png"):
+        picture.unlink()
     shutil.copytree(place.root / "photos", folder / "photos")
     (prepare,) = (reader for reader in READERS if reader.name == "go on preparing")
     process, working = Process(prepare.arguments, folder, folder / "log"), folder / f"{HALF}.preparing"

@@ -18,6 +18,7 @@ from fastalex.cli import check_positive, optional
 from fastalex.console import console, print_rows, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
+from fastalex.evaluation.confusion import check_size, confusion_matrix, write_confusion
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
 from fastalex.evaluation.prediction_files import (
     errors_by_class,
@@ -33,7 +34,7 @@ from fastalex.evaluation.trained_network import (
     with_mean,
     with_training_data,
 )
-from fastalex.files import check_writable
+from fastalex.files import check_new_file
 from fastalex.metrics import Metrics, chance, has_top5
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
@@ -73,6 +74,9 @@ class EvaluateOptions:
     """Number of classes to list, those with the highest errors first."""
     class_errors: Annotated[Path | None, optional("FILE.csv")] = None
     """Write the errors of every class to this file."""
+    confusion: Annotated[Path | None, optional("FILE.csv|FILE.png")] = None
+    """Write the confusion matrix to this file, as a table or as a picture: how many images of each class (rows) get
+    each class as their most probable one (columns)."""
     predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
     """Write the name, class and five most probable classes of each image to this file."""
     overwrite: bool = False
@@ -93,6 +97,7 @@ class EvaluationJob:
     worst: int
     class_errors: Path | None
     predictions: Path | None
+    confusion: Path | None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -113,11 +118,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     check_positive("--batch-size", options.batch_size)
     if options.worst < 0:
         raise ConfigurationError(f"--worst must be 0 or more, got {options.worst}")
-    for path, suffixes in ((options.class_errors, (".csv",)), (options.predictions, (".csv", ".npz"))):
-        if path is not None:
-            _check_output(path, suffixes, options.overwrite)
-    if options.predictions and options.class_errors and _are_same(options.predictions, options.class_errors):
-        raise ConfigurationError(f"--predictions and --class-errors both name {options.predictions}; name two files")
+    _check_files(options)
     check_one_mean(options.training_data, options.mean)
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
@@ -139,6 +140,8 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     if options.fit_coefficients:
         check_split(dataset, options.fit_coefficients)
     _check_classes(networks[0], dataset)
+    if options.confusion:
+        check_size(len(dataset.classes))
     check_mean_images(networks, dataset)
     evaluation = Evaluation(
         networks,
@@ -151,7 +154,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         options.batch_size,
         options.precision,
     )
-    return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions)
+    return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions, options.confusion)
 
 
 def check_one_mean(training_data: Path | None, mean: str | None) -> None:
@@ -204,26 +207,21 @@ def resolve_and_evaluate(world: World, argument: tuple[EvaluateOptions, Devices]
     evaluate_and_report(world, world.from_first(lambda: resolve(options, devices)))
 
 
-def _check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
-    """Check that a file can be written, before the evaluation takes hours.
-
-    Raises:
-        ConfigurationError: the suffix is wrong, the file exists, or it cannot be written where it is.
-    """
-    if path.suffix not in suffixes:
-        raise ConfigurationError(f"{path} must end with {' or '.join(suffixes)}, got {path.suffix!r}")
-    if path.is_file() and not overwrite:
-        raise ConfigurationError(f"{path} exists already; choose another file, or add --overwrite")
-    if not os.path.lexists(path.absolute().parent):
-        raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
-
-
-def _are_same(first: Path, second: Path) -> bool:
-    return os.path.realpath(first) == os.path.realpath(second)
+def _check_files(options: EvaluateOptions) -> None:
+    """Check that the files can be written, before the evaluation takes hours, and that each has a name of its own."""
+    wanted = (
+        ("--class-errors", options.class_errors, (".csv",)),
+        ("--predictions", options.predictions, (".csv", ".npz")),
+        ("--confusion", options.confusion, (".csv", ".png")),
+    )
+    named: dict[str, str] = {}
+    for option, path, suffixes in wanted:
+        if path is None:
+            continue
+        check_new_file(path, suffixes, overwrite=options.overwrite, remedy="add --overwrite")
+        other = named.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise ConfigurationError(f"{option} and {other} both name {path}; name two files")
 
 
 def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
@@ -345,6 +343,9 @@ def _report(job: EvaluationJob, result: EvaluationResult) -> None:
         if job.predictions:
             write_predictions(job.predictions, predictions, dataset, evaluation.split)
             out.print(f"predictions: {job.predictions}")
+        if job.confusion:
+            write_confusion(job.confusion, confusion_matrix(predictions, classes), dataset.classes)
+            out.print(f"confusion matrix: {job.confusion}")
     except OSError as error:
         raise ConfigurationError(
             f"{error.filename} cannot be written: {error.strerror}; the results above are complete; free space, or "

@@ -93,7 +93,7 @@ def write_class_errors(path: Path, errors: Sequence[ClassErrors]) -> None:
         (e.name, e.words, e.images, f"{e.top1_error:.4f}", f"{e.top5_error:.4f}", e.confused_with, e.confusions)
         for e in errors
     ]
-    write_atomically(path, _csv([header, *rows]))
+    write_atomically(path, as_csv([header, *rows]))
 
 
 def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset, split: str) -> None:
@@ -118,7 +118,7 @@ def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset,
         )
         write_atomically(path, buffer.getvalue())
     else:
-        write_atomically(path, _csv(list(_prediction_rows(predictions, dataset, samples, files))))
+        write_atomically(path, as_csv(list(_prediction_rows(predictions, dataset, samples, files))))
 
 
 def _prediction_rows(
@@ -135,7 +135,8 @@ def _prediction_rows(
         yield (sample, file, dataset.classes[label], *texts)
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+def as_csv(rows: Sequence[Sequence[object]]) -> bytes:
+    """The content of a CSV file. Names that are not valid UTF-8 keep their bytes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -35,8 +35,9 @@ from fastalex.network.architecture import (
     Step,
     four_sided,
 )
-from fastalex.network.blocks import dropout_scale, named_steps_of
+from fastalex.network.blocks import dropout_scale
 from fastalex.network.model import AlexNet
+from fastalex.network.steps import named_steps_of
 from fastalex.network.weights_record import program_version
 from fastalex.optional_packages import require
 
@@ -138,11 +139,13 @@ class _Graph:
             x = self._step(step, x, f"{block.name}.{name}", activation)
         return x
 
-    def linear(self, block: LinearBlock, weight: Tensor, bias: Tensor, x: str, activation: str, scale: float) -> str:
-        """A fully connected layer with its activation and the dropout of 2012, which multiplies by ``scale``."""
+    def linear(
+        self, block: LinearBlock, weight: Tensor, bias: Tensor, x: str, activation: str, scale: float | None
+    ) -> str:
+        """A fully connected layer with its activation and dropout, which multiplies by ``scale``; None for none."""
         x = self.add("Flatten", [x], f"{block.name}.flattened", axis=1)
-        if block.dropout == "before" and scale != 1.0:
-            x = self._scale(x, scale, f"{block.name}.scaled")
+        if block.dropout == "before" and scale is not None:
+            x = self._scale(x, scale, f"{block.name}.dropout")
         weights, biases = weight.chunk(block.groups), bias.chunk(block.groups)
 
         def multiply(inputs: str, output: str, group: int) -> str:
@@ -156,7 +159,7 @@ class _Graph:
         x = self._by_group(block.groups, x, f"{block.name}.linear", multiply)
         if block.activation:
             x = self._activate(x, f"{block.name}.activation", activation)
-        if block.dropout == "after" and scale != 1.0:
+        if block.dropout == "after" and scale is not None:
             x = self._scale(x, scale, f"{block.name}.dropout")
         return x
 

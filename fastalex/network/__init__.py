@@ -1,10 +1,10 @@
 """What the network is: its architectures as plain data, and the PyTorch modules built from them.
 
 ``architecture`` holds the data classes, ``published`` the named networks and ``variation`` the changes a user may ask
-for. ``blocks`` and ``model`` turn an architecture into modules, ``deferred_gradients`` computes weight gradients once
-per step, ``precision`` sets what the modules compute in, ``weights`` reads weight files, ``means`` the means of images,
-also in Caffe's format (``caffe_format``), and ``footprint`` counts parameters, arithmetic and memory. The package knows
-nothing of recipes, devices or training runs.
+for. ``blocks`` and ``model`` turn an architecture into modules, and ``steps`` holds the modules that hooks see.
+``deferred_gradients`` computes weight gradients once per step, ``precision`` sets what the modules compute in,
+``weights`` reads weight files, ``means`` the means of images, also in Caffe's format (``caffe_format``), and
+``footprint`` counts parameters, arithmetic and memory. The package knows nothing of recipes, devices or training runs.
 """
 
 from fastalex.network.architecture import Architecture, block_shapes

@@ -226,3 +226,36 @@ def _linear_shape(block: LinearBlock, shape: tuple[int, ...]) -> BlockShape:
         )
     weights = inputs // block.groups * block.out_features
     return BlockShape(block.name, inputs, (block.out_features,), weights + block.out_features, weights)
+
+
+def describe_block(block: Block, architecture: Architecture) -> str:
+    """A block in one line: layer, steps in order, and the shape of the output for one image.
+
+    ``3 -> 96, 11x11, stride 4, padding (0, 3, 0, 3); 2-tower norm, pool 3/2, relu -> 96x27x27``. The 3/2 is the pooling
+    window and its stride. Stride 1, no padding and one group are left out.
+    """
+    shape = next(shape for shape in block_shapes(architecture) if shape.name == block.name)
+    groups = [f"groups {block.groups}"] if block.groups > 1 else []
+    if isinstance(block, LinearBlock):
+        dropout = [f"dropout {architecture.dropout:g}"] if block.dropout != "none" and architecture.dropout else []
+        before, after = (dropout, []) if block.dropout == "before" else ([], dropout)
+        steps = ([architecture.activation] if block.activation else []) + after
+        layer = [f"{shape.inputs} -> {block.out_features}", *groups]
+        return "; ".join(", ".join(part) for part in (before, layer, steps) if part)
+    kernel = [f"{block.kernel_size}x{block.kernel_size}"] + ([f"stride {block.stride}"] if block.stride > 1 else [])
+    padding = [f"padding {block.padding}"] if any(four_sided(block.padding)) else []
+    layer = [f"{shape.inputs} -> {block.out_channels}", *kernel, *padding, *groups]
+    steps = [_describe_step(step, architecture) for step in block.steps]
+    return f"{'; '.join(', '.join(part) for part in (layer, steps) if part)} -> {'x'.join(map(str, shape.output))}"
+
+
+def _describe_step(step: Step, architecture: Architecture) -> str:
+    match step:
+        case Activation():
+            return architecture.activation
+        case LocalResponseNorm(towers=towers):
+            return f"{towers}-tower norm" if towers > 1 else "norm"
+        case SameMapNorm():
+            return "same-map norm"
+        case MaxPool(kernel_size, stride):
+            return f"pool {kernel_size}/{stride}"

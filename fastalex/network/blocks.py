@@ -1,17 +1,18 @@
 """The blocks of a network as modules: a convolution or a fully connected layer, with the steps that follow it.
 
-All heavy work goes through the operators of :mod:`kernels`, fused where neighbouring steps allow it.
+All heavy work goes through the operators of :mod:`kernels`, fused where neighbouring steps allow it. A hookable block,
+and one that is watched, runs its steps one by one instead (:mod:`fastalex.network.steps`).
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,10 +27,24 @@ from fastalex.network.architecture import (
     MaxPool,
     SameMapNorm,
     Step,
+    describe_block,
     four_sided,
 )
-from fastalex.network.deferred_gradients import LinearGradientSink, linear
+from fastalex.network.deferred_gradients import LinearGradientSink
 from fastalex.network.precision import COMPUTE_DTYPES, Precision
+from fastalex.network.steps import (
+    ConvolutionStep,
+    DropoutStep,
+    LinearStep,
+    activation_module,
+    convolve,
+    multiply,
+    named_steps_of,
+    step_module,
+)
+
+Watch = Callable[[str, Tensor], None]
+"""Called with the name of a step and its result."""
 
 
 class WeightedBlock(nn.Module, abc.ABC):
@@ -38,8 +53,11 @@ class WeightedBlock(nn.Module, abc.ABC):
     Attributes:
         gradient_sink: takes over the weight gradients of backward passes (:meth:`configure_deferral`); None computes
             them within each backward pass.
+        step_names: names of the steps' modules in a hookable block, in order; empty in others.
     """
 
+    spec: Block
+    step_names: tuple[str, ...] = ()
     weight: nn.Parameter
     bias: nn.Parameter
     weight_copy: Tensor | None
@@ -48,6 +66,7 @@ class WeightedBlock(nn.Module, abc.ABC):
 
     def __init__(self, spec: Block, weight_shape: tuple[int, ...], architecture: Architecture, seed: int) -> None:
         super().__init__()
+        self.spec = spec
         self.architecture = architecture
         self.gradient_sink = None
         # Every block has its own generator, so its weights do not depend on the stage or machine that draws them. The
@@ -90,9 +109,45 @@ class WeightedBlock(nn.Module, abc.ABC):
 
     def compute_parameters(self) -> tuple[Tensor, Tensor]:
         """Weight and bias in the compute dtype, differentiable with respect to the master parameters."""
-        if self.weight_copy is None:
+        if self.weight_copy is None or self.bias_copy is None:
             return self.weight, self.bias
-        return _UseCopy.apply(self.weight, self.weight_copy), _UseCopy.apply(self.bias, self.bias_copy)
+        return use_copy(self.weight, self.weight_copy), use_copy(self.bias, self.bias_copy)
+
+    @abc.abstractmethod
+    def make_steps(self) -> dict[str, nn.Module]:
+        """New modules of all steps by name, in order."""
+
+    def make_hookable(self) -> None:
+        """Register the modules of all steps, through which every call goes from now on."""
+        steps = self.make_steps()
+        for name, module in steps.items():
+            self.add_module(name, module.train(self.training))
+        self.step_names = tuple(steps)
+
+    def run_steps(self, x: Tensor, seed: int | Tensor, first_row: int | Tensor, watch: Watch | None) -> Tensor:
+        """The output of the block, step by step, and each step's result to ``watch`` if it is given."""
+        if self.step_names:
+            steps = {name: getattr(self, name) for name in self.step_names}
+        else:
+            steps = {name: module.train(self.training) for name, module in self.make_steps().items()}
+        parameters = (*self.compute_parameters(), self.gradient_sink)
+        arguments = {"conv": parameters, "linear": parameters, "dropout": (seed, first_row)}
+        for name, step in steps.items():
+            x = step(x, *arguments.get(name, ()))
+            if watch is not None:
+                watch(name, x)
+        return x
+
+    @torch.no_grad()
+    def share_parameters(self, other: WeightedBlock) -> None:
+        """Use another block's parameters and low-precision copies, in its mode."""
+        self.weight, self.bias = other.weight, other.bias
+        self.weight_copy, self.bias_copy = other.weight_copy, other.bias_copy
+        self.train(other.training)
+
+    def extra_repr(self) -> str:
+        """Layer, steps and output, in one line."""
+        return describe_block(self.spec, self.architecture)
 
     @abc.abstractmethod
     def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
@@ -136,6 +191,14 @@ class _UseCopy(torch.autograd.Function):
         return None if gradient is None else gradient.to(ctx.dtype), None
 
 
+def use_copy(master: Tensor, copy: Tensor) -> Tensor:
+    """The low-precision copy of a parameter, differentiable with respect to the parameter."""
+    return _UseCopy.apply(master, copy)
+
+
+torch.fx.wrap("use_copy")  # one node in a graph: torch.fx cannot trace autograd functions
+
+
 class Convolution(WeightedBlock):
     """A conv layer with the steps that follow it: N x C x H x W to N x K x OH x OW, channels_last in memory.
 
@@ -143,17 +206,21 @@ class Convolution(WeightedBlock):
     bias + ReLU + LRN + pooling in the orders of the 2012 networks.
     """
 
+    spec: ConvBlock
     gradient_sink: kernels.GradientSink | None
 
     def __init__(self, spec: ConvBlock, in_channels: int, architecture: Architecture, seed: int) -> None:
         kernel = (spec.kernel_size, spec.kernel_size)
         super().__init__(spec, (spec.out_channels, in_channels // spec.groups, *kernel), architecture, seed)
-        self.spec = spec
 
     def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
         self.gradient_sink = kernels.GradientSink(defer=convolutions, micro_batches=micro_batches)
 
-    def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0, *, watch: Watch | None = None
+    ) -> Tensor:
+        if self.step_names or watch is not None:
+            return self.run_steps(x, seed, first_row, watch)
         weight, bias = self.compute_parameters()
         steps = self.spec.steps
         relu = self.architecture.activation == "relu"
@@ -174,27 +241,13 @@ class Convolution(WeightedBlock):
             x = self._apply_step(step, x)
         return x
 
-    def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of each step in evaluation, computed one by one without fusion."""
-        x = self._convolve(x, *self.compute_parameters())
-        yield "conv", x
-        for name, step in named_steps_of(self.spec):
-            x = self._apply_step(step, x)
-            yield name, x
+    def make_steps(self) -> dict[str, nn.Module]:
+        activation = self.architecture.activation
+        steps = {name: step_module(step, activation) for name, step in named_steps_of(self.spec)}
+        return {"conv": ConvolutionStep(self.spec), **steps}
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
-        spec = self.spec
-        return kernels.conv2d_relu(
-            x,
-            weight,
-            bias,
-            stride=spec.stride,
-            padding=four_sided(spec.padding),
-            groups=spec.groups,
-            relu=relu,
-            # The sink caches transformed weights for the current step; evaluation always uses the weights themselves.
-            gradient_sink=self.gradient_sink if torch.is_grad_enabled() else None,
-        )
+        return convolve(self.spec, x, weight, bias, self.gradient_sink, relu=relu)
 
     def _windows_fit(self, pool: MaxPool, x: Tensor) -> bool:
         """Whether the last pooling window ends at the edge of the convolution's output, as the fused operator needs."""
@@ -221,24 +274,27 @@ class Convolution(WeightedBlock):
 class Linear(WeightedBlock):
     """A fully connected layer with its activation and dropout. Takes N x F, or N x C x H x W, which it flattens."""
 
+    spec: LinearBlock
     gradient_sink: LinearGradientSink | None
 
     def __init__(self, spec: LinearBlock, in_features: int, architecture: Architecture, seed: int) -> None:
         super().__init__(spec, (spec.out_features, in_features // spec.groups), architecture, seed)
-        self.spec = spec
 
     def configure_deferral(self, micro_batches: int | None, *, convolutions: bool) -> None:
         if self.spec.groups == 1:
             self.gradient_sink = LinearGradientSink(self.weight, micro_batches)
 
-    def forward(self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, seed: int | Tensor = 0, first_row: int | Tensor = 0, *, watch: Watch | None = None
+    ) -> Tensor:
+        if self.step_names or watch is not None:
+            return self.run_steps(x.flatten(1).to(self.compute_dtype), seed, first_row, watch)
         weight, bias = self.compute_parameters()
         x = x.flatten(1).to(weight.dtype)
         spec, architecture = self.spec, self.architecture
         dropout: dict[str, Any] = {
             "p": architecture.dropout,
-            # Philox streams of neighbouring keys are independent, so each layer adds its number to the step's key.
-            "seed": seed + _number_in(spec.name),
+            "seed": seed + _number_in(spec.name),  # as in DropoutStep
             "first_row": first_row,
             "training": self.training,
             "inverted": architecture.inverted_dropout,
@@ -254,43 +310,32 @@ class Linear(WeightedBlock):
             x = kernels.dropout(x, **dropout)
         return x
 
-    def steps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of each step in evaluation, computed one by one without fusion."""
+    def make_steps(self) -> dict[str, nn.Module]:
         spec, architecture = self.spec, self.architecture
-        scale = dropout_scale(spec, architecture)
-        weight, bias = self.compute_parameters()
-        x = x.flatten(1).to(weight.dtype)
-        if spec.dropout == "before" and scale != 1.0:
-            x = x * scale
-        x = self._multiply(x, weight, bias)
-        yield "linear", x
+        dropout = DropoutStep(architecture.dropout, architecture.inverted_dropout, _number_in(spec.name))
+        has_dropout = architecture.dropout > 0
+        steps: dict[str, nn.Module] = {}
+        if spec.dropout == "before" and has_dropout:
+            steps["dropout"] = dropout
+        steps["linear"] = LinearStep(spec.groups)
         if spec.activation:
-            x = _activate(x, architecture)
-            yield "activation", x
-        if spec.dropout == "after" and scale != 1.0:
-            yield "dropout", x * scale
+            steps["activation"] = activation_module(architecture.activation)
+        if spec.dropout == "after" and has_dropout:
+            steps["dropout"] = dropout
+        return steps
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.spec.groups == 1:
-            return linear(x, weight, bias, self.gradient_sink)
-        groups = zip(x.chunk(self.spec.groups, 1), weight.chunk(self.spec.groups), strict=True)
-        product = torch.cat([F.linear(inputs, weights) for inputs, weights in groups], 1)
-        return product if bias is None else product + bias
+        return multiply(x, weight, bias, self.spec.groups, self.gradient_sink)
 
 
-def named_steps_of(block: ConvBlock) -> Iterator[tuple[str, Step]]:
-    """The steps of a convolutional block with their names: ``activation``, ``norm``, ``pool``; a second ``pool2``."""
-    names = {Activation: "activation", LocalResponseNorm: "norm", SameMapNorm: "same_map_norm", MaxPool: "pool"}
-    seen: Counter[str] = Counter()
-    for step in block.steps:
-        name = names[type(step)]
-        seen[name] += 1
-        yield name if seen[name] == 1 else f"{name}{seen[name]}", step
+def dropout_scale(block: LinearBlock, architecture: Architecture) -> float | None:
+    """What dropout multiplies features by in evaluation: 1 - p in the networks of 2012, 1 with inverted dropout.
 
-
-def dropout_scale(block: LinearBlock, architecture: Architecture) -> float:
-    """What dropout multiplies features by in evaluation: 1 - p in the networks of 2012, 1 with inverted dropout."""
-    return 1.0 if architecture.inverted_dropout or block.dropout == "none" else 1.0 - architecture.dropout
+    None if the block has no dropout.
+    """
+    if block.dropout == "none" or not architecture.dropout:
+        return None
+    return 1.0 if architecture.inverted_dropout else 1.0 - architecture.dropout
 
 
 def _number_in(name: str) -> int:

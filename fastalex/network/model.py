@@ -5,25 +5,30 @@
     >>> named = model.activations(images, ["conv3", "fc7"])     # {"conv3": N x 384 x 13 x 13, "fc7": N x 4096}
 
 Blocks are modules named conv1 ... conv5, fc6 ... fc8, each with ``weight`` and ``bias``, so the keys of a state dict
-are ``conv1.weight`` and so on.
+are ``conv1.weight`` and so on. In a hookable network their steps are modules, too: ``conv1.conv``, ``conv1.norm``.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Architecture, ConvBlock, block_shapes
-from fastalex.network.blocks import Convolution, Linear
+from fastalex.network.blocks import Convolution, Linear, Watch
 from fastalex.network.precision import COMPUTE_DTYPES, Precision
 from fastalex.network.variation import Variation, build_architecture
+
+# Images of bytes minus their mean reach far beyond it. Scaled to 0-1 they stay below, also divided by their deviation.
+_LARGEST_SCALED = 4.0
 
 
 class AlexNet(nn.Module):
@@ -34,6 +39,7 @@ class AlexNet(nn.Module):
         num_classes: outputs of the last layer (ignored if an Architecture is given).
         seed: seed of the initial weights; the same seed gives the same weights on any machine. None draws a seed from
             torch's default generator.
+        hookable: make modules of all steps, as :meth:`hookable` does.
         variation: fields of :class:`~fastalex.network.variation.Variation`: ``width``, ``lrn``, ``overlapping``,
             ``activation``, ``dropout``, ``without``, ``conv6``, ``bottleneck``, ``init``.
 
@@ -42,12 +48,15 @@ class AlexNet(nn.Module):
         TypeError: an unknown option, or options given together with an Architecture.
     """
 
+    _is_range_checked = False
+
     def __init__(
         self,
         architecture: str | Architecture = "krizhevsky",
         num_classes: int = 1000,
         *,
         seed: int | None = None,
+        hookable: bool = False,
         **variation: Any,
     ) -> None:
         super().__init__()
@@ -64,9 +73,15 @@ class AlexNet(nn.Module):
         for block, shape in zip(architecture.blocks, block_shapes(architecture), strict=True):
             module = Convolution if isinstance(block, ConvBlock) else Linear
             self.add_module(block.name, module(block, shape.inputs, architecture, seed))  # type: ignore[arg-type]
+        if hookable:
+            for made in self.blocks():
+                made.make_hookable()
 
     def forward(self, images: Tensor, *, seed: int | Tensor | None = None, first_row: int | Tensor = 0) -> Tensor:
         """Logits, N x num_classes.
+
+        In evaluation on a CPU, the first images are checked: a warning says if they look scaled to 0-1 or to unit
+        variance.
 
         Args:
             images: N x 3 x S x S, any floating dtype, RGB 0-255 minus the mean.
@@ -77,12 +92,32 @@ class AlexNet(nn.Module):
         Raises:
             ConfigurationError: images of another shape, or of an integer dtype.
         """
-        if seed is None:
-            seed = int(torch.randint(2**62, ())) if self.training else 0
+        seed = choose_seed(seed, self.training)
         x = prepare_images(images, self.architecture, self.compute_dtype)
+        # First, so that a compiled graph does not depend on the other two.
+        if not (torch.compiler.is_compiling() or self.training or self._is_range_checked):
+            self._check_range(images, stacklevel=5)  # below it are this function, two of nn.Module's, and the caller
         for block in self.blocks():
             x = block(x, seed, first_row)
         return x
+
+    def hookable(self) -> Self:
+        """A network whose steps are modules, with this network's parameters, precision and mode.
+
+        The modules have the names that :meth:`activations` uses: ``conv1.conv``, ``conv1.norm``, ``conv1.pool``,
+        ``conv1.activation``, ``conv2.same_map_norm``, ``fc6.linear``, ``fc6.activation``, ``fc6.dropout``, ... They run
+        one after the other, without fusion, so results differ by rounding and take longer. Forward hooks on them see
+        what :meth:`activations` returns, and ``torch.fx`` traces each of them as one node.
+
+        Both networks have the same parameter objects: training or loading weights changes both. Hooks are not copied. A
+        later :meth:`set_precision` changes one of the two.
+        """
+        with torch.device("meta"):  # allocates nothing: all parameters are replaced
+            twin = type(self)(self.architecture, seed=0, hookable=True)
+        for block, own in zip(twin.blocks(), self.blocks(), strict=True):
+            block.share_parameters(own)
+        twin.training = self.training
+        return twin
 
     def stage(self, names: Sequence[str]) -> Stage:
         """Consecutive blocks as one module that shares this network's parameters."""
@@ -94,7 +129,8 @@ class AlexNet(nn.Module):
         ``conv2`` is the output of the block, after normalisation and pooling. ``conv2.conv``, ``conv2.activation``,
         ``conv2.norm``, ``conv2.same_map_norm`` and ``conv2.pool`` are its steps, as far as it has them; fully connected
         blocks have ``fc6.linear``, ``fc6.activation`` and ``fc6.dropout``. Dropout is off in any mode. Gradients flow
-        if grad mode is enabled.
+        if grad mode is enabled. Hooks on the blocks are called, once each, and what they return takes the place of the
+        activation. The first images are checked as in :meth:`forward`, also on a GPU.
 
         Raises:
             ConfigurationError: an unknown name, or images that the network does not accept.
@@ -104,7 +140,10 @@ class AlexNet(nn.Module):
         self.eval()
         try:
             x = prepare_images(images, self.architecture, self.compute_dtype)
-            found = dict(named_steps(self.blocks(), x))
+            if not (torch.compiler.is_compiling() or self._is_range_checked):
+                self._check_range(images, stacklevel=3, may_wait=True)
+            found: dict[str, Tensor] = {}
+            run_watched(self.blocks(), x, found.__setitem__)
         finally:
             self.train(was_training)
         unknown = [name for name in wanted if name not in found]
@@ -142,13 +181,43 @@ class AlexNet(nn.Module):
             block.set_precision(precision)
         last.set_precision("fp32")
 
+    def extra_repr(self) -> str:
+        """Architecture, input and size."""
+        size, parameters = self.architecture.image_size, sum(parameter.numel() for parameter in self.parameters())
+        return f"{self.architecture.name}: images 3 x {size} x {size}, {parameters:,} parameters"
+
+    def _check_range(self, images: Tensor, stacklevel: int, may_wait: bool = False) -> None:
+        """Warn once if images look scaled to 0-1 or to unit variance; images of zeros decide nothing.
+
+        Args:
+            may_wait: check images on a GPU, too, which waits for it.
+        """
+        if not isinstance(images, Tensor) or torch.jit.is_tracing():
+            return
+        if not (images.is_cpu or (may_wait and images.is_cuda and not torch.cuda.is_current_stream_capturing())):
+            return
+        try:
+            low, high = (value.item() for value in images.detach().aminmax())
+        except RuntimeError:  # no image, or no values: fake tensors, and those that a tracer has wrapped
+            return
+        largest = max(abs(low), abs(high))
+        if largest == 0:
+            return
+        self._is_range_checked = True
+        if largest <= _LARGEST_SCALED:
+            warnings.warn(
+                f"the images range from {low:.3g} to {high:.3g}, as if scaled to 0-1 or to unit variance; "
+                f"{self.architecture.name} takes RGB 0-255 minus the mean: multiply by 255 and subtract the mean image",
+                stacklevel=stacklevel,
+            )
+
 
 def _check_option_names(given: Iterable[str]) -> None:
     """Raise TypeError for names that are not fields of :class:`Variation`."""
     varied = [field.name for field in fields(Variation)]
     for name in given:
         if name not in varied:
-            options = ["num_classes", "seed", *varied]
+            options = ["num_classes", "seed", "hookable", *varied]
             near = difflib.get_close_matches(name, options, 1)
             hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
             raise TypeError(f"AlexNet has no option {name!r}; {hint} from {', '.join(options)}")
@@ -170,7 +239,7 @@ class Stage(nn.Module):
         self.compute_dtype = model.compute_dtype
         self.is_first = names[0] == model.architecture.block_names[0]
         self.is_last = names[-1] == model.architecture.block_names[-1]
-        self.watch: Callable[[str, Tensor], None] | None = None
+        self.watch: Watch | None = None
         for name in names:
             self.add_module(name, model.get_submodule(name))
         self.train(model.training)
@@ -180,10 +249,7 @@ class Stage(nn.Module):
         if self.is_first:
             x = prepare_images(x, self.architecture, self.compute_dtype)
         if self.watch is not None and not self.training:
-            for name, activation in named_steps(self.blocks(), x):
-                self.watch(name, activation)
-                x = activation
-            return x
+            return run_watched(self.blocks(), x, self.watch)
         for block in self.blocks():
             x = block(x, seed, first_row)
         return x
@@ -245,13 +311,27 @@ class Stage(nn.Module):
         return {parameter: copy for block in self.blocks() for parameter, copy in block.copies().items()}
 
 
-def named_steps(blocks: Iterable[Convolution | Linear], x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every activation in evaluation, in order; see :meth:`AlexNet.activations`."""
+def run_watched(blocks: Iterable[Convolution | Linear], x: Tensor, watch: Watch) -> Tensor:
+    """The output of the blocks in evaluation; ``watch`` gets name and value of every activation, in order.
+
+    See :meth:`AlexNet.activations`.
+    """
     for block in blocks:
-        for step, value in block.steps(x):
-            yield f"{block.spec.name}.{step}", value
-            x = value
-        yield block.spec.name, x
+        prefix = f"{block.spec.name}."
+
+        def watch_step(name: str, value: Tensor, prefix: str = prefix) -> None:
+            watch(prefix + name, value)
+
+        x = block(x, watch=watch_step)
+        watch(block.spec.name, x)
+    return x
+
+
+def choose_seed(seed: int | Tensor | None, training: bool) -> int | Tensor:
+    """The key of the dropout masks: the given one, or in training one from torch's default generator."""
+    if seed is not None:
+        return seed
+    return int(torch.randint(2**62, ())) if training else 0
 
 
 def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtype) -> Tensor:
@@ -260,7 +340,13 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
     Raises:
         ConfigurationError: not a dense floating-point tensor of shape N x 3 x image_size x image_size.
     """
-    size = architecture.image_size
+    return check_and_convert(images, architecture.name, architecture.image_size, architecture.input_std, dtype)
+
+
+def check_and_convert(
+    images: Tensor, name: str, size: int, input_std: tuple[float, float, float] | None, dtype: torch.dtype
+) -> Tensor:
+    """:func:`prepare_images` with plain arguments, which ``torch.fx`` can write into a graph."""
     found = None
     if not isinstance(images, Tensor):
         found = f"a {type(images).__name__}"
@@ -272,13 +358,18 @@ def prepare_images(images: Tensor, architecture: Architecture, dtype: torch.dtyp
         found = f"{images.dtype}; subtract the mean image from images.float()"
     if found is not None:
         raise ConfigurationError(
-            f"{architecture.name} takes floating-point images of shape N x 3 x {size} x {size}, RGB 0-255 minus the "
+            f"{name} takes floating-point images of shape N x 3 x {size} x {size}, RGB 0-255 minus the "
             f"mean; got {found}"
         )
-    if architecture.input_std is not None:
+    if input_std is not None:
         precise = torch.promote_types(images.dtype, torch.float32)
-        images = images / _per_channel(architecture.input_std, images.device, precise)
+        images = images / _per_channel(input_std, images.device, precise)
     return images.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+# One node each in a graph of torch.fx: what they look at is known at run time only.
+torch.fx.wrap("check_and_convert")
+torch.fx.wrap("choose_seed")
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
 from fastalex.json_types import check_json
-from fastalex.network.architecture import Architecture
+from fastalex.network.architecture import Architecture, ConvBlock
 from fastalex.network.foreign_files import what_it_is
 from fastalex.network.model import AlexNet
 from fastalex.network.variation import Variation, build_architecture
@@ -300,21 +300,58 @@ def load_parameters(module: torch.nn.Module, path: Path, prefix: str = "") -> No
     """
     parameters = {prefix + name: parameter for name, parameter in module.named_parameters()}
     for name, tensor in load_tensors(path, parameters).items():
-        if tensor.shape != parameters[name].shape:
-            raise ConfigurationError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the network needs {tuple(parameters[name].shape)}: "
-                "it holds weights of another architecture"
-            )
+        _check_shape(path, name, tensor, tuple(parameters[name].shape))
         parameters[name].copy_(tensor)
 
 
-def load_model(path: str | Path) -> tuple[AlexNet, NetworkSpec]:
-    """The trained network in a ``.safetensors`` file, on the CPU in fp32 and evaluation mode, and its spec.
+def _check_shape(path: Path, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ConfigurationError(
+            f"{path}: {name} has shape {tuple(tensor.shape)}, the network needs {expected}: it holds weights of "
+            "another architecture"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLayer:
+    """The first convolution of a trained network, whose kernels see the image.
+
+    Args:
+        name: of the block, ``conv1`` unless that layer was removed.
+        weights: K kernels, K x 3 x S x S, for red, green and blue.
+        towers: groups of K / towers consecutive kernels that are kept apart (:attr:`Architecture.first_layer_towers`).
+    """
+
+    name: str
+    weights: Tensor
+    towers: int
+
+
+def load_first_layer(path: Path) -> FirstLayer:
+    """The first convolution in a file of weights; only this is read.
 
     Raises:
         ConfigurationError: the file is missing, damaged, or not written by fastalex.
     """
-    path = Path(path)
+    architecture = load_spec(path).build_architecture()
+    block = architecture.blocks[0]
+    assert isinstance(block, ConvBlock)
+    name = f"{block.name}.weight"
+    weights = load_tensors(path, [name])[name]
+    _check_shape(path, name, weights, (block.out_channels, 3, block.kernel_size, block.kernel_size))
+    return FirstLayer(block.name, weights, architecture.first_layer_towers)
+
+
+def load_model(path: str | Path) -> tuple[AlexNet, NetworkSpec]:
+    """The trained network of a run, on the CPU in fp32 and evaluation mode, and its spec.
+
+    Args:
+        path: a ``.safetensors`` file, or a run folder, which stands for its ``best.safetensors``.
+
+    Raises:
+        ConfigurationError: the file is missing, damaged, or not written by fastalex.
+    """
+    path = find_weights(Path(path))
     spec = load_spec(path)
     model = spec.build(seed=0)
     load_parameters(model, path)

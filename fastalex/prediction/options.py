@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from fastalex.cli import check_color, check_positive, optional
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
-from fastalex.files import check_writable, write_atomically
+from fastalex.files import check_new_file, write_atomically
 from fastalex.network.means import read_mean
 from fastalex.network.weights import HUB_FILE, find_weights
 from fastalex.network.weights_record import WeightsRecord
@@ -30,6 +30,7 @@ from fastalex.training.validation import mean_of_views
 
 T = TypeVar("T")
 
+_ENDINGS = {"--json": "json", "--csv": "csv", "--picture": "png"}
 _STORED_SIZE = 256  # of images whose size nobody has recorded
 
 
@@ -117,16 +118,7 @@ def _check(options: PredictOptions) -> None:
     for name, path in given.items():
         if str(path) == "-" and name != "--picture":
             continue
-        if name == "--picture" and path.suffix.lower() != ".png":
-            raise ConfigurationError(f"--picture must end with .png, got {path}")
-        if path.exists() and not options.force:
-            raise ConfigurationError(f"{path} exists already; choose another file, or add --force")
-        if not path.absolute().parent.is_dir():
-            raise ConfigurationError(f"{path}: the folder {path.parent} does not exist; create it first")
-        try:
-            check_writable(path)
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another file") from None
+        check_new_file(path, (f".{_ENDINGS[name]}",), overwrite=options.force, remedy="add --force")
 
 
 def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -69,12 +69,19 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         num_classes: int = 1000,
         *,
         seed: int | None = None,
+        hookable: bool = False,
         **variation: Any,
     ) -> None:
-        super().__init__(architecture, num_classes, seed=seed, **variation)
+        super().__init__(architecture, num_classes, seed=seed, hookable=hookable, **variation)
         self.classes, self.record, self.origin = (), None, None
         self._spec: NetworkSpec | None = None
         self._hub_mixin_config = None  # the file of weights describes the network; no config.json is needed
+
+    def hookable(self) -> Self:
+        """As in :class:`fastalex.network.model.AlexNet`; with the classes and the preprocessing of this network."""
+        twin = super().hookable()
+        twin._spec, twin.classes, twin.record, twin.origin = self._spec, self.classes, self.record, self.origin
+        return twin
 
     @property
     def preprocess(self) -> Preprocessing:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.live import Live
 from rich.text import Text
@@ -21,7 +22,9 @@ from fastalex.console import console, duration
 from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
+from fastalex.network.weights import load_first_layer
 from fastalex.parallel.layout import ParallelPlan
+from fastalex.pictures import kernel_picture, write_png
 from fastalex.recipes.edits import last_of_each
 from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.config import RunConfig
@@ -168,9 +171,10 @@ class Reporter(SilentReporter):
         self._print(text)
 
     def end(self, state: TrainingState, peaks: Sequence[int]) -> None:
-        """Print the results, and the commands that come next. Then draw the curve."""
+        """Print the results, and the commands that come next. Then draw the curve and the first layer's kernels."""
         run, errors, total = self.config.folder, state.errors, self._total
         best = min(errors)
+        picture = run / f"{self.config.network.build_architecture().block_names[0]}.png"
         seconds = f"{duration(state.seconds)} of training"
         if not total.images:
             seconds += ", all of it before resuming"
@@ -185,6 +189,7 @@ class Reporter(SilentReporter):
             "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by worker" if peaks[1:] else ""),
             "files": ", ".join(str(run / name) for name in ("best.safetensors", "last.safetensors")),
             "curve": str(run / "curve.png"),
+            "kernels": str(picture),
         }
         if state.skipped:
             rows["skipped"] = f"{state.skipped} steps with a non-finite loss or gradient"
@@ -198,6 +203,7 @@ class Reporter(SilentReporter):
             images = self.dataset.count("val")
             self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images")
         self._attempt("the curve", lambda: draw_curve(run))
+        self._attempt("the picture of the kernels", lambda: _draw_kernels(run / "last.safetensors", picture))
 
     def close(self) -> None:
         """Close the log."""
@@ -264,6 +270,12 @@ class Reporter(SilentReporter):
         share = self._steps_done(state) / self._steps_per_epoch
         symbols = "#-" if self.console.options.ascii_only else "━─"
         return bar_line(self.console.width - 1, self._title(state), share, parts, extra, symbols)
+
+
+def _draw_kernels(weights: Path, picture: Path) -> None:
+    """Draw the first layer's kernels as they were saved: this worker may not have had that layer."""
+    layer = load_first_layer(weights)
+    write_png(kernel_picture(layer.weights, layer.towers), picture)
 
 
 def bar_line(

@@ -54,6 +54,7 @@ def test_times_and_places_make_no_difference(run: Path) -> None:
     (run / "config.json").write_text(json.dumps({"seed": 3, "output": "elsewhere"}))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "loss": 1.0, "images_per_second": 8.0}))
     (run / "curve.png").touch()
+    (run / "conv1.png").touch()
     assert comparison.differences(comparison.trained(run), before) == []
 
 

@@ -62,6 +62,7 @@ def test_class_folders_are_prepared_trained_on_and_evaluated(finished, class_fol
     recorded = json.loads((folder / "run" / "config.json").read_text())
     plan = recorded["parallel"]
     assert [stage[0] for stage in plan["split"]] == ["conv1", "conv2"]
+    assert re.search(r"^kernels +run/conv1.png$", out, re.MULTILINE)
     assert (plan["devices"], plan["schedule"], plan["micro_batches"]) == (["cpu", "cpu"], "eager-1f1b", 4)
     assert recorded["network"]["classes"] == ["blue", "green", "red"]
 
@@ -100,6 +101,15 @@ def test_evaluation_on_other_data_and_of_a_file(finished, class_folders, tmp_pat
     (tmp_path / "alone.safetensors").write_bytes((folder / "run" / "best.safetensors").read_bytes())
     message = refused(tmp_path, "fastalex.evaluate", "alone.safetensors", "--device", "cpu")
     assert "name the data set" in message
+
+
+def test_kernels_are_drawn_from_a_run_and_at_its_end(finished, tmp_path):
+    folder, _ = finished
+    picture, run = tmp_path / "last.png", folder / "run"
+    code, out, err = command(folder, "fastalex.show", "run", "--weights", "last", "-o", picture)
+    assert code == 0, err
+    assert out == f"8 kernels of 11 x 11 x 3 (conv1 of run/last.safetensors, 2 towers): {picture}\n"
+    assert picture.read_bytes() == (run / "conv1.png").read_bytes()
 
 
 def test_weights_record_their_run_and_the_mean_of_its_images(finished):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dataloading import DatasetError
-from dataloading.sources.names import check_distinct, name_of_set, split_in, split_of_folder
+from dataloading.sources.names import check_distinct, name_of_set, natural_key, split_in, split_of_folder
 from dataloading.sources.notes import first_few
 
 
@@ -67,3 +67,34 @@ def test_names_that_look_the_same_are_refused(one, other):
 )
 def test_a_long_list_of_names_is_cut(count, text):
     assert first_few([str(number) for number in range(count)]).endswith(text)
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        ["img1.png", "img2.png", "img10.png", "img10b.png", "img11.png"],
+        ["1", "2", "10", "a", "a1", "a1b", "a1b2", "a1b10", "b"],
+        ["", "007", "7", "08", "8", "9"],  # 007 and 7 are one number: the names decide
+        ["a01", "a1", "a002", "a2", "a10"],
+        ["a0", "a00", "a1"],
+        ["IMG10", "img2"],
+        ["x٢", "x３", "x12", "x१५"],  # 2, 3, 12, 15 in Arabic, wide, Latin and Devanagari digits
+        ["x2", "x٢", "x３"],  # the same number in two scripts
+        ["x2", "x3", "x²"],  # a superscript is no decimal digit
+        ["v1.2.9", "v1.2.10", "v1.10.0"],
+        ["\udcff2", "\udcff10"],  # bytes that are not UTF-8
+    ],
+)
+def test_numbers_in_names_count_as_numbers(ordered):
+    names = ordered[::-1]
+    names.sort(key=natural_key)
+    assert names == ordered
+    assert len({natural_key(name) for name in ordered}) == len(ordered)
+
+
+def test_numbers_in_names_may_be_of_any_length():
+    """Python refuses to convert more than 4300 digits."""
+    names = ["a" + "0" * 9000 + "5", "a6", "a" + "9" * 5000, "a1" + "0" * 5000]
+    backwards = names[::-1]
+    backwards.sort(key=natural_key)
+    assert backwards == names

@@ -63,6 +63,17 @@ def test_what_is_refused(runs, prepared, tmp_path):
         ((one,), {"predictions": folder, "overwrite": True}, "folder.csv cannot be written: Is a directory; choose"),
         ((one,), {"class_errors": lost}, "lost.csv cannot be written: No such file or directory; choose another file"),
         ((one,), {"class_errors": lost.with_name("a.csv"), "predictions": folder / "../a.csv"}, "both name .*a.csv"),
+        ((one,), {"confusion": folder.with_name("c.npz")}, r"c.npz must end with .csv or .png, got '.npz'"),
+        (
+            (one,),
+            {"class_errors": tmp_path / "a.csv", "confusion": tmp_path / "a.csv"},
+            "--confusion and --class-errors both name .*a.csv; name two files",
+        ),
+        (
+            (one,),
+            {"predictions": tmp_path / "a.csv", "confusion": tmp_path / "a.csv"},
+            "--confusion and --predictions both name .*a.csv; name two files",
+        ),
         ((one,), {"batch_size": 0}, "--batch-size .* 0"),
         ((one,), {"devices": ",".join(["cpu"] * 9)}, "9 stages"),
     ):

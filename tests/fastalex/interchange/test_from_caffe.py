@@ -106,6 +106,11 @@ def test_caffenet_is_refused_although_its_weights_have_the_same_shapes(tmp_path)
     )
 
 
+def test_a_layer_too_many_is_refused(tmp_path):
+    path = written(tmp_path / "a.caffemodel", layers=(*LAYERS, ("relu8", "ReLU")))
+    refused(path, " is another network than caffe: layer 21 is ReLU, wanted nothing$")
+
+
 def changed(path, change, layer=1, **settings):
     net = caffemodel(WEIGHTS, **settings)
     change(net.layer[layer])

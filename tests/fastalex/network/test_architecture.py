@@ -14,6 +14,7 @@ from fastalex.network.architecture import (
     block_shapes,
     four_sided,
 )
+from fastalex.network.variation import Variation, build_architecture
 
 CONV = ConvBlock("conv1", 8, 3, stride=2, padding=(0, 1, 2, 3), groups=1, steps=(MaxPool(3, 2),))
 SMALL = Architecture("small", 10, (CONV, LinearBlock("fc2", 6, groups=2), LinearBlock("fc3", 4)))
@@ -71,3 +72,18 @@ def test_one_of_two_that_does_not_fit_is_enough_to_refuse(blocks, message):
 def test_an_output_of_one_pixel_is_a_shape():
     (shape,) = block_shapes(replace(SMALL, blocks=(replace(CONV, kernel_size=10, padding=0, steps=()),)))
     assert shape.output == (8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "variation", "towers"),
+    [
+        *((name, {}, 2) for name in ("krizhevsky", "paper", "caffe", "separate")),
+        *((name, {}, 1) for name in ("owt", "ungrouped", "half", "four-layer")),
+        ("krizhevsky", {"lrn": False}, 2),  # conv2 has two groups
+        ("krizhevsky", {"without": ("conv2",)}, 2),  # conv1 is normalised in two parts
+        ("paper", {"without": ("conv2",)}, 1),  # conv3 sees all kernels, and so does the normalisation
+        ("krizhevsky", {"width": 1 / 16}, 2),
+    ],
+)
+def test_the_first_layer_has_the_towers_of_2012(name, variation, towers):
+    assert build_architecture(name, 10, Variation(**variation)).first_layer_towers == towers

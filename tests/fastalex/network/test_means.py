@@ -78,6 +78,15 @@ def test_other_colours_are_refused(given):
     assert read_mean("0,0,0").tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("given", ["123", "123,117", "123,117,104,99"])
+def test_a_colour_has_three_numbers(given):
+    count = given.count(",") + 1
+    with pytest.raises(
+        ConfigurationError, match=f"the mean colour {given} has {count} numbers; give red, green and blue"
+    ):
+        read_mean(given)
+
+
 class Code:
     def __reduce__(self):
         return os.system, ("true",)

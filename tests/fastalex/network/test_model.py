@@ -1,9 +1,12 @@
 """The whole network: its implementations, stages and activations. ``test_independent.py`` compares it with another."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import kernels
 from fastalex import AlexNet
@@ -128,6 +131,24 @@ def test_activations_are_named_and_leave_the_mode_alone():
         model.activations(images(1), ["conv9"])
 
 
+def test_hooks_on_blocks_see_activations_once_and_replace_them():
+    model = AlexNet("four-layer", 4, seed=0, width=0.25).eval()
+    x, seen = images(2, 32), []
+    plain = model.activations(x, ["conv2", "conv3.conv", "fc4"])
+    model.conv2.register_forward_hook(lambda block, inputs, output: seen.append(output))
+    assert torch.equal(model.activations(x, "fc4")["fc4"], plain["fc4"])
+    assert len(seen) == 1
+    assert torch.equal(seen[0], plain["conv2"])
+    model.conv2.register_forward_hook(lambda block, inputs, output: torch.zeros_like(output))
+    found = model.activations(x, ["conv2", "conv3.conv", "fc4"])
+    assert not found["conv2"].any()
+    assert torch.equal(found["conv3.conv"], model.conv3.bias.view(1, -1, 1, 1).expand_as(found["conv3.conv"]))
+    torch.testing.assert_close(model(x), found["fc4"])
+    model.conv1.register_forward_pre_hook(lambda block, inputs: (torch.full_like(inputs[0], 9.0), *inputs[1:]))
+    expected = model.activations(torch.full_like(x, 9.0), "conv1")["conv1"]
+    assert torch.equal(model.activations(x, "conv1")["conv1"], expected)
+
+
 def test_a_single_name_is_one_activation():
     model = AlexNet("four-layer", 4, seed=0)
     assert list(model.activations(images(1, 32), "conv3.conv")) == ["conv3.conv"]
@@ -163,6 +184,67 @@ def test_wrong_images_are_refused(given, found):
             take(given)
 
 
+SCALED = {"0-1": torch.rand(2, 3, 32, 32), "unit variance": torch.randn(2, 3, 32, 32).clamp(-2.1, 2.6)}
+
+
+@pytest.mark.parametrize("scaled", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("take", [AlexNet.__call__, lambda model, x: model.activations(x, "conv1")])
+def test_images_that_look_scaled_are_warned_of_once(take, scaled, recwarn):
+    model = AlexNet("four-layer", 4, seed=0, width=0.125).eval()
+    range_ = rf"the images range from {scaled.min():.3g} to {scaled.max():.3g}, "
+    take(model, torch.zeros(2, 3, 32, 32))  # which shows nothing
+    take(model, scaled)
+    take(model, scaled)
+    (warning,) = recwarn
+    assert re.match(range_ + ".* four-layer takes RGB 0-255 minus the mean: multiply by 255", str(warning.message))
+    assert warning.filename == __file__
+
+
+def test_other_images_are_not_warned_of(recwarn):
+    x, scaled = images(2, 32), SCALED["0-1"]
+    for given in (x, x.double(), x / x.abs().max() * 4.1, x[:0], torch.full_like(x, torch.nan)):
+        AlexNet("four-layer", 4, seed=0, width=0.125).eval()(given)
+    AlexNet("four-layer", 4, seed=0, width=0.125).train()(scaled, seed=1)
+    once_right = AlexNet("four-layer", 4, seed=0, width=0.125).eval()
+    once_right(x)
+    once_right(scaled)
+    assert not recwarn.list
+
+
+def test_images_without_values_are_not_looked_at(recwarn):
+    model = AlexNet("four-layer", 4, seed=0, width=0.125).eval()
+    scaled = SCALED["0-1"]
+    with kernels.using("reference"):
+        make_fx(model)(scaled)
+        traced = torch.jit.trace(model, scaled, check_trace=False)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(scaled))
+    torch.compile(model, fullgraph=True, backend="aot_eager")(scaled)
+    AlexNet("four-layer", 4, seed=0, width=0.125).to("meta").eval().activations(scaled.to("meta"), "fc4")
+    assert traced(scaled).shape == (2, 4)
+    assert not [warning for warning in recwarn if "the images range" in str(warning.message)]
+
+
+def test_a_network_prints_one_line_a_block():
+    with torch.device("meta"):
+        lines = str(AlexNet("krizhevsky", 1000, seed=0)).splitlines()
+        dropout_before = str(AlexNet("owt", 1000, seed=0))
+    assert len(lines) == 8 + 3
+    assert max(map(len, lines)) <= 120
+    assert lines[1] == "  krizhevsky: images 3 x 224 x 224, 60,965,224 parameters"
+    assert lines[2] == (
+        "  (conv1): Convolution(3 -> 96, 11x11, stride 4, padding (0, 3, 0, 3); 2-tower norm, pool 3/2, relu "
+        "-> 96x27x27)"
+    )
+    assert lines[3] == (
+        "  (conv2): Convolution(96 -> 256, 5x5, padding 2, groups 2; relu, 2-tower norm, same-map norm, pool 3/2 "
+        "-> 256x13x13)"
+    )
+    assert "  (fc6): Linear(9216 -> 4096; relu, dropout 0.5)" in lines
+    assert "  (fc8): Linear(4096 -> 1000)" in lines
+    assert "  (fc6): Linear(dropout 0.5; 9216 -> 4096; relu)" in dropout_before
+
+
 def test_the_whole_network_compiles_into_one_graph():
     """The checks of the images, too, which look at nothing that is known at run time only."""
     model = AlexNet("four-layer", 4, seed=0, width=0.125).eval()
@@ -173,9 +255,12 @@ def test_the_whole_network_compiles_into_one_graph():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("widht", r"no option 'widht'; did you mean 'width'\? Choose from num_classes, seed, width, lrn, .*, init$"),
+        (
+            "widht",
+            r"no option 'widht'; did you mean 'width'\? Choose from num_classes, seed, hookable, width, lrn, .*, init$",
+        ),
         ("num_class", r"no option 'num_class'; did you mean 'num_classes'\? Choose from"),
-        ("qqqq", r"no option 'qqqq'; choose from num_classes, seed, width"),
+        ("qqqq", r"no option 'qqqq'; choose from num_classes, seed, hookable, width"),
     ],
 )
 def test_an_unknown_option_is_named_with_the_nearest(option, message):

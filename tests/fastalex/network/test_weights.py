@@ -14,6 +14,7 @@ from fastalex.network.variation import Variation
 from fastalex.network.weights import (
     NetworkSpec,
     find_weights,
+    load_first_layer,
     load_header,
     load_model,
     load_parameters,
@@ -83,6 +84,39 @@ def test_a_network_is_loaded_with_its_description(weights):
         assert torch.equal(found, expected), name
 
 
+def test_a_run_folder_stands_for_its_best_weights(weights, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ConfigurationError, match=r"run is not a run folder: it has no config\.json"):
+        load_model(run)
+    (run / "config.json").touch()
+    with pytest.raises(ConfigurationError, match=r"run has no best\.safetensors yet: it has not saved a checkpoint$"):
+        load_model(str(run))
+    write(run / "last.safetensors", SPEC.build(seed=2), SPEC)
+    with pytest.raises(ConfigurationError, match=r"yet: its first epoch is not finished; use its last weights instead"):
+        load_model(run)
+    (run / "best.safetensors").symlink_to(weights)
+    model, spec = load_model(str(run))
+    assert spec == SPEC
+    assert torch.equal(model.conv1.weight, SPEC.build(seed=1).conv1.weight)
+    assert find_weights(run, "last") == run / "last.safetensors"
+    assert find_weights(weights, "last") == weights
+
+
+def test_the_first_layer_is_loaded_alone(weights, tmp_path):
+    layer = load_first_layer(weights)
+    assert (layer.name, layer.towers) == ("conv1", 2)
+    assert torch.equal(layer.weights, SPEC.build(seed=1).conv1.weight)
+    without = replace(SPEC, variation=replace(VARIATION, without=("conv1",)))
+    layer = load_first_layer(write(tmp_path / "other.safetensors", without.build(seed=1), without))
+    assert (layer.name, tuple(layer.weights.shape)) == ("conv2", (16, 3, 11, 11))
+    save_file({"conv1.weight": torch.zeros(8, 1, 11, 11)}, tmp_path / "grey.safetensors", {"fastalex": SPEC.to_json()})
+    with pytest.raises(
+        ConfigurationError, match=r"conv1.weight has shape \(8, 1, 11, 11\), the network needs \(8, 3, "
+    ):
+        load_first_layer(tmp_path / "grey.safetensors")
+
+
 def test_a_stage_is_loaded_alone(weights):
     stage = SPEC.build(seed=2).stage(["conv5", "conv6"])
     load_parameters(stage, weights)
@@ -109,10 +143,10 @@ def test_the_head_is_new_unless_classes_and_bottleneck_are_the_same(weights, cha
 
 
 def test_missing_and_damaged_files_are_named(weights, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no such file: .*none\.safetensors"):
+    with pytest.raises(ConfigurationError, match=r"no such run folder or weights file: .*none\.safetensors"):
         load_model(tmp_path / "none.safetensors")
     with pytest.raises(ConfigurationError, match=r"is a folder; name a file of weights, such as .*best\.safetensors"):
-        load_model(tmp_path)
+        load_spec(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ConfigurationError, match=r"last\.safetensors is damaged"):
         load_model(weights)

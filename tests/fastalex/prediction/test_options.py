@@ -153,8 +153,8 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         ),
         ((runs[0], image), {"csv": Path("there.csv")}, "there.csv exists already; choose another file, or add --force"),
         ((runs[0], image), {"csv": Path("no/p.csv")}, "the folder no does not exist; create it first"),
-        ((runs[0], image), {"picture": Path("p.jpg")}, "--picture must end with .png, got p.jpg"),
-        ((runs[0], image), {"csv": Path("p"), "json": Path("p")}, "--json and --csv name the same file"),
+        ((runs[0], image), {"picture": Path("p.jpg")}, "p.jpg must end with .png, got '.jpg'"),
+        ((runs[0], image), {"csv": Path("p.csv"), "json": Path("p.csv")}, "--json and --csv name the same file"),
         ((runs[0], image), {"device": "cpu,cpu"}, "predict computes on one device, got cpu,cpu"),
         ((runs[0], *[stored] * 10), {"picture": Path("p.png")}, "--picture holds 64 images at most, got 70"),
     ):

@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from fastalex.datasets import open_prepared
 from fastalex.metrics import Metrics
+from fastalex.network.weights import save_tensors
 from fastalex.parallel.layout import Layout, ParallelPlan
+from fastalex.pictures import kernel_picture
 from fastalex.recipes.edits import Edit
 from fastalex.training import reporting
 from fastalex.training.counters import Report
@@ -168,6 +172,7 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
         "peak memory 1.00 GB, 2.00 GB by worker",
         f"files {run}/best.safetensors, {run}/last.safetensors",
         f"curve {draw_curve(Path(run))}",
+        f"kernels {run}/conv1.png",
         "skipped 1 steps with a non-finite loss or gradient",
         "damaged images 1 of train: replaced by others of their class",
     ]
@@ -177,7 +182,10 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
 
 
 def end(reporter: Reporter) -> None:
-    """A run of one epoch."""
+    """A run of one epoch, whose checkpoint has only the first layer."""
+    network = reporter.config.network
+    kernels = {"conv1.weight": network.build(seed=1).conv1.weight.detach().contiguous()}
+    save_tensors(kernels, reporter.config.folder / "last.safetensors", {"fastalex": network.to_json()})
     reporter.start(TrainingState())
     with reporter.epoch(TrainingState()):
         reporter.trained(report(32, images=32))
@@ -192,6 +200,22 @@ def test_a_curve_that_cannot_be_drawn_costs_a_line_after_the_results(reporter, c
     assert line.startswith("the curve is left out from here on: ")
     assert line.endswith("; the run goes on")
     assert not [path for path in Path(config.output).iterdir() if path.name.startswith(".curve")]
+
+
+def test_the_kernels_are_drawn_as_they_were_saved(reporter, config):
+    end(reporter)
+    with Image.open(config.folder / "conv1.png") as picture:
+        expected = kernel_picture(config.network.build(seed=1).conv1.weight, towers=2)
+        assert np.array_equal(np.array(picture), np.array(expected))
+
+
+def test_kernels_that_cannot_be_drawn_cost_a_line(reporter, config, capsys):
+    (config.folder / "conv1.png").mkdir()
+    end(reporter)
+    assert lines(reporter)[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("the picture of the kernels is left out from here on: ")
+    assert (config.folder / "curve.png").is_file()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

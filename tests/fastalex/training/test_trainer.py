@@ -101,7 +101,7 @@ def test_a_run_writes_what_it_promises(config):
         [1e-3, 1.5e-3, 2e-3, 2e-3] + [2e-4] * 4
     )
     run = Path(config.output)
-    for name in ("config.json", "last.safetensors", "best.safetensors", "curve.png"):
+    for name in ("config.json", "last.safetensors", "best.safetensors", "curve.png", "conv1.png"):
         assert (run / name).stat().st_size > 0
     assert RunConfig.load(run) == config
 
