@@ -15,6 +15,7 @@ from fastalex.cli import check_positive, optional
 from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError
+from fastalex.evaluation.confusion import check_size
 from fastalex.evaluation.ensemble import Evaluation
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
@@ -111,6 +112,7 @@ def resolve(options: ReportOptions) -> ReportJob:
     networks = [TrainedNetwork.find(folder, options.weights) for folder in folders]
     metrics = [_metrics(folder) for folder in folders]
     _check_same_data(folders, networks)
+    check_size(len(networks[0].spec.classes))
     if options.training_data and all(network.record for network in networks):
         raise ConfigurationError(
             f"--training-data {options.training_data}: all networks hold the mean of their training images; leave it "
@@ -259,10 +261,12 @@ def _training_data(run: RunToReport, dataset: Dataset) -> Dataset:
     """The images that a run was trained on; where they are gone, the training images of the data evaluated on."""
     network, config = run.evaluation.networks[0], run.config
     try:
-        network.open_training_data()
+        found = network.open_training_data()
     except UnknownMeanImage:
         return dataset
-    return _open(network.data or config.data, config.fraction, config.seed)
+    if not isinstance(found, Dataset):  # synthetic images cannot be shown
+        return dataset
+    return _open(str(found.root), config.fraction, config.seed)
 
 
 def _open(data: str, fraction: float = 1.0, seed: int = 0) -> Dataset:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dataloading import Dataset
 from fastalex.errors import ConfigurationError
+from fastalex.evaluation.confusion import confusion_matrix
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, Predictions, evaluate
 from fastalex.evaluation.prediction_files import ClassErrors, errors_by_class
 from fastalex.evaluation.trained_network import TrainedNetwork
-from fastalex.network.weights import load_tensors
+from fastalex.network.weights import load_first_layer
 from fastalex.parallel.world import World
 from fastalex.pictures import kernel_picture
 from fastalex.reports.neighbours import HiddenLayer, nearest
@@ -188,25 +189,10 @@ def kernels_of(network: TrainedNetwork) -> Kernels:
     Raises:
         ConfigurationError: a weight is not finite, or the file is damaged.
     """
-    architecture = network.spec.build_architecture()
-    layer, towers = architecture.block_names[0], architecture.first_layer_towers
-    name = f"{layer}.weight"
-    weights = load_tensors(network.weights, [name])[name]
-    picture = kernel_picture(weights, towers)
-    return Kernels(layer, png(picture), *picture.size, weights.shape[0], weights.shape[-1], towers)
-
-
-def confusion_matrix(predictions: Predictions, classes: int) -> NDArray[np.int64]:
-    """How many images of each class get each class as their most probable one.
-
-    Args:
-        classes: C, the number of classes of the data set.
-
-    Returns:
-        C x C; entry (i, j) counts images of class i whose most probable class is j.
-    """
-    cells = predictions.labels.numpy() * classes + predictions.top_classes[:, 0].numpy()
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    layer = load_first_layer(network.weights)
+    picture = kernel_picture(layer.weights, layer.towers)
+    count, side = len(layer.weights), layer.weights.shape[-1]
+    return Kernels(layer.name, png(picture), *picture.size, count, side, layer.towers)
 
 
 def images_by_cell(
@@ -286,6 +272,10 @@ class _Images:
         file = readable(self.dataset.source(self.split, row))
         return ShownImage(thumbnail(self.dataset, self.split, row), file, self.names[self.labels[row]])
 
+    def class_of(self, row: int) -> str:
+        """The class of an image by its name in the data set, which tells classes of two data sets apart."""
+        return self.dataset.classes[self.labels[row]]
+
 
 def _guesses(show: _Images, predictions: Predictions, row: int) -> tuple[Guess, ...]:
     pairs = zip(predictions.top_classes[row].tolist(), predictions.top_probabilities[row].tolist(), strict=True)
@@ -309,7 +299,7 @@ def _retrievals(
 
     def neighbours(query: int, number: int) -> Iterator[Neighbour]:
         for distance, place in zip(distances[number].tolist(), found[number].tolist(), strict=True):
-            image = training(rows[place])
-            yield Neighbour(image, distance, image.label == show.names[show.labels[query]])
+            row = rows[place]
+            yield Neighbour(training(row), distance, training.class_of(row) == show.class_of(query))
 
     return tuple(Retrieval(show(query), tuple(neighbours(query, number))) for number, query in enumerate(queries))
