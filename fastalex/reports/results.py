@@ -273,7 +273,7 @@ class _Images:
         return ShownImage(thumbnail(self.dataset, self.split, row), file, self.names[self.labels[row]])
 
     def class_of(self, row: int) -> str:
-        """The class of an image by its name in the data set, which tells classes of two data sets apart."""
+        """The class of an image by its name in the data set, not by its words, which another data set may lack."""
         return self.dataset.classes[self.labels[row]]
 
 
