@@ -113,17 +113,26 @@ def test_runs_of_other_classes_or_data_are_refused(run, odd_runs, prepared, clas
     assert "has no images in split 'val'; choose from train" in message(run, tmp_path / "training")
 
 
-def test_synthetic_images_and_diverged_networks_are_refused(run, prepared, tmp_path):
-    values = RunConfig.load(run)
-    diverged = save_run(tmp_path / "diverged", prepared, scale=float("nan"), with_record=True)
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (float("nan"), "some of their weights are infinite or NaN"),
+        (1e20, "predicts probabilities that are infinite or NaN: its training has diverged"),
+    ],
+)
+def test_diverged_networks_are_refused(run, prepared, tmp_path, scale, message):
+    diverged = save_run(tmp_path / "diverged", prepared, scale=scale, with_record=True)
     shutil.copy(run / "metrics.jsonl", diverged)
     job = resolve(ReportOptions((diverged,), output=tmp_path / "page.html", device="cpu"))
-    with pytest.raises(ConfigurationError, match="some of their weights are infinite or NaN"):
+    with pytest.raises(ConfigurationError, match=message):
         write_report(HERE, job)
-    replace(values, data="synthetic").save()
+    assert not os.path.lexists(tmp_path / "page.html")
+
+
+def test_synthetic_images_are_refused(run, tmp_path):
+    replace(RunConfig.load(run), data="synthetic").save()
     with pytest.raises(ConfigurationError, match="are synthetic: there is nothing to show"):
         resolve(ReportOptions((run,), output=tmp_path / "page.html", device="cpu"))
-    assert not os.path.lexists(tmp_path / "page.html")
 
 
 def test_neighbours_come_from_the_images_that_the_run_was_trained_on(prepared, tmp_path, monkeypatch, capsys):

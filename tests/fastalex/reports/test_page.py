@@ -167,15 +167,18 @@ def test_a_large_matrix_is_a_list_of_its_errors(run, prepared, monkeypatch, tmp_
     results = collect(HERE, evaluation, dataset, dataset, searched=0, images=10)
     config = RunConfig.load(run)
     one = Run("run", run, config, "{}", read_metrics(run), results)
-    other = replace(one, results=replace(results, matrix=np.array([[2, 1, 0], [0, 1, 0], [0, 3, 0]])))
+    matrix = np.array([[2, 1, 0], [0, 1, 0], [0, 3, 0]])
+    cells = {(0, 0): [(0, 90.0)], (0, 1): [(1, 80.0)], (1, 1): [(3, 75.0)], (2, 1): [(5, 70.0)]}
+    other = replace(one, results=replace(results, matrix=matrix, cells=cells))
     for reported in (one, other):
         seen = Page(render(Report((reported,), dataset, HERE.device, tmp_path / "page.html")))
         data = json.loads(next(text for text in seen.text_in("script") if text.startswith("{")))
-        assert all(cell["true"] != cell["predicted"] for cell in data["cells"].values())
+        assert {a["data-cell"] for a in seen.all("button") if "data-cell" in a} == set(data["cells"])
         assert "azure, sky blue" in seen.text_in("td")
         assert "Not searched." in seen.text_in("p")
     assert [a["title"] for a in seen.all("button") if "data-cell" in a] == [
         "3 images of crimson predicted as lime",
         "1 image of azure predicted as lime",
     ]
+    assert set(data["images"]) == {"1", "5"}
     assert seen.text_in("title")[0].startswith("krizhevsky width=0.0625 lrn=False, 0.2 million parameters, on ")
