@@ -13,6 +13,7 @@ import dataloading
 from fastalex.evaluation.confusion import confusion_matrix
 from fastalex.evaluation.ensemble import Predictions
 from fastalex.evaluation.options import EvaluateOptions, resolve
+from fastalex.reports.neighbours import HiddenLayer, nearest
 from fastalex.reports.results import (
     choose_examples,
     choose_rows,
@@ -107,6 +108,12 @@ def test_results_of_a_run(run, prepared):
         for neighbour in retrieval.neighbours:
             assert neighbour.image.file.startswith(f"train/{neighbour.image.label}/")
             assert neighbour.is_of_same_class == (neighbour.image.label == retrieval.image.label)
+    layer, rows = HiddenLayer(HERE, evaluation, dataset), choose_rows(32, 20)
+    query = files.index(found.retrievals[0].image.file)
+    (features,) = layer.features(dataset, "val", [query], "image")
+    _, nearest_rows = nearest(features, layer.features(dataset, "train", rows, "images"), 6)
+    shown = [neighbour.image.file for neighbour in found.retrievals[0].neighbours]
+    assert shown == [dataset.source("train", rows[place]) for place in nearest_rows[0]]
     losses = [hard.loss for hard in found.hardest]
     assert losses == sorted(predicted.losses.tolist(), reverse=True)
     kernels = found.kernels
