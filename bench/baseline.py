@@ -2,12 +2,14 @@
 
     python bench/baseline.py photos [--gaussians N]             # both methods
     python bench/baseline.py --runs runs/20261124-... runs/...  # records finished measurements
+    python bench/baseline.py --runs ... --study studies/photos-dataset-size   # on fractions, beside a network on these
 
 Runs `python -m fastalex.baseline` or reads its results.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,9 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record the errors of methods before 2012.")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
     parser.add_argument("--runs", type=Path, nargs="+", help="record these finished measurements")
+    parser.add_argument("--study", type=Path, help="folder of a dataset-size study, to draw beside these measurements")
     arguments, options = parser.parse_known_args()
     if arguments.runs:
-        record(arguments.runs, arguments.output)
+        if arguments.study:
+            record_sizes(arguments.runs, arguments.study, arguments.output)
+        else:
+            record(arguments.runs, arguments.output)
         return
     with tempfile.TemporaryDirectory() as folder:
         runs = [Path(folder) / features for features in ("sift", "hog")]
@@ -46,6 +52,44 @@ def record(runs: list[Path], output: Path) -> None:
     versions = {"opencv": cv2.__version__, "scikit-learn": sklearn.__version__}
     path = harness.write_record("baseline", {"beside": beside}, rows, output, versions=versions)
     draw(rows, beside, path.with_suffix(".png"))
+
+
+def record_sizes(runs: list[Path], study: Path, output: Path) -> None:
+    """Write the record of errors on fractions of the images: hand-crafted features, and the network of a study."""
+    read = [json.loads((run / "baseline.json").read_text()) for run in runs]
+    network = json.loads((study / "study.json").read_text())
+    if {row["fingerprint"] for row in read} != {network["data"]["fingerprint"]}:
+        raise SystemExit(f"error: {study} and the measurements are on different data; name those of one data set")
+    rows = [{name: value for name, value in row.items() if name != "beside"} for row in read]
+    for variant in network["rows"]:
+        fraction = variant["options"].get("fraction", 1.0)
+        images = next(row["training_images"] for row in rows if row["fraction"] == fraction)
+        about = {"features": "network", "fraction": fraction, "training_images": images, "epochs": variant["epochs"]}
+        rows += [about | run for run in variant["runs"]]
+    versions = {"opencv": cv2.__version__, "scikit-learn": sklearn.__version__}
+    settings = {"data": network["data"], "network": network["base"]}
+    path = harness.write_record("dataset-size", settings, rows, output, versions=versions)
+    draw_sizes(rows, path.with_suffix(".png"))
+
+
+def draw_sizes(rows: list[dict[str, Any]], path: Path) -> None:
+    """Top-1 error over the number of training images: mean and spread over seeds, and each measurement as a dot."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for features, label, marker in (("network", "the network", "o"), ("sift", METHODS["sift"], "s")):
+        own = [row for row in rows if row["features"] == features]
+        sizes = sorted({row["training_images"] for row in own})
+        errors = [[row["top1_error"] for row in own if row["training_images"] == size] for size in sizes]
+        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in errors]
+        line = axes.errorbar(sizes, list(map(statistics.fmean, errors)), spreads, marker=marker, capsize=4, label=label)
+        for size, values in zip(sizes, errors, strict=True):
+            axes.plot([size] * len(values), values, ".", color=line[0].get_color(), alpha=0.5)
+    axes.set(xscale="log", xlabel="training images", ylabel="top-1 error (%)", ylim=(0, None))
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_title("Where does the network overtake hand-crafted features?", fontsize=11)
+    axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 def draw(rows: list[dict[str, Any]], beside: list[dict[str, Any]], path: Path) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fastalex.network.architecture import Architecture
     from fastalex.network.published import ARCHITECTURES
     from fastalex.network.variation import Variation, build_architecture
-    from fastalex.network.weights import load_model
     from fastalex.prediction.trained import AlexNet, load
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Variation",
     "build_architecture",
     "load",
-    "load_model",
 ]
 
 # Imported when they are first used, so that a command imports what it needs and no more.
@@ -36,7 +34,6 @@ _MODULES = {
     "Variation": "fastalex.network.variation",
     "build_architecture": "fastalex.network.variation",
     "load": "fastalex.prediction.trained",
-    "load_model": "fastalex.network.weights",
 }
 
 

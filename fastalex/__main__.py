@@ -14,6 +14,7 @@ _COMMANDS = {
     "predict": ("fastalex.predict", "the most probable classes of your own images"),
     "features": ("fastalex.features", "activations as NumPy, HDF5 or MATLAB files"),
     "show": ("fastalex.show", "a picture of the first layer's kernels, as in the paper's figure 3"),
+    "report": ("fastalex.report", "one HTML page that shows what networks have learned"),
     "convert": ("fastalex.convert", "networks of torchvision, Caffe and ONNX become weights"),
     "export": ("fastalex.export", "a network as ONNX, for PyTorch alone, or for torchvision"),
     "plan": ("fastalex.plan", "memory and time of a run, before it starts"),

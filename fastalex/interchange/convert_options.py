@@ -106,4 +106,5 @@ def _rows(made: Conversion, output: Path) -> dict[str, str]:
     if made.note:
         rows["note"] = made.note
     rows["evaluate"] = command("fastalex.evaluate", output, "DATA")
+    rows["predict"] = command("fastalex.predict", output, "IMAGES")
     return rows

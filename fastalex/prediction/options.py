@@ -41,7 +41,9 @@ class PredictOptions:
     Files that cannot be used are named, the others are predicted, and the exit code is 2.
     """
 
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS ...] IMAGES [IMAGES ...]")]
+    paths: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS ...] IMAGES [IMAGES ...]", help_behavior_hint="")
+    ]
     """Run folders or .safetensors files; several form an ensemble, which averages softmax outputs. Then images of
     any size, folders of images, which are read in natural order with their subfolders, and text files (.txt) that list
     images, one per line."""

@@ -16,7 +16,7 @@ _SHARED_IN_2012 = 32  # images per crop offset and flip in the released source; 
 
 # The recipes for small data. They are ours, so these constants may be tuned.
 SMALL_BATCH, SMALL_LR = 32, 0.002
-SMALL_EPOCHS, SMALL_LEAST_STEPS = 20, 1000  # 20 epochs, but at least 1000 updates: more epochs below 1,600 images
+SMALL_EPOCHS, SMALL_LEAST_STEPS = 14, 1300  # 14 epochs, but at least 1300 updates: more epochs below 3,000 images
 SMALL_DROPS = (0.7, 0.9)  # fractions of the run after which the rate drops to a tenth and to a hundredth
 LEAST_STEPS_PER_RATE = 20  # drops before or after which a rate would hold for fewer updates are left out
 

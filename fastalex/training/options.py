@@ -77,8 +77,8 @@ class RecipeOptions:
     100,000 images and more caffe and owt for the networks of that name, else krizhevsky."""
     epochs: Annotated[int | None, optional("N")] = None
     """Passes over the training images; the schedule is stretched or shrunk to fit, except in a resumed run, where
-    its changes stay at their epochs. Epochs count from 1 everywhere. Default: the recipe's; small makes 20, or more
-    where these are fewer than 1,000 updates."""
+    its changes stay at their epochs. Epochs count from 1 everywhere. Default: the recipe's; small makes 14, or more
+    where these are fewer than 1,300 updates."""
     batch_size: Annotated[int | None, optional("N", "-b")] = None
     """Images per update. Default: the recipe's."""
     lr: Annotated[float | None, optional("LR")] = None

@@ -197,6 +197,7 @@ class Reporter(SilentReporter):
             counts = ", ".join(f"{len(samples)} of {split}" for split, samples in state.replaced.items())
             rows["damaged images"] = f"{counts}: replaced by others of their class"
         rows["evaluate"] = command("fastalex.evaluate", run)
+        rows["predict"] = command("fastalex.predict", run, "IMAGES")
         rows["train longer"] = resume_command(run, epochs=state.epoch + 5)
         self._print_rows(rows)
         if not self.is_brief:

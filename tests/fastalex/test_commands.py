@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import dataloading
+from fastalex.__main__ import _COMMANDS
 from fastalex.network.weights_record import Origin, load_record, program_version
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
@@ -265,7 +266,7 @@ def test_help_names_every_option_in_groups(tmp_path):
         assert group in out
 
 
-COMMANDS = ["train", "evaluate", "features", "export", "plan", "study", "baseline", "report"]
+COMMANDS = [name for name, (module, _) in _COMMANDS.items() if module.startswith("fastalex.")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

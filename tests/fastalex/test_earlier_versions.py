@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import dataloading
-from fastalex import load_model
+from fastalex.network.weights import load_model
 from tests.fastalex.conftest import write_images
 from tests.fastalex.test_commands import command
 

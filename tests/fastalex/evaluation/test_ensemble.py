@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import dataloading
-from fastalex import load_model
 from fastalex.evaluation.ensemble import Predictions, fit_coefficients, mix
 from fastalex.metrics import Metrics
+from fastalex.network.weights import load_model
 from fastalex.parallel.engine import WholeNetwork
 from fastalex.training.validation import count_errors
 from tests.dataloading.small_sources import SYNSETS, TEST_TRUTH, ilsvrc2010, ilsvrc2012

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import dataloading
-from fastalex import load_model
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, evaluate
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
 from fastalex.evaluation.features import Extraction, bytes_needed, discard_unfinished, extract
 from fastalex.evaluation.image_sources import PreparedImages
 from fastalex.evaluation.trained_network import TrainedNetwork, inference_plan
+from fastalex.network.weights import load_model
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from tests.dataloading.owning import another_owner, fill, small_disk

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from fastalex import load_model
+from fastalex.network.weights import load_model
 from fastalex.pictures import kernel_picture
 from tests.fastalex.commands import command_here, refused
 

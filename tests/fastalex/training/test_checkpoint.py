@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastalex import AlexNet, ConfigurationError, load_model
+from fastalex import AlexNet, ConfigurationError
 from fastalex.network import weights as weights_files
 from fastalex.network.variation import Variation
-from fastalex.network.weights import NetworkSpec, load_parameters, load_spec
+from fastalex.network.weights import NetworkSpec, load_model, load_parameters, load_spec
 from fastalex.training.checkpoint import (
     checkpoints_of,
     finished_epochs,

@@ -166,7 +166,7 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
     before = len(lines(reporter))
     reporter.end(state, [10**9, 2 * 10**9])
     run, text = config.output, lines(reporter)[before:]
-    assert [" ".join(line.split()) for line in text[:-3]] == [
+    assert [" ".join(line.split()) for line in text[:-4]] == [
         "top-1 error last 30.00 %, best 20.00 % (epoch 1), chance 66.67 %",
         "time 2:05 of training, 0:00 of it since resuming, 64 images/s, waiting for data 20.0 %",
         "peak memory 1.00 GB, 2.00 GB by worker",
@@ -176,7 +176,8 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
         "skipped 1 steps with a non-finite loss or gradient",
         "damaged images 1 of train: replaced by others of their class",
     ]
-    assert text[-3].endswith(f" -m fastalex.evaluate {run}")
+    assert text[-4].endswith(f" -m fastalex.evaluate {run}")
+    assert text[-3].endswith(f" -m fastalex.predict {run} IMAGES")
     assert text[-2].endswith(f" -m fastalex.train --resume {run} --epochs 7")
     assert text[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
 
