@@ -7,6 +7,7 @@ uses no fonts or scripts from elsewhere, keeps its text as text, and follows the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -30,7 +31,7 @@ Element = ElementTree.Element
 
 # All lengths are in pixels.
 LABELS = 96  # width of the names of the rows of text
-COLUMN = 144  # width of a block's column
+COLUMN = 152  # width of a block's column
 GAP = 148  # between stages
 MARGIN = 16
 LANE = 130  # height of a tower
@@ -41,22 +42,26 @@ SLAB = (12.0, 44.0)  # narrowest and widest front of a block
 FACE = (26.0, 62.0)  # lowest and highest
 
 _STYLE = """
-svg { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #8b949e; --frame: #c8d1da; --paper: #ffffff;
-  --front: #bcd7f5; --side: #95bbe6; --top: #dcebfb; --cross: #b04a00; }
-@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --soft: #9aa4af; --line: #7d8590; --frame: #3d444d;
-  --paper: #0d1117; --front: #2b527f; --side: #1d3a5c; --top: #3a689c; --cross: #ffa657; } }
-text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--ink); text-anchor: middle;
+text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; text-anchor: middle;
   font-variant-numeric: tabular-nums; }
-.paper { fill: var(--paper); }
-.frame { fill: none; stroke: var(--frame); stroke-width: 1.5; }
-.front { fill: var(--front); } .side { fill: var(--side); } .top { fill: var(--top); }
-.front, .side, .top { stroke: var(--ink); stroke-width: 0.7; stroke-linejoin: round; }
-.link { stroke: var(--line); stroke-width: 1.4; fill: none; }
-.cross { stroke: var(--cross); stroke-width: 1.4; stroke-dasharray: 5 3; fill: none; }
-.cut { stroke: var(--soft); stroke-dasharray: 2 4; }
-.heading { font-size: 17px; font-weight: 600; } .left { text-anchor: start; } .label { text-anchor: end; }
-.name { font-weight: 600; } .soft, .label { fill: var(--soft); } .both { fill: var(--cross); font-weight: 600; }
+.frame, .link, .cross { fill: none; stroke-width: 1.4; }
+.front, .side, .top { stroke-width: 0.7; stroke-linejoin: round; }
+.cross { stroke-dasharray: 5 3; } .cut { stroke-dasharray: 2 4; }
+.heading { font-size: 17px; } .heading, .name, .both { font-weight: 600; }
+.left { text-anchor: start; } .label { text-anchor: end; }
 """
+# Custom properties would be shorter, but some viewers of SVG files do not know them.
+_COLOURS = """
+text { fill: INK; } .soft, .label { fill: SOFT; } .both { fill: CROSS; } .paper { fill: PAPER; }
+.frame { stroke: FRAME; } .link { stroke: LINE; } .cross { stroke: CROSS; } .cut { stroke: SOFT; }
+.front { fill: FRONT; } .side { fill: SIDE; } .top { fill: TOP; } .front, .side, .top { stroke: INK; }
+"""
+_LIGHT = {"INK": "#1f2328", "SOFT": "#59636e", "LINE": "#8b949e", "FRAME": "#c8d1da", "PAPER": "#ffffff"} | {
+    "FRONT": "#bcd7f5", "SIDE": "#95bbe6", "TOP": "#dcebfb", "CROSS": "#b04a00"
+}  # fmt: skip
+_DARK = {"INK": "#e6edf3", "SOFT": "#9aa4af", "LINE": "#7d8590", "FRAME": "#3d444d", "PAPER": "#0d1117"} | {
+    "FRONT": "#2b527f", "SIDE": "#1d3a5c", "TOP": "#3a689c", "CROSS": "#ffa657"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def draw_network(
     root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size, "viewBox": f"0 0 {' '.join(size.values())}"})
     title = f"{architecture.name}: {len(shapes)} blocks, {sum(shape.parameters for shape in shapes):,} parameters"
     _add(root, "title", title)
-    _add(root, "style", _STYLE)
+    _add(root, "style", f"{_STYLE}{_coloured(_LIGHT)}@media (prefers-color-scheme: dark) {{{_coloured(_DARK)}}}\n")
     _add(root, "rect", class_="paper", **size)
     _text(root, MARGIN, 30, title, "heading left")
     _text(root, MARGIN, 30 + 1.2 * LINE, _subtitle(shapes, towers, seconds, batch_size), "soft left")
@@ -179,6 +184,10 @@ def boundary_bytes(shape: BlockShape) -> dict[str, int]:
     """Bytes of a block's output for one image, by precision: what crosses if the network is cut behind it."""
     elements = math.prod(shape.output)
     return {"fp32": 4 * elements, "bf16": 2 * elements}
+
+
+def _coloured(colours: Mapping[str, str]) -> str:
+    return re.sub("[A-Z]{3,}", lambda name: colours[name[0]], _COLOURS)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_blocks_are_within_the_frames_of_their_stages_and_all_is_on_the_page(nam
                     a, b = map(float, corner.split(","))
                     assert x < a < x + width
                     assert y < b < y + height
-        # A digit is at most 0.65 of the height of a line of 12 pixels wide.
+        # Letters of 12 pixels are a little more than half as wide on average.
         assert max(map(len, texts(root, f"stage-{number}"))) * 0.55 * 12 < width
     assert frames == sorted(frames)
     assert all(right < left for (_, right), (left, _) in pairwise(frames))
