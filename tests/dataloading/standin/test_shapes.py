@@ -49,4 +49,5 @@ def test_shapes_are_symmetric_as_they_should_be():
     assert same(cross, cross[:, ::-1])
     assert same(moon, moon * -mirrored)
     assert moon[:, 0].min() < -0.99  # its back
+    assert np.hypot(*(moon - np.roll(moon, 1, axis=0)).T).max() < 0.2  # its two arcs meet at both tips
     assert not same(moon, moon * mirrored)
