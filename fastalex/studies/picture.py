@@ -12,9 +12,9 @@ from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study
 from fastalex.studies.comparison import MARKS, NOT_LEARNED, Row, have_top5, why_missing
 from fastalex.training.metrics_log import save_figure, without_backend
 
-_BAR = {"color": "0.85"}
-_BAR_NOT_LEARNED = {"facecolor": "0.95", "edgecolor": "0.6", "hatch": "///"}
-_CHANCE = {"color": "tab:red", "linestyle": "--", "linewidth": 1}
+_BAR: dict[str, Any] = {"color": "0.85"}
+_BAR_NOT_LEARNED: dict[str, Any] = {"facecolor": "0.95", "edgecolor": "0.6", "hatch": "///"}
+_CHANCE: dict[str, Any] = {"color": "tab:red", "linestyle": "--", "linewidth": 1}
 
 
 def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
