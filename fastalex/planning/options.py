@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -11,12 +13,13 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
+from fastalex.files import check_writable
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision
 from fastalex.network.variation import build_architecture
 from fastalex.parallel.devices import default_devices, parse_devices
 from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
-from fastalex.parallel.partition import partition
+from fastalex.parallel.partition import parse_split, partition
 from fastalex.parallel.schedules import check_micro_batches, default_micro_batches
 from fastalex.planning.speed import PAPER_IMAGES
 from fastalex.recipes.published import build_recipe
@@ -42,6 +45,9 @@ class PlanOptions:
     micro_batches: Annotated[int | None, optional("N")] = None
     """Micro-batches per batch. Default: 1 on a single device, else 2 per device on CPUs and 4 per device on GPUs, or
     fewer if they do not divide the batch."""
+    split: Annotated[str | None, optional("BLOCK[,BLOCK...]")] = None
+    """Where to cut the network into stages: the first block of each later stage, such as conv3 or conv3,fc6. Default:
+    balance counted arithmetic."""
     schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe}")] = None
     """Pipeline schedule. Default: eager-1f1b."""
     precision: Precision = "fp32"
@@ -52,6 +58,10 @@ class PlanOptions:
     """Passes over the training images; those of the recipe krizhevsky by default."""
     measure: bool = False
     """Time some training steps on the devices, with random images."""
+    draw: Annotated[Path | None, optional("FILE.svg")] = None
+    """Draw the network over the stages, with the sizes of every block and, if measured, its time."""
+    force: bool = False
+    """Replace the file of the drawing if it exists."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class TrainingPlan:
         memory: bytes of each device.
         batch_size, precision, images, epochs: of the training.
         measure: whether to measure the speed here.
+        draw: file for a drawing of the network, if one is wanted.
     """
 
     network: NetworkOptions
@@ -76,6 +87,7 @@ class TrainingPlan:
     images: int
     epochs: int
     measure: bool
+    draw: Path | None = None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -107,13 +119,36 @@ def resolve(options: PlanOptions) -> TrainingPlan:
         options.images,
         options.epochs,
         options.measure,
+        _drawing_file(options),
     )
+
+
+def _drawing_file(options: PlanOptions) -> Path | None:
+    """The file for the drawing, if it can be written.
+
+    Raises:
+        ConfigurationError, OSError: it is no SVG file, exists already, or cannot be written.
+    """
+    path = options.draw
+    if path is None:
+        if options.force:
+            raise ConfigurationError("--force replaces the file of --draw, which is not given; leave it out")
+        return None
+    if path.suffix.lower() != ".svg":
+        raise ConfigurationError(f"--draw writes SVG files, got {path}; choose a name that ends with .svg")
+    if os.path.lexists(path) and not options.force:
+        raise ConfigurationError(f"{path} exists already; choose another file, or add --force")
+    check_writable(path)
+    return path
 
 
 def _parallel_plan(options: PlanOptions, architecture: Architecture, devices: tuple[torch.device, ...]) -> ParallelPlan:
     """The plan that training chooses by default, also for devices that this machine lacks."""
     layout, schedule = resolve_layout(len(devices), schedule=options.schedule)
-    split = partition(architecture, layout.stages)
+    if options.split is None:
+        split = partition(architecture, layout.stages)
+    else:
+        split = parse_split(options.split, architecture.block_names, layout.stages)
     micro_batches = options.micro_batches
     if micro_batches is None:
         micro_batches = default_micro_batches(layout, schedule, options.batch_size, devices[0].type)

@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from fastalex.console import console
+from fastalex.files import write_atomically
 from fastalex.network.footprint import LayerCost, layer_costs
 from fastalex.network.variation import Variation
 from fastalex.parallel.stage_memory import StageMemory, stage_memory
 from fastalex.parallel.world import World
+from fastalex.planning.drawing import draw_network
 from fastalex.planning.options import GIB, TrainingPlan
-from fastalex.planning.speed import ROUNDS, STEPS_PER_ROUND, Speed, known_speeds, measure_speed, paper_speeds
+from fastalex.planning.speed import (
+    ROUNDS,
+    STEPS_PER_ROUND,
+    Speed,
+    known_speeds,
+    measure_blocks,
+    measure_speed,
+    paper_speeds,
+)
 
 _UNITS = (("days", 1.0), ("hours", 24.0), ("minutes", 24.0 * 60))
 
@@ -21,10 +31,12 @@ GTX_580_BYTES = 3 * GIB
 
 
 def report(world: World, plan: TrainingPlan) -> None:
-    """Print the tables on the first worker. All workers call this; they take part in a measurement."""
-    measured = None
+    """Print the tables on the first worker, and draw. All workers call this; they take part in a measurement."""
+    measured = seconds = None
     if plan.measure:
         measured = measure_speed(world, plan.architecture, plan.parallel, plan.batch_size, plan.precision)
+        if plan.draw:
+            seconds = measure_blocks(world, plan.architecture, plan.parallel, plan.batch_size, plan.precision)
     if not world.is_first:
         return
     parallel = plan.parallel
@@ -39,6 +51,11 @@ def report(world: World, plan: TrainingPlan) -> None:
     out.print(_time_table(plan, measured))
     for note in _notes(plan):
         out.print(note)
+    if plan.draw:
+        devices = [str(parallel.device_of(stage)) for stage in range(parallel.layout.stages)]
+        drawing = draw_network(plan.architecture, parallel.split, devices, seconds=seconds, batch_size=plan.batch_size)
+        write_atomically(plan.draw, drawing)
+        out.print(f"written: {plan.draw}")
 
 
 def _new_table(title: str, *columns: str) -> Table:

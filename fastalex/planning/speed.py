@@ -17,6 +17,7 @@ from fastalex.errors import Interrupted
 from fastalex.network.architecture import Architecture
 from fastalex.network.model import AlexNet
 from fastalex.network.precision import Precision, configure_libraries
+from fastalex.parallel.block_times import time_blocks
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.pipeline import build_engine
 from fastalex.parallel.world import World
@@ -132,3 +133,19 @@ def measure_speed(
     run(0, WARM_UP_STEPS)
     seconds = [run(WARM_UP_STEPS + index * STEPS_PER_ROUND, STEPS_PER_ROUND) for index in range(ROUNDS)]
     return batch_size * STEPS_PER_ROUND / statistics.median(seconds)
+
+
+def measure_blocks(
+    world: World, architecture: Architecture, plan: ParallelPlan, batch_size: int, precision: Precision
+) -> dict[str, float]:
+    """Seconds that each block takes in a training step, on the device of its stage. All workers call this.
+
+    See :func:`fastalex.parallel.block_times.time_blocks`; what a step spends between blocks is not included.
+    """
+    model = AlexNet(architecture, seed=0)
+    model.set_precision(precision)
+    configure_libraries(precision)
+    times = time_blocks(world, model, plan.rows(batch_size) // plan.micro_batches, plan.micro_batches)
+    everyone = world.gather_objects(times)
+    stage_of = {name: stage for stage, names in enumerate(plan.split) for name in names}
+    return {name: everyone[stage_of[name] % plan.layout.ranks][name] for name in times}

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -85,6 +86,7 @@ class Variant:
 
     Args:
         name: also the name of the folder of its runs, with hyphens for spaces.
+        formerly: its name in earlier versions, if that was another one.
         network, training: fields of :class:`NetworkOptions` and :class:`RecipeOptions` that differ from the base.
         published: its published difference from the base, or None.
     """
@@ -93,11 +95,21 @@ class Variant:
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     published: PublishedDifference | None = None
+    formerly: str = ""
 
     @property
     def folder(self) -> str:
         """The name as a folder name."""
-        return "-".join("".join(c if c.isalnum() or c in ".-" else " " for c in self.name).split())
+        return _as_folder(self.name)
+
+    def folder_in(self, study: Path) -> Path:
+        """The folder of its runs: the one that an earlier version has made under the former name, if it is there."""
+        former = study / _as_folder(self.formerly)
+        return former if self.formerly and former.is_dir() else study / self.folder
+
+
+def _as_folder(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() or c in ".-" else " " for c in name).split())
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class Study:
     Args:
         name: as the command line takes it.
         claim: the claim, as a sentence.
+        question: what the study finds out, in a few words; the title of its picture.
         variants: the base first.
         measure: ``error`` compares validation errors; ``epochs`` compares the number of epochs until the mean training
             error of an epoch is at most :data:`TRAINING_ERROR_GOAL`, between families of variants.
@@ -115,10 +128,12 @@ class Study:
         published_ratio: for ``epochs``: epochs of the second family divided by those of the first.
         source: where the ratio was published.
         note: what a reader of the results must know.
+        formerly: its name in earlier versions, if that was another one.
     """
 
     name: str
     claim: str
+    question: str
     variants: tuple[Variant, ...]
     measure: Measure = "error"
     network: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +142,12 @@ class Study:
     published_ratio: float | None = None
     source: str = ""
     note: str = ""
+    formerly: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, and the former one if there is one."""
+        return (self.name, self.formerly) if self.formerly else (self.name,)
 
 
 @dataclass(frozen=True)
@@ -292,11 +313,12 @@ OTHER_CLAIMS = _CLAIMS.others
 
 
 def find_study(name: str) -> Study:
-    """The study of that name.
+    """The study of that name, or of that former name.
 
     Raises:
         ConfigurationError: the name is unknown.
     """
+    name = next((study.name for study in STUDIES.values() if name in study.names), name)
     if name not in STUDIES:
         raise ConfigurationError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")
     return STUDIES[name]

@@ -1,12 +1,14 @@
 """The result of a study: errors as mean and spread over seeds, and differences from the base and from the paper's.
 
 The spread is the sample standard deviation over seeds. A difference is marked as uncertain if it is not larger than
-the spread of the variant and of the base: it may be chance.
+the spread of the variant and of the base: it may be chance. A run whose error is not clearly below that of guessing
+did not learn (:func:`learning_margin`), and says nothing about the claim.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +24,13 @@ from fastalex.metrics import chance, has_top5
 from fastalex.network.architecture import block_shapes
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, PublishedDifference, Study, Variant
 from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, read_result
-from fastalex.training.metrics_log import save_figure, without_backend
 
 RECORD = "study.json"
+
+MARKS = {"~": "not larger than the spread over seeds, may be chance", "?": "one run has no spread, may be chance"}
+"""What the marks behind a difference mean, in tables, pictures and documents."""
+
+NOT_LEARNED = "did not learn"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure minus the base's. ``is_larger``: whether it exceeds both spreads, None if a spread is unknown."""
+    """A figure minus the base's. ``is_larger``: whether it exceeds both spreads, None if a spread is unknown.
+
+    As text it ends with a mark of :data:`MARKS` if it may be chance.
+    """
 
     value: float
     is_larger: bool | None
@@ -68,7 +77,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant and the results of its finished runs; without top-5 errors where there are too few classes."""
+    """One variant and the results of its finished runs; without top-5 errors where there are too few classes.
+
+    ``classes`` is the number of classes, and ``not_learned`` counts the finished runs that did not learn.
+    """
 
     variant: Variant
     parameters: int
@@ -79,6 +91,22 @@ class Row:
     top5: Figure | None
     top1_difference: Difference | None
     top5_difference: Difference | None
+    classes: int
+    not_learned: int
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether there are finished runs, and none of them learned."""
+        return 0 < self.not_learned == len(self.results)
+
+    @property
+    def failures(self) -> str:
+        """Runs that diverged or did not learn, in a few words; empty if there are none."""
+        parts = [
+            f"{self.diverged} diverged" if self.diverged else "",
+            learned_text(self.not_learned, len(self.results)),
+        ]
+        return ", ".join(filter(None, parts))
 
     @property
     def seconds(self) -> float | None:
@@ -92,15 +120,39 @@ class Row:
         return Figure.of(reached) if reached and len(reached) == len(self.results) and not self.diverged else None
 
 
+def learning_margin(classes: int, images: int) -> float:
+    """By how many points a top-1 error must be below chance for a run to have learned something.
+
+    2 points, or three standard errors of guessing if that is more: 3 * 100 * sqrt(p (1 - p) / n), with p = 1 / classes
+    and n validation images. Guessing passes for learning once in 700 runs.
+    """
+    p = 1 / classes
+    return max(2.0, 300 * math.sqrt(p * (1 - p) / images))
+
+
+def did_not_learn(top1_error: float, classes: int, images: int) -> bool:
+    """Whether an error (percent, on that many validation images) is not clearly below the error of guessing."""
+    return top1_error > chance(classes) - learning_margin(classes, images)
+
+
+def learned_text(failed: int, runs: int) -> str:
+    """How many of the runs did not learn; empty if all did."""
+    if not failed:
+        return ""
+    return NOT_LEARNED if failed == runs else f"{failed} of {runs} {NOT_LEARNED}"
+
+
 def compare(study: Study, runs: Sequence[StudyRun]) -> list[Row]:
     """One row per variant from the runs that are finished; the base first."""
     rows: list[Row] = []
+    images = open_prepared(runs[0].config.data).count("val")
     for variant in study.variants:
         own = [run for run in runs if run.variant == variant]
         config = own[0].config
         results = tuple(read_result(run) for run in own if is_finished(run) and not has_diverged(run))
         top1 = Figure.of([result.top1_error for result in results])
-        top5 = Figure.of([result.top5_error for result in results if has_top5(config.network.num_classes)])
+        classes = config.network.num_classes
+        top5 = Figure.of([result.top5_error for result in results if has_top5(classes)])
         # Learning rates to choose from have no base.
         base = rows[0] if rows and study.measure == "error" else None
         rows.append(
@@ -114,6 +166,8 @@ def compare(study: Study, runs: Sequence[StudyRun]) -> list[Row]:
                 top5,
                 Difference.between(top1, base.top1) if base else None,
                 Difference.between(top5, base.top5) if base else None,
+                classes,
+                sum(did_not_learn(result.top1_error, classes, images) for result in results),
             )
         )
     return rows
@@ -133,7 +187,7 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     """The rows as a table for the console."""
     table = Table(title=f"{study.name}: {study.claim}", title_justify="left")
     table.add_column("variant", overflow="fold")
-    with_top5 = _have_top5(rows)
+    with_top5 = have_top5(rows)
     if study.measure == "epochs":
         compared = [f"epochs to {TRAINING_ERROR_GOAL:g} %"]
     else:
@@ -142,10 +196,10 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     for name in ("runs", *errors, *compared, "time", "parameters"):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
-        runs = f"{len(row.results)} x {row.epochs} epochs" + (f", {row.diverged} diverged" if row.diverged else "")
+        runs = f"{len(row.results)} x {row.epochs} epochs" + (f", {row.failures}" if row.failures else "")
         differences = " / ".join(str(d) for d in (row.top1_difference, row.top5_difference) if d is not None)
         if study.measure == "epochs":
-            compared = [_text(row.epochs_to_goal, _why_missing(row))]
+            compared = [_text(row.epochs_to_goal, why_missing(row))]
         elif row is rows[0]:
             compared = ["base", "base"]
         else:
@@ -160,11 +214,12 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _have_top5(rows: Sequence[Row]) -> bool:
+def have_top5(rows: Sequence[Row]) -> bool:
+    """Whether there are top-5 errors to show."""
     return any(row.top5 is not None for row in rows)
 
 
-def _why_missing(row: Row) -> str:
+def why_missing(row: Row) -> str:
     """What to show instead of a missing figure."""
     return "not reached" if row.results else "diverged" if row.diverged else "-"
 
@@ -184,6 +239,9 @@ def remarks(study: Study, runs: Sequence[StudyRun], rows: Sequence[Row]) -> list
         f"points; chance is {chance(classes):.2f} % top-1. ± is the standard deviation over seeds. {differences}Time "
         f"is the training time of a run."
     )
+    if any(row.not_learned for row in rows):
+        margin = learning_margin(classes, images)
+        lines.append(f"{NOT_LEARNED}: the top-1 error is not more than {margin:.2g} points below chance.")
     lines += uncertain_differences(rows)
     published = ((row.variant.name, row.variant.published) for row in rows)
     lines += [f"Published for {name}: {difference.details}." for name, difference in published if difference]
@@ -198,9 +256,9 @@ def uncertain_differences(rows: Sequence[Row]) -> list[str]:
         for name, top1, top5 in compared
         if any(d is not None and d.is_larger is False for d in (top1, top5))
     ]
-    lines = [f"~: not larger than the spread over seeds, may be chance: {', '.join(small)}."] if small else []
+    lines = [f"~: {MARKS['~']}: {', '.join(small)}."] if small else []
     if any(top1 is not None and top1.is_larger is None for _, top1, _ in compared):
-        lines.append("?: one run has no spread, so the differences may be chance.")
+        lines.append(f"?: {MARKS['?']}.")
     return lines
 
 
@@ -248,6 +306,7 @@ def _record(study: Study, runs: Sequence[StudyRun], rows: Sequence[Row]) -> dict
     result: dict[str, Any] = {
         "study": study.name,
         "claim": study.claim,
+        "question": study.question,
         "data": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
@@ -293,6 +352,7 @@ def _row_record(row: Row) -> dict[str, Any]:
         "seconds": None if row.seconds is None else round(row.seconds, 1),
         "epochs_to_goal": rounded(row.epochs_to_goal),
         "diverged": row.diverged,
+        "not_learned": row.not_learned,
         "runs": [asdict(result) | {"seconds": round(result.seconds, 1)} for result in row.results],
     }
 
@@ -301,31 +361,3 @@ def _published_record(published: PublishedDifference | None) -> dict[str, Any] |
     if published is None:
         return None
     return {"top1": published.top1, "top5": published.top5, "where": published.details, "about": published.qualifier}
-
-
-def draw_comparison(study: Study, rows: Sequence[Row], path: Path) -> None:
-    """Draw errors, or epochs to the goal: a bar per variant and a point per run."""
-    with without_backend():
-        from matplotlib.figure import Figure as Picture  # a slow import, which only this function needs
-
-    picture = Picture(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
-    panels: list[tuple[str, list[list[float]]]] = [
-        ("top-1 error (%)", [[result.top1_error for result in row.results] for row in rows]),
-        ("top-5 error (%)", [[result.top5_error for result in row.results] for row in rows]),
-    ][: 1 + _have_top5(rows)]
-    if study.measure == "epochs":
-        epochs = [[float(r.epochs_to_goal) for r in row.results if r.epochs_to_goal is not None] for row in rows]
-        panels = [(f"epochs to {TRAINING_ERROR_GOAL:g} % training error", epochs)]
-    for axes, (label, values) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for y, (row, points) in enumerate(zip(rows, values, strict=True)):
-            has_bar = row.epochs_to_goal is not None if study.measure == "epochs" else bool(points)
-            if has_bar:
-                axes.barh(y, statistics.fmean(points), color="0.85")
-            else:
-                axes.text(0.02, y, _why_missing(row), transform=axes.get_yaxis_transform(), va="center")
-            axes.plot(points, [y] * len(points), "ko", markersize=3)
-        axes.set(xlabel=label, yticks=range(len(rows)), yticklabels=[row.variant.name for row in rows])
-        axes.invert_yaxis()
-        axes.grid(axis="x", alpha=0.3)
-    picture.suptitle(study.claim, fontsize=10)
-    save_figure(picture, path)

@@ -12,6 +12,7 @@ from dataloading.sources.names import name_of_set
 from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
 from fastalex.studies.claims import STUDIES, Study, find_study
+from fastalex.training.metrics_log import say
 from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
 
 
@@ -79,6 +80,8 @@ def resolve(options: StudyOptions) -> Study:
         ConfigurationError: the study is unknown, there is no seed, or an option is one that the study compares.
     """
     study = find_study(options.name)
+    if options.name != study.name:
+        say(f"note: the study {options.name} is now called {study.name}; the old name still works")
     check_positive("--seeds", options.seeds)
     for given, default, group in (
         (options.network, NetworkOptions(), "network"),

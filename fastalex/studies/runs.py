@@ -82,7 +82,7 @@ def plan_runs(study: Study, options: TrainOptions, seeds: int, folder: Path) -> 
     for seed in range(first.seed, first.seed + seeds):
         for variant in study.variants:
             own = _variant_options(study, variant, shared)
-            output = folder / variant.folder / f"seed-{seed}"
+            output = variant.folder_in(folder) / f"seed-{seed}"
             own = replace(own, training=replace(own.training, seed=seed), output=output)
             config = _with_equal_updates(own, new_run(own))
             _check_unchanged(config)

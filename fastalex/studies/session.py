@@ -13,8 +13,9 @@ from fastalex.files import check_writable, is_empty, new_folder, owned
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.recipes.schedule import epochs_in_words
 from fastalex.studies.claims import Study
-from fastalex.studies.comparison import RECORD, comparison_table, draw_comparison, remarks, write_comparison
+from fastalex.studies.comparison import RECORD, comparison_table, remarks, write_comparison
 from fastalex.studies.options import OTHER_FOLDER, StudyOptions, resolve
+from fastalex.studies.picture import draw_comparison
 from fastalex.studies.runs import (
     StudyRun,
     has_diverged,
@@ -65,9 +66,9 @@ def _check_folder(study: Study, folder: Path) -> None:
             raise ConfigurationError(
                 f"{record} is not the record of a study; move it away, or {OTHER_FOLDER}"
             ) from None
-        if found != study.name:
+        if found not in study.names:
             raise ConfigurationError(f"{folder} holds the study {found}, not {study.name}; {OTHER_FOLDER}")
-    elif not any((folder / variant.folder).is_dir() for variant in study.variants):
+    elif not any(variant.folder_in(folder).is_dir() for variant in study.variants):
         raise ConfigurationError(f"{folder} exists already and holds no study; {OTHER_FOLDER}")
 
 

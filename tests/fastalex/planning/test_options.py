@@ -1,5 +1,7 @@
 """Options of the plan: its defaults, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -51,11 +53,33 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
         ({"devices": "cpu,cpu", "batch_size": 9, "micro_batches": 2}, "a batch of 9 cannot be divided into 2"),
         ({"devices": ",".join(["cpu"] * 9)}, "9 stages"),
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),
+        ({"devices": "cpu,cpu", "split": "conv9"}, "split names 'conv9'"),
+        ({"devices": "cpu", "split": "conv3"}, "split conv3 makes 2 stages, but the layout has 1"),
+        ({"draw": Path("network.png")}, "--draw writes SVG files, got network.png; choose a name that ends with .svg"),
+        ({"force": True}, "--force replaces the file of --draw, which is not given; leave it out"),
     ],
 )
 def test_what_is_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
         resolve(PlanOptions(**given))
+
+
+def test_the_split_may_be_given():
+    split = resolve(PlanOptions(devices="cpu,cpu", split="fc6")).parallel.split
+    assert split == (("conv1", "conv2", "conv3", "conv4", "conv5"), ("fc6", "fc7", "fc8"))
+
+
+def test_a_drawing_replaces_a_file_only_if_told_so(tmp_path):
+    path = tmp_path / "network.SVG"
+    assert resolve(PlanOptions(devices="cpu", draw=path)).draw == path
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"network.SVG exists already; choose another file, or add --force"):
+        resolve(PlanOptions(devices="cpu", draw=path))
+    assert resolve(PlanOptions(devices="cpu", draw=path, force=True)).draw == path
+    assert path.read_text() == "mine"
+    with pytest.raises(NotADirectoryError):
+        resolve(PlanOptions(devices="cpu", draw=path / "x.svg"))
 
 
 def test_the_epochs_are_those_of_the_recipe():

@@ -100,13 +100,16 @@ def test_every_figure_is_that_of_its_layer_or_stage(capsys, monkeypatch, devices
     assert rows["two GTX 580"][-1] == f"{fast:.2f} to {slow:.2f}"
 
 
-def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch):
+def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch, tmp_path):
     """On a clock that goes on by a second whenever it is read: at both ends of each round of four steps."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     network = NetworkOptions(width=1 / 16, lrn=False)
-    report(HERE, resolve(PlanOptions(network, devices="cpu", batch_size=4, measure=True)))
+    drawing = tmp_path / "network.svg"
+    report(HERE, resolve(PlanOptions(network, devices="cpu", batch_size=4, measure=True, draw=drawing)))
     out = capsys.readouterr().out
+    assert out.endswith(f"written: {drawing}\n")
+    assert "a training step of 4 images, measured" in drawing.read_text()
     assert not torch.backends.cudnn.allow_tf32  # the libraries round as the precision says
     assert rows_of(out)["this machine"][:2] == ["cpu, fp32, batch 4", "16.0"]
     assert "This machine: 20 training steps" in out

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastalex.handcrafted.options import METHODS
-from fastalex.studies.claims import OTHER_CLAIMS, PUBLISHED_ERRORS, STUDIES, OtherClaim, Study, Variant
+from fastalex.studies.claims import OTHER_CLAIMS, PUBLISHED_ERRORS, STUDIES, OtherClaim, Study, Variant, find_study
+from fastalex.studies.comparison import did_not_learn, learned_text
 
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "bench" / "results"
@@ -20,7 +21,7 @@ PAGE = ROOT / "docs" / "claims.md"
 def claims_table() -> str:
     """Every claim: its command, the published figures, and whether there is a record."""
     rows = [("claim", "command", "published, top-1 / top-5", "measured here")]
-    measured = {record["settings"]["study"] for record in _records("study-*.json")}
+    measured = {find_study(record["settings"]["study"]).name for record in _records("study-*.json")}
     for study in STUDIES.values():
         here = "[below](#measured)" if study.name in measured else "-"
         rows.append((study.claim, f"`study {study.name}`", _published_differences(study), here))
@@ -35,17 +36,26 @@ def claims_table() -> str:
 def studies_table() -> str:
     """The results of all recorded studies."""
     rows = [("study", "variant", "top-1 error %", "top-5 error %", "difference", "published")]
-    records = {record["settings"]["study"]: record for record in _records("study-*.json")}
+    records = {find_study(record["settings"]["study"]).name: record for record in _records("study-*.json")}
     for study in STUDIES.values():
         for index, row in enumerate(records.get(study.name, {"rows": []})["rows"]):
-            (variant,) = (variant for variant in study.variants if variant.name == row["variant"])
+            (variant,) = (v for v in study.variants if row["variant"] in (v.name, v.formerly))
             difference, published = "base", "base"
             if index:
                 difference = " / ".join(_difference(row[f"{kind}_difference"]) for kind in ("top1", "top5"))
                 published = str(variant.published or "none")
             errors = [f"{row[name]['mean']:.1f} ± {row[name]['spread']:.1f}" for name in ("top1_error", "top5_error")]
-            rows.append((f"`{study.name}`", variant.name, *errors, difference, published))
+            name = variant.name
+            if failed := failures(row, records[study.name]["settings"]["data"]):
+                name += f" ({failed})"
+            rows.append((f"`{study.name}`", name, *errors, difference, published))
     return _markdown(rows)
+
+
+def failures(row: dict[str, Any], data: dict[str, Any]) -> str:
+    """How many runs of a recorded row did not learn, as the study itself says it; empty if all did."""
+    failed = sum(did_not_learn(run["top1_error"], data["classes"], data["val"]) for run in row["runs"])
+    return learned_text(failed, len(row["runs"]))
 
 
 def baseline_table() -> str:

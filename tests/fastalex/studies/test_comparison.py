@@ -3,6 +3,8 @@
 import re
 from dataclasses import replace
 
+import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Picture
 from rich.console import Console
 
@@ -15,11 +17,14 @@ from fastalex.studies.comparison import (
     _row_record,
     compare,
     comparison_table,
-    draw_comparison,
+    did_not_learn,
     epoch_ratio,
     fastest_variants,
+    learning_margin,
+    remarks,
     uncertain_differences,
 )
+from fastalex.studies.picture import draw_comparison
 from fastalex.studies.runs import RunResult, plan_runs
 from tests.fastalex.studies.conftest import finish, line, options
 
@@ -52,7 +57,7 @@ def test_the_record_has_every_figure_of_a_row():
     errors = Figure(41.0, 1.41421), Figure(21.5, None)
     differences = Difference(1.5, True), Difference(-0.5, None)
     published = variant.published
-    assert _row_record(Row(variant, 77, 9, results, 1, *errors, *differences)) == {
+    assert _row_record(Row(variant, 77, 9, results, 1, *errors, *differences, 1000, 2)) == {
         "variant": variant.name,
         "options": {"lrn": False},
         "parameters": 77,
@@ -70,6 +75,7 @@ def test_the_record_has_every_figure_of_a_row():
         "seconds": 7.6,
         "epochs_to_goal": None,  # not reached by the run that diverged
         "diverged": 1,
+        "not_learned": 2,
         "runs": [
             {"seed": 0, "top1_error": 40.0, "top5_error": 20.0, "seconds": 7.3, "epochs_to_goal": 3},
             {"seed": 1, "top1_error": 42.0, "top5_error": 23.0, "seconds": 8.0, "epochs_to_goal": 5},
@@ -82,7 +88,7 @@ def row(variant: Variant, *epochs: int | None, diverged: int = 0) -> Row:
     """A variant whose runs reached the training error in these epochs."""
     results = tuple(RunResult(seed, 10.0 + seed, 5.0, 1.0, epoch) for seed, epoch in enumerate(epochs))
     error = Figure.of([result.top1_error for result in results])
-    return Row(variant, 1, 9, results, diverged, error, error, None, None)
+    return Row(variant, 1, 9, results, diverged, error, error, None, None, 1000, 0)
 
 
 def test_the_goal_counts_only_if_every_run_of_a_variant_reached_it():
@@ -197,3 +203,65 @@ def test_each_error_that_may_be_chance_is_named():
     both = replace(both, top1_difference=Difference(0.1, False), top5_difference=Difference(0.1, False))
     (line,) = uncertain_differences([base, one, both])
     assert line.endswith(f"be chance: {one.variant.name} (top-5), {both.variant.name} (top-1 and top-5).")
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "margin"), [(10, 250, 5.692), (1000, 50_000, 2.0), (20, 400, 3.269), (2, 16, 37.5)]
+)
+def test_learning_begins_three_standard_errors_below_chance_but_at_least_two_points(classes, images, margin):
+    assert learning_margin(classes, images) == pytest.approx(margin, abs=1e-3)
+    start = 100 * (1 - 1 / classes) - margin
+    assert did_not_learn(start + 0.01, classes, images)
+    assert not did_not_learn(start - 0.01, classes, images)
+
+
+def test_runs_that_did_not_learn_are_counted_and_named(prepared, tmp_path, capsys):
+    """Three classes and as many validation images as there are: guessing has an error of 66.67 %."""
+    chosen = find_study("dropout")
+    runs = plan_runs(chosen, options(prepared), seeds=2, folder=tmp_path)
+    errors = {("dropout 0.5", 0): 10.0, ("dropout 0.5", 1): 66.0, ("no dropout", 0): 65.0, ("no dropout", 1): 70.0}
+    for run in runs:
+        top1 = errors[run.variant.name, run.config.seed]
+        finish(run, [line("train", 1, top1, 32), line("val", 1, top1), line("val", 2, top1)], epoch=2)
+    table = compare(chosen, runs)
+    assert [(row.not_learned, row.failures) for row in table] == [(1, "1 of 2 did not learn"), (2, "did not learn")]
+    assert [row.classes for row in table] == [3, 3]
+    record = _record(chosen, runs, table)
+    assert record["question"] == "Does dropout reduce overfitting?"
+    assert [row["not_learned"] for row in record["rows"]] == [1, 2]
+    (sentence,) = (text for text in remarks(chosen, runs, table) if text.startswith("did not learn: "))
+    assert "points below chance" in sentence
+    Console(width=200).print(comparison_table(chosen, table))
+    out = capsys.readouterr().out
+    assert "2 x 2 epochs, 1 of 2 did not learn" in out
+    assert "2 x 2 epochs, did not learn" in out
+    well = [replace(row, not_learned=0) for row in table]
+    assert not [text for text in remarks(chosen, runs, well) if text.startswith("did not learn: ")]
+
+
+def test_the_picture_asks_the_question_and_shows_chance_and_the_marks(tmp_path, monkeypatch):
+    chosen = find_study("depth")
+    base, small, alone, failed = (row(variant, 1, 2) for variant in chosen.variants[:4])
+    small = replace(small, top1_difference=Difference(0.1, False), top5_difference=Difference(-2.5, True))
+    alone = replace(alone, top1_difference=Difference(3.0, None), diverged=1, not_learned=1)
+    failed = replace(failed, not_learned=2)
+    drawn: list[Picture] = []
+    monkeypatch.setattr(Picture, "savefig", lambda picture, *_, **__: drawn.append(picture))
+    draw_comparison(chosen, [base, small, alone, failed], tmp_path / "study.png")
+    draw_comparison(chosen, [base, replace(small, top1_difference=None)], tmp_path / "study.png")
+    marked, plain = drawn
+    assert marked.get_suptitle() == chosen.question == "Does every convolutional layer help?"
+    top1, top5 = marked.axes
+    for axes, chance in ((top1, 99.9), (top5, 99.5)):
+        (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        assert list(dashed.get_xdata()) == pytest.approx([chance, chance])
+        assert to_hex(dashed.get_color()) == "#d62728"
+        assert [bar.get_hatch() for bar in axes.patches] == [None, None, None, "///"]
+    in_part = "1 diverged, 1 of 2 did not learn"
+    assert [text.get_text() for text in top1.texts] == ["+0.10~", "+3.00?", in_part, "did not learn"]
+    assert [text.get_text() for text in top5.texts] == ["-2.50", in_part, "did not learn"]
+    labels = [[text.get_text() for text in picture.legends[0].get_texts()] for picture in drawn]
+    assert labels[0][:4] == ["mean over seeds", "one run", "chance", "did not learn"]
+    assert [label[0] for label in labels[0][4:]] == ["~", "?"]
+    assert labels[1] == labels[0][:3]
+    assert plain.axes[0].get_yticklabels()[0].get_text() == "five conv layers"

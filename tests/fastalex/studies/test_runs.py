@@ -41,7 +41,7 @@ def test_every_variant_of_every_study_can_be_trained(name, prepared, tmp_path, m
             "four-layer",
             "study dropout: 'dropout 0.5' and 'no dropout' are the same run with the architecture four-layer",
         ),
-        ("lrn", "owt", "study lrn: 'with normalisation' and 'without any' are the same run with the architecture owt"),
+        ("lrn", "owt", "study lrn: 'lrn' and 'no lrn' are the same run with the architecture owt"),
     ],
 )
 def test_a_network_is_not_compared_with_itself(prepared, tmp_path, monkeypatch, name, arch, expected):

@@ -3,16 +3,20 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fastalex.errors import ConfigurationError
+from fastalex.studies.claims import find_study
+from fastalex.studies.runs import plan_runs
 from fastalex.studies.session import run_study
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.owning import another_owner
 from tests.fastalex.commands import command_here, refused, start, wait_for_steps
-from tests.fastalex.studies.conftest import given, study_of
+from tests.fastalex.studies.conftest import finish, given, line, study_of
 from tests.fastalex.training.test_trainer import assert_same_state, curve
 
 
@@ -65,6 +69,27 @@ def test_a_study_interrupted_in_its_second_run_ends_the_same(straight, prepared,
             ours, theirs = (folder / variant / f"seed-{seed}" for folder in (tmp_path / "study", straight))
             assert curve(read_metrics(ours)) == curve(read_metrics(theirs))
             assert_same_state(ours, theirs)
+
+
+def test_a_study_under_a_former_name_goes_on(prepared, tmp_path, capsys):
+    """Its folder, those of its runs, and its record have the names of earlier versions."""
+    study, options = find_study("overlapping"), given("overlap", prepared, tmp_path / "study", seeds=1)
+    assert replace(options, output=None).folder == Path("studies") / f"{prepared.name}-overlap"
+    old = [replace(variant, name=variant.formerly, formerly="") for variant in study.variants]
+    for run in plan_runs(replace(study, variants=tuple(old)), options.shared, 1, tmp_path / "study"):
+        finish(run, [line("train", 1, 50.0, 32), line("val", 4, 50.0)], epoch=4)
+    folders = sorted(path.name for path in (tmp_path / "study").iterdir())
+    assert folders == ["2x2-windows-stride-2", "3x3-windows-stride-2"]
+    (tmp_path / "study" / "study.json").write_text('{"study": "overlap"}')
+    run_study(options)
+    out, err = capsys.readouterr()
+    assert "note: the study overlap is now called overlapping; the old name still works\n" in err
+    assert "runs to train" not in out
+    written = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert (written["study"], [row["variant"] for row in written["rows"]]) == (
+        "overlapping",
+        ["overlapping, 3x3", "no overlapping, 2x2"],
+    )
 
 
 def test_a_finished_study_is_shown_and_not_repeated(straight, prepared, capsys):
