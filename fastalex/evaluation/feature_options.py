@@ -138,8 +138,8 @@ def _are_files(data: Path) -> bool:
     """Whether the data are files to be read as they are: a list, or a folder that is no data set and has images."""
     if data.is_file():
         return data.suffix == LIST_SUFFIX
-    is_data_set = str(data) == "synthetic" or is_prepared(data) or (data / "config.json").is_file()
-    return data.is_dir() and not is_data_set and has_images(data)
+    is_folder = data.is_dir() and not (data / "config.json").is_file()
+    return is_folder and not is_prepared(data) and has_images(data)
 
 
 def _files(options: FeaturesOptions, network: TrainedNetwork) -> _Images:

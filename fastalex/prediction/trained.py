@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
@@ -30,6 +32,10 @@ from fastalex.prediction.preprocessing import AnyImage, Preprocessing
 from fastalex.training.validation import mean_of_views
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_UNKNOWN = (
+    "this network does not know how its images are prepared: it was not loaded from a file that says so; subtract the "
+    "mean of the training images yourself"
+)
 _BATCH = 64  # images that predict() runs at a time
 
 
@@ -46,6 +52,26 @@ class Prediction:
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     indices: tuple[int, ...]
+
+
+class _Unknown(Preprocessing):
+    """The preprocessing of a network that does not know its own: every use says so.
+
+    The property itself raises nothing, because tracers of PyTorch look at all attributes of a module.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def stored(self, image: AnyImage) -> NDArray[np.uint8]:
+        """Not possible."""
+        raise ConfigurationError(_UNKNOWN)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigurationError(_UNKNOWN) if name == "record" else AttributeError(name)
+
+    def __repr__(self) -> str:
+        return "Preprocessing(unknown)"
 
 
 class AlexNet(plain.AlexNet, ModelHubMixin):
@@ -87,15 +113,9 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
     def preprocess(self) -> Preprocessing:
         """From an image or the path of one to the input of the network; see :class:`Preprocessing`.
 
-        Raises:
-            ConfigurationError: the network does not know the mean of its training images.
+        Using it raises ConfigurationError if the network does not know the mean of its training images.
         """
-        if self.record is None:
-            raise ConfigurationError(
-                "this network does not know how its images are prepared: it was not loaded from a file that says so; "
-                "subtract the mean of the training images yourself"
-            )
-        return Preprocessing(self.record)
+        return _Unknown() if self.record is None else Preprocessing(self.record)
 
     @torch.inference_mode()
     def log_probabilities(self, images: Sequence[Tensor]) -> Tensor:

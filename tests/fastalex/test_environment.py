@@ -81,7 +81,7 @@ def test_without_dali_every_command_says_what_to_install(without_dali, class_fol
         ("train", "--resume", run, "--epochs", "2"),
         ("evaluate", run),
         ("evaluate", run, class_folders),
-        ("features", run, class_folders, "fc7", "-o", "features"),
+        ("features", run, prepared, "fc7", "-o", "features"),
         ("study", "dropout", class_folders),
     ):
         message = refused(tmp_path, f"fastalex.{arguments[0]}", *arguments[1:], "--devices", "cpu")

@@ -31,7 +31,7 @@ def test_what_is_refused(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (("empty",), "empty is not a run folder: it has no config.json"),
-        (("nowhere",), "no such file: nowhere"),
+        (("nowhere",), "no such run folder or weights file: nowhere"),
         ((runs[0] / "config.json",), "config.json is a text file"),
         ((runs[0], "-o", "a.jpg"), "a.jpg must end with .png, got '.jpg'"),
         ((runs[0], "-o", "no/a.png"), "the folder no does not exist; create it first"),

@@ -82,8 +82,11 @@ def test_without_the_names_of_classes_they_are_called_by_their_numbers(prepared,
 def test_a_network_that_no_file_describes_cannot_prepare_images(prepared, tmp_path):
     old = save_run(tmp_path / "old", prepared)
     for model in (fastalex.AlexNet("four-layer", 3, seed=0), load(old)):
+        for use in (model.predict, lambda image, model=model: model.preprocess(image)):
+            with pytest.raises(ConfigurationError, match="does not know how its images are prepared"):
+                use("any.jpg")
         with pytest.raises(ConfigurationError, match="does not know how its images are prepared"):
-            model.predict("any.jpg")
+            _ = model.preprocess.record
         with pytest.raises(ConfigurationError, match="only a network that was loaded with its preprocessing can be"):
             model.save_pretrained(tmp_path / "saved")
 

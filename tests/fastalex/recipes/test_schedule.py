@@ -36,13 +36,13 @@ def test_short_runs_start_as_the_recipe_does(name, epochs):
 @pytest.mark.parametrize(
     ("images", "epochs", "length", "drops", "summary"),
     [
-        (50_000, None, 20, [15, 19], "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
+        (50_000, None, 14, [11, 14], "lr 0.002, 0.0002 from epoch 11, 2e-05 from epoch 14"),
         (50_000, 4, 4, [4], "lr 0.002, 0.0002 from epoch 4, a drop left out because the run is so short"),
-        (300, None, 112, [79, 102], "lr 0.002, 0.0002 from epoch 79, 2e-05 from epoch 102"),
+        (300, None, 145, [105, 136], "lr 0.002, 0.0002 from epoch 105, 2e-05 from epoch 136"),
         (300, 20, 20, [15], "lr 0.002, 0.0002 from epoch 15, a drop left out because the run is so short"),
         (300, 4, 4, [], "lr 0.002, 2 drops left out because the run is so short"),
         (300, 1, 1, [], "lr 0.002, 2 drops left out because the run is so short"),
-        (10, None, 1000, [701, 901], "lr 0.002, 0.0002 from epoch 701, 2e-05 from epoch 901"),
+        (10, None, 1300, [930, 1208], "lr 0.002, 0.0002 from epoch 930, 2e-05 from epoch 1208"),
     ],
 )
 def test_small_data_get_more_epochs_and_short_runs_fewer_drops(images, epochs, length, drops, summary):
@@ -131,7 +131,7 @@ def test_a_larger_batch_scales_the_rate_and_warms_up_from_the_old_one():
     ("recipe", "epochs", "expected"),
     [
         ("krizhevsky", 91, "lr 0.01, 0.001 from epoch 25, 0.0001 from epoch 51, 1e-05 from epoch 79"),
-        ("small", 20, "lr 0.002, 0.0002 from epoch 15, 2e-05 from epoch 19"),
+        ("small", 14, "lr 0.002, 0.0002 from epoch 11, 2e-05 from epoch 14"),
         ("small", 2, "lr 0.002, 2e-05 from epoch 2"),  # both changes in one
         ("four-layer", 40, "lr 0.001"),
         ("paper", 90, "lr 0.01, times 0.1 after 5 epochs without a better top-1 error, at most 3 times"),

@@ -6,9 +6,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 import dataloading
-from fastalex import load_model
 from fastalex.errors import Interrupted
 from fastalex.evaluation.options import EvaluateOptions, resolve
+from fastalex.network.weights import load_model
 from fastalex.parallel.world import World
 from fastalex.reports.neighbours import HiddenLayer, nearest
 from tests.fastalex.conftest import save_run

@@ -5,6 +5,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,31 @@ def baseline_table() -> str:
     return _markdown(rows)
 
 
-TABLES = {"claims": claims_table, "studies": studies_table, "baseline": baseline_table}
+def sizes_table() -> str:
+    """The recorded top-1 errors over the number of training images, of the network and of hand-crafted features."""
+    rows = [("training images", "the network, top-1 error %", f"{METHODS['sift']}, top-1 error %")]
+    for record in _records("dataset-size.json"):
+        for images in sorted({row["training_images"] for row in record["rows"]}):
+            found = {
+                features: [
+                    row["top1_error"]
+                    for row in record["rows"]
+                    if (row["training_images"], row["features"]) == (images, features)
+                ]
+                for features in ("network", "sift")
+            }
+            rows.append((f"{images:,}", *map(_over_seeds, found.values())))
+    return _markdown(rows)
+
+
+def _over_seeds(errors: list[float]) -> str:
+    """Mean and standard deviation, with the number of seeds."""
+    if len(errors) == 1:
+        return f"{errors[0]:.1f} (1 seed)"
+    return f"{statistics.fmean(errors):.1f} ± {statistics.stdev(errors):.1f} ({len(errors)} seeds)"
+
+
+TABLES = {"claims": claims_table, "studies": studies_table, "sizes": sizes_table, "baseline": baseline_table}
 
 
 def with_tables(page: str) -> str:

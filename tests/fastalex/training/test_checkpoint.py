@@ -338,7 +338,7 @@ def test_damage_is_named(run: Path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigurationError, match=r"last.safetensors is damaged"):
         load_model(path)
-    with pytest.raises(ConfigurationError, match="no such file"):
+    with pytest.raises(ConfigurationError, match="no such run folder or weights file"):
         load_model(run / "none.safetensors")
 
 

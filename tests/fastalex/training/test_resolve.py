@@ -308,7 +308,7 @@ def test_a_longer_run_without_a_drop_ahead_says_how_to_add_one(prepared, tmp_pat
 
     note = (
         "note: the learning rate will not drop again, because a resumed run keeps its schedule; to drop it as a new "
-        "run of 60 epochs would, add --set epoch=43:lr=0.0002 epoch=55:lr=2e-05\n"
+        "run of 60 epochs would, add --set epoch=44:lr=0.0002\n"
     )
     assert said(60) == note
     assert said(60, "epoch=30:lr=1e-4") == ""
