@@ -87,7 +87,7 @@ def draw_sizes(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xscale="log", xlabel="training images", ylabel="top-1 error (%)", ylim=(0, None))
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
-    axes.set_title("Where does the network overtake hand-crafted features?", fontsize=11)
+    axes.set_title("Does the network overtake hand-crafted features with more images?", fontsize=11)
     axes.legend()
     figure.savefig(path, dpi=110)
 
