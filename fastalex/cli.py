@@ -15,6 +15,7 @@ from tyro.conf import arg
 
 from dataloading import DatasetError
 from dataloading.command_line import with_option
+from dataloading.preparation.pixels import Color
 from dataloading.process import command as shell_command
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
 from fastalex.parallel.failures import leave
@@ -36,14 +37,18 @@ def check_positive(name: str, value: int) -> None:
         raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
 
-def check_color(name: str, value: tuple[int, int, int] | None) -> None:
-    """Check that a colour is three numbers from 0 to 255, or None.
+def parse_color(name: str, text: str | None) -> Color | None:
+    """A colour that the user gives as ``R,G,B``; None for none.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: it is not three numbers from 0 to 255.
     """
-    if value and not all(0 <= level <= 255 for level in value):
-        raise ConfigurationError(f"{name} must be three numbers from 0 to 255, got {' '.join(map(str, value))}")
+    if text is None:
+        return None
+    levels = [int(level) for level in text.split(",") if level.strip().isdecimal()]
+    if len(levels) != 3 or text.count(",") != 2 or max(levels) > 255:
+        raise ConfigurationError(f"{name} must be three numbers from 0 to 255, such as 255,255,255, got {text!r}")
+    return levels[0], levels[1], levels[2]
 
 
 @contextmanager

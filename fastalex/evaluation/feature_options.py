@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 from dataloading import is_prepared
 from dataloading.loading.dali_check import check_dali
-from dataloading.sources.folder_listing import has_images
-from fastalex.cli import check_color, check_positive, optional
+from dataloading.sources.folder_listing import has_image_suffix, has_images
+from fastalex.cli import check_positive, optional, parse_color
 from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
@@ -28,7 +28,7 @@ from fastalex.evaluation.trained_network import (
     with_mean,
     with_training_data,
 )
-from fastalex.files import check_new_folder
+from fastalex.files import check_new_folder, is_empty
 from fastalex.network.precision import Precision, check_precision
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -49,7 +49,7 @@ class FeaturesOptions:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run folder, or a .safetensors file of weights."""
     data: Annotated[Positional[Path], arg(metavar="DATA")]
-    """A folder of images, a text file that lists images, one per line, or a prepared data set."""
+    """A folder of images, an image, a text file (.txt) that lists images, one per line, or a prepared data set."""
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]", help_behavior_hint="")]
     """Such as conv1 (the output of a block), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7. An unknown name
     lists all names."""
@@ -64,7 +64,7 @@ class FeaturesOptions:
     """For files. Cut the input out of the resized image, as in training; otherwise resize to the input's size."""
     exif: bool = False
     """For files. Turn images by their EXIF orientation."""
-    background: Annotated[tuple[int, int, int] | None, optional("R G B")] = None
+    background: Annotated[str | None, optional("R,G,B")] = None
     """For files. The colour, 0 to 255, that transparent images are laid on. Default: the colours under the
     transparency."""
     weights: Literal["best", "last"] = "best"
@@ -135,10 +135,16 @@ class _Images(NamedTuple):
 
 
 def _are_files(data: Path) -> bool:
-    """Whether the data are files to be read as they are: a list, or a folder that is no data set and has images."""
+    """Whether the data are files to be read as they are: an image, a list, or a folder of images that is no data set.
+
+    Raises:
+        ConfigurationError: an empty folder.
+    """
     if data.is_file():
-        return data.suffix == LIST_SUFFIX
+        return data.suffix == LIST_SUFFIX or has_image_suffix(data.name)
     is_folder = data.is_dir() and not (data / "config.json").is_file()
+    if is_folder and is_empty(data):
+        raise ConfigurationError(f"{data} is empty; name a folder of images, a list of images, or a prepared data set")
     return is_folder and not is_prepared(data) and has_images(data)
 
 
@@ -153,12 +159,10 @@ def _files(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
             f"--split names a part of a prepared data set, and {options.data} is not one; name a folder such as "
             f"{options.data / options.split}, or leave --split out"
         )
-    check_color("--background", options.background)
+    background = parse_color("--background", options.background)
     (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
     check_mean_images([network], None)
-    preprocessing = Preprocessing(
-        network.images_record(), options.resize, options.crop, options.exif, options.background
-    )
+    preprocessing = Preprocessing(network.images_record(), options.resize, options.crop, options.exif, background)
     return _Images(network, ImageFiles(options.data, tuple(images_in([options.data])), preprocessing))
 
 

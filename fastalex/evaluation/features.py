@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastalex.console import batch_progress
 from fastalex.errors import ConfigurationError, Interrupted
@@ -70,7 +69,7 @@ def activation_shapes(spec: NetworkSpec, names: Sequence[str]) -> dict[str, tupl
     Raises:
         ConfigurationError: the network has no activation of that name.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):  # tensors without values
         model = spec.build(seed=0)
         size = model.architecture.image_size
         activations = model.activations(torch.empty(1, 3, size, size), names)

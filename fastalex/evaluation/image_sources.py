@@ -117,7 +117,7 @@ class ImageFiles:
         return {
             "data": str(self.place.resolve()),
             "resize": preprocessing.resize or preprocessing.record.resize,
-            "size": preprocessing.size,
+            "size": None if preprocessing.resize == "none" else preprocessing.size,
             "crop": "centre" if preprocessing.crop else "none",
             "exif": preprocessing.exif,
             "background": preprocessing.background,

@@ -79,7 +79,7 @@ class EvaluateOptions:
     each class as their most probable one (columns)."""
     predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
     """Write the name, class and five most probable classes of each image to this file."""
-    overwrite: bool = False
+    force: bool = False
     """Replace existing files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
     """One device per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
@@ -218,7 +218,7 @@ def _check_files(options: EvaluateOptions) -> None:
     for option, path, suffixes in wanted:
         if path is None:
             continue
-        check_new_file(path, suffixes, overwrite=options.overwrite, remedy="add --overwrite")
+        check_new_file(path, suffixes, overwrite=options.force, remedy="add --force")
         other = named.setdefault(os.path.realpath(path), option)
         if other != option:
             raise ConfigurationError(f"{option} and {other} both name {path}; name two files")

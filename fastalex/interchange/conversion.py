@@ -15,7 +15,7 @@ from torch import Tensor
 from fastalex.errors import ConfigurationError
 from fastalex.interchange import from_caffe, from_onnx, from_torchvision
 from fastalex.interchange.foreign_network import FULL_SIZE, Channels, ForeignNetwork
-from fastalex.network.foreign_files import check_file
+from fastalex.network.foreign_files import check_file, is_text
 from fastalex.network.means import read_mean
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec
@@ -104,6 +104,9 @@ def read_network(path: Path, variation: Variation = FULL_SIZE) -> ForeignNetwork
         (from_onnx, from_onnx.read_onnx),
     ):
         if path.suffix.lower() in module.SUFFIXES:
+            check_file(path)
+            if is_text(path):
+                raise ConfigurationError(f"{path} is a text file, not weights: name the file that holds them")
             return read(path, variation)
     check_file(path)
     known = ".pth, .pt or .safetensors (torchvision), .caffemodel (Caffe) or .onnx"

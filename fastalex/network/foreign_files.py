@@ -51,7 +51,7 @@ def what_it_is(path: Path) -> str | None:
             return f"{kind}: {remedy}"
     if path.suffix in _SUFFIXES:
         return f"{_SUFFIXES[path.suffix]}: {_CONVERTIBLE}"
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
+    if is_text(path):
         return f"a text file: {_OURS}"
     return None
 
@@ -79,6 +79,15 @@ def what_it_is_instead(path: Path) -> str | None:
     if not head.strip(b"\0"):
         return "full of zeros, as after a copy that failed: copy or download the file again"
     return None
+
+
+def is_text(path: Path) -> bool:
+    """Whether the beginning of a file is plain text.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in _head(path))
 
 
 def _head(path: Path) -> bytes:

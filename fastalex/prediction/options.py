@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from fastalex.cli import check_color, check_positive, optional
+from fastalex.cli import check_positive, optional, parse_color
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file, write_atomically
@@ -52,17 +52,18 @@ class PredictOptions:
     crops: Literal[1, 10] = 1
     """1: the centre crop. 10: four corners and the centre, each also mirrored; softmax outputs are averaged."""
     json: Annotated[Path | None, optional("FILE.json")] = None
-    """Write the predictions to this file, - for standard output, in place of the table."""
+    """Write the predictions to this file; - prints them instead of the table."""
     csv: Annotated[Path | None, optional("FILE.csv")] = None
-    """Write the predictions to this file, - for standard output, in place of the table."""
+    """Write the predictions to this file; - prints them instead of the table."""
     picture: Annotated[Path | None, optional("FILE.png")] = None
     """Draw the images with their classes, as in the paper's figure 4."""
     mean: Annotated[str | None, optional("FILE|R,G,B")] = None
-    """The mean of networks whose files do not hold it, as those of version 0.1: a .npy file (S x S x 3 is red, green,
-    blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour."""
+    """The mean of networks whose files do not hold it, as those of early versions: a .npy file (S x S x 3 is red,
+    green, blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a
+    colour."""
     exif: bool = False
     """Turn images by their EXIF orientation. Training images are not turned, unless they were prepared so."""
-    background: Annotated[tuple[int, int, int] | None, optional("R G B")] = None
+    background: Annotated[str | None, optional("R,G,B")] = None
     """The colour, 0 to 255, that transparent images are laid on. Default: the colours under the transparency."""
     force: bool = False
     """Replace existing files."""
@@ -112,7 +113,7 @@ def predict_and_report(options: PredictOptions) -> int:
 def _check(options: PredictOptions) -> None:
     check_positive("--batch-size", options.batch_size)
     check_positive("--top", options.top)
-    check_color("--background", options.background)
+    parse_color("--background", options.background)
     outputs = {"--json": options.json, "--csv": options.csv, "--picture": options.picture}
     given = {name: path for name, path in outputs.items() if path is not None}
     if len({os.path.realpath(path) for path in given.values()}) < len(given):
@@ -171,12 +172,13 @@ def _preprocessings(models: Sequence[AlexNet], weights: Sequence[Path], options:
         if record is None:
             if given is None:
                 raise ConfigurationError(
-                    f"{path} does not say how images are prepared, as files of version 0.1; give the mean of its "
+                    f"{path} does not say how images are prepared, as files of early versions; give the mean of its "
                     "training images with --mean FILE|R,G,B"
                 )
             crop = model.architecture.image_size
             record = WeightsRecord(given, max(_STORED_SIZE, crop) if given.ndim == 1 else len(given), crop)
-        found.append(Preprocessing(record, exif=options.exif, background=options.background))
+        background = parse_color("--background", options.background)
+        found.append(Preprocessing(record, exif=options.exif, background=background))
     return found
 
 
@@ -205,3 +207,7 @@ def _report(
         console().print("\n".join(as_lines(results)))
     if options.picture:
         write_atomically(options.picture, draw_predictions(results, preprocess))
+    written = [str(path) for path in (options.json, options.csv, options.picture) if path and str(path) != "-"]
+    if Path("-") not in (options.json, options.csv) and (written or len(weights) > 1):
+        mean = f"mean of {len(weights)} networks" if len(weights) > 1 else ""
+        console().print("; ".join(filter(None, (mean, f"written: {', '.join(written)}" if written else ""))))

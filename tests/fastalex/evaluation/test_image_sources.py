@@ -16,6 +16,7 @@ import fastalex
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
 from fastalex.evaluation.features import extract
+from fastalex.network.variation import Variation
 from fastalex.prediction.preprocessing import UnusableImage
 from tests.fastalex.commands import command_here
 from tests.fastalex.conftest import save_run
@@ -81,6 +82,20 @@ def test_by_default_they_are_prepared_as_the_training_images(run, class_folders,
     assert not list(tmp_path.glob("prepared*"))
 
 
+def test_every_architecture_and_a_single_image(prepared, stimuli, tmp_path):
+    """Those that divide images by constants, too."""
+    for name, size in (("owt", 224), ("four-layer", 32)):
+        variation = Variation(width=1 / 16) if name == "owt" else Variation()
+        run = save_run(tmp_path / name, prepared, with_record=True, architecture=name, variation=variation)
+        features(run, stimuli / "img1.png", tmp_path / f"{name}-out", ("conv1",))
+        model = fastalex.load(run)
+        with torch.inference_mode():
+            expected = model.activations(model.preprocess(stimuli / "img1.png")[None], "conv1")["conv1"]
+        found = torch.from_numpy(np.load(tmp_path / f"{name}-out" / "conv1.npy"))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        assert model.architecture.image_size == size
+
+
 def test_a_list_gives_the_order(run, stimuli, tmp_path):
     (stimuli / "list.txt").write_text("more/b.png\n\nimg2.png\n" + str(stimuli / "img1.png") + "\n")
     features(run, stimuli / "list.txt", tmp_path / "some", ("fc7",))
@@ -142,15 +157,21 @@ def test_what_is_refused(run, prepared, stimuli, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "wrong.txt").write_text("stimuli/img1.png\nnone.png\n")
     (tmp_path / "small").mkdir()
+    (tmp_path / "nothing").mkdir()
     Image.new("RGB", (100, 300)).save(tmp_path / "small" / "a.png")
     monkeypatch.setattr("fastalex.evaluation.feature_files.LARGEST_MAT", 5000)
     for data, options, message in (
         (stimuli, {"split": "val"}, "--split names a part of a prepared data set, and .*stimuli is not one; .*/val"),
         (prepared, {"resize": "none"}, "--resize is for files; the images of .* are prepared, leave it out"),
         (prepared, {"crop": False}, "--no-crop is for files"),
-        (stimuli, {"background": (1, 2, -3)}, "--background must be three numbers from 0 to 255, got 1 2 -3"),
+        (
+            stimuli,
+            {"background": "1,2"},
+            "--background must be three numbers from 0 to 255, .* got '1,2'",
+        ),
         (tmp_path / "empty.txt", {}, "empty.txt lists no images; write one file name per line"),
         (tmp_path / "wrong.txt", {}, "wrong.txt, line 2: no such image: .*none.png"),
+        (tmp_path / "nothing", {}, "nothing is empty; name a folder of images, a list of images, or a prepared"),
         (tmp_path / "small", {"resize": "none"}, "a.png has 100 x 300 pixels; the network takes at least 224 x 224"),
         (stimuli, {"format": "mat", "dtype": "float16"}, ".mat files hold no float16"),
         (stimuli, {"format": "mat"}, "holds arrays of 5,000 bytes at most, got 5,120; choose fewer images, or .h5"),

@@ -60,7 +60,7 @@ def test_what_is_refused(runs, prepared, tmp_path):
         ),
         ((one,), {"worst": -1}, "--worst must be 0 or more, got -1"),
         ((one,), {"predictions": tmp_path / "file.txt" / "p.csv"}, "p.csv cannot be written: Not a directory; choose"),
-        ((one,), {"predictions": folder, "overwrite": True}, "folder.csv cannot be written: Is a directory; choose"),
+        ((one,), {"predictions": folder, "force": True}, "folder.csv cannot be written: Is a directory; choose"),
         ((one,), {"class_errors": lost}, "lost.csv cannot be written: No such file or directory; choose another file"),
         ((one,), {"class_errors": lost.with_name("a.csv"), "predictions": folder / "../a.csv"}, "both name .*a.csv"),
         ((one,), {"confusion": folder.with_name("c.npz")}, r"c.npz must end with .csv or .png, got '.npz'"),

@@ -52,11 +52,9 @@ def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
     assert all(
         sum(float(row[f"probability_{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-4) for row in rows
     )
-    with pytest.raises(
-        ConfigurationError, match=r"classes.csv exists already; choose another file, or add --overwrite"
-    ):
+    with pytest.raises(ConfigurationError, match=r"classes.csv exists already; choose another file, or add --force"):
         resolve(options)
-    assert resolve(replace(options, overwrite=True)).predictions == files["predictions"]
+    assert resolve(replace(options, force=True)).predictions == files["predictions"]
     arrays = tmp_path / "predictions.npz"
     evaluate_and_report(HERE, resolve(EvaluateOptions(runs[:1], devices="cpu", predictions=arrays, worst=0)))
     out = capsys.readouterr().out

@@ -37,12 +37,14 @@ def test_a_folder_of_photographs_without_dali(runs, photos, tmp_path):
     code, out, err = command(tmp_path, "predict", runs[0], photos, "--json", "p.json", "--csv", "p.csv")
     assert (code, err) == (0, "")
     files = [str(photos / name) for name in ("img2.jpg", "img10.jpg", "more/img1.jpg")]
-    assert [line.split()[0] for line in out.splitlines()] == files
+    *lines, last = out.splitlines()
+    assert last == "written: p.json, p.csv"
+    assert [line.split()[0] for line in lines] == files
     model = load(runs[0])
     written = json.loads((tmp_path / "p.json").read_text())
     assert written["weights"] == [str(runs[0] / "best.safetensors")]
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
-    for file, line, entry, row in zip(files, out.splitlines(), written["images"], rows, strict=True):
+    for file, line, entry, row in zip(files, lines, written["images"], rows, strict=True):
         (expected,) = model.predict(file)
         assert entry["file"] == row["file"] == file
         assert [found["class"] for found in entry["predictions"]] == list(expected.classes)
@@ -89,6 +91,11 @@ def test_files_without_a_mean_take_a_given_one(runs, prepared, stored, tmp_path,
     assert images[0] == images[1]
 
 
+def test_the_table_says_that_it_is_a_mean(runs, stored, capsys):
+    predict_and_report(PredictOptions((*runs, stored / "0.jpg"), device="cpu"))
+    assert capsys.readouterr().out.splitlines()[1:] == ["mean of 2 networks"]
+
+
 def test_ten_crops_and_number_of_classes(runs, stored, capsys):
     expected = result_of(runs[0], crops=10).predictions.top_probabilities[0]
     predict_and_report(PredictOptions((runs[0], stored / "0.jpg"), crops=10, top=2, json=Path("-"), device="cpu"))
@@ -123,7 +130,7 @@ def test_transparent_images_are_laid_on_a_colour(runs, tmp_path, capsys):
         return json.loads(capsys.readouterr().out)["images"][0]["predictions"][0]["probability"]
 
     assert probability("clear") == probability("opaque")
-    assert probability("clear", background=(0, 0, 255)) == probability("blue") != probability("opaque")
+    assert probability("clear", background="0,0,255") == probability("blue") != probability("opaque")
 
 
 def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
@@ -148,8 +155,8 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         ((runs[0], image), {"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         (
             (runs[0], image),
-            {"background": (0, 0, 256)},
-            "--background must be three numbers .* got 0 0 256",
+            {"background": "0,0,256"},
+            "--background must be three numbers .* got '0,0,256'",
         ),
         ((runs[0], image), {"csv": Path("there.csv")}, "there.csv exists already; choose another file, or add --force"),
         ((runs[0], image), {"csv": Path("no/p.csv")}, "the folder no does not exist; create it first"),
