@@ -148,7 +148,9 @@ class AlexNet(nn.Module):
             self.train(was_training)
         unknown = [name for name in wanted if name not in found]
         if unknown:
-            raise ConfigurationError(f"no activation named {', '.join(unknown)}; choose from {', '.join(found)}")
+            near = difflib.get_close_matches(unknown[0], found, 3)
+            hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
+            raise ConfigurationError(f"no activation named {', '.join(unknown)}; {hint} from {', '.join(found)}")
         return {name: found[name] for name in wanted}
 
     def blocks(self) -> Iterator[Convolution | Linear]:
