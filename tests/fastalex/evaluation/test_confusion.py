@@ -43,7 +43,7 @@ def test_an_evaluation_writes_it(runs, tmp_path, capsys):
     counts = [[int(count) for count in row[1:]] for row in rows]
     assert counts == sklearn_confusion_matrix(result.labels, result.top_classes[:, 0], labels=range(3)).tolist()
     assert [sum(row) for row in counts] == [10, 10, 12]
-    with pytest.raises(ConfigurationError, match=r"confusion.csv exists already; choose another file, or add --overw"):
+    with pytest.raises(ConfigurationError, match=r"confusion.csv exists already; choose another file, or add --force"):
         resolve(options)
     write_confusion(picture, np.array(counts), header[1:])
     with Image.open(picture) as image:
