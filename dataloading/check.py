@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dataloading.command_line import parse, with_option
+from dataloading.command_line import run
 from dataloading.dataset import Dataset
 from dataloading.errors import HOW_TO_REPAIR, DatasetError
 from dataloading.progress_bar import ProgressBar
@@ -205,10 +205,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        parse(main, prog="python -m dataloading.check")
-    except DatasetError as error:
-        print(f"error: {with_option(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main, prog="python -m dataloading.check")

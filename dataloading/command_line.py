@@ -17,6 +17,7 @@ import tyro
 from tyro import _errors
 from tyro._arguments import ArgumentDefinition
 
+from dataloading.errors import DatasetError
 from dataloading.process import print_anything
 
 T = TypeVar("T")
@@ -45,6 +46,33 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
     with _errors.on_parse_error(report):
         # None is only a default: leaving an option out is the one way to get it.
         return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+
+
+def run(command: Callable[..., object], *, prog: str, interrupted: str = "") -> None:
+    """Run a command of this package, and exit with 2 and one line after a `DatasetError`, with 130 after Ctrl-C.
+
+    Args:
+        interrupted: the line that Ctrl-C prints; none if empty.
+    """
+    try:
+        parse(command, prog=prog)
+    except DatasetError as error:
+        print(f"error: {with_option(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_color(option: str, text: str | None) -> tuple[int, int, int] | None:
+    """Return a colour that is given as ``R,G,B``; None for none. Raises `DatasetError` if it is no colour."""
+    if text is None:
+        return None
+    levels = [int(level) for level in text.split(",") if level.strip().isdecimal()]
+    if len(levels) != 3 or text.count(",") != 2 or max(levels) > 255:
+        raise DatasetError(f"{option} must be three numbers from 0 to 255, such as 255,255,255, got {text!r}")
+    return levels[0], levels[1], levels[2]
 
 
 def with_option(message: str) -> str:

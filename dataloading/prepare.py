@@ -1,14 +1,11 @@
 """Prepare a data set for training: ``python -m dataloading.prepare SOURCE DEST``."""
 
-import sys
 from typing import Annotated, Literal
 
 import tyro
 
-from dataloading.command_line import parse, with_option
+from dataloading.command_line import parse_color, run
 from dataloading.dataset import Dataset
-from dataloading.errors import DatasetError
-from dataloading.preparation.pixels import Color
 from dataloading.preparation.preparation import SHARD_IMAGES, prepare_dataset
 
 
@@ -67,7 +64,7 @@ def main(
         workers=workers,
         shard_images=shard_images,
         max_pixels=max_pixels,
-        background=None if background is None else _color(background),
+        background=parse_color("--background", background),
         exif=exif,
         progress=progress,
     )
@@ -80,22 +77,9 @@ def _summary(dataset: Dataset) -> str:
     return f"{classes}, {counts} images; {dataset.made['rejected']:,} rejected"
 
 
-def _color(text: str) -> Color:
-    try:
-        red, green, blue = (int(value) for value in text.split(","))
-    except ValueError:
-        raise DatasetError(
-            f"--background must be three numbers from 0 to 255, such as 255,255,255, got {text!r}"
-        ) from None
-    return red, green, blue
-
-
 if __name__ == "__main__":
-    try:
-        parse(main, prog="python -m dataloading.prepare")
-    except DatasetError as error:
-        print(f"error: {with_option(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the finished shards", file=sys.stderr)
-        sys.exit(130)
+    run(
+        main,
+        prog="python -m dataloading.prepare",
+        interrupted="interrupted; the same command continues from the finished shards",
+    )

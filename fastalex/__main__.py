@@ -9,6 +9,7 @@ import sys
 _COMMANDS = {
     "prepare": ("dataloading.prepare", "turn images into a data set: decode once, check, write shards"),
     "check": ("dataloading.check", "verify every byte and every image of a prepared data set"),
+    "standin": ("dataloading.standin", "draw a small stand-in for ImageNet, in its archives"),
     "train": ("fastalex.train", "train AlexNet, on one device or several"),
     "evaluate": ("fastalex.evaluate", "error rates of one network or an ensemble"),
     "predict": ("fastalex.predict", "the most probable classes of your own images"),

@@ -15,7 +15,6 @@ from tyro.conf import arg
 
 from dataloading import DatasetError
 from dataloading.command_line import with_option
-from dataloading.preparation.pixels import Color
 from dataloading.process import command as shell_command
 from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
 from fastalex.parallel.failures import leave
@@ -35,20 +34,6 @@ def check_positive(name: str, value: int) -> None:
     """
     if value < 1:
         raise ConfigurationError(f"{name} must be at least 1, got {value}")
-
-
-def parse_color(name: str, text: str | None) -> Color | None:
-    """A colour that the user gives as ``R,G,B``; None for none.
-
-    Raises:
-        ConfigurationError: it is not three numbers from 0 to 255.
-    """
-    if text is None:
-        return None
-    levels = [int(level) for level in text.split(",") if level.strip().isdecimal()]
-    if len(levels) != 3 or text.count(",") != 2 or max(levels) > 255:
-        raise ConfigurationError(f"{name} must be three numbers from 0 to 255, such as 255,255,255, got {text!r}")
-    return levels[0], levels[1], levels[2]
 
 
 @contextmanager
@@ -100,9 +85,9 @@ def main(command: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt as error:
         code = _report("interrupted", 128 + signal.SIGINT, error)
     sys.stdout.flush()
-    if code and is_worker():
-        os._exit(code)  # an orderly exit would wait for operations with other workers
     if is_worker():
+        if code:
+            os._exit(code)  # exit functions might wait for operations with other workers
         leave()
     sys.exit(code)
 

@@ -1,13 +1,11 @@
 """Make a small stand-in for ImageNet: ``python -m dataloading.standin DEST``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dataloading.command_line import parse, with_option
-from dataloading.errors import DatasetError
+from dataloading.command_line import run
 from dataloading.process import command
 from dataloading.sources.names import destination_for
 from dataloading.standin.archives import write_standin
@@ -47,11 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        parse(main, prog="python -m dataloading.standin")
-    except DatasetError as error:
-        print(f"error: {with_option(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    run(main, prog="python -m dataloading.standin", interrupted="interrupted; nothing was written")

@@ -10,9 +10,10 @@ from typing import Annotated, Literal, NamedTuple
 from tyro.conf import Positional, arg
 
 from dataloading import is_prepared
+from dataloading.command_line import parse_color
 from dataloading.loading.dali_check import check_dali
 from dataloading.sources.folder_listing import has_image_suffix, has_images
-from fastalex.cli import check_positive, optional, parse_color
+from fastalex.cli import check_positive, optional
 from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError

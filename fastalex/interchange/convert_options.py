@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ from dataloading.process import command
 from fastalex.cli import optional
 from fastalex.console import console, print_rows
 from fastalex.errors import ConfigurationError
-from fastalex.files import check_writable
+from fastalex.files import check_new_file
 from fastalex.interchange.conversion import Conversion, MissingMean, convert
 from fastalex.network.means import mean_colour
 
@@ -48,7 +47,10 @@ def convert_and_report(options: ConvertOptions) -> None:
     Raises:
         ConfigurationError: the file cannot be converted, or the new one cannot be written.
     """
-    _check_output(options)
+    if options.output.exists() and options.file.exists() and options.output.samefile(options.file):
+        raise ConfigurationError(f"{options.output} is the file to convert; choose another name for the new one")
+    # Before hundreds of megabytes are read.
+    check_new_file(options.output, (".safetensors",), overwrite=options.force, remedy="add --force")
     try:
         made = convert(
             options.file,
@@ -64,24 +66,6 @@ def convert_and_report(options: ConvertOptions) -> None:
             "--mean 123,117,104"
         ) from None
     print_rows(console(), _rows(made, options.output))
-
-
-def _check_output(options: ConvertOptions) -> None:
-    """Check that the file can be written, before hundreds of megabytes are read."""
-    output = options.output
-    if output.suffix != ".safetensors":
-        raise ConfigurationError(f"{output} must end with .safetensors, got {output.suffix!r}")
-    if os.path.lexists(output) and not output.is_dir():
-        if output.exists() and options.file.exists() and output.samefile(options.file):
-            raise ConfigurationError(f"{output} is the file to convert; choose another name for the new one")
-        if not options.force:
-            raise ConfigurationError(f"{output} exists already; choose another file, or add --force")
-    if not output.absolute().parent.is_dir():
-        raise ConfigurationError(f"{output}: there is no folder {output.parent}; create it first")
-    try:
-        check_writable(output)
-    except OSError as error:
-        raise ConfigurationError(f"{output} cannot be written: {error.strerror}; choose another file") from None
 
 
 def _rows(made: Conversion, output: Path) -> dict[str, str]:

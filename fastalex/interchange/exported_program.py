@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from fastalex.interchange.preprocessing_module import Preprocessing
+from fastalex.interchange.preprocessing_module import StoredPreprocessing
 from fastalex.network.model import AlexNet
 
 DESCRIPTION = "description.json"
@@ -28,9 +28,9 @@ class InferenceModule(nn.Module):
 
     std: Tensor | None
 
-    def __init__(self, model: AlexNet, preprocessing: Preprocessing | None) -> None:
+    def __init__(self, model: AlexNet, preprocessing: StoredPreprocessing | None) -> None:
         super().__init__()
-        self.preprocessing = None if preprocessing is None else preprocessing.module()
+        self.preprocessing = preprocessing
         std = model.architecture.input_std
         self.register_buffer("std", None if std is None else torch.tensor(std).view(1, -1, 1, 1))
         self.names = model.architecture.block_names
@@ -51,7 +51,7 @@ class InferenceModule(nn.Module):
         return x if self.preprocessing is None else x.softmax(1)
 
 
-def build_program(model: AlexNet, preprocessing: Preprocessing | None = None, description: str = "") -> bytes:
+def build_program(model: AlexNet, preprocessing: StoredPreprocessing | None = None, description: str = "") -> bytes:
     """The content of a ``.pt2`` file; its input and output are those of :class:`InferenceModule`, for any batch size.
 
     Args:

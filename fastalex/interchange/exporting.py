@@ -18,7 +18,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.files import write_atomically
 from fastalex.interchange.exported_program import DESCRIPTION, build_program
 from fastalex.interchange.onnx_export import build_onnx
-from fastalex.interchange.preprocessing_module import Preprocessing, describe, mean_image
+from fastalex.interchange.preprocessing_module import StoredPreprocessing, describe, mean_image
 from fastalex.interchange.torchvision_export import (
     build_timm,
     build_torchvision,
@@ -110,13 +110,13 @@ class Export:
         write_atomically(network, content)
         return difference
 
-    def _preprocessing(self, spec: NetworkSpec, record: WeightsRecord | None) -> Preprocessing:
+    def _preprocessing(self, spec: NetworkSpec, record: WeightsRecord | None) -> StoredPreprocessing:
         if record is None:
             raise ConfigurationError(
                 f"{self.weights} is of an earlier version and does not hold the mean of its images, so the "
                 "preprocessing cannot be included; leave it out, or train on"
             )
-        return Preprocessing.of(record, spec.build_architecture().image_size)
+        return StoredPreprocessing(record, spec.build_architecture().image_size)
 
     def _description(self, spec: NetworkSpec, record: WeightsRecord | None) -> dict[str, Any]:
         if self.format == "timm-safetensors":
@@ -129,7 +129,7 @@ class Export:
             values["normalise"] = normalisation(spec, record)
         return values
 
-    def _build(self, model: AlexNet, preprocessing: Preprocessing | None, description: str) -> bytes:
+    def _build(self, model: AlexNet, preprocessing: StoredPreprocessing | None, description: str) -> bytes:
         match self.format:
             case "onnx":
                 return build_onnx(model, preprocessing, {"fastalex": description})
@@ -140,7 +140,7 @@ class Export:
             case "timm-safetensors":
                 return build_timm(model)
 
-    def _compare(self, content: bytes, model: AlexNet, preprocessing: Preprocessing | None) -> float | None:
+    def _compare(self, content: bytes, model: AlexNet, preprocessing: StoredPreprocessing | None) -> float | None:
         """The largest relative difference on two random images; None if nothing can run the content here."""
         images = random_images(2, model, preprocessing)
         if self.format == "onnx" and importlib.util.find_spec("onnxruntime"):
@@ -161,15 +161,15 @@ class Export:
         return difference
 
 
-def outputs(model: AlexNet, images: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+def outputs(model: AlexNet, images: Tensor, preprocessing: StoredPreprocessing | None) -> Tensor:
     """What an exported network returns, computed by the network itself."""
     with torch.no_grad():
         if preprocessing is None:
             return model(images)
-        return model(preprocessing.apply(images)).softmax(1)
+        return model(preprocessing(images)).softmax(1)
 
 
-def random_images(count: int, model: AlexNet, preprocessing: Preprocessing | None) -> Tensor:
+def random_images(count: int, model: AlexNet, preprocessing: StoredPreprocessing | None) -> Tensor:
     """Inputs of an exported network: crops minus the mean in float32, or stored images in uint8.
 
     Stored images are near the mean: strong contrasts give probabilities of 0 and 1, which hide differences.
@@ -181,7 +181,7 @@ def random_images(count: int, model: AlexNet, preprocessing: Preprocessing | Non
         return 256 * noise - 128
     images = torch.randint(256, (count, 3, *[preprocessing.stored_size] * 2), generator=generator, dtype=torch.uint8)
     inside = slice(preprocessing.offset, preprocessing.offset + side)
-    images[:, :, inside, inside] = (torch.from_numpy(preprocessing.mean) + 16 * noise - 8).clamp(0, 255)
+    images[:, :, inside, inside] = (preprocessing.mean + 16 * noise - 8).clamp(0, 255)
     return images
 
 

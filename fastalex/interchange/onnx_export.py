@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastalex.errors import ConfigurationError
-from fastalex.interchange.preprocessing_module import Preprocessing
+from fastalex.interchange.preprocessing_module import StoredPreprocessing
 from fastalex.network.architecture import (
     Activation,
     ConvBlock,
@@ -47,7 +47,7 @@ _LARGEST = 2**31 - 2**20  # bytes: a file of protocol buffers holds 2 GiB
 
 
 def build_onnx(
-    model: AlexNet, preprocessing: Preprocessing | None = None, metadata: dict[str, str] | None = None
+    model: AlexNet, preprocessing: StoredPreprocessing | None = None, metadata: dict[str, str] | None = None
 ) -> bytes:
     """The content of an ``.onnx`` file: the network in evaluation, with a batch size that is left open.
 
@@ -113,7 +113,7 @@ class _Graph:
         self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def prepare(self, x: str, preprocessing: Preprocessing) -> str:
+    def prepare(self, x: str, preprocessing: StoredPreprocessing) -> str:
         """Stored images to the input of the network: the centre crop minus the mean."""
         first, last = preprocessing.offset, preprocessing.offset + preprocessing.crop_size
         ends = {"first": [first, first], "last": [last, last], "axes": [2, 3]}

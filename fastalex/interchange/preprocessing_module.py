@@ -7,7 +7,7 @@ its centre crop minus the mean of the training images. Both are RGB, 0 to 255.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,63 +25,42 @@ RESIZE_RULES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Preprocessing:
-    """The centre crop of stored images, minus the mean.
+class StoredPreprocessing(nn.Module):
+    """Stored images, N x 3 x S x S in uint8, to the input of the network: their centre crop minus the mean.
 
     Args:
-        stored_size: S, the side of the stored image.
+        record: what a file of weights says of its images.
         crop_size: C, the side of the crop.
+
+    Attributes:
+        stored_size: S, the side of the stored image.
+        crop_size: C.
         offset: first row and column of the crop.
         mean: of the crop, 3 x C x C for a mean image, 3 x 1 x 1 for a mean colour; float32, RGB 0-255.
+
+    Raises:
+        ConfigurationError: the stored images are smaller than the crop.
     """
 
-    stored_size: int
-    crop_size: int
-    offset: int
-    mean: NDArray[np.float32]
+    mean: Tensor
 
-    @classmethod
-    def of(cls, record: WeightsRecord, crop_size: int) -> Preprocessing:
-        """What a file of weights records.
-
-        Raises:
-            ConfigurationError: the stored images are smaller than the crop.
-        """
+    def __init__(self, record: WeightsRecord, crop_size: int) -> None:
+        super().__init__()
         size = record.stored_size
         if size < crop_size:
             raise ConfigurationError(
                 f"the images are stored in {size} pixels, the network takes crops of {crop_size}: the record of the "
                 "weights is wrong; restore the file from a copy"
             )
-        offset = (size - crop_size) // 2
-        mean = record.mean.reshape(1, 1, 3) if record.mean.ndim == 1 else record.mean
-        if record.mean.ndim == 3:
-            mean = mean[offset : offset + crop_size, offset : offset + crop_size]
-        return cls(size, crop_size, offset, np.ascontiguousarray(mean.transpose(2, 0, 1), dtype=np.float32))
-
-    def apply(self, images: Tensor) -> Tensor:
-        """The input of the network, N x 3 x C x C in float32, for stored images, N x 3 x S x S in uint8."""
-        return self.module()(images)
-
-    def module(self) -> PreprocessingModule:
-        """The same as a module."""
-        return PreprocessingModule(self)
-
-
-class PreprocessingModule(nn.Module):
-    """Stored images, N x 3 x S x S in uint8, to the input of the network, N x 3 x C x C in float32."""
-
-    mean: Tensor
-
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.first, self.last = preprocessing.offset, preprocessing.offset + preprocessing.crop_size
-        self.register_buffer("mean", torch.from_numpy(preprocessing.mean))
+        self.stored_size, self.crop_size, self.offset = size, crop_size, (size - crop_size) // 2
+        inside = slice(self.offset, self.offset + crop_size)
+        mean = record.mean.reshape(1, 1, 3) if record.mean.ndim == 1 else record.mean[inside, inside]
+        self.register_buffer("mean", torch.from_numpy(np.ascontiguousarray(mean.transpose(2, 0, 1), dtype=np.float32)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Centre crop minus the mean."""
-        return images[:, :, self.first : self.last, self.first : self.last].float() - self.mean
+        """N x 3 x C x C, float32."""
+        inside = slice(self.offset, self.offset + self.crop_size)
+        return images[:, :, inside, inside].float() - self.mean
 
 
 def mean_image(record: WeightsRecord | None) -> NDArray[np.float32] | None:

@@ -106,8 +106,10 @@ def report_and_exit(error: BaseException) -> NoReturn:
     os._exit(128 + error.signal_number if isinstance(error, Interrupted) else 1)
 
 
-def leave(code: int = 0) -> NoReturn:
-    """End this process, one of several workers, without the interpreter's shutdown; exit functions run.
+def leave() -> NoReturn:
+    """End this process, one of several workers, with exit code 0 and without the interpreter's shutdown.
+
+    Exit functions run.
 
     The threads of gloo outlive ``destroy_process_group``. One that lets go of a tensor while the interpreter shuts down
     aborts the process, after all its work is done.
@@ -115,7 +117,7 @@ def leave(code: int = 0) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(0)
 
 
 def as_recorded(error: BaseException) -> BaseException:

@@ -13,7 +13,8 @@ from typing import Annotated, Literal, TypeVar
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from fastalex.cli import check_positive, optional, parse_color
+from dataloading.command_line import parse_color
+from fastalex.cli import check_positive, optional
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file, write_atomically

@@ -1,6 +1,5 @@
 """`fastalex COMMAND` and `python -m fastalex COMMAND`: every command, and what is no command."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ ROOT = Path(__file__).parents[2]
 def test_every_command_has_a_name():
     """All modules at the top that parse options, by their own names."""
     modules = [path for package in ("fastalex", "dataloading") for path in (ROOT / package).glob("*.py")]
-    parsing = [path for path in modules if re.search(r"= \"__main__\"|== \"__main__\"", path.read_text())]
-    names = {path.stem: f"{path.parent.name}.{path.stem}" for path in parsing if path.stem != "__main__"}
+    parsing = [path for path in modules if '__name__ == "__main__"' in path.read_text() and path.stem != "__main__"]
+    packages = [path.parent for path in ROOT.glob("*/*/__main__.py") if path.parent.parent.name != "tests"]
+    names = {path.stem: f"{path.parent.name}.{path.stem}" for path in [*parsing, *packages]}
     assert {name: module for name, (module, _) in _COMMANDS.items()} == names
 
 

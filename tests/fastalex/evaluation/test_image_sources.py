@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 import fastalex
+from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
 from fastalex.evaluation.features import extract
@@ -164,11 +165,6 @@ def test_what_is_refused(run, prepared, stimuli, tmp_path, monkeypatch):
         (stimuli, {"split": "val"}, "--split names a part of a prepared data set, and .*stimuli is not one; .*/val"),
         (prepared, {"resize": "none"}, "--resize is for files; the images of .* are prepared, leave it out"),
         (prepared, {"crop": False}, "--no-crop is for files"),
-        (
-            stimuli,
-            {"background": "1,2"},
-            "--background must be three numbers from 0 to 255, .* got '1,2'",
-        ),
         (tmp_path / "empty.txt", {}, "empty.txt lists no images; write one file name per line"),
         (tmp_path / "wrong.txt", {}, "wrong.txt, line 2: no such image: .*none.png"),
         (tmp_path / "nothing", {}, "nothing is empty; name a folder of images, a list of images, or a prepared"),
@@ -178,6 +174,8 @@ def test_what_is_refused(run, prepared, stimuli, tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigurationError, match=message):
             features(run, data, tmp_path / "out", ("fc7",), **options)
+    with pytest.raises(DatasetError, match=r"--background must be three numbers from 0 to 255, .* got '1,2'"):
+        features(run, stimuli, tmp_path / "out", background="1,2")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ConfigurationError, match="h5py is not installed; install it with"):
         features(run, stimuli, tmp_path / "out", format="h5")

@@ -40,7 +40,7 @@ def test_bad_input_is_one_line(tmp_path):
         (("b.pth", "w.safetensors"), "no such file: b.pth"),
         (("a.pth", "w.pth"), "w.pth must end with .safetensors, got '.pth'"),
         (("a.pth", "old.safetensors"), "old.safetensors exists already; choose another file, or add --force"),
-        (("a.pth", "no/w.safetensors"), "no/w.safetensors: there is no folder no; create it first"),
+        (("a.pth", "no/w.safetensors"), "no/w.safetensors: the folder no does not exist; create it first"),
         (("old.safetensors", "old.safetensors", "--force"), "is the file to convert; choose another name"),
         (("a.pth", "w.safetensors", "--mean", "1,2"), "the mean colour 1,2 has 2 numbers; give red, green and blue"),
         (("a.pth", "w.safetensors", "--mean", "red"), "no such file: red; give a mean as a file"),

@@ -10,7 +10,7 @@ import torch
 
 from fastalex.interchange.exported_program import DESCRIPTION, build_program
 from fastalex.interchange.exporting import relative_difference
-from fastalex.interchange.preprocessing_module import Preprocessing
+from fastalex.interchange.preprocessing_module import StoredPreprocessing
 from tests.fastalex.interchange.exported_networks import ROUNDING, network, record
 from tests.fastalex.network.inputs import images
 
@@ -33,7 +33,7 @@ assert "fastalex" not in sys.modules
 
 def test_a_program_runs_in_a_process_without_our_packages(tmp_path):
     model, about = network("krizhevsky"), record(240, 224)
-    preprocessing = Preprocessing.of(about, 224)
+    preprocessing = StoredPreprocessing(about, 224)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         content = build_program(model, preprocessing, "a network")

@@ -11,7 +11,7 @@ import torch
 from fastalex import ConfigurationError
 from fastalex.interchange import exporting
 from fastalex.interchange.exporting import Export, outputs, random_images, relative_difference
-from fastalex.interchange.preprocessing_module import Preprocessing
+from fastalex.interchange.preprocessing_module import StoredPreprocessing
 from fastalex.network.weights_record import load_record
 from tests.fastalex.interchange.exported_networks import network, record, save
 
@@ -70,9 +70,9 @@ def test_without_onnxruntime_nothing_is_compared(tmp_path, monkeypatch):
 
 def test_images_near_the_mean_show_differences_of_probabilities():
     model, about = network("four-layer"), record(45, 32)
-    preprocessing = Preprocessing.of(about, 32)
+    preprocessing = StoredPreprocessing(about, 32)
     images = random_images(2, model, preprocessing)
-    assert preprocessing.apply(images).abs().max() < 9
+    assert preprocessing(images).abs().max() < 9
     probabilities = outputs(model, images, preprocessing)
     assert probabilities.max() < 0.999
 

@@ -12,7 +12,7 @@ import torch
 from fastalex import ARCHITECTURES, AlexNet, ConfigurationError
 from fastalex.interchange.exporting import relative_difference
 from fastalex.interchange.onnx_export import build_onnx
-from fastalex.interchange.preprocessing_module import Preprocessing
+from fastalex.interchange.preprocessing_module import StoredPreprocessing
 from fastalex.network.architecture import LocalResponseNorm
 from tests.fastalex.interchange.exported_networks import ROUNDING, network, record
 from tests.fastalex.network.inputs import images
@@ -105,7 +105,7 @@ def test_preprocessing_in_the_graph(kind):
     crop = torch.from_numpy((stored - about.mean_image())[:, 6:38, 6:38].transpose(0, 3, 1, 2))
     with torch.no_grad():
         expected = model(crop.contiguous()).softmax(1)
-    content = build_onnx(model, Preprocessing.of(about, 32))
+    content = build_onnx(model, StoredPreprocessing(about, 32))
     found = run(content, torch.from_numpy(stored.transpose(0, 3, 1, 2).copy()))["probabilities"]
     assert expected.max() < 0.999
     assert relative_difference(found, expected) < ROUNDING

@@ -8,7 +8,7 @@ import torch
 
 import fastalex
 from fastalex import ConfigurationError
-from fastalex.interchange.preprocessing_module import Preprocessing, describe, mean_image
+from fastalex.interchange.preprocessing_module import StoredPreprocessing, describe, mean_image
 from fastalex.network.weights import NetworkSpec
 from fastalex.network.weights_record import Origin, load_record
 from tests.fastalex.interchange.exported_networks import CLASSES, record, save
@@ -22,14 +22,14 @@ def test_the_centre_crop_minus_the_mean(stored, first, kind):
     about = record(stored, 32, kind)
     images = np.random.default_rng(0).integers(0, 256, (2, stored, stored, 3), dtype=np.uint8)
     expected = (images - about.mean_image())[:, first : first + 32, first : first + 32]
-    found = Preprocessing.of(about, 32).apply(torch.from_numpy(images).permute(0, 3, 1, 2))
+    found = StoredPreprocessing(about, 32)(torch.from_numpy(images).permute(0, 3, 1, 2))
     assert found.dtype == torch.float32
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), expected)
 
 
 def test_stored_images_smaller_than_the_crop_are_refused():
     with pytest.raises(ConfigurationError, match="stored in 30 pixels, the network takes crops of 32"):
-        Preprocessing.of(record(30, 32), 32)
+        StoredPreprocessing(record(30, 32), 32)
 
 
 def test_the_mean_image_in_the_networks_layout():
@@ -83,5 +83,5 @@ def test_it_is_what_predict_does_with_an_image_of_the_stored_size(tmp_path):
     path = save(tmp_path / "w.safetensors")
     model, pixels = fastalex.load(path), np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     stored = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    found = Preprocessing.of(load_record(path), 32).apply(stored)
+    found = StoredPreprocessing(load_record(path), 32)(stored)
     assert torch.equal(found[0], model.preprocess(pixels))

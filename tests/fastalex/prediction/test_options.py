@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
 from fastalex.prediction.options import PredictOptions, predict_and_report
 from fastalex.prediction.trained import load
@@ -153,11 +154,6 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         ((runs[0], stranger, image), {}, "stranger/best.safetensors has other classes than .*the same classes"),
         ((runs[0], image), {"top": 0}, "--top must be at least 1, got 0"),
         ((runs[0], image), {"batch_size": 0}, "--batch-size must be at least 1, got 0"),
-        (
-            (runs[0], image),
-            {"background": "0,0,256"},
-            "--background must be three numbers .* got '0,0,256'",
-        ),
         ((runs[0], image), {"csv": Path("there.csv")}, "there.csv exists already; choose another file, or add --force"),
         ((runs[0], image), {"csv": Path("no/p.csv")}, "the folder no does not exist; create it first"),
         ((runs[0], image), {"picture": Path("p.jpg")}, "p.jpg must end with .png, got '.jpg'"),
@@ -167,4 +163,7 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigurationError, match=message):
             predict_and_report(PredictOptions(paths, **{"device": "cpu", **options}))
+    for colour in ("0,0,256", "1,2", "1,2,3,4", "red", "1,-2,3", ""):
+        with pytest.raises(DatasetError, match="--background must be three numbers from 0 to 255, such as 255,255,255"):
+            predict_and_report(PredictOptions((runs[0], image), device="cpu", background=colour))
     assert (tmp_path / "there.csv").read_bytes() == b""
