@@ -142,9 +142,10 @@ class Architecture:
 
     @property
     def first_layer_towers(self) -> int:
-        """In how many towers the kernels of the first layer are: 2 where it was split over two GPUs in 2012, else 1.
+        """Number of towers of the first layer: 2 if the network of 2012 split it over two GPUs, else 1.
 
-        Towers are what the next layer's groups see, or what is normalised separately.
+        Kernels are in different towers if different groups of the next layer read them, or if they are normalised
+        separately.
         """
         first, second = self.blocks[:2]
         assert isinstance(first, ConvBlock)

@@ -109,10 +109,8 @@ def report_and_exit(error: BaseException) -> NoReturn:
 def leave() -> NoReturn:
     """End this process, one of several workers, with exit code 0 and without the interpreter's shutdown.
 
-    Exit functions run.
-
-    The threads of gloo outlive ``destroy_process_group``. One that lets go of a tensor while the interpreter shuts down
-    aborts the process, after all its work is done.
+    Exit functions run. gloo's threads outlive ``destroy_process_group``, and beside them the shutdown has aborted
+    processes whose work was done.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

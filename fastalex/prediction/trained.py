@@ -54,10 +54,10 @@ class Prediction:
     indices: tuple[int, ...]
 
 
-class _Unknown(Preprocessing):
-    """The preprocessing of a network that does not know its own: every use says so.
+class _UnknownPreprocessing(Preprocessing):
+    """Stands in for preprocessing that is unknown: using it raises ConfigurationError.
 
-    The property itself raises nothing, because tracers of PyTorch look at all attributes of a module.
+    The property of the network must not raise, because PyTorch's tracers read every attribute of a module.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
 
         Using it raises ConfigurationError if the network does not know the mean of its training images.
         """
-        return _Unknown() if self.record is None else Preprocessing(self.record)
+        return _UnknownPreprocessing() if self.record is None else Preprocessing(self.record)
 
     @torch.inference_mode()
     def log_probabilities(self, images: Sequence[Tensor]) -> Tensor:
