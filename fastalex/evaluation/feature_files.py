@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,8 @@ Format = Literal["npy", "h5", "mat"]
 
 VARIABLE = "activations"
 """Name of the array in ``.h5`` and ``.mat`` files."""
+
+_OVERHEAD = 2**16  # bytes, ample, of an .h5 or .mat file beside its array
 
 LARGEST_MAT = 2**31 - 1
 """Bytes of the largest array that a ``.mat`` file of version 5 holds."""
@@ -52,16 +57,14 @@ def convert(path: Path, format: Format) -> None:
     if format == "npy":
         return
     array, target = np.load(path, mmap_mode="r"), path.with_name(f"{path.name.removesuffix('.npy')}.{format}")
-    try:
-        if format == "h5":
-            with require("h5py", "hdf5").File(target, "w") as file:
-                file.create_dataset(VARIABLE, data=array)
-        else:
-            from scipy.io import savemat
+    if shutil.disk_usage(path.parent).free < array.nbytes + _OVERHEAD:  # on a full disk, HDF5 ends the process
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    if format == "h5":
+        with require("h5py", "hdf5").File(target, "w") as file:
+            file.create_dataset(VARIABLE, data=array)
+    else:
+        from scipy.io import savemat
 
-            savemat(target, {VARIABLE: array})
-    except OSError as error:  # h5py has no error number of its own on a full disk
-        error.filename = str(target)
-        raise
+        savemat(target, {VARIABLE: array})
     sync(target)
     path.unlink()

@@ -193,8 +193,10 @@ def _prepared(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
 
 def _check_disk_space(extraction: Extraction) -> None:
     output = extraction.output.absolute()
-    needed = bytes_needed(extraction)
-    check_format(extraction.format, extraction.dtype, largest_array(extraction))
+    largest = largest_array(extraction)
+    check_format(extraction.format, extraction.dtype, largest)
+    # An array of another format is converted from a .npy file, which is then removed.
+    needed = bytes_needed(extraction) + (largest if extraction.format != "npy" else 0)
     existing = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

@@ -16,9 +16,10 @@ import fastalex
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
-from fastalex.evaluation.features import extract
+from fastalex.evaluation.features import bytes_needed, extract
 from fastalex.network.variation import Variation
 from fastalex.prediction.preprocessing import UnusableImage
+from tests.dataloading.owning import fill, small_disk
 from tests.fastalex.commands import command_here
 from tests.fastalex.conftest import save_run
 from tests.fastalex.evaluation.conftest import HERE
@@ -118,6 +119,20 @@ def test_hdf5_and_matlab_files_hold_the_same(run, stimuli, tmp_path):
         with h5py.File(tmp_path / "h5" / f"{name}.h5") as file:
             assert np.array_equal(file["activations"][:], expected)
         assert np.array_equal(loadmat(tmp_path / "mat" / f"{name}.mat")["activations"], expected)
+
+
+@pytest.mark.parametrize("kind", ["h5", "mat"])
+def test_a_disk_that_is_full_when_a_file_is_converted(run, stimuli, tmp_path, kind):
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        asked = {"names": ("conv2",), "devices": "cpu", "batch_size": 3, "format": kind}
+        extraction = resolve(FeaturesOptions(run, stimuli, output=disk / "out", **asked))
+        needed = bytes_needed(extraction)
+        fill(disk, left=needed + 3 * 4096)  # the .npy file, and no other of its size
+        with pytest.raises(ConfigurationError, match=rf"conv2\.{kind}: No space left on device; nothing was written"):
+            extract(HERE, extraction)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+        with pytest.raises(ConfigurationError, match=r"out needs .*iB, but only .* are free in "):
+            resolve(FeaturesOptions(run, stimuli, output=disk / "out", **asked))
 
 
 @pytest.mark.parametrize(
