@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
-from fastalex.files import check_writable
+from fastalex.files import check_new_file
 from fastalex.network.architecture import Architecture
 from fastalex.network.precision import Precision
 from fastalex.network.variation import build_architecture
@@ -127,18 +126,14 @@ def _drawing_file(options: PlanOptions) -> Path | None:
     """The file for the drawing, if it can be written.
 
     Raises:
-        ConfigurationError, OSError: it is no SVG file, exists already, or cannot be written.
+        ConfigurationError: it is no SVG file, exists already, or cannot be written.
     """
     path = options.draw
     if path is None:
         if options.force:
             raise ConfigurationError("--force replaces the file of --draw, which is not given; leave it out")
         return None
-    if path.suffix.lower() != ".svg":
-        raise ConfigurationError(f"--draw writes SVG files, got {path}; choose a name that ends with .svg")
-    if os.path.lexists(path) and not options.force:
-        raise ConfigurationError(f"{path} exists already; choose another file, or add --force")
-    check_writable(path)
+    check_new_file(path, (".svg",), overwrite=options.force, remedy="add --force")
     return path
 
 

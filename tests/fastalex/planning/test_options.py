@@ -55,7 +55,7 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
         ({"network": NetworkOptions(without=("conv9",))}, "no conv layer 'conv9'"),
         ({"devices": "cpu,cpu", "split": "conv9"}, "split names 'conv9'"),
         ({"devices": "cpu", "split": "conv3"}, "split conv3 makes 2 stages, but the layout has 1"),
-        ({"draw": Path("network.png")}, "--draw writes SVG files, got network.png; choose a name that ends with .svg"),
+        ({"draw": Path("network.png")}, r"network.png must end with .svg, got '.png'"),
         ({"force": True}, "--force replaces the file of --draw, which is not given; leave it out"),
     ],
 )
@@ -70,15 +70,15 @@ def test_the_split_may_be_given():
 
 
 def test_a_drawing_replaces_a_file_only_if_told_so(tmp_path):
-    path = tmp_path / "network.SVG"
+    path = tmp_path / "network.svg"
     assert resolve(PlanOptions(devices="cpu", draw=path)).draw == path
     assert not path.exists()
     path.write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"network.SVG exists already; choose another file, or add --force"):
+    with pytest.raises(ConfigurationError, match=r"network.svg exists already; choose another file, or add --force"):
         resolve(PlanOptions(devices="cpu", draw=path))
     assert resolve(PlanOptions(devices="cpu", draw=path, force=True)).draw == path
     assert path.read_text() == "mine"
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ConfigurationError, match=r"x.svg cannot be written: Not a directory; choose another file"):
         resolve(PlanOptions(devices="cpu", draw=path / "x.svg"))
 
 
