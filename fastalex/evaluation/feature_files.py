@@ -6,15 +6,13 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
 from fastalex.optional_packages import require
-
-Format = Literal["npy", "h5", "mat"]
+from fastalex.options.choices import FeatureFormat
 
 VARIABLE = "activations"
 """Name of the array in ``.h5`` and ``.mat`` files."""
@@ -25,7 +23,7 @@ LARGEST_MAT = 2**31 - 1
 """Bytes of the largest array that a ``.mat`` file of version 5 holds."""
 
 
-def check_format(format: Format, dtype: str, largest: int) -> None:
+def check_format(format: FeatureFormat, dtype: str, largest: int) -> None:
     """Check that a format can be written.
 
     Args:
@@ -48,7 +46,7 @@ def check_format(format: Format, dtype: str, largest: int) -> None:
         )
 
 
-def convert(path: Path, format: Format) -> None:
+def convert(path: Path, format: FeatureFormat) -> None:
     """Replace a ``.npy`` file with one of another format, on disk before this returns.
 
     Raises:

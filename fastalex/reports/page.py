@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from dataloading import Dataset
 from fastalex.metrics import has_top5
-from fastalex.network.weights_record import program_version
 from fastalex.reports.curves import Chart, History, draw, history
 from fastalex.reports.results import class_names, readable
 from fastalex.reports.runs import Run, facts
 from fastalex.reports.thumbnails import SMALL, thumbnail
+from fastalex.startup import VERSION
 
 MOST_CLASSES = 60
 """Classes of the largest confusion matrix that is shown whole. Of a larger one, the most frequent confusions are."""
@@ -96,7 +96,7 @@ def render(report: Report) -> str:
         is_whole=len(names) <= MOST_CLASSES,
         most_confusions=MOST_CONFUSIONS,
         data=_data(report, names, charts),
-        software=f"fastalex {program_version()}, PyTorch {torch.__version__}, Python {platform.python_version()}",
+        software=f"fastalex {VERSION}, PyTorch {torch.__version__}, Python {platform.python_version()}",
         hardware=_hardware(report.device),
         today=date.today().isoformat(),
     )

@@ -23,6 +23,7 @@ from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
 from fastalex.network.weights import load_first_layer
+from fastalex.options.training import resume_command
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.pictures import kernel_picture, write_png
 from fastalex.recipes.edits import last_of_each
@@ -30,7 +31,6 @@ from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve, reason, say
-from fastalex.training.options import resume_command
 from fastalex.training.state import TrainingState
 
 SECONDS_BETWEEN_LINES = 60.0
