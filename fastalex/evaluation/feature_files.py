@@ -35,6 +35,8 @@ def check_format(format: FeatureFormat, dtype: str, largest: int) -> None:
     """
     if format == "h5":
         require("h5py", "hdf5")
+    if format == "mat":
+        require("scipy.io", "hdf5")
     if format != "mat":
         return
     if dtype == "float16":
@@ -61,8 +63,6 @@ def convert(path: Path, format: FeatureFormat) -> None:
         with require("h5py", "hdf5").File(target, "w") as file:
             file.create_dataset(VARIABLE, data=array)
     else:
-        from scipy.io import savemat
-
-        savemat(target, {VARIABLE: array})
+        require("scipy.io", "hdf5").savemat(target, {VARIABLE: array})
     sync(target)
     path.unlink()

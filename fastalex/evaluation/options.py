@@ -35,6 +35,7 @@ from fastalex.evaluation.trained_network import (
 from fastalex.files import check_new_file
 from fastalex.metrics import Metrics, chance, has_top5
 from fastalex.network.precision import check_precision
+from fastalex.optional_packages import require
 from fastalex.options.evaluate import EvaluateOptions
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -169,6 +170,8 @@ def _check_files(options: EvaluateOptions) -> None:
         ("--predictions", options.predictions, (".csv", ".npz")),
         ("--confusion", options.confusion, (".csv", ".png")),
     )
+    if options.confusion and options.confusion.suffix == ".png":
+        require("matplotlib", "report")
     named: dict[str, str] = {}
     for option, path, suffixes in wanted:
         if path is None:

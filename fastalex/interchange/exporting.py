@@ -63,7 +63,8 @@ class Export:
         """
         spec, record = load_spec(self.weights), load_record(self.weights)
         if self.format == "onnx":
-            require("onnx", "export")
+            for package in ("onnx", "onnxscript"):
+                require(package, "export")
         if self.format == "torchvision":
             check_torchvision(spec)
         if self.format == "timm-safetensors":

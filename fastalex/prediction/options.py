@@ -19,6 +19,7 @@ from fastalex.files import check_new_file, write_atomically
 from fastalex.network.means import read_mean
 from fastalex.network.weights import HUB_FILE, find_weights
 from fastalex.network.weights_record import WeightsRecord
+from fastalex.optional_packages import require
 from fastalex.options.predict import PredictOptions
 from fastalex.parallel.devices import default_device, parse_devices
 from fastalex.prediction.images import images_in, prepared
@@ -80,9 +81,10 @@ def _check(options: PredictOptions) -> None:
     if len({os.path.realpath(path) for path in given.values()}) < len(given):
         raise ConfigurationError(f"{' and '.join(given)} name the same file; name different ones")
     for name, path in given.items():
-        if str(path) == "-" and name != "--picture":
-            continue
-        check_new_file(path, (f".{_ENDINGS[name]}",), overwrite=options.force, remedy="add --force")
+        if str(path) != "-" or name == "--picture":
+            check_new_file(path, (f".{_ENDINGS[name]}",), overwrite=options.force, remedy="add --force")
+    if options.picture:
+        require("matplotlib", "report")
 
 
 def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

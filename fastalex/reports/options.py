@@ -20,6 +20,7 @@ from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage
 from fastalex.files import check_new_file, write_atomically
+from fastalex.optional_packages import require
 from fastalex.options.report import ReportOptions
 from fastalex.parallel.world import World
 from fastalex.reports.page import Report, render
@@ -70,6 +71,8 @@ def resolve(options: ReportOptions) -> ReportJob:
     Raises:
         ConfigurationError, dataloading.DatasetError: the report is not possible.
     """
+    for package in ("jinja2", "matplotlib"):
+        require(package, "report")
     check_positive("--batch-size", options.batch_size)
     if options.neighbours < 0:
         raise ConfigurationError(f"--neighbours must be 0 or more, got {options.neighbours}")
