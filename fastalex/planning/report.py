@@ -74,7 +74,7 @@ def _record(
         "variation": asdict(plan.network.variation),
         "classes": plan.architecture.num_classes,
         "parameters": sum(layer.parameters for layer in layers),
-        "macs_per_image": sum(layer.macs for layer in layers),
+        "training_macs_per_image": sum(layer.macs for layer in layers),
         "batch_size": plan.batch_size,
         "micro_batches": plan.parallel.micro_batches,
         "precision": plan.precision,
