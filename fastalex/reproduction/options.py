@@ -21,7 +21,6 @@ from fastalex.parallel.devices import default_devices, parse_devices
 from fastalex.reproduction.job import TARGETS, Job, Settings, assign
 from fastalex.training.options import NetworkOptions
 
-
 OTHER_FOLDER = "choose another --output"
 """What to do if the folder of the reproduction cannot be used."""
 
