@@ -26,6 +26,7 @@ _COMMANDS = {
     "show": "fastalex.show",
     "convert": "fastalex.convert",
     "export": "fastalex.export",
+    "reproduce": "fastalex.reproduce",
     "study": "fastalex.study",
     "baseline": "fastalex.baseline",
 }
@@ -34,12 +35,12 @@ _SHELLS = ("bash", "zsh", "fish")
 
 _SUMMARY = """\
 fastalex COMMAND ...: AlexNet (2012), reproduced and fast
-  prepare, check, standin  make a data set; verify one; a stand-in for ImageNet
-  train, plan              train; memory and time that training would need
-  evaluate, report         error rates; an HTML page on what networks learned
-  predict, features, show  classes of images; activations; a picture of conv1
-  convert, export          networks of torchvision, Caffe and ONNX, in and out
-  study, baseline          the paper's claims; SIFT and Fisher vectors before it
+  prepare, check, standin     make a data set; verify it; draw a small stand-in
+  train, plan                 train; memory and time that training would need
+  evaluate, report            error rates; an HTML page on what networks learned
+  predict, features, show     classes of images; activations; a picture of conv1
+  convert, export             networks of torchvision, Caffe, ONNX, in and out
+  reproduce, study, baseline  the whole paper; one of its claims; SIFT before it
 fastalex COMMAND --help shows the options people use, --help-all all of them.
 python -m fastalex.COMMAND is the same (dataloading.COMMAND: the first three).
 source <(fastalex completion bash) lets the tab key complete (also: zsh, fish)"""

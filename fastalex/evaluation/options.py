@@ -22,6 +22,7 @@ from fastalex.evaluation.prediction_files import (
     errors_by_class,
     worst_classes_table,
     write_class_errors,
+    write_errors,
     write_predictions,
 )
 from fastalex.evaluation.trained_network import (
@@ -54,6 +55,7 @@ class EvaluationJob:
     class_errors: Path | None
     predictions: Path | None
     confusion: Path | None
+    json: Path | None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -110,7 +112,8 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         options.batch_size,
         options.precision,
     )
-    return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions, options.confusion)
+    files = (options.class_errors, options.predictions, options.confusion, options.json)
+    return EvaluationJob(evaluation, options.worst, *files)
 
 
 def check_one_mean(training_data: Path | None, mean: str | None) -> None:
@@ -169,6 +172,7 @@ def _check_files(options: EvaluateOptions) -> None:
         ("--class-errors", options.class_errors, (".csv",)),
         ("--predictions", options.predictions, (".csv", ".npz")),
         ("--confusion", options.confusion, (".csv", ".png")),
+        ("--json", options.json, (".json",)),
     )
     if options.confusion and options.confusion.suffix == ".png":
         require("matplotlib", "report")
@@ -304,6 +308,9 @@ def _report(job: EvaluationJob, result: EvaluationResult) -> None:
         if job.confusion:
             write_confusion(job.confusion, confusion_matrix(predictions, classes), dataset.classes)
             out.print(f"confusion matrix: {job.confusion}")
+        if job.json:
+            write_errors(job.json, evaluation, result)
+            out.print(f"errors: {job.json}")
     except OSError as error:
         raise ConfigurationError(
             f"{error.filename} cannot be written: {error.strerror}; the results above are complete; free space, or "

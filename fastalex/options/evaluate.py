@@ -62,6 +62,8 @@ class EvaluateOptions:
     each class as their most probable one (columns)."""
     predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
     """Write the name, class and five most probable classes of each image to this file."""
+    json: Annotated[Path | None, optional("FILE.json")] = None
+    """Write loss and error rates to this file, of the ensemble and of each network alone."""
     force: bool = False
     """Replace existing files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None

@@ -66,5 +66,7 @@ class PlanOptions:
     """Time some training steps on the devices, with random images."""
     draw: Annotated[Path | None, optional("FILE.svg")] = None
     """Draw the network over the stages, with the sizes of every block and, if measured, its time."""
+    json: Annotated[Path | None, optional("FILE.json")] = None
+    """Write parameters, arithmetic, the memory of each stage and, if measured, the speed to this file."""
     force: bool = False
-    """Replace the file of the drawing if it exists."""
+    """Replace the files of --draw and --json if they exist."""

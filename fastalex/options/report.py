@@ -24,8 +24,11 @@ class ReportOptions:
     of the first run."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.html")] = Path("report.html")
     """The page to write."""
+    figure4: Annotated[Path | None, optional("FILE.png")] = None
+    """Also draw the first run's images, predictions and neighbours as in Figure 4 of the paper; .svg and .json files go
+    beside it."""
     force: bool = False
-    """Replace an existing file."""
+    """Replace existing files."""
     neighbours: int = 2000
     """Search at most this many training images for those nearest to a few others. 0 leaves this part out."""
     split: str = "val"

@@ -97,6 +97,7 @@ def test_without_dali_every_command_says_what_to_install(without_dali, class_fol
     ("package", "name", "extra", "arguments"),
     [
         ("matplotlib", "matplotlib", "report", ("fastalex.report", "run")),
+        ("matplotlib", "matplotlib", "report", ("fastalex.reproduce", "figure3", "{data}")),
         ("matplotlib", "matplotlib", "report", ("fastalex.predict", "run", "image.jpg", "--picture", "new.png")),
         ("matplotlib", "matplotlib", "report", ("fastalex.evaluate", "run", "--confusion", "new.png")),
         ("scipy.io", "SciPy", "hdf5", ("fastalex.features", "run", "image.jpg", "fc7", "-o", "new", "--format", "mat")),
