@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DEVICES ?= $(shell count=$$(nvidia-smi --list-gpus 2>/dev/null | wc -l); if [ $$count -ge 2 ]; then echo 0,1; elif [ $$count = 1 ]; then echo 0; else echo cpu,cpu; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench gpu clean
+.PHONY: help install train test reproduce lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ train: install  ## train the 2012 network on the bundled digits, split over two 
 
 test: install lint  ## lint, type check, and run the whole test suite
 	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+reproduce: install  ## reproduce the whole paper on a small stand-in for ImageNet, in minutes
+	$(BIN)/python -m tests.fastalex.reproduction.whole
 
 bench: install  ## time operators, loader, training and the step; records go to bench/results
 	$(BIN)/python bench/all.py
