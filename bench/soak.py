@@ -10,6 +10,7 @@ that is long enough has no validation in between; --validate-every makes epochs 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def main() -> None:
 
 def name_of(options: list[str]) -> str:
     """The record's name: what differs from a run on one device in the default precision."""
-    given = dict(zip(options, options[1:], strict=False))
+    given = dict(itertools.pairwise(options))
     parts = [given.get("--devices", "cpu").replace(",", "-"), given.get("--precision", "")]
     return "-".join(filter(None, ("soak", *parts)))
 
@@ -85,7 +86,7 @@ def watch(command: list[str], run: Path) -> list[tuple[int, float]]:
         try:
             step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
             megabytes = sum(map(anonymous_bytes, [process.pid, *descendants(process.pid)])) / 1e6
-        except (OSError, ValueError, IndexError):  # not begun, or just ending
+        except (OSError, ValueError, IndexError, KeyError):  # not begun, or just ending
             continue
         if not points or step > points[-1][0]:
             points.append((step, megabytes))
