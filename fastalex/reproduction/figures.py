@@ -85,6 +85,8 @@ def data_set_size(targets: Targets) -> dict[str, Any] | None:
     record = json.loads((targets.study("dataset-size").result / RECORD).read_bytes())
     lines: dict[str, list[dict[str, Any]]] = {"the network": [], "SIFT + Fisher vectors": []}
     for row in record["rows"]:
+        if row["options"].get("fraction", 1.0) not in targets.baselines:
+            continue
         baselines = [
             json.loads(step.result.read_bytes()) for step in targets.baselines[row["options"].get("fraction", 1.0)]
         ]

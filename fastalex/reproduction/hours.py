@@ -7,9 +7,12 @@ from pathlib import Path
 
 import tyro
 
+from dataloading import Dataset
 from fastalex.datasets import open_prepared
+from fastalex.handcrafted.classify import check_method
+from fastalex.handcrafted.options import BaselineOptions
 from fastalex.network.footprint import training_macs
-from fastalex.reproduction.steps import Step, StudyStep, Training
+from fastalex.reproduction.steps import Baseline, Step, StudyStep, Training
 from fastalex.studies.options import StudyOptions
 from fastalex.studies.options import resolve as resolve_study
 from fastalex.studies.runs import StudyRun, is_finished, plan_runs
@@ -56,7 +59,7 @@ class Estimate:
 
 
 def check_possible(step: Step) -> None:
-    """Check that a training could start, hours before it does.
+    """Check that a step could start, hours before it does.
 
     Raises:
         ConfigurationError, dataloading.DatasetError: it could not.
@@ -64,6 +67,10 @@ def check_possible(step: Step) -> None:
     for config, _ in _trainings(step):
         if not config.init_from:
             check(config)
+    if isinstance(step, Baseline):
+        options = tyro.cli(BaselineOptions, args=step.words[1:])
+        dataset = Dataset(options.data or "").subset("train", options.fraction, seed=options.seed)
+        check_method(dataset, options.method, options.split)
 
 
 def recipe_of(step: Training) -> RunConfig:

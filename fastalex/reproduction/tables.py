@@ -18,6 +18,10 @@ NOTHING = "–"
 """What a table shows where there is no figure."""
 
 
+UNSUITABLE = "too few or too many images"
+"""Why hand-crafted features are missing."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A model of a table.
@@ -119,7 +123,7 @@ def table1(targets: Targets) -> Table:
             "SIFT + FVs", "sift-fisher-vectors-2010", _baselines([step.result for step in targets.first_baselines])
         )
     else:
-        handcrafted = Row("SIFT + FVs", "sift-fisher-vectors-2010", None, None, "too many images for its classifiers")
+        handcrafted = Row("SIFT + FVs", "sift-fisher-vectors-2010", None, None, UNSUITABLE)
     one, ten = (_alone(targets.first_evaluation(views).result) for views in (1, 10))
     rows = (
         Row("sparse coding", "sparse-coding-2010", None, None, "not reproduced"),

@@ -36,7 +36,7 @@ def targets(job: Job) -> Targets:
     write(found.pretrained_evaluation.result, errors(25.0, 4.0) | {"networks": [*alone, *more]})
     for fraction, baselines in found.baselines.items():
         for seed, step in enumerate(baselines):
-            images = round(24 * fraction)
+            images = round(60 * fraction)
             write(step.result, errors(60 - 20 * fraction + seed, 20.0) | {"training_images": images})
     stage = {"memory": 3 * 2**30, "device": "cpu"}
     write(found.plan.result, {"stages": [stage, stage], "batch_size": 8, "images_per_second": 100.0})
@@ -52,7 +52,7 @@ def test_table_1(targets):
         ("CNN", "37.5", "17.0", "45.00 ± 7.07", "11.00 ± 1.41", "2 networks, ten views"),
         ("CNN, one view", "39.0", "18.3", "47.00 ± 7.07", "12.00 ± 1.41", "2 networks, one view"),
     ]
-    assert "6 classes, not ILSVRC-2010: 12 val images, 24 training images" in table.caption
+    assert "6 classes, not ILSVRC-2010: 12 val images, 60 training images" in table.caption
 
 
 def test_table_2(targets):
@@ -124,9 +124,9 @@ def test_the_curve_of_data_set_size(targets):
     write(targets.study("dataset-size").result / "study.json", study_record("dataset-size"))
     lines = figures.data_set_size(targets)["lines"]
     assert lines["the network"] == [
-        {"images": images, "top1_errors": [error, error]} for images, error in ((2, 52.0), (7, 51.0), (24, 50.0))
+        {"images": images, "top1_errors": [error, error]} for images, error in ((6, 52.0), (18, 51.0), (60, 50.0))
     ]
-    assert lines["SIFT + Fisher vectors"][-1] == {"images": 24, "top1_errors": [40.0, 41.0]}
+    assert lines["SIFT + Fisher vectors"][-1] == {"images": 60, "top1_errors": [40.0, 41.0]}
     assert (targets.job.output / "dataset-size.svg").read_text().startswith("<?xml")
 
 
@@ -164,10 +164,10 @@ def test_the_estimate_counts_arithmetic_and_shared_runs_once(targets, tmp_path):
     write(path, {"images_per_second": 10.0, "training_macs_per_image": macs})
     estimate = hours.Estimate(path)
     assert config.network.variation == NetworkOptions(width=0.0625, init="scaled").variation
-    assert estimate.seconds(targets.networks[0], set()) == pytest.approx(2 * 24 / 10)
+    assert estimate.seconds(targets.networks[0], set()) == pytest.approx(2 * 60 / 10)
     assert estimate.seconds(targets.evaluation(10), set()) == pytest.approx(12 * 10 * 2 / 3 / 10)
     assert estimate.seconds(targets.first_baselines[0], set()) is None
     finished: set[str] = set()
     first, second = (estimate.seconds(targets.study(name), finished) for name in ("lrn", "overlapping"))
     assert first == pytest.approx(2 * estimate.seconds(targets.study("lrn"), {*finished, "other"}) + first, rel=1e-6)
-    assert second == pytest.approx(estimate.seconds(targets.study("overlapping"), set()) - 2 * 2 * 24 / 10, rel=0.01)
+    assert second == pytest.approx(estimate.seconds(targets.study("overlapping"), set()) - 2 * 2 * 60 / 10, rel=0.01)
