@@ -1,4 +1,5 @@
-# Every target installs what it needs first, once: .venv/.installed is younger than the files that say what to install.
+# Every target installs what it needs first, once: the files .venv/.trains and .venv/.installed are younger than those that
+# say what to install. Training needs less than development.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,20 +7,28 @@ BIN    := $(VENV)/bin
 DEVICES ?= $(shell count=$$(nvidia-smi --list-gpus 2>/dev/null | wc -l); if [ $$count -ge 2 ]; then echo 0,1; elif [ $$count = 1 ]; then echo 0; else echo cpu,cpu; fi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test reproduce lint format bench gpu clean
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat torch==2.13.0
+
+.PHONY: help install train test reproduce lint format bench gpu versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed  ## create .venv and install the pinned versions
+install: $(VENV)/.installed  ## create .venv and install the pinned versions of everything, for development too
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; choose another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat torch==2.13.0 -e '.[cuda13,dev]'
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cuda13,dev]'
+	@touch $(VENV)/.trains $@
+
+$(VENV)/.trains: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cuda13,report,tensorboard]'
 	@touch $@
 
-train: install  ## train the 2012 network on the bundled digits, split over two devices, and evaluate it
+train: $(VENV)/.trains  ## train the 2012 network on the bundled digits, split over two devices, and evaluate it
 	$(BIN)/python -m fastalex.train --devices $(DEVICES)
 
 test: install lint  ## lint, type check, and run the whole test suite
@@ -33,6 +42,10 @@ bench: install  ## time operators, loader, training and the step; records go to 
 
 gpu: install  ## correctness and speed on this machine's GPU, at most 9 minutes
 	$(BIN)/python bench/gpu.py
+
+versions: install  ## run the tests with the oldest and the newest versions that pyproject.toml allows
+	$(BIN)/python tests/versions.py oldest
+	$(BIN)/python tests/versions.py newest
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,39 +1,55 @@
-"""Command lines: parsed by tyro, with a one-line error message in place of tyro's box, which names options."""
+"""Command lines: parsed by tyro, with our own help, and one line that names the option in place of tyro's boxes."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
-# Private modules: no public interface exposes the parts of a parse error. pyproject.toml bounds tyro's version for it.
+# Private modules: no public interface exposes a command's options and the parts of a parse error. pyproject.toml pins
+# tyro's version for them.
 from tyro import _errors
 from tyro._arguments import ArgumentDefinition
+from tyro._parsers import ParserSpecification
 
 from dataloading.errors import DatasetError
+from dataloading.help_text import flags, help_text
 from dataloading.process import print_anything
 
 T = TypeVar("T")
 
+# None is only a default: leaving an option out is the one way to get it.
+_CONFIG = (tyro.conf.DisallowNone,)
+
 _parsed: list[Callable[..., object]] = []  # what :func:`parse` was last called with
 
 
-def parse(command: Callable[..., T], *, prog: str | None = None, description: str | None = None) -> T:
+def optional(metavar: str, *aliases: str) -> Any:
+    """Type annotation of an option that may be left out; its help text names the default."""
+    return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+
+
+def parse(command: Callable[..., T], *, prog: str | None = None, common: Collection[str] = ()) -> T:
     """Call a function, or build a dataclass, with arguments from the command line, and return the result.
 
     An invalid command line ends the program with code 2 and a one-line message: the option, the values allowed and the
-    value found.
+    value found. ``-h`` and ``--help`` print the help and end the program with code 0.
+
+    Args:
+        prog: what the user types before the arguments, for the help.
+        common: names of the options that ``--help`` shows; ``--help-all`` shows all. Empty: both show all.
     """
 
     print_anything()
     _parsed[:] = [command]
+    if asked := {"-h", "--help", "--help-all"} & set(sys.argv[1:]):
+        print(help_text(_parser(command), prog or sys.argv[0], () if "--help-all" in asked else common))
+        sys.exit(0)
 
     def report(event: _errors.ParseErrorEvent) -> None:
         message = _message(event, command)
@@ -44,18 +60,18 @@ def parse(command: Callable[..., T], *, prog: str | None = None, description: st
         sys.exit(2)
 
     with _errors.on_parse_error(report):
-        # None is only a default: leaving an option out is the one way to get it.
-        return tyro.cli(command, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+        return tyro.cli(command, prog=prog, config=_CONFIG)
 
 
-def run(command: Callable[..., object], *, prog: str, interrupted: str = "") -> None:
+def run(command: Callable[..., object], *, prog: str, interrupted: str = "", common: Collection[str] = ()) -> None:
     """Run a command of this package, and exit with 2 and one line after a `DatasetError`, with 130 after Ctrl-C.
 
     Args:
         interrupted: the line that Ctrl-C prints; none if empty.
+        common: as for :func:`parse`.
     """
     try:
-        parse(command, prog=prog)
+        parse(command, prog=prog, common=common)
     except DatasetError as error:
         print(f"error: {with_option(str(error))}", file=sys.stderr)
         sys.exit(2)
@@ -132,14 +148,31 @@ def _unknown_option(words: Sequence[str], command: Callable[..., object]) -> str
         return None
     long = [option[2:] for option in options if option.startswith("--")]  # dashes would make all options look alike
     near = difflib.get_close_matches(name[2:], long, 1)
-    return f"unknown option {name}; " + (f"did you mean --{near[0]}?" if near else "--help lists all options")
+    return f"unknown option {name}; " + (f"did you mean --{near[0]}?" if near else "--help-all lists all options")
 
 
 def _options_of(command: Callable[..., object]) -> list[str]:
-    """Return the command's options, with their dashes."""
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], config=(tyro.conf.DisallowNone,))
-    return re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", text.getvalue())
+    """Return the command's options, with their dashes, in every way to write them."""
+    arguments = [item.arg for item in _parser(command).get_args_including_children()]
+    names = [name for argument in arguments if not argument.is_positional() for name in flags(argument)]
+    return ["-h", "--help", "--help-all", *names]
+
+
+def _parser(command: Callable[..., object]) -> ParserSpecification:
+    """Return the command's arguments as tyro reads them."""
+    annotated: Any = Annotated[(command, *_CONFIG)]
+    return ParserSpecification.from_callable_or_type(
+        annotated,
+        markers=set(),
+        description=None,
+        parent_classes=set(),
+        default_instance=tyro.MISSING_NONPROP,
+        intern_prefix="",
+        extern_prefix="",
+        subcommand_prefix="",
+        support_single_arg_types=False,
+        prog_suffix="",
+    )
 
 
 def _name(argument: ArgumentDefinition) -> str:

@@ -8,6 +8,20 @@ from dataloading.command_line import parse_color, run
 from dataloading.dataset import Dataset
 from dataloading.preparation.preparation import SHARD_IMAGES, prepare_dataset
 
+COMMON = (
+    "size",
+    "quality",
+    "keep_aspect",
+    "label_order",
+    "validation_every",
+    "allow_empty_classes",
+    "verify",
+    "workers",
+    "background",
+    "exif",
+)
+"""What ``--help`` shows of the options; ``--help-all`` shows all."""
+
 
 def main(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
@@ -81,5 +95,6 @@ if __name__ == "__main__":
     run(
         main,
         prog="python -m dataloading.prepare",
+        common=COMMON,
         interrupted="interrupted; the same command continues from the finished shards",
     )

@@ -33,6 +33,11 @@ def print_anything() -> None:
             stream.reconfigure(errors="replace")
 
 
+def install_command(extra: str) -> str:
+    """The shell command that installs an extra of fastalex for this Python: what some commands need and others not."""
+    return command("pip", "install", f"fastalex[{extra}]")
+
+
 def command(*arguments: object) -> str:
     """The shell command that runs a module with this Python from the current folder, to show to users.
 

@@ -7,8 +7,8 @@ one.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import fastalex.startup  # noqa: F401 (first, because what fails later is harder to understand)
 from fastalex.errors import ConfigurationError
+from fastalex.startup import VERSION  # before all that follows: what fails later is harder to understand
 
 if TYPE_CHECKING:
     from fastalex.network.architecture import Architecture
@@ -25,6 +25,8 @@ __all__ = [
     "build_architecture",
     "load",
 ]
+
+__version__ = VERSION
 
 # Imported when they are first used, so that a command imports what it needs and no more.
 _MODULES = {

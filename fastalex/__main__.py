@@ -2,49 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
+import io
+import re
 import runpy
 import sys
+from typing import Any
+
+from fastalex.startup import VERSION
 
 _COMMANDS = {
-    "prepare": ("dataloading.prepare", "turn images into a data set: decode once, check, write shards"),
-    "check": ("dataloading.check", "verify every byte and every image of a prepared data set"),
-    "standin": ("dataloading.standin", "draw a small stand-in for ImageNet, in its archives"),
-    "train": ("fastalex.train", "train AlexNet, on one device or several"),
-    "evaluate": ("fastalex.evaluate", "error rates of one network or an ensemble"),
-    "predict": ("fastalex.predict", "the most probable classes of your own images"),
-    "features": ("fastalex.features", "activations as NumPy, HDF5 or MATLAB files"),
-    "show": ("fastalex.show", "a picture of the first layer's kernels, as in the paper's figure 3"),
-    "report": ("fastalex.report", "one HTML page that shows what networks have learned"),
-    "convert": ("fastalex.convert", "networks of torchvision, Caffe and ONNX become weights"),
-    "export": ("fastalex.export", "a network as ONNX, for PyTorch alone, or for torchvision"),
-    "plan": ("fastalex.plan", "memory and time of a run, before it starts"),
-    "reproduce": ("fastalex.reproduce", "tables, figures and claims of the paper, from the data to one page"),
-    "study": ("fastalex.study", "test one of the paper's claims"),
-    "baseline": ("fastalex.baseline", "recognition before 2012: SIFT, Fisher vectors, linear SVMs"),
+    "prepare": "dataloading.prepare",
+    "check": "dataloading.check",
+    "standin": "dataloading.standin",
+    "train": "fastalex.train",
+    "plan": "fastalex.plan",
+    "evaluate": "fastalex.evaluate",
+    "report": "fastalex.report",
+    "predict": "fastalex.predict",
+    "features": "fastalex.features",
+    "show": "fastalex.show",
+    "convert": "fastalex.convert",
+    "export": "fastalex.export",
+    "reproduce": "fastalex.reproduce",
+    "study": "fastalex.study",
+    "baseline": "fastalex.baseline",
 }
+
+_SHELLS = ("bash", "zsh", "fish")
+
+_SUMMARY = """\
+fastalex COMMAND ...: AlexNet (2012), reproduced and fast
+  prepare, check, standin     make a data set; verify it; draw a small stand-in
+  train, plan                 train; memory and time that training would need
+  evaluate, report            error rates; an HTML page on what networks learned
+  predict, features, show     classes of images; activations; a picture of conv1
+  convert, export             networks of torchvision, Caffe, ONNX, in and out
+  reproduce, study, baseline  the whole paper; one of its claims; SIFT before it
+fastalex COMMAND --help shows the options people use, --help-all all of them.
+python -m fastalex.COMMAND is the same (dataloading.COMMAND: the first three).
+source <(fastalex completion bash) lets the tab key complete (also: zsh, fish)"""
 
 
 def main() -> None:
     """Run the command that is named first, or say what there is."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help", "help"):
-        print(_summary())
-        return
-    if name not in _COMMANDS:
+    if name in ("-h", "--help", "--help-all", "help"):
+        print(_SUMMARY)
+    elif name in ("-V", "--version", "version"):
+        print(f"fastalex {VERSION}")
+    elif name == "completion":
+        _print_completion(sys.argv[2:])
+    elif name in _COMMANDS:
+        del sys.argv[1]
+        runpy.run_module(_COMMANDS[name], run_name="__main__", alter_sys=True)
+    else:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
         hint = f"did you mean {near[0]}? Choose" if near else "choose"
-        print(f"error: fastalex has no command {name!r}; {hint} from {', '.join(_COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    module, _ = _COMMANDS[name]
-    del sys.argv[1]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+        _refuse(f"fastalex has no command {name!r}; {hint} from {', '.join(_COMMANDS)}")
 
 
-def _summary() -> str:
-    """What there is, in a dozen lines."""
-    title = "fastalex COMMAND ...: AlexNet (2012), reproduced and fast. fastalex COMMAND --help lists its options."
-    return "\n".join([title, *(f"  {name:<9} {what}" for name, (_, what) in _COMMANDS.items())])
+def _print_completion(arguments: list[str]) -> None:
+    """Print the script that makes a shell complete commands, options and their choices."""
+    if len(arguments) != 1 or arguments[0] not in _SHELLS:
+        got = f"got {' '.join(arguments)!r}" if arguments else "got none"
+        _refuse(f"completion needs the name of one shell, {', '.join(_SHELLS[:-1])} or {_SHELLS[-1]}, {got}")
+    import tyro
+
+    options = {name: _options(module) for name, module in _COMMANDS.items()}
+    asked, config = ["--tyro-print-completion", arguments[0]], (tyro.conf.DisallowNone,)
+    with contextlib.redirect_stdout(io.StringIO()) as script, contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(options, prog="fastalex", args=asked, config=config)
+    # tyro would offer each line of a help text as a completion.
+    print(re.sub("^COMPLETION_SPEC.*", lambda found: found[0].replace(r"\n", " "), script.getvalue(), flags=re.M))
+
+
+def _options(module: str) -> Any:
+    """What a command parses: in fastalex a class of options, in dataloading the function itself."""
+    names = vars(importlib.import_module(module if module != "dataloading.standin" else f"{module}.__main__"))
+    return next((value for name, value in names.items() if name.endswith("Options")), None) or names["main"]
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

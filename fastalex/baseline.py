@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.handcrafted.options import BaselineOptions, run_baseline
+from fastalex.options.baseline import BaselineOptions
 
 
 def main() -> None:
     """Parse the options and run the baseline."""
-    run_baseline(parse(BaselineOptions, prog="python -m fastalex.baseline"))
+    options = parse(BaselineOptions, prog="python -m fastalex.baseline")
+    with cli.slow_imports():
+        from fastalex.handcrafted.options import run_baseline
+    run_baseline(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all commands share: option types, checks, and errors as one line and an exit code."""
+"""What all commands share: imports that take long, checks, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
-
-from tyro.conf import arg
+from typing import NoReturn
 
 from dataloading import DatasetError
 from dataloading.command_line import with_option
-from dataloading.process import command as shell_command
-from fastalex.errors import Aborted, ConfigurationError, Interrupted, WorkerError
-from fastalex.parallel.failures import leave
-from fastalex.parallel.torchrun import is_worker
-
-
-def optional(metavar: str, *aliases: str) -> Any:
-    """Type annotation of an option that may be left out; its help text names the default."""
-    return arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
+from fastalex.errors import ConfigurationError, Interrupted, WorkerError
+from fastalex.startup import is_worker
 
 
 def check_positive(name: str, value: int) -> None:
@@ -37,25 +27,19 @@ def check_positive(name: str, value: int) -> None:
 
 
 @contextmanager
-def resume_hint(run: Path, is_finished: Callable[[], bool]) -> Iterator[None]:
-    """Append how to go on to the message of a failed worker or of an abort: the command that resumes the run.
+def slow_imports() -> Iterator[None]:
+    """Import in this block what takes seconds, such as PyTorch; Ctrl-C then ends the process without a traceback.
 
-    Args:
-        is_finished: whether the run has saved its last epoch, so that only its end was disturbed.
+    Commands do so after they have parsed their options: ``--help`` and a mistake on the command line answer at once.
     """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody's own, or Ctrl-C is ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
-    except WorkerError as error:
-        raise WorkerError(f"{error}; {_how_to_go_on(run, is_finished())}") from None
-    except (Aborted, KeyboardInterrupt) as error:
-        number = getattr(error, "signal_number", signal.SIGINT)
-        raise Interrupted(f"interrupted; {_how_to_go_on(run, is_finished())}", number) from None
-
-
-def _how_to_go_on(run: Path, is_finished: bool) -> str:
-    if is_finished:
-        return f"the run is finished and saved in {run}; evaluate it with: {shell_command('fastalex.evaluate', run)}"
-    return f"resume with: {shell_command('fastalex.train', '--resume', run)}"
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(command: Callable[[], None]) -> NoReturn:
@@ -88,6 +72,8 @@ def main(command: Callable[[], None]) -> NoReturn:
     if is_worker():
         if code:
             os._exit(code)  # exit functions might wait for operations with other workers
+        from fastalex.parallel.failures import leave  # not at the top: --help does without PyTorch
+
         leave()
     sys.exit(code)
 

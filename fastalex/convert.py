@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.interchange.convert_options import ConvertOptions, convert_and_report
-from fastalex.parallel.torchrun import refuse_launcher
+from fastalex.options.convert import ConvertOptions
 
 
 def main() -> None:
     """Parse the options, convert and report."""
+    options = parse(ConvertOptions, prog="python -m fastalex.convert")
+    with cli.slow_imports():
+        from fastalex.interchange.convert_options import convert_and_report
+        from fastalex.parallel.torchrun import refuse_launcher
     refuse_launcher("a conversion needs one process; run it without torchrun")
-    convert_and_report(parse(ConvertOptions, prog="python -m fastalex.convert"))
+    convert_and_report(options)
 
 
 if __name__ == "__main__":

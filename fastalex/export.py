@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.interchange.export_options import ExportOptions, export_and_report, resolve
+from fastalex.options.export import ExportOptions
 
 
 def main() -> None:
     """Parse the options and export."""
-    export_and_report(resolve(parse(ExportOptions, prog="python -m fastalex.export")))
+    options = parse(ExportOptions, prog="python -m fastalex.export")
+    with cli.slow_imports():
+        from fastalex.interchange.export_options import export_and_report, resolve
+    export_and_report(resolve(options))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import sys
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.prediction.options import PredictOptions, predict_and_report
+from fastalex.options.predict import PredictOptions
 
 
 def main() -> None:
     """Parse the options and predict. The exit code is 2 if an image could not be used."""
-    unusable = predict_and_report(parse(PredictOptions, prog="python -m fastalex.predict"))
+    options = parse(PredictOptions, prog="python -m fastalex.predict")
+    with cli.slow_imports():
+        from fastalex.prediction.options import predict_and_report
+    unusable = predict_and_report(options)
     if unusable:
         sys.exit(2)
 

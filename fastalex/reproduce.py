@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.reproduction.options import ReproduceOptions, resolve
-from fastalex.reproduction.session import reproduce
+from fastalex.options.reproduce import ReproduceOptions
 
 
 def main() -> None:
     """Parse the options, and do what is missing."""
-    reproduce(resolve(parse(ReproduceOptions, prog="python -m fastalex.reproduce")))
+    options = parse(ReproduceOptions, prog="python -m fastalex.reproduce")
+    with cli.slow_imports():
+        from fastalex.reproduction.options import resolve
+        from fastalex.reproduction.session import reproduce
+    reproduce(resolve(options))
 
 
 if __name__ == "__main__":

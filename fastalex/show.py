@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.evaluation.show_options import ShowOptions, draw_and_report
-from fastalex.parallel.torchrun import refuse_launcher
+from fastalex.options.show import ShowOptions
 
 
 def main() -> None:
     """Parse the options and draw."""
+    options = parse(ShowOptions, prog="python -m fastalex.show")
+    with cli.slow_imports():
+        from fastalex.evaluation.show_options import draw_and_report
+        from fastalex.parallel.torchrun import refuse_launcher
     refuse_launcher("drawing needs one process; run it without torchrun")
-    draw_and_report(parse(ShowOptions, prog="python -m fastalex.show"))
+    draw_and_report(options)
 
 
 if __name__ == "__main__":

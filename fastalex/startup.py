@@ -11,6 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
+VERSION = "0.2.0"
+"""Of fastalex. pyproject.toml reads it here."""
+
 # While a command or one of its workers spends seconds on imports, Ctrl-C ends it without a traceback; cli.main or the
 # launcher installs its own handler later. (sys.argv[0] is "-m" only until Python has found the module; the script is
 # called fastalex. A process that ignores Ctrl-C keeps ignoring it.)
@@ -43,6 +46,12 @@ for _package in ("kernels", "dataloading"):
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, all workers find the same
             print(f"error: {_problem}", file=sys.stderr)
         sys.exit(2)
+
+
+def is_worker() -> bool:
+    """Whether torchrun, or another launcher that sets RANK and WORLD_SIZE, has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
 
 if _is_worker:  # commands do this when they parse their options
     from dataloading.process import print_anything

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataloading.command_line import parse
 from fastalex import cli
-from fastalex.studies.options import StudyOptions
-from fastalex.studies.session import run_study
+from fastalex.options.study import COMMON, StudyOptions
 
 
 def main() -> None:
     """Parse the options and run the study, which starts its own workers."""
-    run_study(parse(StudyOptions, prog="python -m fastalex.study"))
+    options = parse(StudyOptions, prog="python -m fastalex.study", common=COMMON)
+    with cli.slow_imports():
+        from fastalex.studies.session import run_study
+    run_study(options)
 
 
 if __name__ == "__main__":

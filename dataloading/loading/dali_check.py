@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dataloading.errors import DatasetError
-from dataloading.process import command
+from dataloading.process import install_command
 
 _EXTRAS = "(or fastalex[cuda12]; both run without a GPU)"
 
@@ -32,7 +32,7 @@ def _state(reason: str) -> str:
     hiding = _place("nvidia")
     if hiding is not None and hiding.is_relative_to(Path.cwd()) and "site-packages" not in hiding.parts:
         return f"is hidden by {hiding}, which has its name; rename that, or start from another folder"
-    place, install = _place("nvidia.dali"), f"{command('pip', 'install', 'fastalex[cuda13]')} {_EXTRAS}"
+    place, install = _place("nvidia.dali"), f"{install_command('cuda13')} {_EXTRAS}"
     if place is None:
         return f"is not installed: {install}"
     return f"cannot be imported from {place} ({reason}); install it again: {install}"

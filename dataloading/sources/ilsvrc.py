@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dataloading.errors import DatasetError
+from dataloading.process import install_command
 from dataloading.progress_bar import ProgressBar
 from dataloading.sources.archives import Member, members
 from dataloading.sources.entries import Entry
@@ -235,7 +236,12 @@ def _devkit_file(path: Path, ending: str) -> bytes:
 
 def _synsets(meta: bytes, path: Path, year: int) -> list[tuple[int, str, str]]:
     """Return (number, WordNet id, words) of the classes without children, sorted by number."""
-    from scipy.io import loadmat  # imported here because it is slow to import, and only ILSVRC's archives need it
+    try:
+        from scipy.io import loadmat  # imported here because it is slow to import, and only ILSVRC's archives need it
+    except ImportError:
+        raise DatasetError(
+            f"SciPy, which reads meta.mat in {path}, is not installed; install it with: {install_command('imagenet')}"
+        ) from None
 
     try:
         table = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])

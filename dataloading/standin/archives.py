@@ -27,7 +27,7 @@ import numpy as np
 
 from dataloading.errors import DatasetError
 from dataloading.preparation.destination import resolve_destination
-from dataloading.process import die_with_parent
+from dataloading.process import die_with_parent, install_command
 from dataloading.progress_bar import ProgressBar
 from dataloading.seeds import check_seed
 from dataloading.standin.classes import CLASSES
@@ -112,6 +112,7 @@ def _write(
     labels = np.arange(validation) % classes
     np.random.default_rng([seed, _ORDER]).shuffle(labels)
     synsets = _synsets(classes, per_class)
+    meta = _meta(synsets)
     with ProgressBar("drawing", images + validation, shown=progress) as bar, _Drawing(workers) as drawing:
         with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for label, count in enumerate(per_class):
@@ -127,7 +128,7 @@ def _write(
     kit = _tar(
         [
             ("ILSVRC2012_devkit_t12/readme.txt", b"Generated scenes in the layout of ILSVRC2012. Not ImageNet.\n"),
-            (f"{inside}/meta.mat", _meta(synsets)),
+            (f"{inside}/meta.mat", meta),
             (f"{inside}/ILSVRC2012_validation_ground_truth.txt", truth.encode()),
         ]
     )
@@ -239,7 +240,12 @@ def _synsets(classes: int, train_images: list[int]) -> list[_Synset]:
 
 def _meta(synsets: list[_Synset]) -> bytes:
     """``meta.mat`` with the fields of the real one."""
-    from scipy.io import savemat  # slow to import
+    try:
+        from scipy.io import savemat  # slow to import
+    except ImportError:
+        raise DatasetError(
+            f"SciPy, which writes meta.mat, is not installed; install it with: {install_command('imagenet')}"
+        ) from None
 
     rows = np.empty((len(synsets), 1), dtype=[(name, "O") for name in _META_FIELDS])
     for row, synset in zip(rows[:, 0], sorted(synsets), strict=True):

@@ -6,15 +6,13 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
 from fastalex.optional_packages import require
-
-Format = Literal["npy", "h5", "mat"]
+from fastalex.options.choices import FeatureFormat
 
 VARIABLE = "activations"
 """Name of the array in ``.h5`` and ``.mat`` files."""
@@ -25,7 +23,7 @@ LARGEST_MAT = 2**31 - 1
 """Bytes of the largest array that a ``.mat`` file of version 5 holds."""
 
 
-def check_format(format: Format, dtype: str, largest: int) -> None:
+def check_format(format: FeatureFormat, dtype: str, largest: int) -> None:
     """Check that a format can be written.
 
     Args:
@@ -37,6 +35,8 @@ def check_format(format: Format, dtype: str, largest: int) -> None:
     """
     if format == "h5":
         require("h5py", "hdf5")
+    if format == "mat":
+        require("scipy.io", "hdf5")
     if format != "mat":
         return
     if dtype == "float16":
@@ -48,7 +48,7 @@ def check_format(format: Format, dtype: str, largest: int) -> None:
         )
 
 
-def convert(path: Path, format: Format) -> None:
+def convert(path: Path, format: FeatureFormat) -> None:
     """Replace a ``.npy`` file with one of another format, on disk before this returns.
 
     Raises:
@@ -63,8 +63,6 @@ def convert(path: Path, format: Format) -> None:
         with require("h5py", "hdf5").File(target, "w") as file:
             file.create_dataset(VARIABLE, data=array)
     else:
-        from scipy.io import savemat
-
-        savemat(target, {VARIABLE: array})
+        require("scipy.io", "hdf5").savemat(target, {VARIABLE: array})
     sync(target)
     path.unlink()

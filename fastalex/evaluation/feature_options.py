@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-
-from tyro.conf import Positional, arg
+from typing import NamedTuple
 
 from dataloading import is_prepared
 from dataloading.command_line import parse_color
 from dataloading.loading.dali_check import check_dali
 from dataloading.sources.folder_listing import has_image_suffix, has_images
-from fastalex.cli import check_positive, optional
+from fastalex.cli import check_positive
 from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import open_data
 from fastalex.errors import ConfigurationError
-from fastalex.evaluation.feature_files import Format, check_format
-from fastalex.evaluation.features import DType, Extraction, activation_shapes, bytes_needed, extract, largest_array
+from fastalex.evaluation.feature_files import check_format
+from fastalex.evaluation.features import Extraction, activation_shapes, bytes_needed, extract, largest_array
 from fastalex.evaluation.image_sources import ImageFiles, PreparedImages
 from fastalex.evaluation.options import check_mean_images, check_one_mean
 from fastalex.evaluation.trained_network import (
@@ -30,63 +27,13 @@ from fastalex.evaluation.trained_network import (
     with_training_data,
 )
 from fastalex.files import check_new_folder, is_empty
-from fastalex.network.precision import Precision, check_precision
+from fastalex.network.precision import check_precision
+from fastalex.options.features import FeaturesOptions
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
 from fastalex.parallel.world import World
 from fastalex.prediction.images import LIST_SUFFIX, images_in
 from fastalex.prediction.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True)
-class FeaturesOptions:
-    """Write the activations of a trained network on a set of images to files.
-
-    A folder of images is read exactly: any size, no JPEG compression in between, files in natural order with those of
-    subfolders. The output gets one NAME.npy per activation (images x channels x height x width, or images x features;
-    open with numpy.load(path, mmap_mode="r")), samples.csv with the image of each row, and features.json.
-    """
-
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run folder, or a .safetensors file of weights."""
-    data: Annotated[Positional[Path], arg(metavar="DATA")]
-    """A folder of images, an image, a text file (.txt) that lists images, one per line, or a prepared data set."""
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="ACTIVATION [ACTIVATION ...]", help_behavior_hint="")]
-    """Such as conv1 (the output of a block), conv1.conv, conv1.norm, conv5.activation, fc6.linear, fc7. An unknown name
-    lists all names."""
-    output: Annotated[Path, arg(aliases=("-o",), metavar="DIR")]
-    """The folder to create."""
-    split: Annotated[str | None, optional("SPLIT")] = None
-    """Split of a prepared data set, such as train. Default: val, or the only split with images."""
-    resize: Annotated[Literal["shorter", "squash", "none"] | None, optional("{shorter,squash,none}")] = None
-    """For files. shorter: resize the shorter side and take the centre square; squash: resize both sides; none: keep the
-    pixels as they are. Default: as the training images."""
-    crop: bool = True
-    """For files. Cut the input out of the resized image, as in training; otherwise resize to the input's size."""
-    exif: bool = False
-    """For files. Turn images by their EXIF orientation."""
-    background: Annotated[str | None, optional("R,G,B")] = None
-    """For files. The colour, 0 to 255, that transparent images are laid on. Default: the colours under the
-    transparency."""
-    weights: Literal["best", "last"] = "best"
-    """Which weights of the run to use."""
-    training_data: Annotated[Path | None, optional("DATA")] = None
-    """The training data of a network that no longer finds its own, prepared or as class folders: their mean image is
-    subtracted from the images."""
-    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
-    """The mean of a network that does not know its own, in place of its training data: a .npy file (S x S x 3 is red,
-    green, blue; 3 x S x S is Caffe's blue, green, red), Caffe's mean.binaryproto, weights that record it, or a colour
-    from 0 to 255."""
-    dtype: DType = "float32"
-    """Data type of the files."""
-    format: Format = "npy"
-    """npy: NumPy; h5: HDF5, for which MATLAB has h5read; mat: MATLAB. The last two call the array activations."""
-    devices: Annotated[str | None, optional("DEVICES", "--device")] = None
-    """One device per stage: "0", "0,1", "cpu", "cpu,cpu". Default: the first GPU if there is one, else the CPU."""
-    batch_size: Annotated[int, arg(aliases=("-b",))] = 64
-    """Images per batch."""
-    precision: Precision = "fp32"
-    """fp32, tf32 or bf16."""
 
 
 def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extraction:

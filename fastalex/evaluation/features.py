@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +21,16 @@ from torch import Tensor
 
 from fastalex.console import batch_progress
 from fastalex.errors import ConfigurationError, Interrupted
-from fastalex.evaluation.feature_files import Format, convert
+from fastalex.evaluation.feature_files import convert
 from fastalex.evaluation.image_sources import ImageFiles, PreparedImages
 from fastalex.evaluation.trained_network import TrainedNetwork
 from fastalex.files import UNFINISHED, new_folder, owned, sync, write_atomically
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
+from fastalex.options.choices import FeatureDType, FeatureFormat
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.world import World
 from fastalex.training.validation import fill_up
-
-DType = Literal["float32", "float16"]
 
 _INDEX = "features.json"
 
@@ -57,8 +56,8 @@ class Extraction:
     images: PreparedImages | ImageFiles
     names: tuple[str, ...]
     output: Path
-    dtype: DType
-    format: Format
+    dtype: FeatureDType
+    format: FeatureFormat
     batch_size: int
     precision: Precision
 

@@ -19,7 +19,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from dataloading import Dataset, DatasetError
 from dataloading.loading.order import epoch_order
@@ -30,6 +29,7 @@ from fastalex.handcrafted.descriptors import HOG_LENGTH, PATCH, SIFT_LENGTH, den
 from fastalex.handcrafted.fisher_vectors import FisherEncoder
 from fastalex.handcrafted.linear_svm import train_linear
 from fastalex.metrics import Metrics
+from fastalex.optional_packages import require
 
 Floats = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -73,9 +73,11 @@ def check_method(dataset: Dataset, method: HandcraftedMethod, split: str) -> Non
     """Check that a method can run on a data set.
 
     Raises:
-        ConfigurationError: a parameter is out of range, the data set does not suit the method, or OpenCV is missing.
+        ConfigurationError: a parameter is out of range, the data set does not suit the method, or a package is missing.
     """
     opencv()
+    for package in ("threadpoolctl", "sklearn"):
+        require(package, "baseline")
     if method.features not in FEATURES:
         raise ConfigurationError(f"features must be {' or '.join(FEATURES)}, got {method.features!r}")
     for name, least, most in (("gaussians", 1, 4096), ("threads", 1, None), ("seed", 0, 2**32 - 1)):
@@ -127,6 +129,7 @@ def classify(
     check_method(dataset, method, split)
     # Images are processed in our own threads. One thread per library call makes sums independent of their number.
     opencv().setNumThreads(1)
+    threadpool_limits = require("threadpoolctl", "baseline").threadpool_limits
     with threadpool_limits(1), tempfile.TemporaryDirectory(dir=scratch) as folder:
         extract, length = _extractor(dataset, method, shown)
         # Features are stored in random order, so any contiguous part of the file is a random sample.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dataloading.process import command
 from fastalex.errors import ConfigurationError
+from fastalex.optional_packages import require
 
 PATCH, STEP, SCALES = 24, 6, 5
 """Side of a SIFT patch and distance between patches, in pixels; number of scales, each 1/sqrt(2) of the one before."""
@@ -32,12 +33,7 @@ def opencv() -> Any:
     Raises:
         ConfigurationError: OpenCV is not installed, or its version lacks HOG.
     """
-    try:
-        import cv2  # an optional dependency
-    except ImportError:
-        raise ConfigurationError(
-            f"OpenCV is not installed; install it with: {command('pip', 'install', 'fastalex[baseline]')}"
-        ) from None
+    cv2 = require("cv2", "baseline")
     if not hasattr(cv2, "HOGDescriptor"):
         raise ConfigurationError(
             f"OpenCV {cv2.__version__} has no HOG, but version 4 does; install it with: "

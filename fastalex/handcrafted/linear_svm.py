@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import SGDClassifier
 
 import kernels
 from dataloading.progress_bar import ProgressBar
 from fastalex.metrics import Metrics
+from fastalex.optional_packages import require
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +39,8 @@ class LinearClassifier:
 
     def __init__(self, classes: int, alpha: float, *, seed: int, threads: int) -> None:
         self.classes, self.alpha = classes, alpha
-        self._svm: Any = SGDClassifier(loss="hinge", alpha=alpha, average=True, random_state=seed, n_jobs=threads)
+        classifier = require("sklearn.linear_model", "baseline").SGDClassifier
+        self._svm: Any = classifier(loss="hinge", alpha=alpha, average=True, random_state=seed, n_jobs=threads)
         self._random = np.random.default_rng(seed)
 
     def fit(self, features: Floats, labels: NDArray[np.int32], report: ProgressBar) -> LinearClassifier:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
-from tyro.conf import Positional, arg
 
 import dataloading
-from fastalex.cli import optional
 from fastalex.console import console, duration, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.files import RUNS, check_new_folder, check_place, default_folder, new_folder, write_atomically
 from fastalex.handcrafted.classify import ClassificationResult, HandcraftedMethod, check_method, classify
 from fastalex.metrics import chance, has_top5
+from fastalex.options.baseline import BaselineOptions
 from fastalex.parallel.torchrun import is_worker
 from fastalex.studies.claims import PUBLISHED_ERRORS
 from fastalex.training.config import RunConfig
@@ -43,38 +42,6 @@ class Errors(NamedTuple):
     images: str
 
 
-@dataclass(frozen=True)
-class BaselineOptions:
-    """Error rates of hand-crafted features with linear classifiers, the state of the art before 2012."""
-
-    data: Annotated[Positional[Path | None], optional("[DATA]")] = None
-    """A prepared data set or class folders. Default: the bundled digits."""
-    features: Annotated[str, arg(metavar="{sift,hog}")] = "sift"
-    """sift: dense SIFT encoded as Fisher vectors; hog: histograms of oriented gradients, faster."""
-    gaussians: int = 64
-    """Number of Gaussians of the Fisher vectors. More are slower and more accurate."""
-    stripes: bool = True
-    """Encode the whole image and its three horizontal stripes; otherwise the whole image alone."""
-    split: str = "val"
-    """Split of the data set to measure errors on."""
-    run: Annotated[Path | None, optional("RUN")] = None
-    """A training run on the same data: adds its validation errors after the last epoch to the table."""
-    fraction: float = 1.0
-    """Train on this fraction of each class's training images: those that a run with this fraction and seed has."""
-    seed: int = 0
-    """Determines the images of a fraction, those that the Gaussians are fitted to, and the order of training."""
-    threads: Annotated[int | None, optional("N")] = None
-    """Images processed at a time; the result does not depend on it. Default: one per processor."""
-    output: Annotated[Path | None, optional("DIR")] = None
-    """Folder for baseline.json. Default: a new one in runs/."""
-
-    @property
-    def method(self) -> HandcraftedMethod:
-        """The features and their parameters."""
-        threads = len(os.sched_getaffinity(0)) if self.threads is None else self.threads
-        return HandcraftedMethod(self.features, self.gaussians, self.stripes, self.seed, threads)
-
-
 def run_baseline(options: BaselineOptions) -> Errors:
     """Train and evaluate, print a table with the paper's errors, and write ``baseline.json``.
 
@@ -88,19 +55,20 @@ def run_baseline(options: BaselineOptions) -> Errors:
         check_new_folder(options.output, "choose another --output")
     if options.run is not None:
         RunConfig.load(options.run)
+    method = method_of(options)
     whole = open_data(options.data, may_prepare=not is_worker())
     if not isinstance(whole, dataloading.Dataset):
         raise ConfigurationError("synthetic images are noise; name a data set with images")
-    check_method(whole, options.method, options.split)
+    check_method(whole, method, options.split)
     dataset = whole.subset("train", options.fraction, seed=options.seed)
-    check_method(dataset, options.method, options.split)
+    check_method(dataset, method, options.split)
     rows = published_rows()
     if options.run is not None:
         rows = [_run_row(options.run, whole, options.split), *rows]
     asked = options.output or default_folder(f"{dataset.name}-baseline-{options.features}")
     with new_folder(asked, "choose another --output", numbered=options.output is None) as folder:
         start = time.perf_counter()
-        result = classify(dataset, options.method, options.split, folder)
+        result = classify(dataset, method, options.split, folder)
         seconds = time.perf_counter() - start
         images = f"{dataset.name} {options.split}: {result.metrics.images}"
         own = Errors(METHODS[options.features], result.metrics.top1_error, result.metrics.top5_error, images)
@@ -120,6 +88,12 @@ def published_rows() -> list[Errors]:
     return rows
 
 
+def method_of(options: BaselineOptions) -> HandcraftedMethod:
+    """The features and their parameters."""
+    threads = len(os.sched_getaffinity(0)) if options.threads is None else options.threads
+    return HandcraftedMethod(options.features, options.gaussians, options.stripes, options.seed, threads)
+
+
 def _record(
     options: BaselineOptions, dataset: AnyDataset, result: ClassificationResult, seconds: float, rows: list[Errors]
 ) -> dict[str, Any]:
@@ -131,7 +105,7 @@ def _record(
         "training_images": dataset.count("train"),
         "split": options.split,
         "images": result.metrics.images,
-        **asdict(options.method),
+        **asdict(method_of(options)),
         "feature_length": result.length,
         "alpha": result.alpha,
         "top1_error": result.metrics.top1_error,

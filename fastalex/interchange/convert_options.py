@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import Positional, arg
 
 from dataloading.process import command
-from fastalex.cli import optional
 from fastalex.console import console, print_rows
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file
 from fastalex.interchange.conversion import Conversion, MissingMean, convert
 from fastalex.network.means import mean_colour
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """Turn a trained AlexNet of another program into weights of fastalex.
-
-    torchvision's alexnet (.pth, .safetensors) becomes owt. Caffe's bvlc_alexnet.caffemodel and the ONNX model zoo's
-    bvlcalexnet (.onnx) become caffe.
-    """
-
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The other program's weights: .pth, .pt, .safetensors, .caffemodel or .onnx."""
-    output: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
-    """The file to write."""
-    mean: Annotated[str | None, optional("FILE|R,G,B")] = None
-    """What is subtracted from the images: Caffe's mean.binaryproto, a .npy file (S x S x 3 is red, green, blue, and
-    3 x S x S is Caffe's blue, green, red), other weights that record it, or a colour from 0 to 255. Caffe's network
-    needs it; torchvision's has 123.675,116.28,103.53 by default."""
-    classes: Annotated[Path | None, optional("FILE")] = None
-    """The names of the classes, one a line. Of "n01440764 tench, Tinca tinca" the words after the id are taken."""
-    channels: Annotated[Literal["rgb", "bgr"] | None, optional("{rgb,bgr}")] = None
-    """Order of the colours in the images that FILE's network takes. Default: bgr for Caffe's, rgb for torchvision's."""
-    force: bool = False
-    """Replace an existing file."""
+from fastalex.options.convert import ConvertOptions
 
 
 def convert_and_report(options: ConvertOptions) -> None:

@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from fastalex.cli import optional
 from fastalex.console import console, data_size, print_rows
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_writable
-from fastalex.interchange.exporting import TOLERANCE, Export, Format
+from fastalex.interchange.exporting import TOLERANCE, Export
 from fastalex.interchange.torchvision_export import normalisation
 from fastalex.network.weights import find_weights, load_spec
 from fastalex.network.weights_record import load_record
+from fastalex.options.choices import ExportFormat
+from fastalex.options.export import ExportOptions
 
 # The first ending is that of the default output.
 _ENDINGS = {"onnx": (".onnx",), "pt2": (".pt2",), "torchvision": (".pth", ".pt")}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Write a trained network in another format.
-
-    FILE.json beside the file says how images are prepared and names the classes. If a mean image is subtracted from
-    the images, it is in FILE.mean.npy.
-    """
-
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """A run folder, or a .safetensors file of weights."""
-    to: Format
-    """onnx; pt2 (torch.export, for PyTorch alone); torchvision (weights of owt for torchvision's alexnet);
-    timm-safetensors (the same weights as a folder with model.safetensors and config.json)."""
-    output: Annotated[Path | None, optional("FILE", "-o")] = None
-    """The file to write, for timm-safetensors the folder. Default: beside the weights, with the ending of the
-    format."""
-    with_preprocessing: bool = False
-    """Include the centre crop, the mean and the softmax, for onnx and pt2: uint8 images of the stored size in,
-    probabilities out."""
-    weights: Literal["best", "last"] = "best"
-    """Which weights of the run to use."""
-    force: bool = False
-    """Replace existing files."""
 
 
 def resolve(options: ExportOptions) -> Export:
@@ -96,7 +68,7 @@ def export_and_report(job: Export) -> None:
     print_rows(console(), rows)
 
 
-def _default_output(weights: Path, format: Format) -> Path:
+def _default_output(weights: Path, format: ExportFormat) -> Path:
     if format in _ENDINGS:
         return weights.with_suffix(_ENDINGS[format][0])
     return weights.with_name(f"{weights.stem}-timm")

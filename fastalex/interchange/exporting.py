@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from fastalex.network.model import AlexNet
 from fastalex.network.weights import NetworkSpec, load_model, load_spec
 from fastalex.network.weights_record import WeightsRecord, load_record
 from fastalex.optional_packages import require
-
-Format = Literal["onnx", "pt2", "torchvision", "timm-safetensors"]
+from fastalex.options.choices import ExportFormat
 
 TOLERANCE = 1e-4
 """Largest difference from the network's outputs, relative to the largest of them. Sums in another order give 1e-6."""
@@ -52,7 +51,7 @@ class Export:
     """
 
     weights: Path
-    format: Format
+    format: ExportFormat
     output: Path
     with_preprocessing: bool = False
 
@@ -64,7 +63,8 @@ class Export:
         """
         spec, record = load_spec(self.weights), load_record(self.weights)
         if self.format == "onnx":
-            require("onnx", "export")
+            for package in ("onnx", "onnxscript"):
+                require(package, "export")
         if self.format == "torchvision":
             check_torchvision(spec)
         if self.format == "timm-safetensors":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from fastalex.network.architecture import Architecture
 from fastalex.network.variation import Variation
 from fastalex.network.weights import NetworkSpec
 from fastalex.network.weights_record import check_shapes
-
-Channels = Literal["rgb", "bgr"]
+from fastalex.options.choices import Channels
 
 FULL_SIZE = Variation()
 

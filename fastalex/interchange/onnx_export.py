@@ -38,8 +38,8 @@ from fastalex.network.architecture import (
 from fastalex.network.blocks import dropout_scale
 from fastalex.network.model import AlexNet
 from fastalex.network.steps import named_steps_of
-from fastalex.network.weights_record import program_version
 from fastalex.optional_packages import require
+from fastalex.startup import VERSION
 
 OPSET = 17  # of 2022, which every current runtime reads
 
@@ -244,7 +244,7 @@ class _Graph:
             opset_imports=opsets,
             ir_version=version,
             producer_name="fastalex",
-            producer_version=program_version(),
+            producer_version=VERSION,
         )
         helper.set_model_props(model, metadata)
         self._onnx.checker.check_model(model, full_check=True)

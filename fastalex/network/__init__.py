@@ -7,11 +7,15 @@ for. ``blocks`` and ``model`` turn an architecture into modules, and ``steps`` h
 ``footprint`` counts parameters, arithmetic and memory. The package knows nothing of recipes, devices or training runs.
 """
 
-from fastalex.network.architecture import Architecture, block_shapes
-from fastalex.network.model import AlexNet, Stage
-from fastalex.network.published import ARCHITECTURES
-from fastalex.network.variation import Variation, build_architecture
-from fastalex.network.weights import NetworkSpec, load_model
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastalex.network.architecture import Architecture, block_shapes
+    from fastalex.network.model import AlexNet, Stage
+    from fastalex.network.published import ARCHITECTURES
+    from fastalex.network.variation import Variation, build_architecture
+    from fastalex.network.weights import NetworkSpec, load_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -24,3 +28,22 @@ __all__ = [
     "build_architecture",
     "load_model",
 ]
+
+# Imported when they are first used: options need the plain data of this package, without PyTorch.
+_MODULES = {
+    "Architecture": "fastalex.network.architecture",
+    "block_shapes": "fastalex.network.architecture",
+    "AlexNet": "fastalex.network.model",
+    "Stage": "fastalex.network.model",
+    "ARCHITECTURES": "fastalex.network.published",
+    "Variation": "fastalex.network.variation",
+    "build_architecture": "fastalex.network.variation",
+    "NetworkSpec": "fastalex.network.weights",
+    "load_model": "fastalex.network.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,8 @@ from typing import Literal
 from fastalex.errors import ConfigurationError
 
 ActivationName = Literal["relu", "tanh"]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""What modules compute in; :mod:`fastalex.network.precision` says how."""
 
 
 @dataclass(frozen=True)

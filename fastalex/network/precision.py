@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from fastalex.errors import ConfigurationError
-
-Precision = Literal["fp32", "tf32", "bf16"]
+from fastalex.network.architecture import Precision
 
 COMPUTE_DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

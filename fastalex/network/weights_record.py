@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -165,11 +164,3 @@ def check_shapes(weights: Mapping[str, Tensor], network: NetworkSpec) -> None:
         ]
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigurationError(f"these are not the weights of {network.summary()}: {'; '.join(texts)}{more}")
-
-
-def program_version() -> str:
-    """The version of the installed fastalex."""
-    try:
-        return version("fastalex")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -7,22 +7,13 @@ whole decision, complete and checked. Nothing later parses a device or a split a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from fastalex.errors import ConfigurationError
+from fastalex.options.choices import ScheduleName
 
-ScheduleName = Literal["1f1b", "eager-1f1b", "gpipe", "interleaved"]
-"""Pipeline schedules: the order of forward and backward passes on each rank.
-
-- ``gpipe``: all forward passes, then all backward passes (Huang et al. 2019).
-- ``1f1b``: one forward, one backward; a rank holds at most as many micro-batches as there are stages from its own to
-  the last (Narayanan et al. 2019).
-- ``eager-1f1b``: 1F1B in which a rank runs one more forward pass ahead for every later stage, which hides the transfer
-  (Zhuang et al. 2023).
-- ``interleaved``: 1F1B with several stages per rank (Narayanan et al. 2021).
-"""
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 Split = tuple[tuple[str, ...], ...]

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from fastalex.errors import ConfigurationError
-from fastalex.network.weights_record import program_version
 from fastalex.parallel.world import World
+from fastalex.startup import VERSION
 
 # Seconds that workers wait for each other at the start; machines may need different times to import torch.
 JOIN_TIMEOUT = 300
@@ -99,7 +99,7 @@ def meet(store: dist.Store, world: World, problem: str | None = None) -> dist.St
         "machine": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fastalex": program_version(),
+        "fastalex": VERSION,
         "kind of device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
     }
     roll, everyone = _open_roll(store, world, mine) if world.is_first else _answer_roll(store, world, mine)

@@ -17,11 +17,7 @@ from fastalex.parallel.failures import has_lost_peer
 from fastalex.parallel.launch import Worker, run_worker
 from fastalex.parallel.rendezvous import hosts_store, is_reported, launcher_hosts_store, meet, open_store
 from fastalex.parallel.world import World
-
-
-def is_worker() -> bool:
-    """Whether torchrun, or another launcher that sets RANK and WORLD_SIZE, has started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+from fastalex.startup import is_worker
 
 
 def refuse_launcher(remedy: str) -> None:

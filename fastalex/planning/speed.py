@@ -17,6 +17,7 @@ from fastalex.errors import Interrupted
 from fastalex.network.architecture import Architecture
 from fastalex.network.model import AlexNet
 from fastalex.network.precision import Precision, configure_libraries
+from fastalex.options.plan import PAPER_IMAGES
 from fastalex.parallel.block_times import time_blocks
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.pipeline import build_engine
@@ -26,7 +27,7 @@ from fastalex.recipes.published import build_recipe
 from fastalex.training.graphed_step import build_step
 from fastalex.training.memory import keep_freed_memory
 
-PAPER_IMAGES, PAPER_EPOCHS, PAPER_DAYS = 1_281_167, 90, (5.0, 6.0)
+PAPER_EPOCHS, PAPER_DAYS = 90, (5.0, 6.0)
 """The paper's training on two GTX 580: ILSVRC-2012, "roughly 90 cycles", "five to six days"."""
 
 WARM_UP_STEPS, ROUNDS, STEPS_PER_ROUND = 6, 5, 4

@@ -4,8 +4,28 @@
 by hand, and ``optimizer`` the 2012 update rule. The package knows nothing of networks, devices or training runs.
 """
 
-from fastalex.recipes.optimizer import KrizhevskySGD
-from fastalex.recipes.published import RECIPES, build_recipe
-from fastalex.recipes.schedule import Change, Plateau, Recipe
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastalex.recipes.optimizer import KrizhevskySGD
+    from fastalex.recipes.published import RECIPES, build_recipe
+    from fastalex.recipes.schedule import Change, Plateau, Recipe
 
 __all__ = ["RECIPES", "Change", "KrizhevskySGD", "Plateau", "Recipe", "build_recipe"]
+
+# Imported when they are first used: options need the plain data of this package, without PyTorch.
+_MODULES = {
+    "KrizhevskySGD": "fastalex.recipes.optimizer",
+    "RECIPES": "fastalex.recipes.published",
+    "build_recipe": "fastalex.recipes.published",
+    "Change": "fastalex.recipes.schedule",
+    "Plateau": "fastalex.recipes.schedule",
+    "Recipe": "fastalex.recipes.schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from dataloading import Dataset
@@ -40,9 +39,17 @@ def nearest(
     Returns:
         Distances and rows, Q x min(K, N), the nearest first; of equal distances, the lower row.
     """
-    distances = np.concatenate([np.empty((len(queries), 0)), *(cdist(queries, batch) for batch in batches)], axis=1)
+    found = [np.empty((len(queries), 0)), *(_distances(queries, batch) for batch in batches)]
+    distances = np.concatenate(found, axis=1)
     rows = np.argsort(distances, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(distances, rows, axis=1), rows
+
+
+def _distances(queries: NDArray[np.float32], batch: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Q x N, from differences: products of the vectors would lose the digits of small distances."""
+    exact = "donot_use_mm_for_euclid_dist"
+    pair = torch.from_numpy(queries).double(), torch.from_numpy(batch).double()
+    return torch.cdist(*pair, compute_mode=exact).numpy()
 
 
 class HiddenLayer:

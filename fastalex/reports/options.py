@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from tyro.conf import Positional, arg
 
 from dataloading import Dataset
-from fastalex.cli import check_positive, optional
+from fastalex.cli import check_positive
 from fastalex.console import console, data_size, print_rows
 from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError
@@ -21,7 +20,8 @@ from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage
 from fastalex.files import check_new_file, write_atomically
-from fastalex.network.precision import Precision
+from fastalex.optional_packages import require
+from fastalex.options.report import ReportOptions
 from fastalex.parallel.world import World
 from fastalex.reports.figure4 import write_figure4
 from fastalex.reports.page import Report, render
@@ -32,40 +32,6 @@ from fastalex.training.metrics_log import read_metrics
 
 _CELL_IMAGES = 600
 """Images behind the cells of all confusion matrices of a page: some 3 KB each."""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """One HTML file that shows what trained networks have learned: curves, errors, kernels, and the images behind them.
-
-    The page holds everything itself and needs no network. Several runs have to be of the same data set.
-    """
-
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...] [DATA]", help_behavior_hint="")]
-    """Run folders. The last path may be a prepared data set or class folders to evaluate on. Default: the training data
-    of the first run."""
-    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.html")] = Path("report.html")
-    """The page to write."""
-    figure4: Annotated[Path | None, optional("FILE.png")] = None
-    """Also draw the first run's images, predictions and neighbours as in Figure 4 of the paper; .svg and .json files go
-    beside it."""
-    force: bool = False
-    """Replace existing files."""
-    neighbours: int = 2000
-    """Search at most this many training images for those nearest to a few others. 0 leaves this part out."""
-    split: str = "val"
-    """Split of the data set to evaluate on: val, test or train."""
-    weights: Literal["best", "last"] = "best"
-    """Which weights of the runs to use."""
-    training_data: Annotated[Path | None, optional("DATA")] = None
-    """The training data of networks of earlier versions that no longer find theirs, prepared or as class folders: their
-    mean image is subtracted from the images."""
-    device: Annotated[str | None, optional("DEVICE")] = None
-    """"0" for the first GPU, or "cpu". Default: the first GPU if there is one, else the CPU."""
-    batch_size: Annotated[int, arg(aliases=("-b",))] = 64
-    """Images per batch."""
-    precision: Precision = "fp32"
-    """fp32, tf32 or bf16."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +74,8 @@ def resolve(options: ReportOptions) -> ReportJob:
     Raises:
         ConfigurationError, dataloading.DatasetError: the report is not possible.
     """
+    for package in ("jinja2", "matplotlib"):
+        require(package, "report")
     check_positive("--batch-size", options.batch_size)
     if options.neighbours < 0:
         raise ConfigurationError(f"--neighbours must be 0 or more, got {options.neighbours}")

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from dataloading import Dataset
 from fastalex.metrics import has_top5
-from fastalex.network.weights_record import program_version
 from fastalex.reports.curves import Chart, History, draw, history
 from fastalex.reports.results import class_names, readable
 from fastalex.reports.runs import Run, facts
 from fastalex.reports.thumbnails import SMALL, thumbnail
+from fastalex.startup import VERSION
 
 MOST_CLASSES = 60
 """Classes of the largest confusion matrix that is shown whole. Of a larger one, the most frequent confusions are."""
@@ -168,7 +168,7 @@ def _data(report: Report, names: list[str], charts: list[Chart]) -> dict[str, An
 
 def software() -> str:
     """The versions that a page was made with."""
-    return f"fastalex {program_version()}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    return f"fastalex {VERSION}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
 def hardware(device: torch.device) -> str:

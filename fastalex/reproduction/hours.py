@@ -10,15 +10,16 @@ import tyro
 from dataloading import Dataset
 from fastalex.datasets import open_prepared
 from fastalex.handcrafted.classify import check_method
-from fastalex.handcrafted.options import BaselineOptions
+from fastalex.handcrafted.options import method_of
 from fastalex.network.footprint import training_macs
+from fastalex.options.baseline import BaselineOptions
+from fastalex.options.training import TrainOptions
 from fastalex.reproduction.steps import Baseline, Step, StudyStep, Training
 from fastalex.studies.options import StudyOptions
 from fastalex.studies.options import resolve as resolve_study
 from fastalex.studies.runs import StudyRun, is_finished, plan_runs
 from fastalex.training.checkpoint import finished_epochs
 from fastalex.training.config import RunConfig
-from fastalex.training.options import TrainOptions
 from fastalex.training.resolve import check, new_run
 
 FORWARD_SHARE = 1 / 3
@@ -70,7 +71,7 @@ def check_possible(step: Step) -> None:
     if isinstance(step, Baseline):
         options = tyro.cli(BaselineOptions, args=step.words[1:])
         dataset = Dataset(options.data or "").subset("train", options.fraction, seed=options.seed)
-        check_method(dataset, options.method, options.split)
+        check_method(dataset, method_of(options), options.split)
 
 
 def recipe_of(step: Training) -> RunConfig:

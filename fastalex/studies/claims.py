@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fastalex.errors import ConfigurationError
-from fastalex.training.options import NetworkOptions, RecipeOptions
+from fastalex.options.training import NetworkOptions, RecipeOptions
 
 Measure = Literal["error", "epochs"]
 T = TypeVar("T")

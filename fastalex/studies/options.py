@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Annotated
+from dataclasses import fields
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
-
-from dataloading.sources.names import name_of_set
-from fastalex.cli import check_positive, optional
+from fastalex.cli import check_positive
 from fastalex.errors import ConfigurationError
-from fastalex.studies.claims import STUDIES, Study, find_study
+from fastalex.options.study import StudyOptions
+from fastalex.options.training import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions
+from fastalex.studies.claims import Study, find_study
 from fastalex.training.metrics_log import say
-from fastalex.training.options import NetworkOptions, ParallelOptions, ReadingOptions, RecipeOptions, TrainOptions
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """Test one of the paper's claims: train networks that differ in one thing, with several seeds, and compare errors.
-
-    An interrupted study continues when the same command is given again.
-    """
-
-    name: Annotated[Positional[str], arg(metavar="NAME", help=f"One of {', '.join(STUDIES)}.")]
-    data: Annotated[Positional[Path | None], optional("[DATA]")] = None
-    """As for fastalex.train. Default: the bundled digits."""
-    seeds: int = 3
-    """Runs per variant, with the seeds --seed, --seed + 1, ..."""
-    network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
-    training: OmitArgPrefixes[RecipeOptions] = field(default_factory=RecipeOptions)
-    parallel: OmitArgPrefixes[ParallelOptions] = field(default_factory=ParallelOptions)
-    reading: OmitArgPrefixes[ReadingOptions] = field(default_factory=ReadingOptions)
-    output: Annotated[Path | None, optional("DIR")] = None
-    """Folder of the study. Default: studies/DATA-NAME."""
-
-    @property
-    def shared(self) -> TrainOptions:
-        """The options that all runs share."""
-        return TrainOptions(
-            self.data,
-            network=self.network,
-            training=self.training,
-            parallel=self.parallel,
-            reading=self.reading,
-        )
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the study."""
-        data = name_of_set(self.data) if self.data else "digits"
-        return self.output or Path("studies") / f"{data}-{self.name}"
-
 
 _GROUPS = (NetworkOptions, RecipeOptions, ParallelOptions, ReadingOptions)
 _OPTIONS = {option.name: option.name for group in _GROUPS for option in fields(group)} | {

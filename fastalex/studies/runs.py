@@ -15,6 +15,7 @@ from typing import Any
 from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.files import new_folder, owned, write_atomically
+from fastalex.options.training import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.world import World
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, Study, Variant
@@ -22,7 +23,6 @@ from fastalex.studies.options import OTHER_FOLDER, option_of
 from fastalex.training.checkpoint import checkpoints_of, latest_checkpoint, load_state
 from fastalex.training.config import RunConfig
 from fastalex.training.metrics_log import read_metrics
-from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import check, new_run, resume_parallel
 from fastalex.training.trainer import train
 

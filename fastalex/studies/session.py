@@ -10,6 +10,7 @@ from pathlib import Path
 from fastalex.console import console, duration
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.files import check_writable, is_empty, new_folder, owned
+from fastalex.optional_packages import require
 from fastalex.parallel.torchrun import refuse_launcher
 from fastalex.recipes.schedule import epochs_in_words
 from fastalex.studies.claims import Study
@@ -93,11 +94,14 @@ def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, res
     out.print(comparison_table(study, rows))
     for remark in remarks(study, runs, rows):
         out.print(remark)
-    out.print(f"written: {folder / 'study.json'}, {folder / 'study.png'}")
+    written, picture = [folder / "study.json"], folder / "study.png"
     try:
-        draw_comparison(study, rows, folder / "study.png")
+        require("matplotlib", "report")
+        draw_comparison(study, rows, picture)
+        written.append(picture)
     except Exception as error:  # a picture is decoration
         say(f"study.png is left out: {reason(error)}")
+    out.print(f"written: {', '.join(map(str, written))}")
 
 
 def _complete(run: StudyRun, study: Path, restarts: int) -> str:

@@ -32,7 +32,8 @@ from fastalex.datasets import AnyDataset
 from fastalex.errors import ConfigurationError
 from fastalex.files import sync
 from fastalex.network.weights import NetworkSpec, load_header, load_tensors, save_tensors
-from fastalex.network.weights_record import Origin, WeightsRecord, program_version
+from fastalex.network.weights_record import Origin, WeightsRecord
+from fastalex.startup import VERSION
 from fastalex.training.config import RunConfig
 from fastalex.training.state import TrainingState
 
@@ -109,7 +110,7 @@ def record_of(config: RunConfig, dataset: AnyDataset, state: TrainingState) -> W
             config.recipe.name,
             state.epoch,
             state.errors[-1] if state.errors else None,
-            program_version(),
+            VERSION,
         ),
     )
 

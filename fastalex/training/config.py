@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,14 +17,12 @@ from fastalex.files import write_atomically
 from fastalex.json_types import check_json
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
-from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
+from fastalex.options.choices import BadSamplePolicy, NonFinitePolicy, ScheduleName
+from fastalex.parallel.layout import ParallelPlan, resolve_layout
 from fastalex.parallel.partition import parse_split, partition
 from fastalex.parallel.schedules import default_micro_batches
 from fastalex.recipes.edits import Edit
 from fastalex.recipes.schedule import Change, Plateau, Recipe
-
-BadSamplePolicy = Literal["stop", "skip"]
-NonFinitePolicy = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastalex.errors import ConfigurationError, NonFiniteLoss
 from fastalex.metrics import Metrics
+from fastalex.options.training import resume_command
 from fastalex.parallel.world import World
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.metrics_log import Rate
-from fastalex.training.options import resume_command
 from fastalex.training.readback import DelayedReadback
 from fastalex.training.state import TrainingState
 from fastalex.training.step import TrainingStep

@@ -24,6 +24,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.files import sync_descriptor, write_atomically
 from fastalex.json_types import check_json
 from fastalex.metrics import Metrics
+from fastalex.optional_packages import is_installed, missing
 
 # TensorBoard would import TensorFlow if there is one, which is slow and fails if it is broken. Without it, TensorBoard
 # uses a replacement of its own, which is enough to write events.
@@ -178,6 +179,10 @@ class _Events:
         self._has_failed = False
         self._hook_before = threading.excepthook
         threading.excepthook = self._thread_failed
+
+        if not is_installed("tensorboard"):
+            say(f"no TensorBoard events: {missing('tensorboard', 'tensorboard')}; metrics.jsonl has the same figures")
+            return
 
         def open_writer() -> None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one worker writes a log

@@ -23,6 +23,8 @@ from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
 from fastalex.network.weights import load_first_layer
+from fastalex.optional_packages import is_installed, missing
+from fastalex.options.training import resume_command
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.pictures import kernel_picture, write_png
 from fastalex.recipes.edits import last_of_each
@@ -30,7 +32,6 @@ from fastalex.recipes.schedule import epochs_in_words
 from fastalex.training.config import RunConfig
 from fastalex.training.counters import Report
 from fastalex.training.metrics_log import MetricsLog, Rate, draw_curve, reason, say
-from fastalex.training.options import resume_command
 from fastalex.training.state import TrainingState
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -173,7 +174,7 @@ class Reporter(SilentReporter):
     def end(self, state: TrainingState, peaks: Sequence[int]) -> None:
         """Print the results, and the commands that come next. Then draw the curve and the first layer's kernels."""
         run, errors, total = self.config.folder, state.errors, self._total
-        best = min(errors)
+        best, has_matplotlib = min(errors), is_installed("matplotlib")
         picture = run / f"{self.config.network.build_architecture().block_names[0]}.png"
         seconds = f"{duration(state.seconds)} of training"
         if not total.images:
@@ -188,7 +189,7 @@ class Reporter(SilentReporter):
             "time": seconds,
             "peak memory": ", ".join(f"{peak / 1e9:.2f} GB" for peak in peaks) + (" by worker" if peaks[1:] else ""),
             "files": ", ".join(str(run / name) for name in ("best.safetensors", "last.safetensors")),
-            "curve": str(run / "curve.png"),
+            "curve": str(run / "curve.png") if has_matplotlib else f"none: {missing('matplotlib', 'report')}",
             "kernels": str(picture),
         }
         if state.skipped:
@@ -203,7 +204,8 @@ class Reporter(SilentReporter):
         if not self.is_brief:
             images = self.dataset.count("val")
             self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images")
-        self._attempt("the curve", lambda: draw_curve(run))
+        if has_matplotlib:
+            self._attempt("the curve", lambda: draw_curve(run))
         self._attempt("the picture of the kernels", lambda: _draw_kernels(run / "last.safetensors", picture))
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ from fastalex.network.architecture import Architecture
 from fastalex.network.precision import check_precision
 from fastalex.network.variation import build_architecture, narrow_init_warning
 from fastalex.network.weights import NetworkSpec, load_spec
+from fastalex.options.training import NetworkOptions, ParallelOptions, TrainOptions
 from fastalex.parallel.devices import Devices, check_devices, default_devices, parse_devices
 from fastalex.parallel.layout import Layout, ParallelPlan, ScheduleName, Split, resolve_layout
 from fastalex.parallel.partition import check_stages, parse_split, partition
@@ -41,7 +42,6 @@ from fastalex.training.checkpoint import checkpoints_of, finished_epochs, load_s
 from fastalex.training.config import RunConfig
 from fastalex.training.memory import check_memory
 from fastalex.training.metrics_log import read_metrics
-from fastalex.training.options import NetworkOptions, ParallelOptions, TrainOptions
 from fastalex.training.state import TrainingState
 
 _SECONDS_TO_DIE = 30.0  # in which the workers that torchrun has killed release their run folder

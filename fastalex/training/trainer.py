@@ -30,6 +30,7 @@ from fastalex.metrics import Metrics
 from fastalex.network.model import AlexNet
 from fastalex.network.precision import configure_libraries, slow_precision
 from fastalex.network.weights import load_parameters, start_from
+from fastalex.options.training import resume_command
 from fastalex.parallel.block_times import balance_split
 from fastalex.parallel.engine import Engine
 from fastalex.parallel.partition import format_split
@@ -51,7 +52,6 @@ from fastalex.training.counters import Counters
 from fastalex.training.graphed_step import build_step
 from fastalex.training.memory import keep_freed_memory, out_of_memory_error, peak_bytes
 from fastalex.training.metrics_log import Rate, Stopwatch
-from fastalex.training.options import resume_command
 from fastalex.training.reporting import Reporter, SilentReporter, steps_between_reports
 from fastalex.training.state import TrainingState
 from fastalex.training.validation import count_errors

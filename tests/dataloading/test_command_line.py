@@ -49,7 +49,7 @@ def scale(pair: Annotated[Positional[tuple[int, int]], arg(metavar="W H")], size
         (work, "a b --size --verify", "--size needs a value: --size INT"),
         (work, "a b --sise=5", "unknown option --sise; did you mean --size?"),
         (work, "a --sise 5", "unknown option --sise; did you mean --size?"),
-        (work, "a b --zebra", "unknown option --zebra; --help lists all options"),
+        (work, "a b --zebra", "unknown option --zebra; --help-all lists all options"),
         (work, "a b c", "unexpected argument 'c'; see --help"),
         (work, "a", "missing DEST; see --help"),
         (work, "", "missing SOURCE, DEST; see --help"),

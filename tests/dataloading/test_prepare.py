@@ -72,7 +72,7 @@ def test_the_command_ends_with_one_line_and_2(tmp_path, arguments, message):
 
 
 def test_help_is_complete():
-    done = command("dataloading.prepare", "--help")
+    done = command("dataloading.prepare", "--help-all")
     assert done.returncode == 0
     options = (
         "size quality keep-aspect label-order validation-every allow-empty-classes verify workers shard-images "

@@ -17,8 +17,10 @@ from dataloading import DatasetError, check
 from dataloading.loading.dali_check import check_dali
 from dataloading.process import print_anything
 from dataloading.progress_bar import ProgressBar
+from dataloading.sources.ilsvrc import _synsets
+from dataloading.standin.archives import write_standin
 from fastalex.parallel import launch
-from tests.fastalex.commands import ROOT, SMALL, command, environment, line_of, refused
+from tests.fastalex.commands import ROOT, SMALL, command, command_here, environment, line_of, refused
 from tests.fastalex.conftest import save_run
 
 
@@ -89,6 +91,55 @@ def test_without_dali_every_command_says_what_to_install(without_dali, class_fol
         assert " -m pip install 'fastalex[cuda13]'" in message, arguments
     assert sorted(tmp_path.iterdir()) == before
     check_dali("synthetic")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "extra", "arguments"),
+    [
+        ("matplotlib", "matplotlib", "report", ("fastalex.report", "run")),
+        ("matplotlib", "matplotlib", "report", ("fastalex.reproduce", "figure3", "{data}")),
+        ("matplotlib", "matplotlib", "report", ("fastalex.predict", "run", "image.jpg", "--picture", "new.png")),
+        ("matplotlib", "matplotlib", "report", ("fastalex.evaluate", "run", "--confusion", "new.png")),
+        ("scipy.io", "SciPy", "hdf5", ("fastalex.features", "run", "image.jpg", "fc7", "-o", "new", "--format", "mat")),
+        ("sklearn", "scikit-learn", "baseline", ("fastalex.baseline", "{data}", "--output", "new")),
+        ("threadpoolctl", "threadpoolctl", "baseline", ("fastalex.baseline", "{data}")),
+        ("onnxscript", "onnxscript", "export", ("fastalex.export", "run", "--to", "onnx")),
+    ],
+)
+def test_a_command_names_the_extra_that_it_lacks(monkeypatch, prepared, tmp_path, package, name, extra, arguments):
+    run = save_run(tmp_path / "run", prepared, with_record=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.jpg")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setitem(sys.modules, package, None)
+    module, *words = arguments
+    message = refused(tmp_path, module, *(word.format(data=prepared) for word in words))
+    assert message.startswith(f"error: {name} is not installed; install it with: ")
+    assert message.endswith(f" -m pip install 'fastalex[{extra}]'")
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "runs"] == before
+    assert run.is_dir()
+
+
+def test_images_of_ilsvrc_need_scipy(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(DatasetError, match=r"^SciPy, which writes meta.mat, is not .*\[imagenet\]'$"):
+        write_standin(tmp_path / "new", classes=2, images=4, validation=4, workers=0, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(DatasetError, match=r"^SciPy, which reads meta.mat in .*devkit.*, is not .*\[imagenet\]'$"):
+        _synsets(b"", Path("devkit.tar.gz"), 2012)
+
+
+def test_a_run_without_tensorboard_and_matplotlib_says_what_is_left_out(monkeypatch, prepared, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    arguments = (prepared, *SMALL, "--epochs", "1", "--devices", "cpu", "--output", "run")
+    code, out, err = command_here(tmp_path, "fastalex.train", *arguments)
+    assert code == 0
+    install = f"is not installed; install it with: {sys.executable} -m pip install 'fastalex"
+    assert err == f"no TensorBoard events: tensorboard {install}[tensorboard]'; metrics.jsonl has the same figures\n"
+    assert f"curve         none: matplotlib {install}[report]'\n" in out
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"conv1.png", "metrics.jsonl", "best.safetensors"} <= written
+    assert not [name for name in written if name.startswith(("curve", "events"))]
 
 
 def test_a_broken_dali_is_said_to_be_broken(monkeypatch, tmp_path):

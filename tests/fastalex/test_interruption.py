@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fastalex import cli
-from fastalex import train as command_of_training
+from fastalex import cli, train
 from fastalex.errors import Aborted, WorkerError
+from fastalex.training import session
 from fastalex.training.checkpoint import latest_checkpoint, load_state
 from fastalex.training.metrics_log import read_metrics
 from tests.dataloading.small_sources import started
@@ -31,7 +31,7 @@ from tests.fastalex.conftest import save_run
 
 
 def test_ctrl_c_while_modules_are_imported_prints_no_traceback():
-    process = started("fastalex.train", "--help")
+    process = started("fastalex.plan", "--arch", "krizhevsky")
     while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -173,13 +173,13 @@ def test_what_disturbs_the_end_of_a_run_does_not_call_it_unfinished(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command_of_training, "run_workers", train_and_be_disturbed)
+    monkeypatch.setattr(session, "run_workers", train_and_be_disturbed)
     for epochs in (1, 2):  # one is finished and saved
         monkeypatch.setattr(
             sys, "argv", ["train", str(prepared), *SMALL, "--epochs", str(epochs), "--output", f"run{epochs}"]
         )
         with pytest.raises(SystemExit) as ended:
-            cli.main(command_of_training.main)
+            cli.main(train.main)
         assert ended.value.code == code
         err = capsys.readouterr().err
         if epochs == 1:

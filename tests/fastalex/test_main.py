@@ -1,10 +1,15 @@
-"""`fastalex COMMAND` and `python -m fastalex COMMAND`: every command, and what is no command."""
+"""`fastalex COMMAND` and `python -m fastalex COMMAND`: every command, its help, and what is no command."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from fastalex.__main__ import _COMMANDS
+import pytest
+
+import fastalex
+from fastalex.__main__ import _COMMANDS, _SHELLS
 from tests.fastalex.commands import command
 
 ROOT = Path(__file__).parents[2]
@@ -16,14 +21,66 @@ def test_every_command_has_a_name():
     parsing = [path for path in modules if '__name__ == "__main__"' in path.read_text() and path.stem != "__main__"]
     packages = [path.parent for path in ROOT.glob("*/*/__main__.py") if path.parent.parent.name != "tests"]
     names = {path.stem: f"{path.parent.name}.{path.stem}" for path in [*parsing, *packages]}
-    assert {name: module for name, (module, _) in _COMMANDS.items()} == names
+    assert names == _COMMANDS
 
 
 def test_it_says_what_there_is(tmp_path):
-    for arguments in ((), ("--help",), ("help",)):
-        code, out, err = command(tmp_path, "fastalex", *arguments)
-        assert (code, err) == (0, "")
-        assert [line.split()[0] for line in out.splitlines()[1:]] == list(_COMMANDS)
+    said = {command(tmp_path, "fastalex", *arguments) for arguments in ((), ("--help",), ("help",))}
+    ((code, out, err),) = said
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80
+    named = [name for line in lines[1:-3] for name in re.split(", *", line[2:].split("  ")[0])]
+    assert named == list(_COMMANDS)
+    assert command(tmp_path, "fastalex", "--version") == (0, f"fastalex {fastalex.__version__}\n", "")
+
+
+HELP = f"""
+import contextlib, io, re, runpy, sys
+def shown(module, word):
+    sys.argv = [module, word]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    assert out.getvalue().startswith("usage: "), module
+    return len(re.findall("^  -", out.getvalue(), re.M)), out.getvalue()
+for module in {tuple(_COMMANDS.values())}:
+    (common, text), (everything, _) = shown(module, "--help"), shown(module, "--help-all")
+    more = f"\\n--help-all shows {{everything - common}} more options.\\n" if everything > common else ""
+    assert common <= 12 and text.endswith(more), (module, common, everything)
+    slow = ("torch", "triton", "nvidia", "scipy", "sklearn", "matplotlib", "tensorboard", "cv2")
+    print(*(f"{{module}} --help imports {{name}}" for name in slow if name in sys.modules), sep="\\n", end="")
+"""
+
+
+def test_help_shows_a_dozen_options_and_does_not_wait_for_pytorch():
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_commands_options_and_choices(tmp_path):
+    code, script, err = command(tmp_path, "fastalex", "completion", "bash")
+    assert (code, err) == (0, "")
+    ask = 'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _tyro_fastalex; echo "${COMPREPLY[@]}"'
+    for words, offered in (
+        ("fastalex tr", "train"),
+        ("fastalex train --device", "--devices"),
+        ("fastalex prepare --exi", "--exif"),
+        ("fastalex train --arch kri", "krizhevsky"),
+    ):
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}", "bash", words], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (f"{offered}\n", "")
+
+
+def test_completion_needs_a_shell_that_it_knows(tmp_path):
+    code, out, err = command(tmp_path, "fastalex", "completion", "csh")
+    message = "error: completion needs the name of one shell, bash, zsh or fish, got 'csh'\n"
+    assert (code, out, err) == (2, "", message)
+    for shell in set(_SHELLS) - {"bash"}:
+        code, out, _ = command(tmp_path, "fastalex", "completion", shell)
+        assert code == 0
+        assert "krizhevsky" in out
 
 
 def test_a_command_runs_as_it_does_alone(tmp_path):

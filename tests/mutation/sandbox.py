@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from tests.mutation.faults import Fault
 
 FOLDERS = ("kernels", "dataloading", "fastalex", "bench", "tests", "docs")
-_FILES = ("*.toml", "*.md", "*.txt", "Makefile")
+_FILES = ("*.toml", "*.md", "*.txt", "LICENSE", "Makefile")
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.gz")
 _MARK = "FASTALEX_SANDBOX"  # names the sandbox in the environment of every process that tests start in it
 _PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")

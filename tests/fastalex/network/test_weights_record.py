@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from fastalex.errors import ConfigurationError
-from fastalex.network import weights_record
 from fastalex.network.weights import with_sums
-from fastalex.network.weights_record import Origin, WeightsRecord, load_record, program_version
+from fastalex.network.weights_record import Origin, WeightsRecord, load_record
 
 ORIGIN = Origin("clothes", "0123abcd", "small", 3, 41.5, "0.1.0")
 MEAN_IMAGE = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype(np.float32)
@@ -59,13 +58,3 @@ def test_a_record_without_its_mean_is_named(tmp_path):
     header = WeightsRecord(MEAN_IMAGE, 8, 6).header()
     with pytest.raises(ConfigurationError, match=r"has no preprocessing.mean"):
         load_record(saved(tmp_path / "w.safetensors", {"a": torch.ones(2)}, header))
-
-
-def test_a_program_that_is_not_installed_has_no_version(monkeypatch):
-    assert program_version()[0].isdigit()
-
-    def missing(name):
-        raise weights_record.PackageNotFoundError(name)
-
-    monkeypatch.setattr(weights_record, "version", missing)
-    assert program_version() == "unknown"

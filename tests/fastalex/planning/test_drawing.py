@@ -11,13 +11,13 @@ import torch
 from fastalex.network.architecture import block_shapes
 from fastalex.network.footprint import training_macs
 from fastalex.network.variation import Variation, build_architecture
+from fastalex.options.training import NetworkOptions
 from fastalex.parallel.partition import parse_split, partition
 from fastalex.parallel.world import World
 from fastalex.planning import speed
 from fastalex.planning.drawing import boundary_bytes, draw_network
 from fastalex.planning.options import PlanOptions, resolve
 from fastalex.planning.speed import measure_blocks
-from fastalex.training.options import NetworkOptions
 from tests.fastalex.commands import command, line_of
 
 SVG = "{http://www.w3.org/2000/svg}"

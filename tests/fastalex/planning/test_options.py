@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastalex.errors import ConfigurationError
+from fastalex.options.training import NetworkOptions
 from fastalex.parallel.layout import Layout
 from fastalex.planning import options
 from fastalex.planning.options import GIB, PlanOptions, resolve
 from fastalex.recipes.published import build_recipe
-from fastalex.training.options import NetworkOptions
 
 
 def test_devices_of_another_machine_need_not_exist():

@@ -11,6 +11,7 @@ import torch
 
 from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.network.footprint import layer_costs
+from fastalex.options.training import NetworkOptions
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.stage_memory import stage_memory
 from fastalex.parallel.world import World
@@ -18,7 +19,6 @@ from fastalex.planning import speed
 from fastalex.planning.options import GIB, PlanOptions, resolve
 from fastalex.planning.report import MIB, report
 from fastalex.planning.speed import known_speeds, paper_speeds
-from fastalex.training.options import NetworkOptions
 
 HERE = World(0, 1, torch.device("cpu"))
 

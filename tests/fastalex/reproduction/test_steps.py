@@ -10,6 +10,7 @@ import tyro
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.handcrafted.options import BaselineOptions
+from fastalex.options.training import TrainOptions
 from fastalex.planning.options import PlanOptions
 from fastalex.reports.options import ReportOptions
 from fastalex.reproduction import steps
@@ -20,7 +21,6 @@ from fastalex.reproduction.targets import Targets
 from fastalex.studies.claims import STUDIES
 from fastalex.studies.options import StudyOptions
 from fastalex.studies.options import resolve as resolve_study
-from fastalex.training.options import TrainOptions
 from tests.fastalex.reproduction.conftest import job_on
 
 OPTIONS = {

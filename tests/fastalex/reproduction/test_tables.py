@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastalex.options.training import NetworkOptions
 from fastalex.reproduction import claims, figures, hours, tables
 from fastalex.reproduction.job import Job
 from fastalex.reproduction.targets import Targets
 from fastalex.studies.claims import STUDIES, find_study
-from fastalex.training.options import NetworkOptions
 from tests.fastalex.studies.conftest import finish, line
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastalex.options.training import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.studies.options import StudyOptions
 from fastalex.studies.runs import StudyRun
 from fastalex.training.checkpoint import save_checkpoint
-from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.state import TrainingState
 from tests.fastalex.commands import command
 

@@ -1,9 +1,11 @@
 """The claims, their data file, and the page that shows them."""
 
 import re
+import sys
 
 import pytest
 
+from fastalex import study as command_of_studies
 from fastalex.errors import ConfigurationError
 from fastalex.network.variation import Variation, build_architecture
 from fastalex.studies.claims import PUBLISHED_ERRORS, STUDIES, TRAINING_ERROR_GOAL, find_study, read_claims
@@ -148,3 +150,11 @@ def test_the_page_tells_which_networks_did_not_learn():
 def test_unknown_studies_are_refused():
     with pytest.raises(ConfigurationError, match=re.escape("unknown study 'deep'; choose one of depth, width")):
         find_study("deep")
+
+
+def test_the_help_names_every_study(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--help"])
+    with pytest.raises(SystemExit):
+        command_of_studies.main()
+    _, _, names = capsys.readouterr().out.partition("The claim: ")
+    assert set(re.split(r"\W*,\s*|\s+or\s+", names.partition(".")[0])) == set(STUDIES)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fastalex.errors import ConfigurationError
+from fastalex.options.training import NetworkOptions, TrainOptions
 from fastalex.recipes.published import SMALL_LEAST_STEPS
 from fastalex.studies import runs as study_runs
 from fastalex.studies.claims import STUDIES, TRAINING_ERROR_GOAL, find_study
 from fastalex.studies.comparison import Difference, Figure, compare, remarks
 from fastalex.studies.options import option_of
 from fastalex.studies.runs import RunResult, is_finished, plan_runs, read_result, run_to_completion
-from fastalex.training.options import NetworkOptions, TrainOptions
 from tests.fastalex.studies.conftest import finish, given, line, options
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fastalex.errors import ConfigurationError
+from fastalex.options.training import RecipeOptions, TrainOptions
 from fastalex.recipes.edits import Edit
 from fastalex.training.config import RunConfig
-from fastalex.training.options import RecipeOptions, TrainOptions
 from fastalex.training.resolve import resolve
 from tests.fastalex.training.test_trainer import run_here, stop_after
 

@@ -12,9 +12,9 @@ import dataloading
 from fastalex import AlexNet
 from fastalex.errors import ConfigurationError
 from fastalex.network.variation import Variation
+from fastalex.options.training import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.parallel.world import World
 from fastalex.training.config import RunConfig
-from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import resolve
 from fastalex.training.trainer import restore_model, train
 from tests.fastalex.conftest import write_images

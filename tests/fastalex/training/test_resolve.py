@@ -12,6 +12,7 @@ import torch
 import dataloading
 from fastalex.datasets import default_recipe, mean_image_hash, other_data
 from fastalex.errors import ConfigurationError
+from fastalex.options.training import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.parallel.layout import Layout, ParallelPlan
 from fastalex.parallel.partition import format_split, parse_split
 from fastalex.parallel.world import World
@@ -20,7 +21,6 @@ from fastalex.recipes.published import SMALL_LEAST_STEPS, build_recipe
 from fastalex.training import resolve as resolving
 from fastalex.training.checkpoint import latest_checkpoint
 from fastalex.training.config import RunConfig
-from fastalex.training.options import NetworkOptions, ParallelOptions, RecipeOptions, TrainOptions
 from fastalex.training.resolve import new_run, resolve, resolve_for_torchrun, resume_parallel
 from fastalex.training.trainer import train
 from tests.dataloading.owning import another_owner

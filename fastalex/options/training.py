@@ -8,14 +8,28 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from dataloading.command_line import optional
 from dataloading.process import command
-from fastalex.cli import optional
-from fastalex.network.architecture import ActivationName
-from fastalex.network.precision import Precision
+from fastalex.network.architecture import ActivationName, Precision
 from fastalex.network.variation import InitName, Variation
-from fastalex.parallel.layout import ScheduleName
+from fastalex.options.choices import BadSamplePolicy, NonFinitePolicy, ScheduleName
 from fastalex.recipes.schedule import Order, Recipe
-from fastalex.training.config import BadSamplePolicy, NonFinitePolicy
+
+COMMON = (
+    "arch",
+    "width",
+    "recipe",
+    "epochs",
+    "batch_size",
+    "lr",
+    "seed",
+    "init_from",
+    "devices",
+    "precision",
+    "resume",
+    "output",
+)
+"""What ``--help`` shows of the options; ``--help-all`` shows all."""
 
 
 @dataclass(frozen=True)
