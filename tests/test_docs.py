@@ -66,19 +66,20 @@ def command_lines(page: Path) -> Iterator[list[str]]:
     """Commands of this project in a page's blocks, and those in its text that have options."""
     for block in code_blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            yield from (words[start:] for start in starts(words))
+            yield from commands_in(shlex.split(line, comments=True))
     for text in inline_code(page):
         if " --" in text and "..." not in text:
-            words = shlex.split(text)
-            yield from (words[start:] for start in starts(words)[:1])
+            yield from commands_in(shlex.split(text))
 
 
-def starts(words: list[str]) -> list[int]:
-    """Where a command of this project starts in a line, such as after srun."""
-    if "-m" in words and "torchrun" in words[0]:
-        words[words.index("-m") :] = ["fastalex", words[-1 - words[::-1].index("-m") + 1].split(".")[-1]]
-    return [index for index, word in enumerate(words) if word == "fastalex" and len(words) > index + 1]
+def commands_in(words: list[str]) -> list[list[str]]:
+    """The command in a line, also behind srun or torchrun, as `fastalex COMMAND ...`."""
+    for index, word in enumerate(words[:-1]):
+        if word == "fastalex":
+            return [words[index:]]
+        if word == "-m" and re.match(r"(fastalex|dataloading)\.", words[index + 1]):
+            return [["fastalex", words[index + 1].split(".")[-1], *words[index + 2 :]]]
+    return []
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
