@@ -19,6 +19,7 @@ _COMMANDS = {
     "convert": ("fastalex.convert", "networks of torchvision, Caffe and ONNX become weights"),
     "export": ("fastalex.export", "a network as ONNX, for PyTorch alone, or for torchvision"),
     "plan": ("fastalex.plan", "memory and time of a run, before it starts"),
+    "reproduce": ("fastalex.reproduce", "tables, figures and claims of the paper, from the data to one page"),
     "study": ("fastalex.study", "test one of the paper's claims"),
     "baseline": ("fastalex.baseline", "recognition before 2012: SIFT, Fisher vectors, linear SVMs"),
 }

@@ -24,15 +24,17 @@ LEVELS = (
     ("prediction",),
     ("evaluation", "studies", "interchange", "planning"),
     ("handcrafted", "reports"),  # handcrafted prints the paper's figures, which studies/ reads, beside its own
+    ("reproduction",),
 )  # and above them the commands and fastalex/__init__.py
 FORBIDDEN = {("parallel", "recipes")}  # although it would go down
-MAY_NAME_OPTIONS = re.compile(r"fastalex\.(\w+|(\w+\.)*\w*options|training\.resolve)")  # commands are at the top level
+# Commands are at the top level, and the steps of a reproduction are commands.
+MAY_NAME_OPTIONS = re.compile(r"fastalex\.(\w+|(\w+\.)*\w*options|training\.resolve|reproduction\.(steps|hours))")
 NEVER_NAME_OPTIONS = re.compile(r"fastalex\.(errors|files|console|metrics|datasets)")
 OPTION = re.compile(r"(?<!torchrun )--[a-z]")  # torchrun's own options may be named by "torchrun --master-port"
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
-MOST_MODULES = {"kernels": 20, "bench": 20, "fastalex": 22}  # one file per operator, benchmark, command
+MOST_MODULES = {"kernels": 20, "bench": 20, "fastalex": 23}  # one file per operator, benchmark, command
 MOST_MODULES_ELSEWHERE = 14
 
 # --- reading the source -----------------------------------------------------------------------------------------------

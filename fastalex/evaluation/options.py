@@ -24,6 +24,7 @@ from fastalex.evaluation.prediction_files import (
     errors_by_class,
     worst_classes_table,
     write_class_errors,
+    write_errors,
     write_predictions,
 )
 from fastalex.evaluation.trained_network import (
@@ -79,6 +80,8 @@ class EvaluateOptions:
     each class as their most probable one (columns)."""
     predictions: Annotated[Path | None, optional("FILE.csv|FILE.npz")] = None
     """Write the name, class and five most probable classes of each image to this file."""
+    json: Annotated[Path | None, optional("FILE.json")] = None
+    """Write loss and error rates to this file, of the ensemble and of each network alone."""
     force: bool = False
     """Replace existing files."""
     devices: Annotated[str | None, optional("DEVICES", "--device")] = None
@@ -98,6 +101,7 @@ class EvaluationJob:
     class_errors: Path | None
     predictions: Path | None
     confusion: Path | None
+    json: Path | None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -154,7 +158,8 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         options.batch_size,
         options.precision,
     )
-    return EvaluationJob(evaluation, options.worst, options.class_errors, options.predictions, options.confusion)
+    files = (options.class_errors, options.predictions, options.confusion, options.json)
+    return EvaluationJob(evaluation, options.worst, *files)
 
 
 def check_one_mean(training_data: Path | None, mean: str | None) -> None:
@@ -213,6 +218,7 @@ def _check_files(options: EvaluateOptions) -> None:
         ("--class-errors", options.class_errors, (".csv",)),
         ("--predictions", options.predictions, (".csv", ".npz")),
         ("--confusion", options.confusion, (".csv", ".png")),
+        ("--json", options.json, (".json",)),
     )
     named: dict[str, str] = {}
     for option, path, suffixes in wanted:
@@ -346,6 +352,9 @@ def _report(job: EvaluationJob, result: EvaluationResult) -> None:
         if job.confusion:
             write_confusion(job.confusion, confusion_matrix(predictions, classes), dataset.classes)
             out.print(f"confusion matrix: {job.confusion}")
+        if job.json:
+            write_errors(job.json, evaluation, result)
+            out.print(f"errors: {job.json}")
     except OSError as error:
         raise ConfigurationError(
             f"{error.filename} cannot be written: {error.strerror}; the results above are complete; free space, or "

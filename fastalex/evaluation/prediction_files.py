@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from fastalex.datasets import AnyDataset
-from fastalex.evaluation.ensemble import Predictions
+from fastalex.datasets import AnyDataset, open_prepared
+from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, Predictions
 from fastalex.files import write_atomically
-from fastalex.metrics import has_top5
+from fastalex.metrics import Metrics, has_top5
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,33 @@ def write_class_errors(path: Path, errors: Sequence[ClassErrors]) -> None:
         for e in errors
     ]
     write_atomically(path, as_csv([header, *rows]))
+
+
+def write_errors(path: Path, evaluation: Evaluation, result: EvaluationResult) -> None:
+    """Write loss (nats) and error rates (percent) as JSON: of the ensemble, and of each network alone.
+
+    A loss that is not finite becomes null.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    dataset = open_prepared(evaluation.data)
+    networks = [
+        {"weights": str(network.weights), "coefficient": coefficient} | _errors(Metrics.from_counts(counts))
+        for network, coefficient, counts in zip(
+            evaluation.networks, result.coefficients, result.predictions.network_counts.unbind(0), strict=True
+        )
+    ]
+    about = {"data": dataset.name, "fingerprint": dataset.fingerprint, "classes": len(dataset.classes)}
+    about |= {"split": evaluation.split, "views": evaluation.views, "seconds": round(result.seconds, 2)}
+    content = about | _errors(result.predictions.metrics) | {"networks": networks}
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def _errors(metrics: Metrics) -> dict[str, Any]:
+    loss = metrics.loss if math.isfinite(metrics.loss) else None
+    about = {"loss": loss, "top1_error": metrics.top1_error, "top5_error": metrics.top5_error}
+    return about | {"images": metrics.images}
 
 
 def write_predictions(path: Path, predictions: Predictions, dataset: AnyDataset, split: str) -> None:

@@ -59,8 +59,10 @@ class PlanOptions:
     """Time some training steps on the devices, with random images."""
     draw: Annotated[Path | None, optional("FILE.svg")] = None
     """Draw the network over the stages, with the sizes of every block and, if measured, its time."""
+    json: Annotated[Path | None, optional("FILE.json")] = None
+    """Write parameters, arithmetic, the memory of each stage and, if measured, the speed to this file."""
     force: bool = False
-    """Replace the file of the drawing if it exists."""
+    """Replace the files of --draw and --json if they exist."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TrainingPlan:
         memory: bytes of each device.
         batch_size, precision, images, epochs: of the training.
         measure: whether to measure the speed here.
-        draw: file for a drawing of the network, if one is wanted.
+        draw, json: files for a drawing of the network and for all numbers, if they are wanted.
     """
 
     network: NetworkOptions
@@ -87,6 +89,7 @@ class TrainingPlan:
     epochs: int
     measure: bool
     draw: Path | None = None
+    json: Path | None = None
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -106,6 +109,7 @@ def resolve(options: PlanOptions) -> TrainingPlan:
         raise ConfigurationError(
             "--schedule interleaved puts several stages on a device, which plan does not support; choose another one"
         )
+    _check_files(options)
     architecture = build_architecture(options.network.arch, options.classes, options.network.variation)
     devices, memory = _devices_and_memory(options)
     return TrainingPlan(
@@ -118,23 +122,22 @@ def resolve(options: PlanOptions) -> TrainingPlan:
         options.images,
         options.epochs,
         options.measure,
-        _drawing_file(options),
+        options.draw,
+        options.json,
     )
 
 
-def _drawing_file(options: PlanOptions) -> Path | None:
-    """The file for the drawing, if it can be written.
+def _check_files(options: PlanOptions) -> None:
+    """Check that the files can be written.
 
     Raises:
-        ConfigurationError: it is no SVG file, exists already, or cannot be written.
+        ConfigurationError: one has another suffix, exists already, or cannot be written.
     """
-    path = options.draw
-    if path is None:
-        if options.force:
-            raise ConfigurationError("--force replaces the file of --draw, which is not given; leave it out")
-        return None
-    check_new_file(path, (".svg",), overwrite=options.force, remedy="add --force")
-    return path
+    wanted = [(path, suffix) for path, suffix in ((options.draw, ".svg"), (options.json, ".json")) if path is not None]
+    if options.force and not wanted:
+        raise ConfigurationError("--force replaces the files of --draw and --json, which are not given; leave it out")
+    for path, suffix in wanted:
+        check_new_file(path, (suffix,), overwrite=options.force, remedy="add --force")
 
 
 def _parallel_plan(options: PlanOptions, architecture: Architecture, devices: tuple[torch.device, ...]) -> ParallelPlan:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.table import Table
 
@@ -56,6 +59,36 @@ def report(world: World, plan: TrainingPlan) -> None:
         drawing = draw_network(plan.architecture, parallel.split, devices, seconds=seconds, batch_size=plan.batch_size)
         write_atomically(plan.draw, drawing)
         out.print(f"written: {plan.draw}")
+    if plan.json:
+        write_atomically(plan.json, json.dumps(_record(plan, layers, stages, measured), indent=1) + "\n")
+        out.print(f"written: {plan.json}")
+
+
+def _record(
+    plan: TrainingPlan, layers: Sequence[LayerCost], stages: Sequence[StageMemory], measured: float | None
+) -> dict[str, Any]:
+    """All numbers of the tables; memory in bytes."""
+    devices = [str(plan.parallel.device_of(stage)) for stage in range(len(stages))]
+    return {
+        "architecture": plan.network.arch,
+        "variation": asdict(plan.network.variation),
+        "classes": plan.architecture.num_classes,
+        "parameters": sum(layer.parameters for layer in layers),
+        "training_macs_per_image": sum(layer.macs for layer in layers),
+        "batch_size": plan.batch_size,
+        "micro_batches": plan.parallel.micro_batches,
+        "precision": plan.precision,
+        "stages": [
+            {
+                "device": device,
+                "blocks": list(stage.blocks),
+                "memory": stage.total(plan.batch_size),
+                "largest_batch_in_3_gib": stage.largest_batch(GTX_580_BYTES),
+            }
+            for device, stage in zip(devices, stages, strict=True)
+        ],
+        "images_per_second": measured,
+    }
 
 
 def _new_table(title: str, *columns: str) -> Table:

@@ -23,6 +23,7 @@ from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage
 from fastalex.files import check_new_file, write_atomically
 from fastalex.network.precision import Precision
 from fastalex.parallel.world import World
+from fastalex.reports.figure4 import write_figure4
 from fastalex.reports.page import Report, render
 from fastalex.reports.results import collect
 from fastalex.reports.runs import Run, short_names
@@ -45,8 +46,11 @@ class ReportOptions:
     of the first run."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE.html")] = Path("report.html")
     """The page to write."""
+    figure4: Annotated[Path | None, optional("FILE.png")] = None
+    """Also draw the first run's images, predictions and neighbours as in Figure 4 of the paper; .svg and .json files go
+    beside it."""
     force: bool = False
-    """Replace an existing file."""
+    """Replace existing files."""
     neighbours: int = 2000
     """Search at most this many training images for those nearest to a few others. 0 leaves this part out."""
     split: str = "val"
@@ -84,11 +88,13 @@ class ReportJob:
         runs: of one data set.
         neighbours: how many training images are searched, at most.
         output: the file to write.
+        figure4: the picture to write, with other files beside it; None for none.
     """
 
     runs: tuple[RunToReport, ...]
     neighbours: int
     output: Path
+    figure4: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -108,6 +114,11 @@ def resolve(options: ReportOptions) -> ReportJob:
     if options.device and "," in options.device:
         raise ConfigurationError(f"--device must be a single device, got {options.device}")
     check_new_file(options.output, (".html", ".htm"), overwrite=options.force, remedy="add --force")
+    if options.figure4:
+        check_new_file(options.figure4, (".png",), overwrite=options.force, remedy="add --force")
+        for suffix in (".svg", ".json"):
+            beside = options.figure4.with_suffix(suffix)
+            check_new_file(beside, (suffix,), overwrite=options.force, remedy="add --force")
     folders, data = _runs_and_data(options.paths)
     networks = [TrainedNetwork.find(folder, options.weights) for folder in folders]
     metrics = [_metrics(folder) for folder in folders]
@@ -130,6 +141,7 @@ def resolve(options: ReportOptions) -> ReportJob:
         ),
         options.neighbours,
         options.output,
+        options.figure4,
     )
 
 
@@ -152,15 +164,20 @@ def write_report(world: World, job: ReportJob) -> None:
     # Names of folders may hold bytes that are no text, which a page cannot.
     page = render(Report(tuple(runs), dataset, world.device, job.output)).encode("utf-8", "backslashreplace")
     try:
+        if job.figure4:
+            write_figure4(runs[0].results, job.figure4)
         write_atomically(job.output, page)
     except OSError as error:
         raise ConfigurationError(
-            f"{job.output} cannot be written: {error.strerror}; free space, or name another file"
+            f"{error.filename or job.output} cannot be written: {error.strerror}; free space, or name another file"
         ) from None
     metrics = [run.results.result.predictions.metrics for run in runs]
     errors = {run.name: f"top-1 error {found.top1_error:.2f} %" for run, found in zip(runs, metrics, strict=True)}
     evaluated = f"{dataset.name}, {first.evaluation.split}: {metrics[0].images} images"
-    print_rows(console(), {"data": evaluated, **errors, "page": f"{job.output} ({data_size(len(page))})"})
+    written = {"page": f"{job.output} ({data_size(len(page))})"} | (
+        {"figure 4": str(job.figure4)} if job.figure4 else {}
+    )
+    print_rows(console(), {"data": evaluated, **errors, **written})
 
 
 def _runs_and_data(paths: Sequence[Path]) -> tuple[list[Path], Path | None]:

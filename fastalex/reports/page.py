@@ -96,8 +96,8 @@ def render(report: Report) -> str:
         is_whole=len(names) <= MOST_CLASSES,
         most_confusions=MOST_CONFUSIONS,
         data=_data(report, names, charts),
-        software=f"fastalex {program_version()}, PyTorch {torch.__version__}, Python {platform.python_version()}",
-        hardware=_hardware(report.device),
+        software=software(),
+        hardware=hardware(report.device),
         today=date.today().isoformat(),
     )
     return text.strip() + "\n"  # the macros leave empty lines before the document
@@ -166,8 +166,13 @@ def _data(report: Report, names: list[str], charts: list[Chart]) -> dict[str, An
     }
 
 
-def _hardware(device: torch.device) -> str:
-    """The device that the report was made on."""
+def software() -> str:
+    """The versions that a page was made with."""
+    return f"fastalex {program_version()}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def hardware(device: torch.device) -> str:
+    """The device that a page was made on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores"

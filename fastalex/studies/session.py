@@ -16,6 +16,7 @@ from fastalex.studies.claims import Study
 from fastalex.studies.comparison import RECORD, comparison_table, remarks, write_comparison
 from fastalex.studies.options import OTHER_FOLDER, StudyOptions, resolve
 from fastalex.studies.picture import draw_comparison
+from fastalex.studies.reuse import copy_run, find_same_run
 from fastalex.studies.runs import (
     StudyRun,
     has_diverged,
@@ -80,14 +81,13 @@ def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, res
         out.print(f"{study.name}: {missing} of {len(runs)} runs to train, in {folder}")
     for number, run in enumerate(runs, 1):
         if not is_finished(run):
-            resumed = f", resumed at step {step}" if (step := steps_saved(run)) else ""
             try:
-                run_to_completion(run, restarts)
+                how = _complete(run, folder, restarts)
             except Interrupted as error:
                 message = f"stopped in run {number} of {len(runs)}; the same command continues from there"
                 raise Interrupted(message, error.signal_number) from None
             name = f"{run.variant.name}, {run.folder.name}"
-            out.print(f"{study.name}, run {number} of {len(runs)}: {name}{resumed}: {_outcome(run)}")
+            out.print(f"{study.name}, run {number} of {len(runs)}: {name}{how}: {_outcome(run)}")
         # Written after every run, so that an unfinished study can be looked at.
         rows = write_comparison(study, runs, folder)
     out.print(comparison_table(study, rows))
@@ -98,6 +98,16 @@ def _train_and_compare(study: Study, runs: Sequence[StudyRun], folder: Path, res
         draw_comparison(study, rows, folder / "study.png")
     except Exception as error:  # a picture is decoration
         say(f"study.png is left out: {reason(error)}")
+
+
+def _complete(run: StudyRun, study: Path, restarts: int) -> str:
+    """Train a run, or copy the same run of another study. Returns what was unusual about it, for its line."""
+    step = steps_saved(run)
+    if not run.folder.exists() and (found := find_same_run(run, study)):
+        copy_run(found, run.folder)
+        return f", the same run as {os.path.relpath(found, study.absolute().parent)}"
+    run_to_completion(run, restarts)
+    return f", resumed at step {step}" if step else ""
 
 
 def _outcome(run: StudyRun) -> str:

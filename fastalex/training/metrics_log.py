@@ -295,8 +295,8 @@ def without_backend() -> Iterator[None]:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write a matplotlib figure as PNG, whole or not at all; return its path."""
+    """Write a matplotlib figure, whole or not at all, as SVG if ``path`` ends so, else as PNG; return its path."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="svg" if path.suffix == ".svg" else "png", dpi=110)
     write_atomically(path, picture.getvalue())
     return path

@@ -1,8 +1,10 @@
 """Tables and files of an evaluation."""
 
 import csv
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +20,10 @@ from fastalex.evaluation.prediction_files import (
     errors_by_class,
     worst_classes_table,
     write_class_errors,
+    write_errors,
 )
 from tests.dataloading.owning import fill, small_disk
-from tests.fastalex.evaluation.conftest import HERE
+from tests.fastalex.evaluation.conftest import HERE, result_of
 
 
 def test_tables_and_files(runs, prepared, tmp_path, capsys, monkeypatch):
@@ -135,3 +138,31 @@ def test_many_classes_have_a_top_5_error():
         table = worst_classes_table(errors[:classes], 2, classes)
         assert len(table.columns) == columns
         assert ("top-5 error" in [column.header for column in table.columns]) == (classes == 6)
+
+
+def test_errors_are_written_of_the_ensemble_and_of_each_network(runs, tmp_path, capsys):
+    path = tmp_path / "errors.json"
+    options = EvaluateOptions(runs, crops=10, split="train", devices="cpu", batch_size=16, worst=0, json=path)
+    evaluate_and_report(HERE, resolve(options))
+    assert capsys.readouterr().out.endswith(f"errors: {path}\n")
+    written = json.loads(path.read_text())
+    together, alone = (
+        result_of(*runs, crops=10, split="train"),
+        [result_of(run, crops=10, split="train") for run in runs],
+    )
+    about = {"split": "train", "views": 10, "images": 32, "classes": 3}
+    assert {name: written[name] for name in about} == about
+    for found, result in zip([written, *written["networks"]], [together, *alone], strict=True):
+        metrics = result.predictions.metrics
+        assert found["top1_error"] == metrics.top1_error
+        assert found["loss"] == pytest.approx(metrics.loss, rel=1e-5)
+    assert [network["coefficient"] for network in written["networks"]] == [0.5, 0.5]
+    assert [Path(network["weights"]).parent for network in written["networks"]] == list(runs)
+
+
+def test_a_loss_that_is_not_finite_is_null(runs, tmp_path):
+    evaluation = resolve(EvaluateOptions(runs[:1], devices="cpu")).evaluation
+    result = result_of(runs[0])
+    result.predictions.losses[0] = float("nan")
+    write_errors(tmp_path / "errors.json", evaluation, result)
+    assert json.loads((tmp_path / "errors.json").read_text(), parse_constant=pytest.fail)["loss"] is None

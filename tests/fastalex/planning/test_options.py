@@ -56,7 +56,7 @@ def test_micro_batches_are_those_of_training(devices, batch_size, micro_batches)
         ({"devices": "cpu,cpu", "split": "conv9"}, "split names 'conv9'"),
         ({"devices": "cpu", "split": "conv3"}, "split conv3 makes 2 stages, but the layout has 1"),
         ({"draw": Path("network.png")}, r"network.png must end with .svg, got '.png'"),
-        ({"force": True}, "--force replaces the file of --draw, which is not given; leave it out"),
+        ({"force": True}, "--force replaces the files of --draw and --json, which are not given; leave it out"),
     ],
 )
 def test_what_is_refused(given, message):

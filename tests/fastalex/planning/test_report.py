@@ -1,6 +1,7 @@
 """The report of the plan, counted and measured."""
 
 import itertools
+import json
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastalex.errors import Interrupted
+from fastalex.errors import ConfigurationError, Interrupted
 from fastalex.network.footprint import layer_costs
 from fastalex.parallel.launch import run_workers
 from fastalex.parallel.stage_memory import stage_memory
@@ -162,3 +163,21 @@ def test_short_trainings_are_told_in_short_units(capsys, images, unit, fastest, 
     out = capsys.readouterr().out
     assert f"{fastest} to {slowest}" in out
     assert out[out.index("images/s") :].splitlines()[0].split()[2] == unit
+
+
+def test_all_numbers_are_written_as_json(capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    plan = resolve(PlanOptions(devices="0,1", device_memory=3, batch_size=128, json=path))
+    report(HERE, plan)
+    out, written = capsys.readouterr().out, json.loads(path.read_text())
+    assert out.splitlines()[-1] == f"written: {path}"
+    assert f"{written['parameters']:,}" in out
+    assert f"{written['training_macs_per_image'] / 1e6:,.1f}" in out
+    for stage in written["stages"]:
+        assert f"{stage['memory'] / MIB:,.0f}" in out
+        assert f"{stage['largest_batch_in_3_gib'] // written['micro_batches'] * written['micro_batches']:,}" in out
+    assert [stage["device"] for stage in written["stages"]] == ["cuda:0", "cuda:1"]
+    assert [name for stage in written["stages"] for name in stage["blocks"]] == list(plan.architecture.block_names)
+    assert written["images_per_second"] is None
+    with pytest.raises(ConfigurationError, match=r"plan.json exists already; choose another file, or add --force"):
+        resolve(PlanOptions(devices="cpu", json=path))
