@@ -22,6 +22,9 @@ PURPOSE = {
     "core": "networks, operators, `predict`, `show`",
     "cuda13": "DALI for CUDA 13, which training reads images with; also without a GPU",
     "cuda12": "the same for CUDA 12; never both",
+    "imagenet": "ILSVRC's archives: their development kit is a MATLAB file",
+    "report": "curves and pictures of runs and studies, and `fastalex report`",
+    "tensorboard": "TensorBoard events of training runs",
     "baseline": "`fastalex baseline`: SIFT, Fisher vectors, linear SVMs",
     "export": "ONNX: `export`, and `convert` from ONNX",
     "hub": "networks on the Hugging Face hub",
@@ -29,6 +32,7 @@ PURPOSE = {
     "docs": "this documentation: `make docs`",
     "dev": "tests and linters",
 }
+"""What each extra of pyproject.toml is for."""
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -63,9 +67,8 @@ def size(package: str) -> int:
 
 def measure() -> dict[str, Any]:
     """The record: bytes of the core, and what each extra adds to it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core = closure(project["dependencies"])
-    extras = project["optional-dependencies"]
+    core = closure(project()["dependencies"])
+    extras = project()["optional-dependencies"]
     rows = [{"extra": "core", "packages": len(core), "bytes": sum(map(size, core))}]
     for extra, requirements in extras.items():
         needed = [text for text in requirements if not text.startswith("fastalex[")]
@@ -81,6 +84,12 @@ def measure() -> dict[str, Any]:
     return {"device": "static", "versions": versions, "date": date, "settings": {"build": "CPU"}, "rows": rows}
 
 
+def project() -> dict[str, Any]:
+    """What pyproject.toml says about the project."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
 def is_installed(name: str) -> bool:
     """Whether this environment has a package."""
     try:
@@ -94,7 +103,8 @@ def table(record: dict[str, Any]) -> str:
     """Every extra, its purpose and its size."""
     sizes = {row["extra"]: f"{row['bytes'] / 1e6:,.0f} MB" for row in record["rows"]}
     lines = ["| extra | what it is for | size |", "|---|---|---:|"]
-    for extra, purpose in PURPOSE.items():
+    for extra in ("core", *project()["optional-dependencies"]):
+        purpose = PURPOSE[extra]
         name = "(none)" if extra == "core" else f"`{extra}`"
         lines.append(f"| {name} | {purpose} | {sizes.get(extra, 'not measured')} |")
     return "\n".join(lines)
