@@ -56,6 +56,20 @@ format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs figures
+
+docs: $(VENV)/.docs  ## build the documentation site into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[docs]'
+	@touch $@
+
+figures: install  ## draw charts and write tables of the documentation again, after a record has changed
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/sketches.py
+
 clean:  ## remove caches; runs/ and prepared/ stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info docs/_build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
