@@ -127,7 +127,9 @@ def _others(targets: Targets, with_top5: bool) -> list[tuple[str, str, str, str]
     if count > 1:
         text += f" to {errors(several.top1, several.top5)}"
     published = f"{paper('network-2010-one-view', 'network-2010')}; {paper('one-network', 'five-networks')}"
-    result.append((f"one view, ten views, {count} networks", published, text, str(count)))
+    result.append(
+        (f"one view, ten views, {count} network{'s' if count > 1 else ''} together", published, text, str(count))
+    )
     result.append(_handcrafted(targets, errors(*single), with_top5))
     plan = json.loads(targets.plan.result.read_bytes())
     memory = " and ".join(f"{stage['memory'] / 2**30:.2f}" for stage in plan["stages"])
