@@ -70,6 +70,7 @@ def _draw_curves(curves: dict[str, dict[str, Any]]) -> Any:
             [error / 100 for error in curve["training_errors"]],
             label=curve["variant"],
             color="k",
+            marker=".",
             linestyle=_LINES[family],
         )
     axes.axhline(TRAINING_ERROR_GOAL / 100, color="0.7", linewidth=0.8)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from fastalex.network.weights_record import load_record
 from fastalex.studies.claims import STUDIES
 from tests.fastalex.commands import assert_all_end, children, environment
 
@@ -82,6 +83,11 @@ def check(folder: Path) -> None:
     page = (out / "index.html").read_text()
     assert "small: 20 classes, 240 train, 60 val images; not ILSVRC-2012" in page
     assert all(study.claim in page for study in STUDIES.values())
+    # WordNet ids have their words, on the page and in the weights.
+    labels = [image["class"] for image in json.loads((out / "figure4.json").read_text())["images"]]
+    words = load_record(out / "runs" / "small-network-0" / "last.safetensors").words
+    assert len(words) == 20
+    assert set(labels) <= set(words), labels
     record = json.loads((out / "table2.json").read_text())
     assert record["is_imagenet"] is False
     rows = {row["model"]: row for row in record["rows"]}
