@@ -9,7 +9,7 @@ DEVICES ?= $(shell count=$$(nvidia-smi --list-gpus 2>/dev/null | wc -l); if [ $$
 .DEFAULT_GOAL := help
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat torch==2.13.0
 
-.PHONY: help install train test lint format bench gpu versions clean
+.PHONY: help install train test reproduce lint format bench gpu versions clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ train: $(VENV)/.trains  ## train the 2012 network on the bundled digits, split o
 test: install lint  ## lint, type check, and run the whole test suite
 	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 5 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
+reproduce: install  ## reproduce the whole paper on a small stand-in for ImageNet, in minutes
+	$(BIN)/python -m tests.fastalex.reproduction.whole
+
 bench: install  ## time operators, loader, training and the step; records go to bench/results
 	$(BIN)/python bench/all.py
 
@@ -53,6 +56,20 @@ format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs figures
+
+docs: $(VENV)/.docs  ## build the documentation site into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[docs]'
+	@touch $@
+
+figures: install  ## draw charts and write tables of the documentation again, after a record has changed
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/sketches.py
+
 clean:  ## remove caches; runs/ and prepared/ stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info docs/_build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

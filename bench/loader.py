@@ -13,11 +13,14 @@ and deliver float32 batches (float16 on a GPU). Rows:
 - `shards, source only`: the work of Python and NumPy per image before DALI: order, random draws, reading, CRC-32;
   `python_percent` is its share of the processor time per image
 - `shards, Pillow` and `shards, simplejpeg` (if installed): torch's DataLoader on the same shards, by number of workers
+- `shards, WebDataset` (if installed): that package on the same shards, with simplejpeg or Pillow, by number of workers
+- `shards, DALI alone`: DALI's own reader of the same tar files, with its own random numbers, by number of threads
 - `originals, Pillow`: torch's DataLoader, which also resizes originals, by number of workers
 
 With `--resizing`, the record `resizing` instead: processor time per original, beside Pillow's box filter.
 """
 
+import importlib.util
 import io
 import itertools
 import os
@@ -38,6 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from preparation.photographs import write_photographs
 from preparation.resizing import compare
+from preparation.rivals import dali_batches, webdataset_batches
 
 from dataloading import Augmentation, Dataset, Loader, prepare_dataset
 from dataloading.command_line import parse
@@ -117,7 +121,11 @@ class TorchImages(torch.utils.data.Dataset[torch.Tensor]):
         return self.dataset.count("train")
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        pixels = self.decode(self.read(i))
+        return self.prepare(self.read(i))
+
+    def prepare(self, data: Any) -> torch.Tensor:
+        """From what `read` returns to the image that a network takes."""
+        pixels = self.decode(data)
         top, left = (random.randrange(side - CROP + 1) for side in pixels.shape[:2])
         crop = pixels[top : top + CROP, left : left + CROP]
         image = (crop[:, ::-1] if random.random() < 0.5 else crop) - self.mean
@@ -190,7 +198,7 @@ def share_of_python(rows: list[Row]) -> None:
     """Add the share of Python and NumPy in the processor time to the rows of DALI."""
     (source,) = (row for row in rows if "source only" in row.reader)
     for row in rows:
-        if "DALI" in row.reader and row.cpu_us_per_image and source.cpu_us_per_image:
+        if row.reader == "shards, DALI" and row.cpu_us_per_image and source.cpu_us_per_image:
             row.python_percent = 100 * source.cpu_us_per_image / row.cpu_us_per_image
             print(f"   {row.reader:20} {row.setting:26} {row.python_percent:9.1f} % in Python and NumPy")
 
@@ -215,6 +223,8 @@ def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
     load = partial(Loader, dataset, "train", options.batch_size, shuffle=True, augment=Augmentation(), drop_last=True)
     for threads in options.workers:
         yield Reader("shards, DALI", _count(threads, "thread"), endless(load(threads=threads)))
+        alone = dali_batches(dataset, options.batch_size, threads, CROP, NOISE)
+        yield Reader("shards, DALI alone", _count(threads, "thread"), alone)
     if torch.cuda.is_available():
         for share in (0.0, 0.65, 1.0):
             cores = len(os.sched_getaffinity(0))
@@ -238,6 +248,13 @@ def torch_readers(dataset: Dataset, originals: Path | None, options: Options) ->
     for name, source in images.items():
         for workers in options.workers:
             yield Reader(name, _count(workers, "worker"), torch_batches(source, options.batch_size, workers))
+    if importlib.util.find_spec("webdataset") is None:
+        print("webdataset is not installed: its rows are skipped")
+        return
+    prepare = images.get("shards, simplejpeg", images["shards, Pillow"]).prepare
+    for workers in options.workers:
+        batches = webdataset_batches(dataset, prepare, options.batch_size, workers)
+        yield Reader("shards, WebDataset", _count(workers, "worker"), batches)
 
 
 def prepare_rows(originals: Path, folder: Path, options: Options) -> Iterator[Row]:
@@ -336,4 +353,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Options, prog="python bench/loader.py", description=__doc__))
+    main(parse(Options, prog="python bench/loader.py"))

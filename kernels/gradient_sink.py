@@ -43,7 +43,7 @@ class GradientSink:
 
     @property
     def in_step(self) -> bool:
-        """True between :meth:`begin_step` and :meth:`finish` or :meth:`discard`: the weights do not change."""
+        """Whether the weights do not change now, between :meth:`begin_step` and :meth:`finish` or :meth:`discard`."""
         return self._in_step
 
     @property

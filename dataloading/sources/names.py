@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataloading.errors import DatasetError
@@ -101,3 +101,14 @@ def _number(digits: str) -> tuple[int, str]:
 def looks(name: str) -> str:
     """Return a name without what nobody sees: blanks around it, and how its accents are encoded."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def classes_in_words(classes: Sequence[str], words: Sequence[str] | None) -> list[str]:
+    """Return the names of classes as people read them: "tench" for "n01440764", which "tench, Tinca tinca" describes.
+
+    That is the first synonym, with the class name if another class has the same one. Without words, it is the name.
+    """
+    if not words:
+        return list(classes)
+    first = [text.split(",")[0].strip() or name for text, name in zip(words, classes, strict=True)]
+    return [word if first.count(word) == 1 else f"{word} ({name})" for word, name in zip(first, classes, strict=True)]

@@ -55,7 +55,7 @@ def run_baseline(options: BaselineOptions) -> Errors:
         check_new_folder(options.output, "choose another --output")
     if options.run is not None:
         RunConfig.load(options.run)
-    method = _method(options)
+    method = method_of(options)
     whole = open_data(options.data, may_prepare=not is_worker())
     if not isinstance(whole, dataloading.Dataset):
         raise ConfigurationError("synthetic images are noise; name a data set with images")
@@ -88,7 +88,7 @@ def published_rows() -> list[Errors]:
     return rows
 
 
-def _method(options: BaselineOptions) -> HandcraftedMethod:
+def method_of(options: BaselineOptions) -> HandcraftedMethod:
     """The features and their parameters."""
     threads = len(os.sched_getaffinity(0)) if options.threads is None else options.threads
     return HandcraftedMethod(options.features, options.gaussians, options.stripes, options.seed, threads)
@@ -105,7 +105,7 @@ def _record(
         "training_images": dataset.count("train"),
         "split": options.split,
         "images": result.metrics.images,
-        **asdict(_method(options)),
+        **asdict(method_of(options)),
         "feature_length": result.length,
         "alpha": result.alpha,
         "top1_error": result.metrics.top1_error,

@@ -44,7 +44,7 @@ class LocalResponseNorm:
 
 @dataclass(frozen=True)
 class SameMapNorm:
-    """Normalisation over a ``size`` x ``size`` window within each channel; ``alpha`` is divided by ``size``²."""
+    """Normalisation over a ``size`` x ``size`` window within each channel; ``alpha`` is divided by ``size * size``."""
 
     size: int = 5
     alpha: float = 1e-3

@@ -56,6 +56,7 @@ class _Record:
     crop_size: int
     resize: Literal["shorter", "squash"]
     origin: Origin | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,7 @@ class WeightsRecord:
         crop_size: side of the network's input.
         resize: ``shorter`` resizes the shorter side to S and takes the centre square, ``squash`` resizes both sides.
         origin: the run, if one made the weights.
+        words: describe the classes, such as "tench, Tinca tinca"; empty if there are none.
     """
 
     mean: NDArray[np.float32]
@@ -76,10 +78,11 @@ class WeightsRecord:
     crop_size: int
     resize: Literal["shorter", "squash"] = "shorter"
     origin: Origin | None = field(default=None)
+    words: tuple[str, ...] = ()
 
     def header(self) -> dict[str, str]:
         """The entries of a file's header."""
-        record = _Record(self.stored_size, self.crop_size, self.resize, self.origin)
+        record = _Record(self.stored_size, self.crop_size, self.resize, self.origin, self.words)
         return {_RECORD: json.dumps(asdict(record))}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -113,7 +116,8 @@ def load_record(path: Path) -> WeightsRecord | None:
             f"{path} is damaged: its header does not say how images are prepared ({error}); restore the file from a "
             "copy"
         ) from None
-    return WeightsRecord(mean.numpy(), size, values["crop_size"], values["resize"], origin)
+    words = tuple(values.get("words", ()))
+    return WeightsRecord(mean.numpy(), size, values["crop_size"], values["resize"], origin, words)
 
 
 def save_weights(

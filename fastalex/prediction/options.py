@@ -66,7 +66,7 @@ def predict_and_report(options: PredictOptions) -> int:
                 usable[path] = images
         if usable:
             scores = _scores(models, list(usable.values()))
-            results |= zip(usable, best(scores, models[0].classes, options.top), strict=True)
+            results |= zip(usable, best(scores, models[0].classes, options.top, models[0].words), strict=True)
     if results:
         _report(options, results, weights, preprocessings[0])
     return unusable

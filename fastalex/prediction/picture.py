@@ -38,7 +38,7 @@ def draw_predictions(results: Mapping[Path, Prediction], preprocess: Preprocessi
         image.set_title(path.name if len(path.name) <= 32 else f"{path.name[:29]}...", fontsize=9, parse_math=False)
         places = range(len(prediction.classes))
         bars.barh(places, prediction.probabilities, color="#e8a0a0", height=0.8)
-        for place, name in zip(places, prediction.classes, strict=True):
+        for place, name in zip(places, prediction.names, strict=True):
             bars.text(0.01, place, name, va="center", fontsize=9, parse_math=False, clip_on=True)
         bars.set(xlim=(0, 1), ylim=(len(prediction.classes) - 0.4, -0.6))
     buffer = io.BytesIO()

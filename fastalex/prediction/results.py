@@ -18,7 +18,7 @@ def as_lines(results: Results) -> list[str]:
     rows = [
         [
             str(path),
-            *(f"{p:6.1%} {name}" for name, p in zip(prediction.classes, prediction.probabilities, strict=True)),
+            *(f"{p:6.1%} {name}" for name, p in zip(prediction.names, prediction.probabilities, strict=True)),
         ]
         for path, prediction in results.items()
     ]
@@ -32,9 +32,9 @@ def as_json(results: Results, weights: Sequence[Path]) -> str:
         {
             "file": str(path),
             "predictions": [
-                {"class": name, "index": index, "probability": probability}
-                for name, index, probability in zip(
-                    prediction.classes, prediction.indices, prediction.probabilities, strict=True
+                {"class": label, "name": name, "index": index, "probability": probability}
+                for label, name, index, probability in zip(
+                    prediction.classes, prediction.names, prediction.indices, prediction.probabilities, strict=True
                 )
             ],
         }

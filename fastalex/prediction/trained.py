@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataloading.sources.names import classes_in_words
 from fastalex.errors import ConfigurationError
 from fastalex.network import model as plain
 from fastalex.network.architecture import Architecture
@@ -47,11 +48,13 @@ class Prediction:
         classes: their names.
         probabilities: of each.
         indices: of the network's outputs.
+        names: the classes as people read them: "tench" for "n01440764", if the network knows the words.
     """
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     indices: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 class _UnknownPreprocessing(Preprocessing):
@@ -110,6 +113,11 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         return twin
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What describes the classes, such as "tench, Tinca tinca"; empty if the weights do not say it."""
+        return self.record.words if self.record else ()
+
+    @property
     def preprocess(self) -> Preprocessing:
         """From an image or the path of one to the input of the network; see :class:`Preprocessing`.
 
@@ -151,7 +159,7 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         preprocess, found = self.preprocess, []
         for first in range(0, len(several), _BATCH):
             prepared = [preprocess.views(image, views) for image in several[first : first + _BATCH]]
-            found += best(self.log_probabilities(prepared), self.classes, top)
+            found += best(self.log_probabilities(prepared), self.classes, top, self.words)
         return found
 
     @classmethod
@@ -209,13 +217,14 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     return AlexNet.from_pretrained(source).to(device)
 
 
-def best(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[Prediction]:
+def best(log_probabilities: Tensor, classes: Sequence[str], top: int, words: Sequence[str] = ()) -> list[Prediction]:
     """The most probable classes of each row.
 
     Args:
         log_probabilities: N x classes.
         classes: their names; without any, classes are called by their numbers.
         top: classes per row, or all if there are fewer.
+        words: describe the classes; without any, they are called by their names.
 
     Raises:
         ConfigurationError: ``top`` is below 1.
@@ -224,8 +233,11 @@ def best(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[Pr
         raise ConfigurationError(f"top must be at least 1, got {top}")
     count = log_probabilities.shape[1]
     values, indices = log_probabilities.exp().topk(min(top, count), 1)
-    names = classes or [str(number) for number in range(count)]
+    labels = classes or [str(number) for number in range(count)]
+    names = classes_in_words(labels, words)
     return [
-        Prediction(tuple(names[index] for index in row), tuple(value), tuple(row))
+        Prediction(
+            tuple(labels[index] for index in row), tuple(value), tuple(row), tuple(names[index] for index in row)
+        )
         for value, row in zip(values.tolist(), indices.tolist(), strict=True)
     ]

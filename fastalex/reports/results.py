@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataloading import Dataset
+from dataloading.sources.names import classes_in_words
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.confusion import confusion_matrix
 from fastalex.evaluation.ensemble import Evaluation, EvaluationResult, Predictions, evaluate
@@ -246,18 +247,8 @@ def readable(name: str) -> str:
 
 
 def class_names(dataset: Dataset) -> list[str]:
-    """The names of the classes as people read them.
-
-    Where the data set describes its classes in words, that is the first synonym, with the class name if another class
-    has the same one.
-    """
-    if not dataset.words:
-        return [readable(name) for name in dataset.classes]
-    first = [words.split(",")[0].strip() or name for words, name in zip(dataset.words, dataset.classes, strict=True)]
-    return [
-        readable(word if first.count(word) == 1 else f"{word} ({name})")
-        for word, name in zip(first, dataset.classes, strict=True)
-    ]
+    """The names of the classes as people read them, in words where the data set has them."""
+    return [readable(name) for name in classes_in_words(dataset.classes, dataset.words)]
 
 
 class _Images:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastalex.metrics import has_top5
-from fastalex.reproduction.tables import NOTHING, table2
+from fastalex.reproduction.tables import NOTHING, UNSUITABLE, table2
 from fastalex.reproduction.targets import Targets
 from fastalex.studies.claims import OTHER_CLAIMS, PUBLISHED_ERRORS, STUDIES, Study
 from fastalex.studies.comparison import MARKS, RECORD, Difference, Figure, learned_text
@@ -127,7 +127,9 @@ def _others(targets: Targets, with_top5: bool) -> list[tuple[str, str, str, str]
     if count > 1:
         text += f" to {errors(several.top1, several.top5)}"
     published = f"{paper('network-2010-one-view', 'network-2010')}; {paper('one-network', 'five-networks')}"
-    result.append((f"one view, ten views, {count} networks", published, text, str(count)))
+    result.append(
+        (f"one view, ten views, {count} network{'s' if count > 1 else ''} together", published, text, str(count))
+    )
     result.append(_handcrafted(targets, errors(*single), with_top5))
     plan = json.loads(targets.plan.result.read_bytes())
     memory = " and ".join(f"{stage['memory'] / 2**30:.2f}" for stage in plan["stages"])
@@ -139,8 +141,8 @@ def _others(targets: Targets, with_top5: bool) -> list[tuple[str, str, str, str]
 def _handcrafted(targets: Targets, network: str, with_top5: bool) -> tuple[str, str, str, str]:
     published = f"{PUBLISHED_ERRORS['sift-fisher-vectors-2010']} to {PUBLISHED_ERRORS['network-2010']}"
     what = "SIFT + Fisher vectors against the network, one view"
-    if not targets.baselines:
-        return (what, published, NOTHING, "too many images for its classifiers")
+    if 1.0 not in targets.baselines:
+        return (what, published, NOTHING, UNSUITABLE)
     values = [json.loads(step.result.read_bytes()) for step in targets.baselines[1.0]]
     names = ("top1_error", "top5_error")[: 1 + with_top5]
     means = [sum(value[name] for value in values) / len(values) for name in names]

@@ -70,6 +70,7 @@ def _draw_curves(curves: dict[str, dict[str, Any]]) -> Any:
             [error / 100 for error in curve["training_errors"]],
             label=curve["variant"],
             color="k",
+            marker=".",
             linestyle=_LINES[family],
         )
     axes.axhline(TRAINING_ERROR_GOAL / 100, color="0.7", linewidth=0.8)
@@ -85,6 +86,8 @@ def data_set_size(targets: Targets) -> dict[str, Any] | None:
     record = json.loads((targets.study("dataset-size").result / RECORD).read_bytes())
     lines: dict[str, list[dict[str, Any]]] = {"the network": [], "SIFT + Fisher vectors": []}
     for row in record["rows"]:
+        if row["options"].get("fraction", 1.0) not in targets.baselines:
+            continue
         baselines = [
             json.loads(step.result.read_bytes()) for step in targets.baselines[row["options"].get("fraction", 1.0)]
         ]

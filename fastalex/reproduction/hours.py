@@ -7,10 +7,14 @@ from pathlib import Path
 
 import tyro
 
+from dataloading import Dataset
 from fastalex.datasets import open_prepared
+from fastalex.handcrafted.classify import check_method
+from fastalex.handcrafted.options import method_of
 from fastalex.network.footprint import training_macs
+from fastalex.options.baseline import BaselineOptions
 from fastalex.options.training import TrainOptions
-from fastalex.reproduction.steps import Step, StudyStep, Training
+from fastalex.reproduction.steps import Baseline, Step, StudyStep, Training
 from fastalex.studies.options import StudyOptions
 from fastalex.studies.options import resolve as resolve_study
 from fastalex.studies.runs import StudyRun, is_finished, plan_runs
@@ -56,7 +60,7 @@ class Estimate:
 
 
 def check_possible(step: Step) -> None:
-    """Check that a training could start, hours before it does.
+    """Check that a step could start, hours before it does.
 
     Raises:
         ConfigurationError, dataloading.DatasetError: it could not.
@@ -64,6 +68,10 @@ def check_possible(step: Step) -> None:
     for config, _ in _trainings(step):
         if not config.init_from:
             check(config)
+    if isinstance(step, Baseline):
+        options = tyro.cli(BaselineOptions, args=step.words[1:])
+        dataset = Dataset(options.data or "").subset("train", options.fraction, seed=options.seed)
+        check_method(dataset, method_of(options), options.split)
 
 
 def recipe_of(step: Training) -> RunConfig:

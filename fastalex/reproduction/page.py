@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -102,7 +103,7 @@ def _page(targets: Targets, parts: list[Part], files: dict[str, list[Path]]) -> 
                 for path, caption in part.pictures
             ],
             "files": [
-                {"name": path.name, "link": link(path, page)}
+                {"name": os.path.relpath(path, page.parent), "link": link(path, page)}
                 for path in [*files[part.name], *_of_report(targets, part)]
             ],
             "commands": [command(*step.words) for step in part.steps],
@@ -153,7 +154,7 @@ def _markdown(targets: Targets, part: Part) -> str:
         rows = [table.header, tuple("---" for _ in table.header), *table.rows]
         cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines += ["", table.caption, "", *(f"| {' | '.join(row)} |" for row in cells)]
-    lines += ["", *(f"![{caption}]({path.name})" for path, caption in part.pictures)]
+    lines += ["", *(f"![{caption}]({link(path, targets.job.output / PAGE)})" for path, caption in part.pictures)]
     return "\n".join([*lines, "", *_notes(targets), software() + ".", ""])
 
 
@@ -193,7 +194,8 @@ def _figure1(targets: Targets) -> Part:
     ]
     header = ("units", "best variant", f"epochs to {record['goal']:g} %", "training error at the end, %")
     table = TextTable(caption, header, rows)
-    return Part("figure1", TARGETS["figure1"], [table], [(targets.job.output / "figure1.png", caption)], [step], record)
+    pictures = [(targets.job.output / "figure1.png", "Training error by epoch.")]
+    return Part("figure1", TARGETS["figure1"], [table], pictures, [step], record)
 
 
 def _figure2(targets: Targets) -> Part:
@@ -230,7 +232,12 @@ def _figure4(targets: Targets) -> Part:
 
 def _claims(targets: Targets) -> Part:
     found = claims.findings(targets)
-    table = TextTable(claims.explanation(), claims.HEADER, [finding.cells for finding in found], wraps=True)
+    # A claim stands in the first row of its findings only.
+    rows = [
+        ("" if before and before.claim == finding.claim else finding.claim, *finding.cells[1:])
+        for before, finding in zip([None, *found], found, strict=False)
+    ]
+    table = TextTable(claims.explanation(), claims.HEADER, rows, wraps=True)
     part = Part("claims", TARGETS["claims"], [table], steps=[targets.study(name) for name in STUDIES])
     part.record = {"findings": [asdict(finding) for finding in found]}
     if sizes := figures.data_set_size(targets):

@@ -26,7 +26,7 @@ from fastalex.reproduction.hours import Estimate, check_possible, recipe_of
 from fastalex.reproduction.job import Job
 from fastalex.reproduction.options import OTHER_FOLDER
 from fastalex.reproduction.page import write_results
-from fastalex.reproduction.steps import Step, StudyStep, Training
+from fastalex.reproduction.steps import Step
 from fastalex.reproduction.targets import Targets
 
 RECORD = "reproduction.json"
@@ -48,7 +48,7 @@ def reproduce(job: Job) -> None:
         targets = Targets(job, recipe_of(steps.network(job, job.main, 0)).recipe.batch_size)
         todo = targets.steps()
         for step in todo:
-            if isinstance(step, Training | StudyStep) and not step.is_done:
+            if not step.is_done:
                 check_possible(step)
         write_atomically(job.output / RECORD, json.dumps(job.identity(), indent=1) + "\n")
         (job.output / "evaluations").mkdir(exist_ok=True)

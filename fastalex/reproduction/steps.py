@@ -10,13 +10,14 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dataloading import DatasetError
 from fastalex.reproduction.job import Job, Source
 from fastalex.studies.comparison import RECORD
 from fastalex.training.checkpoint import checkpoints_of, finished_epochs, publish
 from fastalex.training.config import RunConfig
 
-MANY_IMAGES = 100_000
-"""From here on hand-crafted features are left out: their classifiers would take weeks."""
+FEWEST_IMAGES, MOST_IMAGES = 64, 100_000
+"""Training images for hand-crafted features: one per Gaussian at least; the classifiers of more would take weeks."""
 
 FRACTIONS = (1.0, 0.3, 0.1)
 """Of the training images, on which the network and hand-crafted features are compared."""
@@ -174,6 +175,15 @@ def evaluation(job: Job, source: Source, runs: list[Training], views: int, name:
     title = f"errors of {networks} on {source.name} {source.split}, {views} view{'s' if views > 1 else ''}"
     forwards = source.data.count(source.split) * views * len(runs)
     return Step(title, _words("fastalex.evaluate", words, _first_device(job)), result, forwards)
+
+
+def allows_baseline(source: Source, fraction: float = 1.0) -> bool:
+    """Whether hand-crafted features are trained on a fraction of these images: they need enough, and not too many."""
+    try:
+        count = source.data.subset("train", fraction, seed=0).count("train")
+    except DatasetError:  # a class would have no images
+        return False
+    return count >= FEWEST_IMAGES and source.data.count("train") <= MOST_IMAGES
 
 
 def baseline(job: Job, source: Source, seed: int, fraction: float = 1.0) -> Baseline:

@@ -18,6 +18,10 @@ NOTHING = "–"
 """What a table shows where there is no figure."""
 
 
+UNSUITABLE = "too few or too many images"
+"""Why hand-crafted features are missing."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A model of a table.
@@ -119,7 +123,7 @@ def table1(targets: Targets) -> Table:
             "SIFT + FVs", "sift-fisher-vectors-2010", _baselines([step.result for step in targets.first_baselines])
         )
     else:
-        handcrafted = Row("SIFT + FVs", "sift-fisher-vectors-2010", None, None, "too many images for its classifiers")
+        handcrafted = Row("SIFT + FVs", "sift-fisher-vectors-2010", None, None, UNSUITABLE)
     one, ten = (_alone(targets.first_evaluation(views).result) for views in (1, 10))
     rows = (
         Row("sparse coding", "sparse-coding-2010", None, None, "not reproduced"),
@@ -134,21 +138,21 @@ def table2(targets: Targets) -> Table:
     """Errors on ILSVRC-2012."""
     job, count = targets.job, len(targets.networks)
     evaluation = targets.evaluation(10).result
+    several, all_of_them = f"{TABLE_2_NETWORKS} CNNs", f"{TABLE_2_NETWORKS + PRETRAINED_NETWORKS} CNNs*"
     rows = [_row("1 CNN", "one-network", _alone(evaluation))]
     if count > 1:
-        rows.append(_ensemble(f"{count} CNNs", "five-networks", evaluation, f"the {count} together"))
+        rows.append(_ensemble(several, "five-networks", evaluation, f"the {count} together"))
     else:
-        rows.append(Row(f"{TABLE_2_NETWORKS} CNNs", "five-networks", None, None, "needs several networks"))
+        rows.append(Row(several, "five-networks", None, None, "needs several networks"))
     missing = "needs a data set to pre-train on"
     if targets.pretrained_evaluation:
         together, more = targets.pretrained_evaluation.result, len(targets.finetuned)
         rows.append(_row("1 CNN*", "one-pretrained-network", _alone(together)[count:]))
         what = f"the {count} and {more} pre-trained together"
-        rows.append(_ensemble(f"{count + more} CNNs*", "seven-pretrained-networks", together, what))
+        rows.append(_ensemble(all_of_them, "seven-pretrained-networks", together, what))
     else:
         rows.append(Row("1 CNN*", "one-pretrained-network", None, None, missing))
-        total = TABLE_2_NETWORKS + PRETRAINED_NETWORKS
-        rows.append(Row(f"{total} CNNs*", "seven-pretrained-networks", None, None, missing))
+        rows.append(Row(all_of_them, "seven-pretrained-networks", None, None, missing))
     return Table("table2", "Table 2", job.main, tuple(rows))
 
 

@@ -83,9 +83,9 @@ class Targets:
 
     @cached_property
     def first_baselines(self) -> list[Baseline]:
-        """Hand-crafted features for table 1; none on very many images."""
+        """Hand-crafted features for table 1; none on too few or too many images."""
         job = self.job
-        if job.first.data.count("train") >= steps.MANY_IMAGES:
+        if not steps.allows_baseline(job.first):
             return []
         return [steps.baseline(job, job.first, seed) for seed in range(job.networks(TABLE_1_NETWORKS))]
 
@@ -93,10 +93,9 @@ class Targets:
     def baselines(self) -> dict[float, list[Baseline]]:
         """Hand-crafted features on fractions of the images, as the study of data set size has them."""
         job = self.job
-        if job.main.data.count("train") >= steps.MANY_IMAGES:
-            return {}
         seeds = range(job.networks(CLAIM_SEEDS))
-        return {part: [steps.baseline(job, job.main, seed, part) for seed in seeds] for part in steps.FRACTIONS}
+        fractions = [part for part in steps.FRACTIONS if steps.allows_baseline(job.main, part)]
+        return {part: [steps.baseline(job, job.main, seed, part) for seed in seeds] for part in fractions}
 
     def study(self, name: str) -> StudyStep:
         """The study of a claim."""

@@ -112,6 +112,7 @@ def record_of(config: RunConfig, dataset: AnyDataset, state: TrainingState) -> W
             state.errors[-1] if state.errors else None,
             VERSION,
         ),
+        words=tuple(getattr(dataset, "words", None) or ()),
     )
 
 

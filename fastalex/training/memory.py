@@ -25,6 +25,7 @@ from fastalex.network.footprint import layer_costs
 from fastalex.parallel.layout import ParallelPlan
 from fastalex.parallel.stage_memory import StageMemory, stage_memory
 from fastalex.training.config import RunConfig
+from kernels.native.memory import keep_tensor_memory
 
 # Resident memory of a CPU worker before its first step: Python, torch and the loader.
 _PROCESS_BYTES = 400 * 2**20
@@ -49,15 +50,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library's allocator to keep freed memory for this process and reuse it.
+    """Let this process keep the memory of freed CPU tensors and use it again.
 
     By default glibc gets large blocks from the kernel and returns them at once. The activations and gradients of every
     step then lie in fresh pages, which the kernel clears one by one: hundreds of thousands of page faults per step.
-    With this setting the process is somewhat larger, because of fragmentation.
+    Where the allocator of :mod:`kernels.native.memory` cannot be compiled, glibc is told to keep everything. The
+    process then grows as its heap is cut into pieces, by some megabytes a step beside a loader of images.
 
     Returns:
-        Whether the setting was accepted; only glibc has it.
+        Whether freed memory is kept; without a compiler only glibc can do it.
     """
+    if keep_tensor_memory():
+        return True
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Compiles native.c with the machine's C compiler on first use, and loads it.
+"""Compiles native.c and memory.cpp with the machine's compilers on first use, and loads them.
 
 The library is cached in `$XDG_CACHE_HOME/fastalex` (default `~/.cache/fastalex`). Its file name is a hash of the
 source, the compiler, the flags, the processor and PyTorch's version; a change in any of them triggers a rebuild. The
@@ -50,7 +50,7 @@ _ARGUMENTS = {
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None if they cannot be built; a line on stderr then gives the reason, once."""
     try:
-        loaded = _load()
+        loaded = load(SOURCE, [*_compiler(), *FLAGS], ["-lm"])
     except (OSError, subprocess.SubprocessError) as error:
         _say(f"CPU operators fall back to PyTorch, which is slower: native.c could not be compiled ({_reason(error)})")
         return None
@@ -71,19 +71,23 @@ def compiler_version() -> str | None:
     return None if library() is None else _run([_compiler()[0], "--version"]).splitlines()[0]
 
 
-def _load() -> ctypes.CDLL:
-    """Load the library from the cache, or build it there, else in a temporary folder.
+def load(source: Path, command: list[str], libraries: list[str]) -> ctypes.CDLL:
+    """Load a library from the cache, or build it there, else in a temporary folder.
+
+    Args:
+        source: its only file.
+        command: compiler and flags.
+        libraries: the linker's flags, which come after the source.
 
     Raises:
         OSError, subprocess.SubprocessError: no compiler, a failed compilation, or nowhere to write.
     """
-    command = [*_compiler(), *FLAGS]
-    parts = (SOURCE.read_text(), *command, _run([command[0], "--version"]), _processor(), torch.__version__)
+    parts = (source.read_text(), *command, _run([command[0], "--version"]), _processor(), torch.__version__)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24] + ".so"
     try:
         path = _cache() / name
         if not _is_intact(path):
-            _build(command, path)
+            _build(source, command, libraries, path)
         return ctypes.CDLL(str(path))
     except subprocess.TimeoutExpired:  # it would be no faster elsewhere
         raise
@@ -91,7 +95,7 @@ def _load() -> ctypes.CDLL:
         reason = _reason(error)
     with tempfile.TemporaryDirectory(prefix="fastalex-") as folder:
         path = Path(folder) / name
-        _build(command, path)
+        _build(source, command, libraries, path)
         loaded = ctypes.CDLL(str(path))  # which stays in memory without its file
     _say(
         f"the compiled CPU operators cannot be kept ({reason}), so every start compiles them again; set XDG_CACHE_HOME "
@@ -121,8 +125,8 @@ def _is_intact(path: Path) -> bool:
     return content[-_SUM_BYTES:] == hashlib.sha256(content[:-_SUM_BYTES]).digest()
 
 
-def _build(command: list[str], path: Path) -> None:
-    """Compile native.c into `path`, followed by the SHA-256 of the library, which the loader ignores.
+def _build(source: Path, command: list[str], libraries: list[str], path: Path) -> None:
+    """Compile `source` into `path`, followed by the SHA-256 of the library, which the loader ignores.
 
     Raises:
         OSError, subprocess.SubprocessError: the compilation fails, or the folder cannot be written.
@@ -131,7 +135,7 @@ def _build(command: list[str], path: Path) -> None:
     # Built in a temporary folder and renamed, so that processes starting together never load a partial file.
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         output = Path(scratch) / path.name
-        _run([*command, "-o", str(output), str(SOURCE), "-lm"])
+        _run([*command, "-o", str(output), str(source), *libraries])
         with output.open("ab") as file:
             file.write(hashlib.sha256(output.read_bytes()).digest())
         output.replace(path)

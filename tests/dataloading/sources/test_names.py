@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from dataloading import DatasetError
-from dataloading.sources.names import check_distinct, name_of_set, natural_key, split_in, split_of_folder
+from dataloading.sources.names import (
+    check_distinct,
+    classes_in_words,
+    name_of_set,
+    natural_key,
+    split_in,
+    split_of_folder,
+)
 from dataloading.sources.notes import first_few
 
 
@@ -98,3 +105,10 @@ def test_numbers_in_names_may_be_of_any_length():
     backwards = names[::-1]
     backwards.sort(key=natural_key)
     assert backwards == names
+
+
+def test_classes_are_called_by_their_first_synonym():
+    classes = ["n1", "n2", "n3", "n4"]
+    assert classes_in_words(classes, None) == classes
+    words = ["tench, Tinca tinca", "crane", "crane, wading bird", " , nothing"]
+    assert classes_in_words(classes, words) == ["tench", "crane (n2)", "crane (n3)", "n4"]

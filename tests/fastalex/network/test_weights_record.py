@@ -27,8 +27,20 @@ def test_a_record_is_read_as_it_was_written(tmp_path, mean, origin):
     found = load_record(saved(tmp_path / "w.safetensors", record.tensors(), {"fastalex": "{}", **record.header()}))
     assert np.array_equal(found.mean, mean)
     assert (found.stored_size, found.crop_size, found.resize, found.origin) == (8, 6, "squash", origin)
+    assert found.words == ()
     assert found.mean_image().shape == (8, 8, 3)
     assert np.array_equal(found.mean_image()[5, 2], mean if mean.ndim == 1 else mean[5, 2])
+
+
+def test_the_words_of_the_classes_are_read_as_they_were_written(tmp_path):
+    words = ("tench, Tinca tinca", "crane, bird", 'a "quoted" one')
+    record = WeightsRecord(MEAN_IMAGE, 8, 6, words=words)
+    path = saved(tmp_path / "w.safetensors", record.tensors(), {"fastalex": "{}", **record.header()})
+    assert load_record(path).words == words
+    header = json.loads(record.header()["record"])
+    del header["words"]  # as earlier versions wrote it
+    path = saved(tmp_path / "old.safetensors", record.tensors(), {"record": json.dumps(header)})
+    assert load_record(path).words == ()
 
 
 def test_files_of_earlier_versions_have_none(tmp_path):

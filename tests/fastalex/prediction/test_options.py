@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 from dataloading import DatasetError
 from fastalex.errors import ConfigurationError
+from fastalex.network.weights import load_spec
+from fastalex.network.weights_record import load_record, save_weights
 from fastalex.prediction.options import PredictOptions, predict_and_report
 from fastalex.prediction.trained import load
 from tests.fastalex.commands import command, command_here
@@ -167,3 +170,23 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
         with pytest.raises(DatasetError, match="--background must be three numbers from 0 to 255, such as 255,255,255"):
             predict_and_report(PredictOptions((runs[0], image), device="cpu", background=colour))
     assert (tmp_path / "there.csv").read_bytes() == b""
+
+
+def test_classes_with_words_are_shown_in_words(runs, photos, tmp_path, capsys):
+    """As of a network that was trained on ILSVRC's archives; files keep the names of the classes, too."""
+    spec, record = load_spec(runs[0] / "best.safetensors"), load_record(runs[0] / "best.safetensors")
+    words = ("crane, wading bird", "tench, Tinca tinca", "crane")
+    path = tmp_path / "words.safetensors"
+    save_weights(path, dict(load(runs[0]).named_parameters()), spec, replace(record, words=words))
+    predict_and_report(PredictOptions((path, photos), json=tmp_path / "p.json", csv=tmp_path / "p.csv", device="cpu"))
+    out, model = capsys.readouterr().out, load(path)
+    names = dict(zip(spec.classes, (f"crane ({spec.classes[0]})", "tench", f"crane ({spec.classes[2]})"), strict=True))
+    assert model.words == words
+    written, rows = json.loads((tmp_path / "p.json").read_text()), csv.DictReader((tmp_path / "p.csv").open())
+    for line, entry, row in zip(out.splitlines(), written["images"], rows, strict=False):
+        (expected,) = load(runs[0]).predict(entry["file"])
+        assert [found["class"] for found in entry["predictions"]] == list(expected.classes)
+        assert [found["name"] for found in entry["predictions"]] == [names[label] for label in expected.classes]
+        assert row["class_1"] == expected.classes[0]
+        assert f"{expected.probabilities[0]:.1%} {names[expected.classes[0]]}" in line
+    assert expected.names == expected.classes

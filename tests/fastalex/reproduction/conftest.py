@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import dataloading
+from fastalex.reproduction import steps
 from fastalex.reproduction.job import Job, Settings, Source
 from tests.fastalex.conftest import write_images
 
@@ -14,9 +15,9 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 
 @pytest.fixture(scope="session")
 def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared data set of 24 training and 12 validation images in six classes."""
+    """A prepared data set of 60 training and 12 validation images in six classes."""
     folder = tmp_path_factory.mktemp("animals")
-    write_images(folder / "images", train=4, val=2, classes=CLASSES)
+    write_images(folder / "images", train=10, val=2, classes=CLASSES)
     dataloading.prepare_dataset(folder / "images", folder / "animals", progress=False, workers=0)
     return folder / "animals"
 
@@ -24,6 +25,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Everything, on these images, with two networks a row."""
+    monkeypatch.setattr(steps, "FEWEST_IMAGES", 2)
     monkeypatch.chdir(tmp_path)  # figure 1 prepares smaller images in the current folder
     return job_on(animals, tmp_path / "out", seeds=2)
 

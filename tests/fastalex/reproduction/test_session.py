@@ -59,7 +59,7 @@ def finished(animals, tmp_path_factory):
         "--seeds",
         "2",
     ]
-    words += ["--width", "0.0625", "--epochs", "6", "-b", "8", "--devices", "cpu"]
+    words += ["--width", "0.0625", "--epochs", "3", "-b", "8", "--devices", "cpu"]
     process = start(folder, *words)
     first = folder / "out" / "runs" / "images-network-0"
     wait_for(first / "last.safetensors", process)
@@ -78,8 +78,8 @@ def test_it_goes_on_where_it_was_killed(finished):
     assert "measuring" not in out
     runs = [folder / "out" / "runs" / f"images-network-{seed}" for seed in (0, 1)]
     for run in runs:
-        assert finished_epochs(run) == 6
-        assert [line["epoch"] for line in read_metrics(run) if line["kind"] == "val"] == [1, 2, 3, 4, 5, 6]
+        assert finished_epochs(run) == 3
+        assert [line["epoch"] for line in read_metrics(run) if line["kind"] == "val"] == [1, 2, 3]
     made = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*") if path.is_file()}
     code, out, err = command(folder, *words)
     assert code == 0, err
@@ -92,9 +92,9 @@ def test_the_table_is_what_the_networks_answer(finished):
     written = json.loads((folder / "out" / "table2.json").read_text())
     assert written["is_imagenet"] is False
     rows = {row["model"]: row for row in written["rows"]}
-    assert list(rows) == ["1 CNN", "2 CNNs", "1 CNN*", "7 CNNs*"]
+    assert list(rows) == ["1 CNN", "5 CNNs", "1 CNN*", "7 CNNs*"]
     runs = [folder / "out" / "runs" / f"images-network-{seed}" for seed in (0, 1)]
-    for model, networks in (("1 CNN", None), ("2 CNNs", runs)):
+    for model, networks in (("1 CNN", None), ("5 CNNs", runs)):
         for number, error in enumerate(rows[model]["values"]):
             words = networks or [runs[number]]
             code, out, err = command_here(
@@ -127,17 +127,17 @@ def test_the_page_holds_everything_and_links_to_files_that_exist(finished):
 
 def test_other_options_and_other_folders_are_refused(finished, animals, tmp_path):
     folder, _, _ = finished
-    job = job_on(animals, folder / "out", "table2", seeds=2, epochs=6)
+    job = job_on(animals, folder / "out", "table2", seeds=2, epochs=3)
     session._check_record(job, True)
     for change, message in (
-        ({"epochs": 7}, r"was made with epochs 6, got 7; give the same data and options, or choose another --output"),
+        ({"epochs": 7}, r"was made with epochs 3, got 7; give the same data and options, or choose another --output"),
         ({"lr": 0.5}, r"was made with lr the default, got 0.5"),
     ):
         other = replace(job, settings=replace(job.settings, **change))
         with pytest.raises(ConfigurationError, match=message):
             session.reproduce(other)
     with pytest.raises(ConfigurationError, match=r"was made with the data set pretraining the default, got"):
-        session.reproduce(job_on(animals, folder / "out", "table2", seeds=2, epochs=6, pretraining=animals))
+        session.reproduce(job_on(animals, folder / "out", "table2", seeds=2, epochs=3, pretraining=animals))
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ConfigurationError, match="holds no reproduction; choose another --output"):
         session.reproduce(replace(job, output=tmp_path))

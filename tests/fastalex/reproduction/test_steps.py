@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import tyro
 
+from fastalex.errors import ConfigurationError
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.handcrafted.options import BaselineOptions
 from fastalex.options.training import TrainOptions
 from fastalex.planning.options import PlanOptions
 from fastalex.reports.options import ReportOptions
 from fastalex.reproduction import steps
+from fastalex.reproduction.hours import check_possible
 from fastalex.reproduction.job import TARGETS
 from fastalex.reproduction.steps import Drawing, StudyStep, Training
 from fastalex.reproduction.targets import Targets
@@ -52,7 +54,8 @@ def test_every_command_is_understood(job, animals):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_each_target_alone_has_few_steps(animals, tmp_path, target):
+def test_each_target_alone_has_few_steps(animals, tmp_path, target, monkeypatch):
+    monkeypatch.setattr(steps, "FEWEST_IMAGES", 6)
     todo = Targets(job_on(animals, tmp_path, target), 8).steps()
     kinds = [step.words[0].removeprefix("fastalex.") for step in todo]
     expected = {
@@ -76,12 +79,24 @@ def test_wide_networks_keep_their_initial_weights(animals, tmp_path):
     assert "source-145-2010" in steps.network(whole, real, 0).words
 
 
-def test_hand_crafted_features_are_left_out_of_very_many_images(job, monkeypatch):
-    assert Targets(job, 8).first_baselines
-    monkeypatch.setattr(steps, "MANY_IMAGES", 24)
-    assert not Targets(job, 8).first_baselines
-    assert not Targets(job, 8).baselines
-    assert not any("baseline" in step.words[0] for step in Targets(job, 8).steps())
+@pytest.mark.parametrize(
+    ("fewest", "most", "fractions"),
+    [(6, 60, [1.0, 0.3, 0.1]), (7, 60, [1.0, 0.3]), (60, 60, [1.0]), (61, 99, []), (6, 59, [])],
+)
+def test_hand_crafted_features_need_enough_images_and_not_too_many(job, monkeypatch, fewest, most, fractions):
+    monkeypatch.setattr(steps, "FEWEST_IMAGES", fewest)
+    monkeypatch.setattr(steps, "MOST_IMAGES", most)
+    targets = Targets(job, 8)
+    assert list(targets.baselines) == fractions
+    assert bool(targets.first_baselines) == bool(fractions)
+    assert any("baseline" in step.words[0] for step in targets.steps()) == bool(fractions)
+
+
+def test_steps_that_could_not_start_are_refused_before_the_first_one(job, monkeypatch):
+    monkeypatch.setattr(steps, "FEWEST_IMAGES", 2)
+    (step,) = (step for step in Targets(job, 8).steps() if "--fraction 0.1 --seed 1" in " ".join(step.words))
+    with pytest.raises(ConfigurationError, match="has 6 training images, fewer than 64 Gaussians"):
+        check_possible(step)
 
 
 def test_a_study_is_done_when_every_variant_has_its_runs(tmp_path):

@@ -36,7 +36,7 @@ def targets(job: Job) -> Targets:
     write(found.pretrained_evaluation.result, errors(25.0, 4.0) | {"networks": [*alone, *more]})
     for fraction, baselines in found.baselines.items():
         for seed, step in enumerate(baselines):
-            images = round(24 * fraction)
+            images = round(60 * fraction)
             write(step.result, errors(60 - 20 * fraction + seed, 20.0) | {"training_images": images})
     stage = {"memory": 3 * 2**30, "device": "cpu"}
     write(found.plan.result, {"stages": [stage, stage], "batch_size": 8, "images_per_second": 100.0})
@@ -52,16 +52,16 @@ def test_table_1(targets):
         ("CNN", "37.5", "17.0", "45.00 ± 7.07", "11.00 ± 1.41", "2 networks, ten views"),
         ("CNN, one view", "39.0", "18.3", "47.00 ± 7.07", "12.00 ± 1.41", "2 networks, one view"),
     ]
-    assert "6 classes, not ILSVRC-2010: 12 val images, 24 training images" in table.caption
+    assert "6 classes, not ILSVRC-2010: 12 val images, 60 training images" in table.caption
 
 
 def test_table_2(targets):
     table = tables.table2(targets)
     assert [row[:1] + row[3:] for row in table.cells] == [
         ("1 CNN", "45.00 ± 7.07", "11.00 ± 1.41", "2 networks"),
-        ("2 CNNs", "39.00", "8.00", "the 2 together"),
+        ("5 CNNs", "39.00", "8.00", "the 2 together"),
         ("1 CNN*", "31.00 ± 1.41", "6.00 ± 1.41", "2 networks"),
-        ("4 CNNs*", "25.00", "4.00", "the 2 and 2 pre-trained together"),
+        ("7 CNNs*", "25.00", "4.00", "the 2 and 2 pre-trained together"),
     ]
     assert [row["published"]["top1_error"] for row in table.record()["rows"]] == [40.7, 38.1, 39.0, 36.7]
 
@@ -110,7 +110,7 @@ def test_every_claim_has_a_finding(targets):
     assert by_variant["relu against tanh"].measured == "4.0 times"
     assert by_variant["relu against tanh"].published == "6 times"
     assert by_variant["1 CNN* against 1 CNN"].measured == "45.00 / 11.00 to 31.00 / 6.00"
-    views = by_variant["one view, ten views, 2 networks"]
+    views = by_variant["one view, ten views, 2 networks together"]
     assert views.measured == "47.00 / 12.00 to 45.00 / 11.00 to 39.00 / 8.00"
     assert views.published.startswith("39.0 / 18.3 to 37.5 / 17.0")
     handcrafted = by_variant["SIFT + Fisher vectors against the network, one view"]
@@ -124,9 +124,9 @@ def test_the_curve_of_data_set_size(targets):
     write(targets.study("dataset-size").result / "study.json", study_record("dataset-size"))
     lines = figures.data_set_size(targets)["lines"]
     assert lines["the network"] == [
-        {"images": images, "top1_errors": [error, error]} for images, error in ((2, 52.0), (7, 51.0), (24, 50.0))
+        {"images": images, "top1_errors": [error, error]} for images, error in ((6, 52.0), (18, 51.0), (60, 50.0))
     ]
-    assert lines["SIFT + Fisher vectors"][-1] == {"images": 24, "top1_errors": [40.0, 41.0]}
+    assert lines["SIFT + Fisher vectors"][-1] == {"images": 60, "top1_errors": [40.0, 41.0]}
     assert (targets.job.output / "dataset-size.svg").read_text().startswith("<?xml")
 
 
@@ -164,10 +164,10 @@ def test_the_estimate_counts_arithmetic_and_shared_runs_once(targets, tmp_path):
     write(path, {"images_per_second": 10.0, "training_macs_per_image": macs})
     estimate = hours.Estimate(path)
     assert config.network.variation == NetworkOptions(width=0.0625, init="scaled").variation
-    assert estimate.seconds(targets.networks[0], set()) == pytest.approx(2 * 24 / 10)
+    assert estimate.seconds(targets.networks[0], set()) == pytest.approx(2 * 60 / 10)
     assert estimate.seconds(targets.evaluation(10), set()) == pytest.approx(12 * 10 * 2 / 3 / 10)
     assert estimate.seconds(targets.first_baselines[0], set()) is None
     finished: set[str] = set()
     first, second = (estimate.seconds(targets.study(name), finished) for name in ("lrn", "overlapping"))
     assert first == pytest.approx(2 * estimate.seconds(targets.study("lrn"), {*finished, "other"}) + first, rel=1e-6)
-    assert second == pytest.approx(estimate.seconds(targets.study("overlapping"), set()) - 2 * 2 * 24 / 10, rel=0.01)
+    assert second == pytest.approx(estimate.seconds(targets.study("overlapping"), set()) - 2 * 2 * 60 / 10, rel=0.01)

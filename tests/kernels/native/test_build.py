@@ -44,7 +44,7 @@ def test_another_machine_builds_another_library(
     """Its name tells everything that it depends on, because a home may be shared between machines."""
     built = []
 
-    def refuse(command: list[str], path: Path) -> None:
+    def refuse(source: Path, command: list[str], libraries: list[str], path: Path) -> None:
         built.append(path.name)
         raise OSError("not built here")
 
