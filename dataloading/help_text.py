@@ -32,7 +32,8 @@ def help_text(parser: ParserSpecification, prog: str, common: Collection[str] = 
     unknown = set(common) - {item.arg.field.intern_name for item in options}
     assert not unknown, f"no options of {prog}: {unknown}"
     shown = [item for item in options if not common or item.arg.field.intern_name in common]
-    required = [_flags(item.arg).split(", ")[-1] for item in options if item.arg.lowered.required]
+    needed = (item.arg.lowered for item in options if item.arg.lowered.required)
+    required = [f"{lowered.name_or_flags[-1]} {lowered.metavar}" for lowered in needed]
     usage = " ".join([prog, *(str(item.arg.lowered.metavar) for item in positional), *required, "[OPTION ...]"])
     lines = [*_wrapped(f"usage: {usage}", width, later=_INDENT), ""]
     for paragraph in parser.description.split("\n\n"):
@@ -81,7 +82,7 @@ def _description(argument: ArgumentDefinition) -> str:
     text = argument.field.helptext
     text = " ".join(((text() if callable(text) else text) or "").split())
     hint, default = argument.field.argconf.help_behavior_hint, argument.field.default
-    if argument.lowered.required or hint == "" or default in (False, None, ()):
+    if argument.lowered.required or hint == "" or default is None or default is False or default == ():
         return text
     label = "on" if default is True else str(default)
     return f"{text} Default: {label}."

@@ -36,7 +36,7 @@ class ProgressBar:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
+                MofNCompleteColumn() if self.total is not None else TextColumn("{task.completed:,}"),
                 TextColumn("{task.fields[rate]}", markup=False),
             )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console)

@@ -28,10 +28,15 @@ def requirements(which: str, pyproject: Path = ROOT / "pyproject.toml") -> list[
     ``torch>=2.11,<2.14`` becomes ``torch==2.11.*`` for the oldest, and stays for the newest. Extras are all those that
     ``dev`` names.
     """
-    project = tomllib.loads(pyproject.read_text())["project"]
+    everything = tomllib.loads(pyproject.read_text())
+    project = everything["project"]
     extras = project["optional-dependencies"]
     (own,) = (text for text in extras["dev"] if text.startswith("fastalex["))
-    texts = [*project["dependencies"], *(text for text in extras["dev"] if text != own)]
+    texts = [
+        *everything["build-system"]["requires"],
+        *project["dependencies"],
+        *(text for text in extras["dev"] if text != own),
+    ]
     texts += [text for extra in re.findall(r"\w+", own.partition("[")[2]) for text in extras[extra]]
     texts = list(dict.fromkeys(texts))
     if which == "newest":

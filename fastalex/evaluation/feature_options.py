@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dataloading import is_prepared
 from dataloading.command_line import parse_color
 from dataloading.loading.dali_check import check_dali
+from dataloading.process import command
 from dataloading.sources.folder_listing import has_image_suffix, has_images
 from fastalex.cli import check_positive
 from fastalex.console import console, data_size, print_rows
@@ -51,6 +52,11 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     check_new_folder(output, "choose another --output")
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
+    if _is_run(options.data) and not _is_run(options.run):
+        raise ConfigurationError(
+            f"{options.run} is not a run, but {options.data} is: name the run first, then the images: "
+            f"{command('fastalex.features', options.data, options.run, *options.names)} -o {output}"
+        )
     network = TrainedNetwork.find(options.run, options.weights)
     plan = inference_plan(devices, machines(), network.spec.build_architecture(), options.batch_size)
     names = tuple(dict.fromkeys(options.names))
@@ -80,6 +86,10 @@ class _Images(NamedTuple):
 
     network: TrainedNetwork
     source: PreparedImages | ImageFiles
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").is_file() or path.suffix == ".safetensors"
 
 
 def _are_files(data: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastalex.console import console
 from fastalex.files import check_new_file
 from fastalex.network.weights import find_weights, load_first_layer
@@ -20,7 +18,7 @@ def draw_and_report(options: ShowOptions) -> None:
     """
     weights = find_weights(options.run, options.weights)
     layer = load_first_layer(weights)
-    output = options.output or Path(f"{layer.name}.png")
+    output = options.output or weights.with_name(f"{layer.name}-{weights.stem}.png")
     check_new_file(output, (".png",), overwrite=options.force, remedy="add --force")
     write_png(kernel_picture(layer.weights, layer.towers), output)
     count, channels, height, width = layer.weights.shape

@@ -47,6 +47,9 @@ Watch = Callable[[str, Tensor], None]
 """Called with the name of a step and its result."""
 
 
+_STEPS = ("conv", "linear", "activation", "norm", "same_map_norm", "pool", "dropout")
+
+
 class WeightedBlock(nn.Module, abc.ABC):
     """Base class of blocks: weight and bias, their initial values, low-precision copies and deferred gradients.
 
@@ -87,6 +90,18 @@ class WeightedBlock(nn.Module, abc.ABC):
         self.register_buffer("weight_copy", None, persistent=False)
         self.register_buffer("bias_copy", None, persistent=False)
         self.register_load_state_dict_post_hook(_refresh_copies)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in _STEPS:
+                raise
+            path = f"{self.spec.name}.{name}"
+            raise AttributeError(
+                f"{path} is not a module: this network fuses the steps of a block; model.hookable().{path} is one, and "
+                f"model.activations(images, [{path!r}]) returns its output"
+            ) from None
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -71,4 +71,4 @@ class EvaluateOptions:
     batch_size: Annotated[int, arg(aliases=("-b",))] = 64
     """Images per batch."""
     precision: Precision = "fp32"
-    """fp32, tf32 or bf16."""
+    """What the network computes in. tf32 needs a GPU."""

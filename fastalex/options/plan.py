@@ -57,9 +57,9 @@ class PlanOptions:
     schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe}")] = None
     """Pipeline schedule. Default: eager-1f1b."""
     precision: Precision = "fp32"
-    """fp32, tf32 or bf16."""
+    """What the network computes in. tf32 needs a GPU."""
     images: int = PAPER_IMAGES
-    """Training images; ILSVRC-2012 has the default number."""
+    """Training images, as many as in ILSVRC-2012 by default."""
     epochs: int = build_recipe("krizhevsky").epochs
     """Passes over the training images; those of the recipe krizhevsky by default."""
     measure: bool = False

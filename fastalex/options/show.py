@@ -22,7 +22,7 @@ class ShowOptions:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run folder, or a .safetensors file of weights."""
     output: Annotated[Path | None, optional("FILE.png", "-o")] = None
-    """The picture to write. Default: the layer's name, conv1.png."""
+    """The picture to write. Default: beside the weights, such as conv1-best.png."""
     weights: Literal["best", "last"] = "best"
     """Which weights of a run to use."""
     force: bool = False

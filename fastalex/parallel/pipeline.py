@@ -156,7 +156,7 @@ class Pipeline(Engine):
         """See :meth:`Engine.logits`."""
         self._set_mode(training=False)
         if images is not None:
-            images = images.to(self.device, non_blocking=True)
+            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         if self._evaluate is not None:
             return self._evaluate.eval() if images is None else self._evaluate.eval(images)
         assert images is not None
@@ -304,7 +304,8 @@ def _boundary(
     """A meta tensor like the one that enters stage ``index`` for one micro-batch."""
     if index == 0:
         size = architecture.image_size
-        return torch.empty(rows, 3, size, size, device="meta")
+        # torch 2.11 compares the strides of images with these.
+        return torch.empty(rows, 3, size, size, device="meta", memory_format=torch.channels_last)
     shape = {shape.name: shape.output for shape in block_shapes(architecture)}[split[index - 1][-1]]
     if len(shape) == 3:  # as TransportedStage hands it on
         shape = (*shape[1:], shape[0])

@@ -102,7 +102,7 @@ def _new_table(title: str, *columns: str) -> Table:
 def _layer_table(layers: Sequence[LayerCost]) -> Table:
     parameters, macs = sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
     activations = sum(layer.kept_bytes for layer in layers)
-    columns = ("layer", "output", "parameters", "share", "MMAC", "share", "KiB kept")
+    columns = ("layer", "output", "parameters", "params %", "MMAC", "MMAC %", "KiB kept")
     table = _new_table("layers; MMAC and KiB are per image of a training step", *columns)
     for layer in layers:
         table.add_row(

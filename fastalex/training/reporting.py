@@ -83,12 +83,13 @@ class Reporter(SilentReporter):
         self._bar: Live | None = None
         self._total = self._epoch = Rate()
         self._summed_loss, self._summed_images = 0.0, 0
-        self._last_line = 0.0
+        self._last_line = self._started = 0.0
         self._failed: set[str] = set()
 
     def start(self, state: TrainingState) -> None:
         """Open the log and print what is trained on what."""
         config, recipe, dataset = self.config, self.recipe, self.dataset
+        self._started = time.monotonic()
         self._log = MetricsLog(config.folder, state.step)
         architecture = config.network.build_architecture()
         parameters = sum(shape.parameters for shape in block_shapes(architecture))
@@ -181,6 +182,8 @@ class Reporter(SilentReporter):
             seconds += ", all of it before resuming"
         elif round(state.seconds) != round(total.seconds):
             seconds += f", {duration(total.seconds)} of it since resuming"
+        else:
+            seconds += f", {duration(time.monotonic() - self._started)} with validation and saving"
         if total.images:
             seconds += f", {_speed(total)}, waiting for data {total.waiting_percent:.1f} %"
         rows = {

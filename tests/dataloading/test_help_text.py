@@ -33,8 +33,12 @@ class Letter:
     to: Annotated[Positional[Path], arg(metavar="NAME")]
     """Who gets it, a long explanation that has to be broken somewhere, because no terminal is wide enough for all of
     its words in one line."""
+    paper: Literal["white", "blue"]
+    """The paper."""
     copies: Annotated[int, arg(aliases=("-n",))] = 2
     """Number of copies."""
+    folds: int = 0
+    """How often it is folded."""
     stamp: bool = True
     """Put a stamp on it."""
     express: bool = False
@@ -56,7 +60,7 @@ def shown(monkeypatch, capsys, *words: str, width: int = 80) -> list[str]:
 
 def test_all_of_it(monkeypatch, capsys):
     assert shown(monkeypatch, capsys, "somebody", "--help-all") == [
-        "usage: letter NAME [OPTION ...]",
+        "usage: letter NAME --paper {white,blue} [OPTION ...]",
         "",
         "Write a letter to somebody who is far away, in lines that are broken in the",
         "source, but not where they are broken here.",
@@ -68,8 +72,12 @@ def test_all_of_it(monkeypatch, capsys):
         "      no terminal is wide enough for all of its words in one line.",
         "",
         "Options:",
+        "  --paper {white, blue}",
+        "      The paper.",
         "  -n, --copies INT",
         "      Number of copies. Default: 2.",
+        "  --folds INT",
+        "      How often it is folded. Default: 0.",
         "  --stamp, --no-stamp",
         "      Put a stamp on it. Default: on.",
         "  --express",
@@ -91,7 +99,7 @@ def test_help_shows_what_people_use_and_counts_the_rest(monkeypatch, capsys, wor
     lines = shown(monkeypatch, capsys, word)
     names = [name for line in lines if line.startswith("  -") for name in re.findall(r"(?<!\S)--?[a-z]+", line)]
     assert names == ["-n", "--copies", "--style"]
-    assert lines[-1] == "--help-all shows 4 more options."
+    assert lines[-1] == "--help-all shows 6 more options."
 
 
 @pytest.mark.parametrize("width", [40, 60, 79, 80, 100, 120, 250])

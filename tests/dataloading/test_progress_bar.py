@@ -87,6 +87,16 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(monkeypatch):
     assert "0:00:" in stream.getvalue()
 
 
+def test_a_bar_without_a_total_shows_the_count_alone(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with ProgressBar("listing digits", None) as bar:
+        bar.update(1797)
+    assert "1,797" in stream.getvalue()
+    assert "/?" not in stream.getvalue()
+
+
 def test_it_can_be_silent_and_count_other_things(capsys):
     with ProgressBar("preparing x", 10, shown=False) as bar:
         bar.update(10)

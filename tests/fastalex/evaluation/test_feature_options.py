@@ -1,6 +1,7 @@
 """Options of an extraction that are refused."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from fastalex.errors import ConfigurationError
 from fastalex.evaluation.feature_options import FeaturesOptions, resolve
 from fastalex.evaluation.options import EvaluateOptions
 from fastalex.evaluation.options import resolve as resolve_evaluation
+from tests.fastalex.commands import refused
 
 
 def test_what_is_refused(runs, prepared, tmp_path):
@@ -54,3 +56,10 @@ def test_class_folders_are_prepared_unless_another_worker_would_wait(runs, class
             resolved()
     resolved()
     assert any(tmp_path.glob("prepared/*/dataset.json"))
+
+
+def test_a_run_after_its_images_is_named(runs, class_folders, tmp_path):
+    for run in (runs[0], runs[0] / "best.safetensors"):
+        message = refused(tmp_path, "fastalex.features", class_folders, run, "fc7", "-o", "new")
+        first = f"error: {class_folders} is not a run, but {run} is: name the run first, then the images: "
+        assert message == f"{first}{sys.executable} -m fastalex.features {run} {class_folders} fc7 -o new"

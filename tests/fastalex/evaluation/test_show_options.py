@@ -12,8 +12,9 @@ def test_the_best_weights_of_a_run_are_drawn(runs, tmp_path):
     code, out, err = command_here(tmp_path, "fastalex.show", runs[0])
     weights = runs[0] / "best.safetensors"
     assert (code, err) == (0, "")
-    assert out == f"8 kernels of 11 x 11 x 3 (conv1 of {weights}, 2 towers): conv1.png\n"
-    with Image.open(tmp_path / "conv1.png") as picture:
+    assert out == f"8 kernels of 11 x 11 x 3 (conv1 of {weights}, 2 towers): {runs[0] / 'conv1-best.png'}\n"
+    assert list(tmp_path.iterdir()) == []
+    with Image.open(runs[0] / "conv1-best.png") as picture:
         assert np.array_equal(np.array(picture), np.array(kernel_picture(load_model(runs[0])[0].conv1.weight, 2)))
 
 

@@ -245,3 +245,14 @@ def test_a_block_becomes_hookable_in_its_mode(training):
     block.make_hookable()
     assert (fused == 0).any() == training
     torch.testing.assert_close(block(x, seed=1), fused)
+
+
+def test_a_step_that_is_no_module_names_what_has_it():
+    model = AlexNet("krizhevsky", num_classes=10, width=0.0625)
+    message = r"conv2.norm is not a module: .*; model.hookable\(\).conv2.norm is one, .*\['conv2.norm'\]\) returns its"
+    with pytest.raises(AttributeError, match=message):
+        _ = model.conv2.norm
+    with pytest.raises(AttributeError, match="has no attribute 'nrom'"):
+        _ = model.conv2.nrom
+    assert not hasattr(model.fc6, "linear")
+    assert model.hookable().conv2.norm is not None

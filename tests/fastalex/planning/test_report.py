@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -33,6 +34,10 @@ def test_the_tables_fit_80_columns(devices, capsys, monkeypatch):
     assert sum(line.startswith(("│ conv", "│ fc")) for line in lines) == 8
     assert sum(line.startswith(("│ NVIDIA", "│ AMD", "│ Intel")) for line in lines) == len(known_speeds("krizhevsky"))
     assert not any(line.startswith("│" + 20 * " ") for line in lines)
+    # No two columns have the same name.
+    headers = [re.split(r"\s*┃\s*", line)[1:-1] for line in lines if line.startswith("┃")]
+    assert len(headers) == 3
+    assert all(len(set(names)) == len(names) for names in headers)
 
 
 def test_the_report_counts_memory_and_knows_speeds(capsys, monkeypatch):

@@ -182,6 +182,19 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
     assert text[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
 
 
+def test_the_time_of_training_stands_beside_the_time_that_passed(reporter, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reporter.start(TrainingState())
+    with reporter.epoch(TrainingState()):
+        reporter.trained(report(32, images=32))
+    now[0] += 75
+    seconds = reporter._total.seconds
+    reporter.end(TrainingState(epoch=1, step=4, seconds=seconds, errors=[20.0]), [10**9])
+    (line,) = (line for line in lines(reporter) if line.startswith("time "))
+    assert line.split(",")[:2] == ["time          0:00 of training", " 1:15 with validation and saving"]
+
+
 def end(reporter: Reporter) -> None:
     """A run of one epoch, whose checkpoint has only the first layer."""
     network = reporter.config.network
