@@ -81,6 +81,13 @@ def lrn_max_pool2d(
     return _like(x, y)
 
 
+def same_map_norm_max_pool2d(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, *, kernel_size: int, stride: int
+) -> Tensor:
+    y = same_map_norm(_upcast(x), size, alpha, beta, k)
+    return _like(x, max_pool2d(y, (kernel_size,) * 2, (stride,) * 2, (0, 0), (1, 1), ceil_mode=False))
+
+
 def conv2d_relu(
     x: Tensor,
     weight: Tensor,

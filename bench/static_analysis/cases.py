@@ -90,6 +90,7 @@ def blocks(
             yield case("lrn_max_pool paper", kernels.lrn_max_pool2d, bias=bias, relu="before")
         else:
             yield case("same_map_norm", kernels.same_map_norm)
+            yield case("same_map_norm_max_pool", kernels.same_map_norm_max_pool2d)
             yield case(f"lrn_max_pool {layer}", kernels.lrn_max_pool2d, groups=2, bias=bias, relu="before")
 
 

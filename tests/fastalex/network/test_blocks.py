@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import kernels
 from fastalex import AlexNet
 from fastalex.network.architecture import LinearBlock
 from fastalex.network.blocks import Linear
@@ -102,6 +103,21 @@ def test_a_block_with_two_poolings_names_both():
         images(1), ["conv1.pool", "conv1.pool2", "conv1"]
     )
     assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]
+
+
+@pytest.mark.parametrize(("side", "times"), [(7, 1), (8, 0)])
+def test_normalisation_within_a_map_and_pooling_are_fused_where_windows_end_at_the_edge(side, times, monkeypatch):
+    block = AlexNet("krizhevsky", 4, seed=0, width=0.125).conv2
+    calls, fused = [], kernels.same_map_norm_max_pool2d
+    monkeypatch.setattr(
+        kernels, "same_map_norm_max_pool2d", lambda *args, **options: calls.append(fused(*args, **options)) or calls[-1]
+    )
+    x = torch.randn(2, 12, side, side, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = block(x)
+        assert len(calls) == times
+        torch.testing.assert_close(y, block(x, watch=lambda name, value: None))
+    assert len(calls) == times
 
 
 def test_dropout_may_follow_a_layer_without_activation():
