@@ -1,4 +1,4 @@
-"""Time the fused operators: normalisation and max-pooling, with bias and ReLU or within a map: python bench/fusions.py"""
+"""Time normalisation fused with max-pooling, and with bias and ReLU or within a map: python bench/fusions.py"""
 
 from __future__ import annotations
 
