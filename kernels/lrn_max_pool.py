@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kernels import arguments, dispatch, launch_settings, native, reference
 from kernels.autograd import no_double_backward, operator
-from kernels.channel_sum import channel_sum
+from kernels.channel_sum import bias_gradient
 from kernels.dispatch import tl, triton
 from kernels.lrn import halo, local_response_norm, normalise_lanes, normalise_lanes_backward
 from kernels.max_pool import block_count, block_gradient, block_length, max_pool2d
@@ -283,7 +283,7 @@ def _backward(
     x, grad, bias = dense(x), dense(grad), bias if bias is None else bias.contiguous()
     grad_x = empty_as(x)
     if x.numel() == 0:
-        return grad_x, _bias_gradient(grad_x, bias, needs_bias)
+        return grad_x, bias_gradient(grad_x, bias, needs_bias)
     batch, channels, height, width = x.shape
     constants = _constants(x, argmax, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
     vector, block = constants["VECTOR"], block_length(stride, _MAX_BLOCK)
@@ -294,23 +294,13 @@ def _backward(
             GRAD_HALO=halo(size // 2, vector), BLOCK=block, UNROLL=kernel_size <= _MAX_WINDOWS * stride,
             GRAD_CHANNELS_LAST=is_channels_last(grad), **constants,
         )  # fmt: skip
-    return grad_x, _bias_gradient(grad_x, bias, needs_bias)
+    return grad_x, bias_gradient(grad_x, bias, needs_bias)
 
 
 @_backward.register_fake
 def _(grad, argmax, x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu, needs_bias):
     dtype = x.dtype if bias is None else bias.dtype
     return empty_as(x), torch.empty(x.shape[1] if needs_bias else 0, dtype=dtype, device=x.device)
-
-
-def _bias_gradient(grad_x: Tensor, bias: Tensor | None, needed: bool) -> Tensor:
-    if bias is None or not needed:
-        return torch.empty(0, dtype=grad_x.dtype if bias is None else bias.dtype, device=grad_x.device)
-    if is_channels_last(grad_x) and grad_x.numel():
-        return channel_sum(grad_x, bias.dtype)
-    # PyTorch, too, sums in a fixed order.
-    accumulator = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-    return grad_x.sum((0, 2, 3), dtype=accumulator).to(bias.dtype)
 
 
 class _LrnMaxPool(torch.autograd.Function):

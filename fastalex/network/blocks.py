@@ -233,6 +233,9 @@ class Convolution(WeightedBlock):
                 pool, x
             ):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "before")
+            case (Activation(), LocalResponseNorm(size, alpha, beta, k, towers), *rest) if relu and _runs_on_gpu(x):
+                x = self._convolve(x, weight, None)
+                x = kernels.local_response_norm(x, size, alpha, beta, k, groups=towers, bias=bias, relu=True)
             case (Activation(), *rest) if relu:
                 x = self._convolve(x, weight, bias, relu=True)
             case (*rest,):
@@ -351,6 +354,14 @@ def _number_in(name: str) -> int:
 
 def _activate(x: Tensor, architecture: Architecture) -> Tensor:
     return F.relu(x) if architecture.activation == "relu" else torch.tanh(x)
+
+
+def _runs_on_gpu(x: Tensor) -> bool:
+    """Whether the operators run as on a GPU. There, the kernels of LRN apply bias and ReLU, and the ReLU's mask.
+
+    On a CPU, the convolution does so while its results are in the caches.
+    """
+    return kernels.dispatch.implementation_for(x) == "triton"
 
 
 def _windows_end_at_edge(sides: Sequence[int], kernel_size: int, stride: int) -> bool:

@@ -120,6 +120,26 @@ def test_normalisation_within_a_map_and_pooling_are_fused_where_windows_end_at_t
     assert len(calls) == times
 
 
+@pytest.mark.parametrize(("name", "block"), [("krizhevsky", "conv2"), ("paper", "conv2"), ("caffe", "conv1")])
+def test_blocks_fused_as_on_a_gpu_compute_what_their_steps_do(name, block):
+    """With maps whose last pooling window hangs over, so that normalisation and pooling stay separate."""
+    found = []
+    for implementation in ("triton", "reference"):
+        module = AlexNet(name, 4, seed=0, width=0.125).get_submodule(block)
+        side = {"conv1": 39, "conv2": 6}[block]  # becomes 8 and 6 pixels
+        x = torch.randn(
+            1, module.weight.shape[1] * module.spec.groups, side, side, generator=torch.Generator().manual_seed(0)
+        )
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        with kernels.using(implementation), torch.no_grad():
+            module.bias.normal_(generator=torch.Generator().manual_seed(1))
+        with kernels.using(implementation):
+            y = module(x) if implementation == "triton" else module(x, watch=lambda name, value: None)
+            y.square().sum().backward()
+        found.append((y.detach(), x.grad, module.weight.grad, module.bias.grad))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_may_follow_a_layer_without_activation():
     spec = LinearBlock("fc6", 64, activation=False, dropout="after")
     block = Linear(spec, 8, build_architecture("krizhevsky"), seed=0)
