@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
 from kernels.channel_sum import bias_gradient
 from kernels.dispatch import tl, triton
@@ -177,19 +177,19 @@ def halo(reach: int, vector: int) -> int:
     return -(-reach // vector)
 
 
-def _constants(
-    x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, relu: bool
+def _launch(
+    kernel: str, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, relu: bool
 ) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid, and the constants and launch options that both kernels have in common."""
+    """The grid of a kernel, its launch options, and the constants that both kernels have in common."""
     batch, channels, height, width = x.shape
     vector = launch_settings.vector_width(channels // groups, x.element_size())
     constants = {
         "SIZE": size, "ALPHA": alpha, "BETA": beta, "K": k, "PIXELS": height * width, "CHANNELS": channels,
-        "GROUP_CHANNELS": channels // groups, "ITEMS": launch_settings.ITEMS, "VECTOR": vector,
+        "GROUP_CHANNELS": channels // groups, "VECTOR": vector,
         "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None, "RELU": relu,
     }  # fmt: skip
-    programs = batch * launch_settings.programs(channels // vector * height * width)
-    return (programs,), launch_settings.OPTIONS | constants
+    launch = tuned.launch_of(kernel, x)
+    return (batch * launch.programs(channels // vector * height * width),), launch.options | constants
 
 
 @operator("fastalex::lrn_forward")
@@ -201,7 +201,7 @@ def _forward(
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    grid, constants = _constants(x, bias, size, alpha, beta, k, groups, relu)
+    grid, constants = _launch("lrn_fwd_kernel", x, bias, size, alpha, beta, k, groups, relu)
     with launch_settings.on_device_of(x):
         lrn_fwd_kernel[grid](
             x, x if bias is None else bias, y, HALO=halo(size // 2, constants["VECTOR"]), **constants
@@ -224,7 +224,7 @@ def _backward(
     grad_x = empty_as(x)
     if x.numel() == 0:
         return grad_x, bias_gradient(grad_x, bias, needs_bias)
-    grid, constants = _constants(x, bias, size, alpha, beta, k, groups, relu)
+    grid, constants = _launch("lrn_bwd_kernel", x, bias, size, alpha, beta, k, groups, relu)
     vector = constants["VECTOR"]
     with launch_settings.on_device_of(x):
         lrn_bwd_kernel[grid](
@@ -306,8 +306,7 @@ def local_response_norm(
         if x.dim() < 3:
             raise ValueError(f"x must have at least 3 dimensions (N x C x ...), got shape {tuple(x.shape)}")
         maps = x.flatten(2).unsqueeze(3)
-        y = local_response_norm(maps, size, alpha, beta, k, groups=groups, bias=bias, relu=relu)
-        return y.reshape(x.shape)
+        return local_response_norm(maps, size, alpha, beta, k, groups=groups, bias=bias, relu=relu).reshape(x.shape)
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
     if bias is not None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
 from kernels.dispatch import tl, triton
 from kernels.lrn import inverse, inverse_power
@@ -247,7 +247,7 @@ def same_map_pool_bwd_kernel(
             squares = push_row(squares, last, SIZE)
             spread = push_row(spread, next_spread[a], SIZE)
             direct = push_row(direct, next_direct[a], AFTER + 1)
-            exists = mask & (row >= first * STRIDE) & (row < (first + ROWS) * STRIDE) & (row < HEIGHT)
+            exists = mask & (row >= first * STRIDE) & (row < HEIGHT)
             pixel = row * WIDTH + column
             x = load_tile(x_ptr + start, vector, pixel, exists, PIXELS, CHANNELS, VECTOR, CHANNELS_LAST)
             scale = window_total(squares, SIZE) * (ALPHA / (SIZE * SIZE)) + K
@@ -270,7 +270,7 @@ def _empty_results(x: Tensor, kernel_size: int, stride: int, for_backward: bool)
 
 
 def _launch(
-    x: Tensor, pooled: Tensor, rows: int, columns: int, size: int, alpha: float, beta: float, k: float,
+    kernel: str, x: Tensor, pooled: Tensor, rows: int, columns: int, size: int, alpha: float, beta: float, k: float,
     kernel_size: int, stride: int,
 ) -> tuple[tuple[int], dict[str, Any]]:  # fmt: skip
     """Grid, constants and options of a launch over `columns` columns of `rows` rows of windows in each map of x."""
@@ -282,11 +282,11 @@ def _launch(
     constants = {
         "SIZE": size, "ALPHA": alpha, "BETA": beta, "K": k, "KERNEL": kernel_size, "STRIDE": stride, "HEIGHT": height,
         "WIDTH": width, "OUT_HEIGHT": pooled.shape[2], "OUT_WIDTH": pooled.shape[3], "CHANNELS": channels,
-        "STRIPS": strips, "ROWS": triton.cdiv(rows, strips), "ITEMS": launch_settings.ITEMS, "VECTOR": vector,
+        "STRIPS": strips, "ROWS": triton.cdiv(rows, strips), "VECTOR": vector,
         "CHANNELS_LAST": is_channels_last(x),
     }  # fmt: skip
-    programs = batch * launch_settings.programs(channels // vector * strips * columns)
-    return (programs,), launch_settings.OPTIONS | constants
+    launch = tuned.launch_of(kernel, x)
+    return (batch * launch.programs(channels // vector * strips * columns),), launch.options | constants
 
 
 @operator("fastalex::same_map_pool_forward")
@@ -299,7 +299,8 @@ def _forward(
     y, argmax, factor = _empty_results(x, kernel_size, stride, for_backward)
     if y.numel() == 0:
         return y, argmax, factor
-    grid, options = _launch(x, y, y.shape[2], y.shape[3], size, alpha, beta, k, kernel_size, stride)
+    place = (y.shape[2], y.shape[3])
+    grid, options = _launch("same_map_pool_fwd_kernel", x, y, *place, size, alpha, beta, k, kernel_size, stride)
     with launch_settings.on_device_of(x):
         same_map_pool_fwd_kernel[grid](x, y, argmax, factor, FOR_BACKWARD=for_backward, **options)
     return y, argmax, factor
@@ -319,8 +320,8 @@ def _backward(
     grad_x = empty_as(x)
     if x.numel() == 0:
         return grad_x
-    rows = triton.cdiv(x.shape[2], stride)
-    grid, options = _launch(x, argmax, rows, x.shape[3], size, alpha, beta, k, kernel_size, stride)
+    place = (triton.cdiv(x.shape[2], stride), x.shape[3])
+    grid, options = _launch("same_map_pool_bwd_kernel", x, argmax, *place, size, alpha, beta, k, kernel_size, stride)
     options["GRAD_CHANNELS_LAST"] = is_channels_last(grad)
     with launch_settings.on_device_of(x):
         same_map_pool_bwd_kernel[grid](grad, argmax, factor, x, grad_x, **options)
@@ -364,8 +365,7 @@ def same_map_norm_max_pool2d(
     Differentiable once: there is no double backward, and no transform of `torch.func` (grad, jvp, vmap) works. Under
     `kernels.using("reference")` both work.
 
-    A NaN in x makes the gradients of its neighbours NaN. The Triton kernels reach fewer of them than the definition,
-    which multiplies the zero gradients of pixels that are no maximum by NaN, too.
+    Around a NaN in x, the Triton kernels leave some gradients finite that the definition makes NaN: 0 times NaN.
 
     Args:
         x: N x C x H x W; float32, float16, bfloat16 or float64. Half precision is computed in fp32.
