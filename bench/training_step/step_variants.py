@@ -44,6 +44,7 @@ class Variant:
         ours: our implementation, otherwise plain PyTorch.
         compile: mode of torch.compile, or None.
         graphs: whether our step runs from CUDA graphs.
+        overlap_update: whether our fully connected weights are updated during the backward pass.
         keeps_memory: whether the CPU allocator keeps the memory that our step frees.
     """
 
@@ -53,6 +54,7 @@ class Variant:
     channels_last: bool = True
     compile: Literal["default", "max-autotune"] | None = None
     graphs: bool = False
+    overlap_update: bool = False
     keeps_memory: bool = True
 
 
@@ -65,6 +67,7 @@ def variants() -> list[Variant]:
             Variant("compile bf16", "bf16", compile="default"),
             Variant("eager bf16", "bf16"),
             Variant("eager fp32", "fp32", channels_last=False),
+            Variant("ours bf16, update overlapped", "bf16", ours=True, graphs=True, overlap_update=True),
             Variant("ours bf16, no graphs", "bf16", ours=True),
             Variant("ours tf32", "tf32", ours=True, graphs=True),
             Variant("ours fp32", "fp32", ours=True, graphs=True),
@@ -108,7 +111,13 @@ class Step:
         stage = self.engine.stage
         self.optimizer: Any = KrizhevskySGD(stage, build_recipe("krizhevsky"), stage.compute_copies())
         self.notes: list[str] = []
-        self.step = build_step(self.engine, self.optimizer, graphs=self.variant.graphs, say=self.notes.append)
+        self.step = build_step(
+            self.engine,
+            self.optimizer,
+            graphs=self.variant.graphs,
+            overlap_update=self.variant.overlap_update,
+            say=self.notes.append,
+        )
 
     def _build_plain(self) -> None:
         network = PlainNetwork(self.architecture)

@@ -8,7 +8,7 @@ take the arguments of the public functions of the same names in :mod:`kernels`, 
 from kernels.native.convolution import conv2d_relu
 from kernels.native.dropout import bias_relu_dropout, dropout
 from kernels.native.normalisation import local_response_norm, same_map_norm
-from kernels.native.pooling import lrn_max_pool2d, max_pool2d
+from kernels.native.pooling import lrn_max_pool2d, max_pool2d, same_map_norm_max_pool2d
 from kernels.native.update import sgd_update_
 
 # PyTorch's cross-entropy is fast enough on a CPU, because the logits are small.
@@ -23,5 +23,6 @@ __all__ = [
     "lrn_max_pool2d",
     "max_pool2d",
     "same_map_norm",
+    "same_map_norm_max_pool2d",
     "sgd_update_",
 ]

@@ -252,9 +252,23 @@ class _WindowNorm(torch.autograd.Function):
         return _backward(grad, x, *ctx.options), None, None, None, None, None, None
 
 
-def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
+def local_response_norm(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    groups: int,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """As :func:`kernels.local_response_norm`, without the checks."""
-    return _WindowNorm.apply(x, "channels", size, alpha, beta, k, groups)
+    wide = x
+    if bias is not None:
+        wide = x.to(compute_dtype(x))
+        wide = wide + bias.to(wide.dtype).view(-1, 1, 1)
+    return _WindowNorm.apply(wide.relu() if relu else wide, "channels", size, alpha, beta, k, groups).to(x.dtype)
 
 
 def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:

@@ -14,7 +14,7 @@ from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.native import c_functions
 from kernels.native.buffers import compute_dtype
-from kernels.native.normalisation import normalise, normalise_backward
+from kernels.native.normalisation import normalise, normalise_backward, same_map_norm
 
 
 def max_pool2d(
@@ -228,3 +228,10 @@ def lrn_max_pool2d(
 ) -> Tensor:
     """As :func:`kernels.lrn_max_pool2d`, without the checks."""
     return _LrnMaxPool.apply(x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
+
+
+def same_map_norm_max_pool2d(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, *, kernel_size: int, stride: int
+) -> Tensor:
+    """As :func:`kernels.same_map_norm_max_pool2d`, without the checks."""
+    return F.max_pool2d(same_map_norm(x, size, alpha, beta, k), kernel_size, stride)

@@ -259,8 +259,8 @@ def test_help_names_every_option_in_groups(tmp_path):
         "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --crops-shared-by --seed "
         "--set --init-from --bottleneck --init --order --random-crops --resized-crops "
         "--flip --color-noise --fraction --devices --stages "
-        "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
-        "--on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
+        "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --overlap-update "
+        "--on-non-finite --on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
     for group in ("The network, and its variations:", "The training recipe, and", "Devices, and", "Reading images:"):
