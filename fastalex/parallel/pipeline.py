@@ -141,7 +141,7 @@ class Pipeline(Engine):
         else:
             self._captured.seed.fill_(seed)
         self._counts.clear()
-        inputs = () if images is None else (images.to(self.device, non_blocking=True),)
+        inputs = () if images is None else (self._placed(images),)
         target = None if labels is None else labels.to(self.device, non_blocking=True)
         # The schedule cuts tensor keyword arguments into micro-batches with the images: one row number each.
         self._train.step(*inputs, target=target, return_outputs=False, seed=seed, first_row=self._first_rows)
@@ -155,12 +155,10 @@ class Pipeline(Engine):
     def logits(self, images: Tensor | None) -> Tensor | None:
         """See :meth:`Engine.logits`."""
         self._set_mode(training=False)
-        if images is not None:
-            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         if self._evaluate is not None:
-            return self._evaluate.eval() if images is None else self._evaluate.eval(images)
+            return self._evaluate.eval() if images is None else self._evaluate.eval(self._placed(images))
         assert images is not None
-        parts = images.split(self.batch_size // self.micro_batches)
+        parts = self._placed(images).split(self.batch_size // self.micro_batches)
         return torch.cat([functools.reduce(lambda x, module: module(x), self._modules, part) for part in parts])
 
     def watch(self, tell: Callable[[str, Tensor], None]) -> None:
@@ -223,6 +221,10 @@ class Pipeline(Engine):
             convolutions=defers_convolutions(index, self._ranks, self.micro_batches, replicas),
         )
         return TransportedStage(stage)
+
+    def _placed(self, images: Tensor) -> Tensor:
+        """Images on this device, with the strides that the first stage declares: the loader's, so nothing is copied."""
+        return images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
     def _micro_batches(self, index: int, seed: Tensor) -> list[MicroBatch]:
         """The micro-batches of one stage, before their passes are captured."""
@@ -304,7 +306,7 @@ def _boundary(
     """A meta tensor like the one that enters stage ``index`` for one micro-batch."""
     if index == 0:
         size = architecture.image_size
-        # torch 2.11 compares the strides of images with these.
+        # torch 2.11, and later versions when they debug, compare the strides of images with these.
         return torch.empty(rows, 3, size, size, device="meta", memory_format=torch.channels_last)
     shape = {shape.name: shape.output for shape in block_shapes(architecture)}[split[index - 1][-1]]
     if len(shape) == 3:  # as TransportedStage hands it on
