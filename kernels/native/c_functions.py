@@ -125,6 +125,14 @@ def _lrn_pool(x, options, groups, pool, relu) -> tuple:
     return batch, height, width, channels, groups, size, alpha / size, beta, k, *pool, _RELU[relu], _is_bf16(x)
 
 
+def sgd_update(
+    weight: Tensor, gradient: Tensor, velocity: Tensor, copy: Tensor, rate: float, decay: float, momentum: float
+) -> None:
+    """The update of 2012 in one pass. The gradient is fp32 or bf16, the copy bf16, the others fp32."""
+    tensors = weight, gradient, velocity, copy
+    _call("sgd_update", *tensors, weight.numel(), rate, decay, momentum, _is_bf16(gradient))
+
+
 def maps_to_tiles(
     maps: Tensor, mask: Tensor | None, values: Tensor, sums: Tensor | None, matrix: Tensor, grid: tuple[int, ...]
 ) -> None:

@@ -9,6 +9,9 @@
 
    Arrays of type `void` hold fp32, or bf16 where `bf16` is not 0. All arithmetic is in fp32. */
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -76,6 +79,25 @@ INLINE void store(const float *restrict from, void *to, long count, int bf16)
         memcpy(to, from, count * sizeof(float));
 }
 
+/* Some compilers' vectorisers keep to half of the processor's width, so that costly vectors are written out. */
+enum { WIDTH = 16 };
+typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float)), aligned(WIDTH * sizeof(float))));
+typedef int32_t Mask __attribute__((vector_size(WIDTH * sizeof(float))));
+
+/* 1 / sqrt(x) */
+INLINE Vector reciprocal_root(Vector x)
+{
+#ifdef __AVX512F__ /* An estimate to 14 bits, and a step of Newton's method unless it makes 0 or infinity a NaN. */
+    Vector estimate = (Vector)_mm512_rsqrt14_ps((__m512)x);
+    Vector refined = estimate * (1.5f - 0.5f * x * estimate * estimate);
+    Mask keep = refined == refined;
+    return (Vector)(((Mask)refined & keep) | ((Mask)estimate & ~keep));
+#else
+    for (long i = 0; i < WIDTH; i++) x[i] = 1.0f / sqrtf(x[i]);
+    return x;
+#endif
+}
+
 enum { RELU_NONE, RELU_BEFORE, RELU_AFTER };
 
 typedef struct {
@@ -127,18 +149,30 @@ static void window_sums(const float *restrict terms, float *restrict sums, long 
         for (long i = 0; i < count; i++) sums[i] += terms[i + j * step];
 }
 
+/* scale = k + alpha * scale; power = scale^-0.75 and inverse = 1 / scale, for at most WIDTH elements. */
+INLINE void powers_of_width(const Norm *norm, float *restrict scale, float *restrict power, float *restrict inverse,
+                            long count)
+{
+    Vector x = {0};
+    memcpy(&x, scale, count * sizeof(float));
+    x = norm->k + norm->alpha * x;
+    Vector root = reciprocal_root(x), squared = root * root, product = squared * reciprocal_root(root);
+    product = (Vector)((Mask)product & (root != 0)); /* of infinity */
+    memcpy(scale, &x, count * sizeof(float));
+    memcpy(inverse, &squared, count * sizeof(float));
+    memcpy(power, &product, count * sizeof(float));
+}
+
 /* Overwrites window sums with scale = k + alpha * sums; power = scale^-beta and inverse = 1 / scale. */
 static void powers(const Norm *norm, float *restrict scale, float *restrict power, float *restrict inverse, long count)
 {
-    for (long i = 0; i < count; i++) scale[i] = norm->k + norm->alpha * scale[i];
     if (norm->beta == 0.75f) { /* AlexNet's exponent needs no logarithm. */
-        for (long i = 0; i < count; i++) {
-            float root = 1.0f / sqrtf(scale[i]);
-            inverse[i] = root * root;
-            power[i] = root * sqrtf(root);
-        }
+        long i = 0;
+        for (; i + WIDTH <= count; i += WIDTH) powers_of_width(norm, scale + i, power + i, inverse + i, WIDTH);
+        if (i < count) powers_of_width(norm, scale + i, power + i, inverse + i, count - i);
     } else {
         for (long i = 0; i < count; i++) {
+            scale[i] = norm->k + norm->alpha * scale[i];
             inverse[i] = 1.0f / scale[i];
             power[i] = powf(scale[i], -norm->beta);
         }
@@ -579,6 +613,33 @@ int lrn_pool_backward(const void *grad, const uint8_t *argmax, const void *x, co
     return 1;
 }
 
+/* ---------------------------------------------------------------------------------------------------------- update */
+
+enum { PART = 4096 }; /* elements that a thread updates at a time: a few pages of each array */
+
+/* velocity = momentum * velocity - decay * rate * weight - rate * gradient; weight += velocity; copy = weight in bf16.
+   The gradient is fp32, or bf16 if `bf16` is not 0. */
+int sgd_update(float *weight, const void *gradient, float *velocity, uint16_t *copy, long count, float rate, float decay,
+               float momentum, int bf16, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long start = 0; start < count; start += PART) {
+        long length = count - start < PART ? count - start : PART;
+        float *restrict w = weight + start, *restrict v = velocity + start, loaded[PART];
+        const float *restrict g = loaded;
+        if (bf16)
+            load_bf16((const uint16_t *)gradient + start, loaded, length);
+        else
+            g = (const float *)gradient + start;
+        for (long i = 0; i < length; i++) {
+            v[i] = momentum * v[i] - decay * rate * w[i] - rate * g[i];
+            w[i] += v[i];
+        }
+        store_bf16(w, copy + start, length);
+    }
+    return 1;
+}
+
 /* --------------------------------------------------------------------------------------------------------- threads */
 
 /* Calls run(0) ... run(tasks - 1), each in a thread of its own. Operators called by `run` use one thread each, because
@@ -611,10 +672,6 @@ static long mosaics_of(const Grid *grid)
 }
 
 enum { LANES = 64, MAX_SIDE = 8 }; /* terms transformed together, and the largest p and q */
-
-/* Some compilers' vectorisers keep to half of the processor's width, so that these vectors are written out. */
-enum { WIDTH = 16 };
-typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float)), aligned(WIDTH * sizeof(float))));
 
 /* out = matrix * in * matrix^T for each of `count` terms, from q x q to p x p; matrix is p x q. */
 INLINE void two_sided_product(const float *restrict matrix, long p, long q, const float *restrict in,
@@ -723,6 +780,7 @@ int maps_to_tiles(const void *maps, const void *mask, void *values, float *sums,
     Grid grid = {images, height, width,  depth, groups, stride,     top,
                  left,   step,   down,   right, side,   down_pitch, right_pitch};
     long terms = stride * stride * depth, mosaics = mosaics_of(&grid), tiles = mosaics * down * right;
+    long line = bf16 ? 32 : 16; /* elements in a cache line; the processor does not foresee which ones are next */
     if (sums) memset(sums, 0, mosaics * groups * depth * sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
     for (long mosaic = 0; mosaic < mosaics; mosaic++) {
@@ -734,14 +792,20 @@ int maps_to_tiles(const void *maps, const void *mask, void *values, float *sums,
                 long count = terms - first < LANES ? terms - first : LANES;
                 Run runs[LANES];
                 long number = runs_of(&grid, first, count, runs);
+                /* The next terms are in the same pixels, or in those of the next tile. */
+                long ahead = first + count < terms ? count : step * stride * groups * depth - first;
                 memset(in, 0, q * q * LANES * sizeof(float));
                 for (long i = 0; i < q; i++) {
                     for (long j = 0; j < q; j++) {
                         float *restrict cell = in + (i * q + j) * LANES;
                         for (long r = 0; r < number; r++) {
                             Piece piece = piece_of(&grid, &runs[r], mosaic, group, row + i, column + j);
-                            if (piece.count)
-                                load_masked(maps, mask, piece.at, cell + piece.lane, piece.count, bf16);
+                            if (!piece.count) continue;
+                            load_masked(maps, mask, piece.at, cell + piece.lane, piece.count, bf16);
+                            for (long t = 0; t < piece.count; t += line) {
+                                __builtin_prefetch(element(maps, piece.at + ahead + t, bf16));
+                                if (mask) __builtin_prefetch(element(mask, piece.at + ahead + t, bf16));
+                            }
                         }
                         if (sums) {
                             float *restrict total = sums + (mosaic * groups + group) * depth + first;

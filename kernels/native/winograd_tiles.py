@@ -20,9 +20,9 @@ from kernels.native.buffers import compute_dtype
 from kernels.native.c_functions import Result
 from kernels.native.winograd_transforms import MAX_TILE, transform, transform_matrices
 
-# Tiles per chunk of images, as a multiple of the number of terms or filters, whichever is smaller. A chunk's tiles
-# should stay in the caches from step to step, but each chunk reads all transformed weights, which then are about as
-# large.
+# Tiles per chunk of images, as a multiple of the number of terms or filters, whichever is smaller, and twice as many in
+# bf16. A chunk's tiles should stay in the caches from step to step, but each chunk reads all transformed weights, which
+# then are about as large.
 TILES_PER_CHANNEL = 1.5
 # Up to this number of transformed weights, each thread processes images of its own and reads all weights. With more
 # weights, all threads work on the same images, and split the weights in products.
@@ -156,7 +156,7 @@ class ChunkSteps(Tiling, abc.ABC):
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
         super().__init__(x, weight, stride, sides, groups)
-        tiles = TILES_PER_CHANNEL * min(self.terms, self.filters)
+        tiles = TILES_PER_CHANNEL * min(self.terms, self.filters) * self.compute_dtype.itemsize // x.element_size()
         least = 1 if self.threads_split_images else torch.get_num_threads()
         mosaics = max(least, round(tiles / math.prod(self.grid)))
         self.images = max(1, min(len(x), mosaics * self.side**2))

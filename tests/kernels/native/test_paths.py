@@ -92,6 +92,22 @@ def test_native_c_transforms_tiles(
     assert called == functions
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_native_c_updates_weights_with_copies(dtype: torch.dtype) -> None:
+    """Of several parts, the last of which is smaller."""
+    weight, gradient, velocity = (random_tensor((5000,), seed, FP32) for seed in range(3))
+    gradient, copy = gradient.to(dtype), torch.empty(5000, dtype=BF16)
+    wanted = 0.9 * velocity - 0.3 * 0.01 * weight - 0.3 * gradient.float()
+    after = weight + wanted
+    options = {"learning_rates": [0.3], "weight_decays": [0.01], "momentum": 0.9}
+    with called_c_functions() as called, kernels.using("native"):
+        kernels.sgd_update_([weight], [gradient], [velocity], **options, copies=[copy])
+    assert called == {"sgd_update"}
+    torch.testing.assert_close(velocity, wanted)
+    torch.testing.assert_close(weight, after)
+    assert torch.equal(copy, weight.to(BF16))
+
+
 @pytest.mark.parametrize("function", [*CHANNELS, *MAP, *sorted(FUSED), "tiles_to_maps"])
 def test_buffers_that_cannot_be_allocated_are_an_error(function: str) -> None:
     size = 2**44  # whose buffers exceed the addresses of a process
@@ -157,6 +173,8 @@ def test_every_path_of_native_c_is_taken(counting: ctypes.CDLL, tmp_path: Path, 
         test_special_values.test_special_values_give_what_the_definition_gives(name, "native in C")
     for large in (("map", "channels_last", 1, 1), ("map", "channels_last", 7, 2), ("channels", "nchw", 1, 1)):
         test_c_functions.test_large_maps(*large, threads)
+    test_native_c_updates_weights_with_copies(FP32)
+    test_native_c_updates_weights_with_copies(BF16)
     for images, layer in ((3, ALEXNET[2]), (4, ALEXNET[1])):
         test_winograd.test_the_errors_of_bf16(images, layer)
     for function in (*CHANNELS, *MAP, *FUSED, "tiles_to_maps"):
