@@ -14,7 +14,7 @@ from fastalex.cli import check_positive, optional
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file
 from fastalex.network.architecture import Architecture
-from fastalex.network.precision import Precision
+from fastalex.network.precision import Precision, default_precision
 from fastalex.network.variation import build_architecture
 from fastalex.parallel.devices import default_devices, parse_devices
 from fastalex.parallel.layout import ParallelPlan, ScheduleName, resolve_layout
@@ -49,8 +49,8 @@ class PlanOptions:
     balance counted arithmetic."""
     schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe}")] = None
     """Pipeline schedule. Default: eager-1f1b."""
-    precision: Precision = "fp32"
-    """fp32, tf32 or bf16."""
+    precision: Annotated[Precision | None, optional("{fp32,tf32,bf16}")] = None
+    """fp32, tf32 or bf16. Default: bf16 on CPUs that multiply it, else fp32."""
     images: int = PAPER_IMAGES
     """Training images; ILSVRC-2012 has the default number."""
     epochs: int = build_recipe("krizhevsky").epochs
@@ -114,7 +114,7 @@ def resolve(options: PlanOptions) -> TrainingPlan:
         _parallel_plan(options, architecture, devices),
         memory,
         options.batch_size,
-        options.precision,
+        options.precision or default_precision(devices),
         options.images,
         options.epochs,
         options.measure,
