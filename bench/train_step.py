@@ -9,7 +9,9 @@ them; every turn ends with one synchronisation. On a CPU they are prepared one a
 - torch.compile in its default mode, and with max-autotune (CUDA graphs), channels_last, autocast to bf16 on a GPU
 - on a CPU, `banded`: local response normalisation with a product by a banded matrix instead of F.local_response_norm
 
-each with its fused SGD. Variants called `evaluation` compute logits only. `owt` is torchvision's AlexNet. A variant is skipped, with the reason in the record, if
+each with its fused SGD. Variants called `evaluation` compute logits only.
+
+`owt` is torchvision's AlexNet. A variant is skipped, with the reason in the record, if
 
 - it computes in bf16 and the device's matrix product is slower in bf16 than in fp32
 - it is not ready within `--ready` seconds (compilation)

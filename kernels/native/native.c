@@ -23,6 +23,7 @@
 enum {
     SPAN = 32,       /* pixels normalised together in NCHW: two cache lines of each channel */
     BAND = 8,        /* rows of a map that a thread computes at a time */
+    TOGETHER = 1024, /* values of pixels normalised together in channels_last */
     NO_ARGMAX = 255, /* marks a pooled element that the ReLU set to 0 */
     BUFFERS = 7,
 };
@@ -107,9 +108,9 @@ typedef struct {
     float beta, k;
 } Norm;
 
-/* One thread's buffers for pixels that are normalised together: one pixel (channels_last) or `span` adjacent pixels
-   (NCHW), with the channels of one group. They are flat, so that a window over channels is a sum of values `span`
-   apart. `squares` and `spread` include the margins of the first and last windows, which stay 0. */
+/* One thread's buffers for pixels that are normalised together: in NCHW `span` adjacent pixels, with the channels of one
+   group. They are flat, so that a window over channels is a sum of values `span` apart. In channels_last, pixels lie one
+   after the other with size - 1 zeros between them, as if they were one pixel with more channels. `squares` and `spread` include the margins of the first and last windows, which stay 0. */
 typedef struct {
     float *x, *grad, *squares, *spread, *scale, *power, *inverse;
 } Buffers;
@@ -216,23 +217,63 @@ static void normalise_backward(const Norm *norm, Buffers *buffers, long span, fl
     for (long i = 0; i < count; i++) grad_x[i] = direct[i] - factor * x[i] * sums[i];
 }
 
+/* The distance of pixels in channels_last in the buffers, and the number of them. */
+static long pitch_of(const Norm *norm) { return norm->channels + norm->size - 1; }
+
+static long together_of(const Norm *norm) { return TOGETHER / pitch_of(norm) > 1 ? TOGETHER / pitch_of(norm) : 1; }
+
+/* Normalisation of `pixels` pixels in channels_last as that of one pixel. */
+static Norm joined(const Norm *norm, long pixels)
+{
+    Norm wide = *norm;
+    wide.channels = pixels * pitch_of(norm) - (norm->size - 1);
+    return wide;
+}
+
+/* Normalises `pixels` pixels of one group in channels_last. */
+static int norm_over_pixels(const Norm *norm, const void *x, const void *grad, void *result, long pixels, int bf16,
+                            int threads)
+{
+    long channels = norm->channels, pitch = pitch_of(norm), together = together_of(norm);
+    Norm whole = joined(norm, together);
+    long per_thread = buffers_length(&whole, 1) + whole.channels;
+    float *memory = malloc(threads * per_thread * sizeof(float));
+    if (!memory) return 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *own = memory + omp_get_thread_num() * per_thread, *flat = own + buffers_length(&whole, 1);
+        Buffers buffers = buffers_in(own, &whole, 1);
+#pragma omp for schedule(static)
+        for (long first = 0; first < pixels; first += together) {
+            long count = pixels - first < together ? pixels - first : together;
+            Norm some = joined(norm, count);
+            for (long i = 0; i < count; i++) {
+                long at = (first + i) * channels;
+                load(element(x, at, bf16), buffers.x + i * pitch, channels, bf16);
+                if (grad) load(element(grad, at, bf16), buffers.grad + i * pitch, channels, bf16);
+            }
+            if (grad)
+                normalise_backward(&some, &buffers, 1, flat);
+            else
+                normalise(&some, &buffers, 1, flat);
+            for (long i = 0; i < count; i++)
+                store(flat + i * pitch, writable_element(result, (first + i) * channels, bf16), channels, bf16);
+        }
+    }
+    free(memory);
+    return 1;
+}
+
 /* Copies `span` pixels from a tensor whose channels are `inner` elements apart to a flat buffer. */
 static void gather(const void *tensor, float *restrict flat, long channels, long inner, long span, int bf16)
 {
-    if (inner == 1)
-        load(tensor, flat, channels, bf16);
-    else
-        for (long c = 0; c < channels; c++) load(element(tensor, c * inner, bf16), flat + c * span, span, bf16);
+    for (long c = 0; c < channels; c++) load(element(tensor, c * inner, bf16), flat + c * span, span, bf16);
 }
 
 /* Copies `span` pixels back from a flat buffer. */
 static void scatter(const float *restrict flat, void *tensor, long channels, long inner, long span, int bf16)
 {
-    if (inner == 1) /* bf16: fp32 results of single pixels are computed in place */
-        store_bf16(flat, tensor, channels);
-    else
-        for (long c = 0; c < channels; c++)
-            store(flat + c * span, writable_element(tensor, c * inner, bf16), span, bf16);
+    for (long c = 0; c < channels; c++) store(flat + c * span, writable_element(tensor, c * inner, bf16), span, bf16);
 }
 
 /* Local response normalisation of x, a dense rows x channels x inner array: writes y to `result` or, given `grad`,
@@ -241,6 +282,7 @@ int norm_over_channels(const void *x, const void *grad, void *result, long rows,
                        long size, float alpha, float beta, float k, int bf16, int threads)
 {
     Norm norm = {channels, size, alpha, beta, k};
+    if (inner == 1) return norm_over_pixels(&norm, x, grad, result, rows, bf16, threads);
     long full = inner < SPAN ? inner : SPAN, spans = (inner + full - 1) / full, last = inner - (spans - 1) * full;
     long per_thread = buffers_length(&norm, full) + buffers_length(&norm, last) + channels * full;
     float *memory = malloc(threads * per_thread * sizeof(float));
@@ -257,16 +299,14 @@ int norm_over_channels(const void *x, const void *grad, void *result, long rows,
             for (long index = 0; index < spans; index++) {
                 long span = index == spans - 1 ? last : full, start = row * channels * inner + index * full;
                 Buffers *buffers = index == spans - 1 ? &for_last : &for_full;
-                void *to = writable_element(result, start, bf16);
-                float *out = inner == 1 && !bf16 ? to : flat;
                 gather(element(x, start, bf16), buffers->x, channels, inner, span, bf16);
                 if (grad) {
                     gather(element(grad, start, bf16), buffers->grad, channels, inner, span, bf16);
-                    normalise_backward(&norm, buffers, span, out);
+                    normalise_backward(&norm, buffers, span, flat);
                 } else {
-                    normalise(&norm, buffers, span, out);
+                    normalise(&norm, buffers, span, flat);
                 }
-                if (out == flat) scatter(flat, to, channels, inner, span, bf16);
+                scatter(flat, writable_element(result, start, bf16), channels, inner, span, bf16);
             }
         }
     }
@@ -449,52 +489,81 @@ static void add_bias(const Maps *maps, const void *x, const float *restrict bias
         for (long c = 0; c < count; c++) to[c] = to[c] < 0 ? 0 : to[c];
 }
 
-static void normalise_row(const Maps *maps, const Norm *norm, Buffers *buffers, const void *x, const float *bias,
-                          float *row)
+/* Normalises a row of a map. `flat` is a buffer for the results of pixels normalised together. */
+static void normalise_row(const Maps *maps, const Norm *norm, Buffers *buffers, float *flat, const void *x,
+                          const float *bias, float *row)
 {
-    for (long pixel = 0; pixel < maps->width; pixel++) {
-        for (long group = 0; group < maps->groups; group++) {
-            long first = group * norm->channels, at = pixel * maps->channels + first;
-            add_bias(maps, element(x, at, maps->bf16), bias ? bias + first : NULL, buffers->x, norm->channels);
-            normalise(norm, buffers, 1, row + at);
+    long channels = norm->channels, pitch = pitch_of(norm), together = together_of(norm);
+    for (long group = 0; group < maps->groups; group++) {
+        for (long first = 0; first < maps->width; first += together) {
+            long count = maps->width - first < together ? maps->width - first : together;
+            long at = first * maps->channels + group * channels;
+            Norm some = joined(norm, count);
+            for (long i = 0; i < count; i++)
+                add_bias(maps, element(x, at + i * maps->channels, maps->bf16), bias ? bias + group * channels : NULL,
+                         buffers->x + i * pitch, channels);
+            normalise(&some, buffers, 1, flat);
+            for (long i = 0; i < count; i++)
+                memcpy(row + at + i * maps->channels, flat + i * pitch, channels * sizeof(float));
         }
     }
 }
 
-/* Pools one row of windows: the largest value of each, and its position dh * window + dw within the window. `largest`
-   and `indices` are buffers of one value per channel. */
-static void pool_row(const Maps *maps, const float *ring, long first, float *restrict largest,
-                     int32_t *restrict indices, void *y, uint8_t *restrict argmax)
+INLINE Vector vector_at(const float *from)
+{
+    Vector values;
+    memcpy(&values, from, sizeof values);
+    return values;
+}
+
+/* The largest values of one window in WIDTH channels, and their positions dh * window + dw within the window. */
+INLINE void largest_in(const Maps *maps, const float *ring, long first, long at, Vector *largest, Mask *indices)
 {
     long channels = maps->channels, length = maps->width * channels;
+    Vector best = vector_at(ring_row(ring, first, maps->window, length) + at);
+    Mask best_index = {0}, index = {0};
+    for (long dh = 0; dh < maps->window; dh++) {
+        const float *row = ring_row(ring, first + dh, maps->window, length) + at;
+        for (long dw = 0; dw < maps->window; dw++) {
+            Vector values = vector_at(row + dw * channels);
+            /* A NaN counts as the largest value, and the last NaN wins, as in PyTorch. */
+            Mask larger = (values > best) | (values != values);
+            best = (Vector)(((Mask)values & larger) | ((Mask)best & ~larger));
+            best_index = (index & larger) | (best_index & ~larger);
+            index += 1;
+        }
+    }
+    if (maps->relu == RELU_AFTER) {
+        Mask off = best <= 0;
+        best_index = (best_index & ~off) | (NO_ARGMAX & off);
+        best = (Vector)((Mask)best & ~off);
+    }
+    *largest = best;
+    *indices = best_index;
+}
+
+/* Pools one row of windows: the largest value of each, and its position within the window. `largest` is a buffer of one
+   value per channel. A vector may be read beyond the end of the ring. */
+static void pool_row(const Maps *maps, const float *ring, long first, float *largest, void *y, uint8_t *restrict argmax)
+{
+    long channels = maps->channels;
     for (long column = 0; column < maps->out_width; column++) {
-        const float *restrict corner = ring_row(ring, first, maps->window, length) + column * maps->stride * channels;
-        for (long c = 0; c < channels; c++) {
-            largest[c] = corner[c];
-            indices[c] = 0;
-        }
-        for (long dh = 0; dh < maps->window; dh++) {
-            const float *row = ring_row(ring, first + dh, maps->window, length);
-            for (long dw = 0; dw < maps->window; dw++) {
-                const float *restrict values = row + (column * maps->stride + dw) * channels;
-                int32_t index = dh * maps->window + dw;
-                for (long c = 0; c < channels; c++) {
-                    /* A NaN counts as the largest value, and the last NaN wins, as in PyTorch. */
-                    int larger = (values[c] > largest[c]) | (values[c] != values[c]);
-                    largest[c] = larger ? values[c] : largest[c];
-                    indices[c] = larger ? index : indices[c];
-                }
-            }
-        }
-        uint8_t *restrict out_argmax = argmax + column * channels;
-        if (maps->relu == RELU_AFTER) {
-            for (long c = 0; c < channels; c++) {
-                indices[c] = largest[c] <= 0 ? NO_ARGMAX : indices[c];
-                largest[c] = largest[c] <= 0 ? 0 : largest[c];
+        for (long c = 0; c < channels; c += WIDTH) {
+            Vector values;
+            Mask indices;
+            largest_in(maps, ring, first, column * maps->stride * channels + c, &values, &indices);
+            long rest = channels - c < WIDTH ? channels - c : WIDTH;
+            uint8_t narrow[WIDTH];
+            for (long i = 0; i < WIDTH; i++) narrow[i] = (uint8_t)indices[i];
+            if (rest == WIDTH) {
+                memcpy(largest + c, &values, sizeof values);
+                memcpy(argmax + column * channels + c, narrow, WIDTH);
+            } else {
+                memcpy(largest + c, &values, rest * sizeof(float));
+                memcpy(argmax + column * channels + c, narrow, rest);
             }
         }
         store(largest, writable_element(y, column * channels, maps->bf16), channels, maps->bf16);
-        for (long c = 0; c < channels; c++) out_argmax[c] = (uint8_t)indices[c];
     }
 }
 
@@ -507,15 +576,16 @@ int lrn_pool_forward(const void *x, const float *bias, void *y, uint8_t *argmax,
     Maps maps = {images, height, width, channels, groups, window, stride,
                  (height - window) / stride + 1, (width - window) / stride + 1, relu, bf16};
     long bands = bands_of(maps.out_height), row_length = width * channels;
-    long per_thread = buffers_length(&norm, 1) + window * row_length + 2 * channels;
+    Norm whole = joined(&norm, together_of(&norm));
+    long per_thread = buffers_length(&whole, 1) + whole.channels + window * row_length + WIDTH + channels;
     float *memory = malloc(threads * per_thread * sizeof(float));
     if (!memory) return 0;
 #pragma omp parallel num_threads(threads)
     {
         float *own = memory + omp_get_thread_num() * per_thread;
-        Buffers buffers = buffers_in(own, &norm, 1);
-        float *ring = own + buffers_length(&norm, 1), *largest = ring + window * row_length;
-        int32_t *indices = (int32_t *)(largest + channels);
+        Buffers buffers = buffers_in(own, &whole, 1);
+        float *flat = own + buffers_length(&whole, 1), *ring = flat + whole.channels;
+        float *largest = ring + window * row_length + WIDTH;
 #pragma omp for schedule(static) collapse(2)
         for (long image = 0; image < images; image++) {
             for (long band = 0; band < bands; band++) {
@@ -525,10 +595,10 @@ int lrn_pool_forward(const void *x, const float *bias, void *y, uint8_t *argmax,
                 for (long out = band * BAND; out < end; out++) {
                     long first = out * stride;
                     for (next = next < first ? first : next; next < first + window; next++)
-                        normalise_row(&maps, &norm, &buffers, element(x, map + next * row_length, bf16), bias,
+                        normalise_row(&maps, &norm, &buffers, flat, element(x, map + next * row_length, bf16), bias,
                                       ring + next % window * row_length);
                     long at = (image * maps.out_height + out) * maps.out_width * channels;
-                    pool_row(&maps, ring, first, largest, indices, writable_element(y, at, bf16), argmax + at);
+                    pool_row(&maps, ring, first, largest, writable_element(y, at, bf16), argmax + at);
                 }
             }
         }
@@ -560,6 +630,37 @@ static void unpool_row(const Maps *maps, const void *grad, const uint8_t *argmax
     }
 }
 
+/* grad_x of a row of a map from `upstream`, the gradient of the normalised row. Adds the sums over pixels to `part`.
+   `flat` is a buffer for the results of pixels normalised together. */
+static void row_gradient(const Maps *maps, const Norm *norm, Buffers *buffers, float *flat, const void *x,
+                         const float *bias, const float *upstream, void *grad_x, float *part)
+{
+    long channels = norm->channels, pitch = pitch_of(norm), together = together_of(norm);
+    for (long group = 0; group < maps->groups; group++) {
+        float *restrict sums = part + group * channels;
+        for (long first = 0; first < maps->width; first += together) {
+            long count = maps->width - first < together ? maps->width - first : together;
+            long at = first * maps->channels + group * channels;
+            Norm some = joined(norm, count);
+            for (long i = 0; i < count; i++) {
+                long from = at + i * maps->channels;
+                add_bias(maps, element(x, from, maps->bf16), bias ? bias + group * channels : NULL,
+                         buffers->x + i * pitch, channels);
+                memcpy(buffers->grad + i * pitch, upstream + from, channels * sizeof(float));
+            }
+            normalise_backward(&some, buffers, 1, flat);
+            for (long i = 0; i < count; i++) {
+                float *restrict result = flat + i * pitch;
+                const float *restrict values = buffers->x + i * pitch;
+                if (maps->relu == RELU_BEFORE)
+                    for (long c = 0; c < channels; c++) result[c] = values[c] <= 0 ? 0 : result[c];
+                for (long c = 0; c < channels; c++) sums[c] += result[c];
+                store(result, writable_element(grad_x, at + i * maps->channels, maps->bf16), channels, maps->bf16);
+            }
+        }
+    }
+}
+
 /* The number of rows of `channels` values in `bias_parts`. */
 long lrn_pool_bias_parts(long images, long height) { return images * bands_of(height); }
 
@@ -573,14 +674,16 @@ int lrn_pool_backward(const void *grad, const uint8_t *argmax, const void *x, co
     Maps maps = {images, height, width, channels, groups, window, stride,
                  (height - window) / stride + 1, (width - window) / stride + 1, relu, bf16};
     long bands = bands_of(height), row_length = width * channels, out_map = maps.out_height * maps.out_width * channels;
-    long per_thread = buffers_length(&norm, 1) + row_length + 2 * channels;
+    Norm whole = joined(&norm, together_of(&norm));
+    long per_thread = buffers_length(&whole, 1) + whole.channels + row_length + channels;
     float *memory = malloc(threads * per_thread * sizeof(float));
     if (!memory) return 0;
 #pragma omp parallel num_threads(threads)
     {
         float *own = memory + omp_get_thread_num() * per_thread;
-        Buffers buffers = buffers_in(own, &norm, 1);
-        float *upstream = own + buffers_length(&norm, 1), *values = upstream + row_length, *flat = values + channels;
+        Buffers buffers = buffers_in(own, &whole, 1);
+        float *flat = own + buffers_length(&whole, 1), *upstream = flat + whole.channels;
+        float *values = upstream + row_length;
 #pragma omp for schedule(static) collapse(2)
         for (long image = 0; image < images; image++) {
             for (long band = 0; band < bands; band++) {
@@ -588,23 +691,11 @@ int lrn_pool_backward(const void *grad, const uint8_t *argmax, const void *x, co
                 long end = (band + 1) * BAND < height ? (band + 1) * BAND : height;
                 memset(part, 0, channels * sizeof(float));
                 for (long row = band * BAND; row < end; row++) {
+                    long at = (image * height + row) * row_length;
                     unpool_row(&maps, element(grad, image * out_map, bf16), argmax + image * out_map, row, upstream,
                                values);
-                    for (long pixel = 0; pixel < width; pixel++) {
-                        for (long group = 0; group < groups; group++) {
-                            long first = group * norm.channels, inside = pixel * channels + first;
-                            long at = (image * height + row) * row_length + inside;
-                            void *to = writable_element(grad_x, at, bf16);
-                            float *restrict result = bf16 ? flat : to;
-                            add_bias(&maps, element(x, at, bf16), bias ? bias + first : NULL, buffers.x, norm.channels);
-                            memcpy(buffers.grad, upstream + inside, norm.channels * sizeof(float));
-                            normalise_backward(&norm, &buffers, 1, result);
-                            if (relu == RELU_BEFORE)
-                                for (long c = 0; c < norm.channels; c++) result[c] = buffers.x[c] <= 0 ? 0 : result[c];
-                            for (long c = 0; c < norm.channels; c++) part[first + c] += result[c];
-                            if (result == flat) store_bf16(flat, to, norm.channels);
-                        }
-                    }
+                    row_gradient(&maps, &norm, &buffers, flat, element(x, at, bf16), bias, upstream,
+                                 writable_element(grad_x, at, bf16), part);
                 }
             }
         }

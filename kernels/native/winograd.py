@@ -18,8 +18,13 @@ where the d' of overlapping tiles are added up. Images pass through all steps in
 with few weights, each thread processes images of its own. In fp32 and with a C compiler, `native.c` transforms the
 maps; otherwise matrix products do.
 
+In bf16, `native.c` transforms in fp32 and rounds transformed tiles, gradients and weights to bf16 for the products.
+Transformed weight gradients are summed in fp32. Small maps lie side by side in mosaics, so that fewer tiles reach
+beyond them.
+
 Source: Winograd, Arithmetic Complexity of Computations (1980); Lavin and Gray, Fast Algorithms for Convolutional Neural
-Networks (2015), https://arxiv.org/abs/1509.09308. Rounding errors are about seven times those of plain sums. A
+Networks (2015), https://arxiv.org/abs/1509.09308. Rounding errors in fp32 are about seven times those of plain sums. In
+bf16 they are 2 % of the result's norm for 3 x 3 filters and 5 % for 5 x 5; plain sums of bf16 factors have 0.2 %. A
 non-finite input makes all results of its tiles non-finite.
 """
 

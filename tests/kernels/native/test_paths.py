@@ -108,7 +108,10 @@ def test_native_c_updates_weights_with_copies(dtype: torch.dtype) -> None:
     assert torch.equal(copy, weight.to(BF16))
 
 
-@pytest.mark.parametrize("function", [*CHANNELS, *MAP, *sorted(FUSED), "tiles_to_maps"])
+ALLOCATING = [*CHANNELS, "norm_over_channels of single pixels", *MAP, *sorted(FUSED), "tiles_to_maps"]
+
+
+@pytest.mark.parametrize("function", ALLOCATING)
 def test_buffers_that_cannot_be_allocated_are_an_error(function: str) -> None:
     size = 2**44  # whose buffers exceed the addresses of a process
     x, result, argmax = (torch.ones(1, 2, 2, 2, dtype=dtype) for dtype in (FP32, FP32, torch.uint8))
@@ -117,12 +120,13 @@ def test_buffers_that_cannot_be_allocated_are_an_error(function: str) -> None:
     grid = (1, 2**24, 2**20, 2, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0)
     calls = {
         "norm_over_channels": lambda: c_functions.norm_over_channels(x, None, result, options, 1, 4),
+        "norm_over_channels of single pixels": lambda: c_functions.norm_over_channels(x, None, result, options, 1, 1),
         "norm_over_map": lambda: c_functions.norm_over_map(x, None, result, options),
         "lrn_pool_forward": lambda: c_functions.lrn_pool_forward(x, None, result, argmax, *pooled),
         "lrn_pool_backward": lambda: c_functions.lrn_pool_backward(x, argmax, x, None, result, *pooled),
     }
     calls["tiles_to_maps"] = lambda: c_functions.tiles_to_maps(x, None, x, torch.ones(2, 2), grid, relu=False)
-    with pytest.raises(MemoryError, match=f"{function}: cannot allocate buffers for "):
+    with pytest.raises(MemoryError, match=f"{function.split()[0]}: cannot allocate buffers for "):
         calls[function]()
 
 
@@ -177,7 +181,7 @@ def test_every_path_of_native_c_is_taken(counting: ctypes.CDLL, tmp_path: Path, 
     test_native_c_updates_weights_with_copies(BF16)
     for images, layer in ((3, ALEXNET[2]), (4, ALEXNET[1])):
         test_winograd.test_the_errors_of_bf16(images, layer)
-    for function in (*CHANNELS, *MAP, *FUSED, "tiles_to_maps"):
+    for function in ALLOCATING:
         test_buffers_that_cannot_be_allocated_are_an_error(function)
     found = counts(counting, tmp_path)
     source = build.SOURCE.read_text().splitlines()
