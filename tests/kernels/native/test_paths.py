@@ -106,6 +106,13 @@ def test_native_c_updates_weights_with_copies(dtype: torch.dtype) -> None:
     torch.testing.assert_close(velocity, wanted)
     torch.testing.assert_close(weight, after)
     assert torch.equal(copy, weight.to(BF16))
+    # Rounded to the nearest, and to the even one of two: 1 + 2^-8 and 1 + 3 x 2^-8 lie between two bf16.
+    special = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, float("nan")])
+    zeros, copy = torch.zeros(5), torch.empty(5, dtype=BF16)
+    with kernels.using("native"):
+        kernels.sgd_update_([special], [zeros.to(dtype)], [zeros], **options | {"weight_decays": [0.0]}, copies=[copy])
+    assert torch.equal(copy[:4], special[:4].to(BF16))
+    assert copy[4].isnan()
 
 
 ALLOCATING = [*CHANNELS, "norm_over_channels of single pixels", *MAP, *sorted(FUSED), "tiles_to_maps"]

@@ -180,6 +180,14 @@ def test_the_errors_of_bf16(images: int, layer: tuple) -> None:
     assert (biased.float() - rounded).norm() <= BF16_ERRORS[kernel][0] * rounded.norm()
 
 
+def test_tiles_of_bf16_have_few_points() -> None:
+    """Where larger ones would need fewer products; four maps share tiles where that needs fewer."""
+    assert winograd_tiles.tile_grid(3, (55, 55), torch.float32) == (5, 1, (11, 11))
+    assert winograd_tiles.tile_grid(3, (55, 55), torch.bfloat16) == (4, 1, (14, 14))
+    assert winograd_tiles.tile_grid(3, (13, 13), torch.bfloat16, (14, 14)) == (4, 2, (7, 7))
+    assert winograd_tiles.tile_grid(5, (27, 27), torch.bfloat16, (29, 29)) == (4, 1, (7, 7))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_slice_of_a_larger_tensor(implementation: str) -> None:
     x = random((3, 4, 9, 12), 0, torch.float32)[:, :, 1:, ::2]
