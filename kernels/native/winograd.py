@@ -40,7 +40,7 @@ from torch import Tensor
 from kernels.autograd import no_double_backward, operator
 from kernels.gradient_sink import GradientSink
 from kernels.memory_format import dense_as, is_channels_last
-from kernels.native import c_functions, processor
+from kernels.native import build, processor
 from kernels.native.winograd_tiles import Tiling, chunk_steps, tile_grid
 from kernels.native.winograd_transforms import FILTER_SIZES
 
@@ -284,6 +284,12 @@ def _deferred_gradient(operands: tuple, step: _StepTransforms | None, sink: Grad
     return step.finish_backward(sink)
 
 
+@torch.compiler.assume_constant_result  # a tracer cannot look at the processor and the compiled library
+def _filters_bf16() -> bool:
+    """Whether the processor gains, and native.c is there: PyTorch would transform in bf16."""
+    return build.library() is not None and processor.filters_bf16()
+
+
 def is_faster(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
     """Whether Winograd convolution supports these arguments and is faster than PyTorch's operator.
 
@@ -293,8 +299,8 @@ def is_faster(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> b
         return False
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or weight.dtype != x.dtype:
         return False
-    # In bf16, oneDNN's own products beat transforms of large strided maps, and PyTorch would transform in bf16.
-    bf16 = x.dtype == torch.bfloat16 and stride == 1 and c_functions.supports(x) and processor.filters_bf16()
+    # In bf16, oneDNN's own products beat transforms of large strided maps.
+    bf16 = x.dtype == torch.bfloat16 and stride == 1 and _filters_bf16()
     if not bf16 and x.dtype not in (torch.float32, torch.float64):
         return False
     filters, depth, *kernel = weight.shape

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparing import (
     TRANSFORMED_TOLERANCES,
+    called_c_functions,
     check_close,
     dtype_for,
     examples,
@@ -178,6 +179,20 @@ def test_the_errors_of_bf16(images: int, layer: tuple) -> None:
     torch.testing.assert_close(found[2].float(), grad.float().sum((0, 2, 3)), rtol=0.01, atol=0.01)
     rounded = (z.detach() + bias.float().view(-1, 1, 1)).relu()
     assert (biased.float() - rounded).norm() <= BF16_ERRORS[kernel][0] * rounded.norm()
+
+
+@pytest.mark.parametrize(("setting", "filtered"), [("minimal", True), ("direct", False)])
+def test_bf16_is_filtered_under_torch_compile_too(
+    setting: str, filtered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTALEX_BF16_CONV", setting)
+    torch.compiler.reset()
+    x, weight = random((8, 32, 13, 13), 0, torch.bfloat16), random((32, 32, 3, 3), 1, torch.bfloat16)
+    compiled = torch.compile(lambda x, w: kernels.conv2d_relu(x, w, padding=1), fullgraph=True, backend="eager")
+    with kernels.using("native"), called_c_functions() as called:
+        found = compiled(x, weight)
+        assert torch.equal(found, kernels.conv2d_relu(x, weight, padding=1))
+    assert ("maps_to_tiles" in called) == filtered
 
 
 def test_tiles_of_bf16_have_few_points() -> None:
