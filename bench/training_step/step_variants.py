@@ -46,6 +46,8 @@ class Variant:
         graphs: whether our step runs from CUDA graphs.
         overlap_update: whether our fully connected weights are updated during the backward pass.
         keeps_memory: whether the CPU allocator keeps the memory that our step frees.
+        banded: whether the plain network's local response normalisation is a product with a banded matrix.
+        training: whether to train; otherwise one evaluation of the batch is timed as a step.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Variant:
     graphs: bool = False
     overlap_update: bool = False
     keeps_memory: bool = True
+    banded: bool = False
+    training: bool = True
 
 
 def variants() -> list[Variant]:
@@ -79,9 +83,16 @@ def variants() -> list[Variant]:
         Variant("eager fp32", "fp32"),
         Variant("compile fp32", "fp32", compile="default"),
         Variant("compile max-autotune fp32", "fp32", compile="max-autotune"),
+        Variant("compile banded fp32", "fp32", compile="default", banded=True),
         Variant("ours bf16", "bf16", ours=True),
         Variant("eager bf16", "bf16"),
+        Variant("eager banded bf16", "bf16", banded=True),
         Variant("compile bf16", "bf16", compile="default"),
+        Variant("compile banded bf16", "bf16", compile="default", banded=True),
+        Variant("compile max-autotune banded bf16", "bf16", compile="max-autotune", banded=True),
+        Variant("ours fp32, evaluation", "fp32", ours=True, training=False),
+        Variant("ours bf16, evaluation", "bf16", ours=True, training=False),
+        Variant("eager banded bf16, evaluation", "bf16", banded=True, training=False),
     ]
 
 
@@ -120,7 +131,7 @@ class Step:
         )
 
     def _build_plain(self) -> None:
-        network = PlainNetwork(self.architecture)
+        network = PlainNetwork(self.architecture, banded=self.variant.banded)
         network.load_state_dict(self.weights)
         network.to(DEVICE, memory_format=torch.channels_last if self.variant.channels_last else torch.contiguous_format)
         self.network = network
@@ -134,14 +145,25 @@ class Step:
         self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
     def __call__(self) -> None:
-        """Run one step: forward, loss, backward, update; gradients are dropped."""
+        """Run one step: forward, loss, backward, update; gradients are dropped. Or evaluate the batch."""
         self.number += 1
+        if not self.variant.training:
+            self._evaluate()
+            return
         if self.variant.ours:
             self.step(self.images, self.labels, self.number)
         else:
             self._plain_loss(self.forward, self.images, self.labels).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def _evaluate(self) -> Tensor:
+        """The logits of the batch."""
+        if self.variant.ours:
+            return self.engine.stage.eval()(self.images)
+        with torch.autocast(DEVICE, torch.bfloat16) if self.variant.precision == "bf16" else nullcontext():
+            return self.network.eval()(self.images)
 
     def _plain_loss(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
         half = self.variant.precision == "bf16"

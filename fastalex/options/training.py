@@ -178,7 +178,8 @@ class ParallelOptions:
     """Restart all workers from the last checkpoint after a worker has failed, at most N times (with torchrun, use its
     own option)."""
     precision: Annotated[Precision | None, optional("{fp32,tf32,bf16}")] = None
-    """fp32 (default), tf32 (TF32 products on a GPU), or bf16 (bf16 computation with fp32 weights)."""
+    """fp32, tf32 (TF32 products on a GPU), or bf16 (bf16 computation with fp32 weights). Default: bf16 on CPUs that
+    multiply it, else fp32."""
     cuda_graphs: Annotated[bool | None, optional("")] = None
     """Run training steps from CUDA graphs. Default: if one GPU holds the whole network. Experimental for pipeline
     stages; not available for replicas."""

@@ -1,8 +1,8 @@
 """The operators on a CPU, optimised for speed and for little memory between forward and backward.
 
-Most of fp32 runs in `native.c`, which `build` compiles on first use. Other dtypes, and machines without a C compiler,
-use PyTorch, in chunks that stay in the caches. Convolutions use Winograd's algorithm where it is faster. All functions
-take the arguments of the public functions of the same names in :mod:`kernels`, which check them.
+Most of fp32 and bf16 runs in `native.c`, which `build` compiles on first use. Other dtypes, and machines without a C
+compiler, use PyTorch, in chunks that stay in the caches. Convolutions use Winograd's algorithm where it is faster. All
+functions take the arguments of the public functions of the same names in :mod:`kernels`, which check them.
 """
 
 from kernels.native.convolution import conv2d_relu

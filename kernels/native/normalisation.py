@@ -2,10 +2,10 @@
 
     y = x * scale^-beta        scale = k + alpha / n * (sum of x^2 over a window of n elements)
 
-Windows run over channels (`local_response_norm`) or over each map (`same_map_norm`). fp32 is computed by `native.c`.
-The implementation in PyTorch, for other dtypes and for machines without a compiler, works on chunks that stay in the
-caches. It copies the squares into rows with margins, where a window sum is a few additions of one flat array to shifted
-views of itself.
+Windows run over channels (`local_response_norm`) or over each map (`same_map_norm`). `native.c` computes fp32 and bf16,
+the latter with fp32 arithmetic. The implementation in PyTorch, for other dtypes and for machines without a compiler,
+works on chunks that stay in the caches. It copies the squares into rows with margins, where a window sum is a few
+additions of one flat array to shifted views of itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Max pooling on a CPU, alone and fused with bias, ReLU and local response normalisation.
 
-Max pooling alone is PyTorch's operator. The fused operator is computed by `native.c` in fp32 and channels_last; in all
-other cases by PyTorch, a few images at a time, so that the normalised maps stay in the caches.
+Max pooling alone is PyTorch's operator. The fused operator is computed by `native.c` in fp32 and bf16 in channels_last;
+in all other cases by PyTorch, a few images at a time, so that the normalised maps stay in the caches.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class _WindowIndices:
 
 
 def _runs_in_c(x: Tensor, bias: Tensor | None, indices: _WindowIndices) -> bool:
-    supported = is_channels_last(x) and (bias is None or bias.dtype == x.dtype) and indices.dtype == torch.uint8
-    return supported and x.numel() > 0 and c_functions.supports(x)
+    fits = is_channels_last(x) and x.numel() > 0 and indices.dtype == torch.uint8
+    return fits and (bias is None or bias.dtype in (x.dtype, torch.float32)) and c_functions.supports(x)
 
 
 def _chunk_buffer(x: Tensor) -> Tensor:

@@ -238,14 +238,15 @@ def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("variable", "chosen", "expected"),
     [
-        ("fastest", "FASTALEX_KERNELS must be one of triton, native, reference, got 'fastest'"),
-        ("triton", "the Triton kernels were chosen, but do not run on cpu"),
+        ("FASTALEX_KERNELS", "fastest", "FASTALEX_KERNELS must be one of triton, native, reference, got 'fastest'"),
+        ("FASTALEX_KERNELS", "triton", "the Triton kernels were chosen, but do not run on cpu"),
+        ("FASTALEX_BF16_CONV", "exact", "FASTALEX_BF16_CONV must be one of minimal, direct, got 'exact'"),
     ],
 )
-def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, chosen, expected):
-    monkeypatch.setenv("FASTALEX_KERNELS", chosen)
+def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, variable, chosen, expected):
+    monkeypatch.setenv(variable, chosen)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code, _, err = command(tmp_path, "fastalex.train", "synthetic", "--devices", "cpu,cpu")
     assert expected in line_of(code, err)

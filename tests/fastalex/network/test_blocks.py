@@ -74,7 +74,10 @@ def test_dropout_of_2012_scales_in_evaluation_and_inverted_dropout_does_not():
             torch.testing.assert_close(model.activations(x, ["fc8"])["fc8"], model(x), rtol=1e-4, atol=1e-6)
 
 
-def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
+# Minimal filtering rounds more (tests/kernels/native/test_winograd.py), which moves maxima of pooling windows.
+@pytest.mark.parametrize(("convolutions", "least"), [("direct", 0.98), ("minimal", 0.9)])
+def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights(convolutions, least, monkeypatch):
+    monkeypatch.setenv("FASTALEX_BF16_CONV", convolutions)
     model = AlexNet("krizhevsky", 4, seed=0, width=0.125)
     randomise(model)
     x = images(4)
@@ -87,7 +90,7 @@ def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
     for (name, _), a, b in zip(model.named_parameters(), exact, rounded, strict=True):
         assert b.dtype == torch.float32
         cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
-        assert cosine > 0.98, name
+        assert cosine > least, name
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
