@@ -1,6 +1,7 @@
 """Time convolution, bias and ReLU for the five layers of the 2012 network: python bench/conv_relu.py
 
-On a GPU, `--tune` measures launch settings and writes the table in `kernels/tuned/` instead.
+On a GPU, `--tune` measures launch settings instead, of these layers and of normalisation and pooling, and writes the
+table in `kernels/tuned/`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from harness import CUDA, Benchmark, Case, Operator, compiled, run_script
 from static_analysis.cases import CONVOLUTIONS
 from torch import Tensor
-from tuning import convolution
+from tuning import convolution, launches
+from tuning.tables import write_table
 
 import kernels
-from kernels import launch_settings
+from kernels import launch_settings, tuned
 
 GRADIENTS = {"data gradient": (0,), "weight gradient": (1, 2)}
 
@@ -112,6 +114,11 @@ def find_settings(bench: Benchmark) -> None:
         for batch in bench.batches()
         for problem in tuned_problems(chosen.layers, batch, dtype)
     ]
+    gpu = torch.cuda.get_device_name()
+    path = chosen.tables / launch_settings.table_path(gpu).name
+    if chosen.layers == list(CONVOLUTIONS):
+        found = launches.tune(bench.dtypes(), launches.shapes_of(bench.batches()[0]))
+        write_table(path, gpu, launches=tuned.load(path) | found)
     print(f"wrote {convolution.tune(problems, chosen.tables, chosen.seconds)}")
 
 
@@ -121,7 +128,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "choices": list(CONVOLUTIONS),
         "default": list(CONVOLUTIONS),
-        "help": "layers for --tune (all)",
+        "help": "tune these layers only, without normalisation and pooling (all)",
     },
     "tables": {
         "type": Path,

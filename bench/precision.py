@@ -1,10 +1,12 @@
 """The same training run in bf16 and in fp32: python bench/precision.py [OPTIONS OF fastalex.train]
 
     python bench/precision.py                                     # the bundled digits
+    python bench/precision.py --seeds 0 1 2                       # three runs in each precision
     python bench/precision.py photos --width 0.25 --epochs 3      # class folders, a narrower network
 
 Runs `python -m fastalex.train` in each precision with the same seed, and records the training loss, validation loss and
-errors of every epoch, and their difference from the first precision.
+errors of every epoch, and their difference from the first precision. `bf16-direct` is bf16 with exact sums in
+convolutions instead of minimal filtering.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ from fastalex.training.metrics_log import read_metrics
 def main() -> None:
     parser = argparse.ArgumentParser(description="The same training run in bf16 and in fp32.")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the records (bench/results)")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], help="of fp32, tf32, bf16, bf16-direct")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments, options = parser.parse_known_args()
     options = [str(Path(option).resolve()) if Path(option).is_dir() else option for option in options]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for precision in arguments.precisions:
-            command = [sys.executable, "-m", "fastalex.train", *options, "--precision", precision]
-            subprocess.run([*command, "--output", precision], cwd=folder, check=True)
-            rows += epochs(Path(folder) / precision)
-        config = RunConfig.load(Path(folder) / arguments.precisions[0])
+        for seed in arguments.seeds:
+            for precision in arguments.precisions:
+                run = Path(folder) / f"{precision}-{seed}"
+                convolutions = {"FASTALEX_BF16_CONV": "direct"} if precision == "bf16-direct" else {}
+                command = [sys.executable, "-m", "fastalex.train", *options, "--precision", precision.split("-")[0]]
+                command += ["--seed", str(seed), "--output", run.name]
+                subprocess.run(command, cwd=folder, env=os.environ | convolutions, check=True)
+                rows += [{"precision": precision, "seed": seed, **row} for row in epochs(run)]
+        config = RunConfig.load(run)
     compare(rows)
     data = re.sub(r"[^a-z0-9]+", "-", Path(config.data).name.lower())
     network = config.network
@@ -45,7 +52,6 @@ def main() -> None:
         "options": [Path(option).name for option in options],
         "network": network.summary(),
         "recipe": config.recipe.name,
-        "seed": config.seed,
         "cores": len(os.sched_getaffinity(0)),
     }
     harness.write_record(f"precision-{data}", settings, rows, arguments.output)
@@ -53,13 +59,12 @@ def main() -> None:
 
 def epochs(run: Path) -> list[dict[str, Any]]:
     """One row per epoch of a run: mean training loss, validation loss and errors."""
-    precision = RunConfig.load(run).precision
     lines = read_metrics(run)
     rows = []
     for validation in (line for line in lines if line["kind"] == "val"):
         training = [line for line in lines if line["kind"] == "train" and line["epoch"] == validation["epoch"]]
         images = sum(line["images"] for line in training)
-        row = {"precision": precision, "epoch": validation["epoch"]}
+        row = {"epoch": validation["epoch"]}
         row["training_loss"] = round(sum(line["loss"] * line["images"] for line in training) / images, 4)
         row |= {f"validation_{name}": validation[name] for name in ("loss", "top1_error", "top5_error")}
         rows.append(row)
@@ -67,14 +72,14 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Print all runs, and add to every row its difference from the first precision."""
-    first = {row["epoch"]: row for row in rows if row["precision"] == rows[0]["precision"]}
+    """Print all runs, and add to every row its difference from the first precision with the same seed."""
+    first = {(row["seed"], row["epoch"]): row for row in rows if row["precision"] == rows[0]["precision"]}
     for row in rows:
-        baseline = first[row["epoch"]]
+        baseline = first[row["seed"], row["epoch"]]
         for name in ("training_loss", "validation_loss", "validation_top1_error"):
             row[f"{name}_difference"] = round(row[name] - baseline[name], 4)
         print(
-            f"epoch {row['epoch']}  {row['precision']}  training loss {row['training_loss']:.4f} "
+            f"seed {row['seed']}  epoch {row['epoch']}  {row['precision']}  training loss {row['training_loss']:.4f} "
             f"({row['training_loss_difference']:+.4f})  validation loss {row['validation_loss']:.4f} "
             f"({row['validation_loss_difference']:+.4f})  top-1 error {row['validation_top1_error']:.2f} % "
             f"({row['validation_top1_error_difference']:+.2f})"

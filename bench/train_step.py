@@ -7,8 +7,11 @@ them; every turn ends with one synchronisation. On a CPU they are prepared one a
 
 - eager NCHW and eager channels_last in fp32, channels_last with autocast to bf16
 - torch.compile in its default mode, and with max-autotune (CUDA graphs), channels_last, autocast to bf16 on a GPU
+- on a CPU, `banded`: local response normalisation with a product by a banded matrix instead of F.local_response_norm
 
-each with its fused SGD. `owt` is torchvision's AlexNet. A variant is skipped, with the reason in the record, if
+each with its fused SGD. Variants called `evaluation` compute logits only.
+
+`owt` is torchvision's AlexNet. A variant is skipped, with the reason in the record, if
 
 - it computes in bf16 and the device's matrix product is slower in bf16 than in fp32
 - it is not ready within `--ready` seconds (compilation)
@@ -228,7 +231,7 @@ def summarise(row: Row, times: list[float], peak: int) -> None:
 def compare_with_roofline(rows: list[Row], ceilings: dict[str, roofline.Ceilings]) -> None:
     """Compare every time with the roofline of its precision."""
     for row in rows:
-        if row.ms_p50 is not None and row.precision in ceilings:
+        if row.ms_p50 is not None and row.precision in ceilings and not row.variant.endswith("evaluation"):
             architecture = build_architecture(row.architecture)
             row.limit_ms = round(roofline.limit_ms(architecture, row.batch, ceilings[row.precision]), 3)
             row.fraction_of_roofline = round(row.limit_ms / row.ms_p50, 4)
@@ -273,15 +276,17 @@ def against_the_best(rows: list[Row]) -> list[str]:
     """One line per network and batch: ours against the fastest variant of plain PyTorch."""
     lines = []
     for network, batch in dict.fromkeys((row.architecture, row.batch) for row in rows):
-        timed = [r for r in rows if (r.architecture, r.batch) == (network, batch) and r.ms_p50 is not None]
-        ours = min((row for row in timed if row.ours), key=lambda row: row.ms_p50 or 0, default=None)
-        plain = min((row for row in timed if not row.ours), key=lambda row: row.ms_p50 or 0, default=None)
-        if ours and plain and ours.ms_p50 and plain.ms_p50:
-            lines.append(
-                f"{network}, batch {batch}: {ours.variant} trains {ours.images_per_second:,.1f} images/s, "
-                f"{plain.ms_p50 / ours.ms_p50:.2f} times the fastest plain variant ({plain.variant}, "
-                f"{plain.images_per_second:,.1f})"
-            )
+        here = [r for r in rows if (r.architecture, r.batch) == (network, batch) and r.ms_p50 is not None]
+        evaluating = [row for row in here if row.variant.endswith("evaluation")]
+        for timed, verb in (([row for row in here if row not in evaluating], "trains"), (evaluating, "evaluates")):
+            ours = min((row for row in timed if row.ours), key=lambda row: row.ms_p50 or 0, default=None)
+            plain = min((row for row in timed if not row.ours), key=lambda row: row.ms_p50 or 0, default=None)
+            if ours and plain and ours.ms_p50 and plain.ms_p50:
+                lines.append(
+                    f"{network}, batch {batch}: {ours.variant} {verb} {ours.images_per_second:,.1f} images/s, "
+                    f"{plain.ms_p50 / ours.ms_p50:.2f} times the fastest plain variant ({plain.variant}, "
+                    f"{plain.images_per_second:,.1f})"
+                )
     return lines
 
 

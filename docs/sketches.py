@@ -67,6 +67,9 @@ def sketches() -> Iterator[tuple[str, str]]:
     yield "same_map_norm", draw(pixels, ("normalised over 5 pixels", flat(normalised)), "same_map_norm")
 
     square = row.expand(1, 1, 3, -1).contiguous()
+    fused = kernels.same_map_norm_max_pool2d(square, 5, **strong)
+    yield "same_map_norm_max_pool2d", draw(pixels, ("normalised, then pooled", flat(fused)), "same_map_norm_max_pool2d")
+
     pooled = kernels.max_pool2d(square, 3, 2)
     yield "max_pool2d", draw(pixels, ("maxima of windows of 3 pixels, 2 apart", flat(pooled)), "max_pool2d")
 

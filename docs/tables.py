@@ -70,6 +70,7 @@ PREDICTED = {
     "max_pool conv1": f"max-pool, {CONV1}",
     "lrn_max_pool source": f"fused block, {CONV1}",
     "same_map_norm": f"same-map norm, {CONV2}",
+    "same_map_norm_max_pool": f"same-map norm and pooling, {CONV2}",
     "update": "update of 61 million weights, with bf16 copies",
 }
 """Cases of the record of compiled code, and what the tables call them."""
@@ -85,7 +86,8 @@ def predictions_table() -> str:
             if chosen:
                 bound = max(chosen, key=lambda row: row["predicted_us"])["bound_by"].replace("issue", "issue slots")
                 predicted = sum(row["predicted_us"] for row in chosen)
-                rows.append((f"{label}, {direction}", bound, f"{predicted:.0f}", f"{chosen[0]['recorded_us']:.0f}"))
+                recorded = "-" if chosen[0]["recorded_us"] is None else f"{chosen[0]['recorded_us']:.0f}"
+                rows.append((f"{label}, {direction}", bound, f"{predicted:.0f}", recorded))
     return markdown(rows)
 
 

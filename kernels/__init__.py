@@ -18,6 +18,7 @@ from kernels.lrn_max_pool import lrn_max_pool2d
 from kernels.max_pool import max_pool2d
 from kernels.nn import replace_modules
 from kernels.same_map_norm import same_map_norm
+from kernels.same_map_norm_max_pool import same_map_norm_max_pool2d
 from kernels.sgd import sgd_update_
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "philox",
     "replace_modules",
     "same_map_norm",
+    "same_map_norm_max_pool2d",
     "sgd_update_",
     "using",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels import launch_settings
 from kernels.dispatch import tl, triton
+from kernels.memory_format import is_channels_last
 from kernels.vector_lanes import upcast, zero_accumulator
 
 
@@ -64,6 +65,17 @@ _BLOCK_ROWS, _BLOCK_CHANNELS, _MAX_PARTS = 32, 64, 256
 _BLOCK_PARTS, _BLOCK_SIZE = 16, 64
 # ... and if there are so few that smaller blocks are needed for enough programs.
 _FEW_SUMS, _BLOCK_PARTS_OF_FEW, _BLOCK_SIZE_OF_FEW = 8192, 128, 16
+
+
+def bias_gradient(grad: Tensor, bias: Tensor | None, needed: bool) -> Tensor:
+    """The gradient of a bias from the one of x + bias, N x C x H x W; empty if it is not needed."""
+    if bias is None or not needed:
+        return torch.empty(0, dtype=grad.dtype if bias is None else bias.dtype, device=grad.device)
+    if is_channels_last(grad) and grad.numel():
+        return channel_sum(grad, bias.dtype)
+    # PyTorch, too, sums in a fixed order.
+    accumulator = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    return grad.sum((0, 2, 3), dtype=accumulator).to(bias.dtype)
 
 
 def channel_sum(x: Tensor, dtype: torch.dtype) -> Tensor:

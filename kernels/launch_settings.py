@@ -2,7 +2,8 @@
 
 Most kernels are limited by memory bandwidth. A thread makes one load of 16 bytes, the widest possible, per tensor and
 item, and a program has 128 threads. This gives enough programs to fill a GPU even at AlexNet's smallest maps, and uses
-few enough registers for several programs per multiprocessor. Nothing is tuned at run time.
+few enough registers for several programs per multiprocessor. Where tuning has found a faster launch of
+normalisation or pooling on a GPU, that is used (`kernels.tuned`). Nothing is tuned at run time.
 
 The convolution's tile sizes come from a measured table, `kernels/tuned/<gpu>.json`, which
 `python bench/conv_relu.py --tune` writes on that GPU:
@@ -51,7 +52,7 @@ TABLES = Path(__file__).parent / "tuned"
 _MIN_PROGRAMS = 256
 _MIN_STEPS_PER_SPLIT = 8
 # Triton wins if its time is below this fraction of cuDNN's: two measurements of the same differ by up to 3 %.
-_WIN_RATIO = 0.97
+WIN_RATIO = 0.97
 # Largest ratio between a problem's batch and that of the entry it may use.
 _MAX_BATCH_RATIO = 8.0
 # Largest ratio of the terms of a rearranged convolution, its zero taps included, to those of the original.
@@ -187,7 +188,7 @@ class Entry:
     @property
     def wins(self) -> bool:
         """Whether Triton is faster by more than measurement noise."""
-        return self.ms < _WIN_RATIO * self.library_ms
+        return self.ms < WIN_RATIO * self.library_ms
 
 
 Table = Mapping[tuple[Direction, Problem], Entry]
@@ -347,11 +348,22 @@ def load_table(path: Path) -> Table:
         entries = json.loads(path.read_text())["entries"]
         return dict(_entry(entry) for entry in entries)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path} is not a table of launch settings ({reason}): delete it or write it again with "
-            "python bench/conv_relu.py --tune"
-        ) from error
+        raise ValueError(damaged(path, error)) from error
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """The message about a file that is not a table."""
+    return (
+        f"{path} is not a table of launch settings ({type(error).__name__}: {error}): delete it or write it again with "
+        "python bench/conv_relu.py --tune"
+    )
+
+
+def positive(name: str, value: Any) -> float:
+    """A time in a table, checked."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return value
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[tuple[Direction, Problem], Entry]:
@@ -361,10 +373,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[tuple[Direction, Problem], Entry]:
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entry["problem"].items()
     }
-    times = {name: entry[name] for name in ("ms", "library_ms")}
-    for name, value in times.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    times = {name: positive(name, entry[name]) for name in ("ms", "library_ms")}
     problem, settings = Problem(**fields), Settings(**entry["settings"])
     if settings.rearranged and (direction == "data_gradient" or not problem.can_be_rearranged()):
         raise ValueError(f"rearranged must be false for the {direction} of {problem}, got true")

@@ -12,6 +12,8 @@ A thread holds one vector of neighbouring channels (16 bytes) and loads the vect
 the L1 cache, and no load is narrower than 16 bytes. Each channel sums its own window: a running sum would lose
 precision by cancellation, and would carry one NaN to all later channels. Backward recomputes `s`, so it saves only `x`.
 
+A bias and a ReLU may come before. The mask of the ReLU costs backward no pass of its own, because it loads x anyway.
+
 All sums are unrolled. Windows of more than 16 channels would take long to compile, so PyTorch's additions compute them
 (`kernels/native/normalisation.py`), about 2 log2(size) for a sum.
 """
@@ -21,14 +23,17 @@ All sums are unrolled. Windows of more than 16 channels would take long to compi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
+from kernels.channel_sum import bias_gradient
 from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
-from kernels.vector_lanes import load_neighbours, locate, store_lanes
+from kernels.vector_lanes import load_bias, load_biased, load_neighbours, locate, store_lanes
 
 
 @triton.jit
@@ -116,16 +121,20 @@ def normalise_lanes_backward(
 
 @triton.jit
 def lrn_fwd_kernel(
-    x_ptr, y_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr, VECTOR: tl.constexpr,
-    HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    x_ptr, bias_ptr, y_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    VECTOR: tl.constexpr, HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """y from x, both N x CHANNELS x PIXELS in the same layout. `HALO` vectors on either side cover the window."""
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
     start = image * (CHANNELS * PIXELS)
-    x_lanes = load_neighbours(
-        x_ptr + start, vector, pixel, mask, HALO, GROUP_CHANNELS // VECTOR, PIXELS, CHANNELS, ITEMS, VECTOR,
-        CHANNELS_LAST,
+    GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    )
+    x_lanes = load_biased(
+        x_ptr + start, bias_lanes, vector, pixel, mask, RELU, HAS_BIAS, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS,
+        VECTOR, CHANNELS_LAST,
     )  # fmt: skip
     y_lanes = normalise_lanes(x_lanes, HALO, VECTOR, SIZE, ALPHA, BETA, K)
     store_lanes(y_ptr + start, y_lanes, vector, pixel, mask, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
@@ -133,23 +142,33 @@ def lrn_fwd_kernel(
 
 @triton.jit
 def lrn_bwd_kernel(
-    grad_ptr, x_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
+    grad_ptr, x_ptr, bias_ptr, grad_x_ptr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
+    K: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, ITEMS: tl.constexpr,
     VECTOR: tl.constexpr, HALO: tl.constexpr, GRAD_HALO: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    GRAD_CHANNELS_LAST: tl.constexpr,
+    GRAD_CHANNELS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """grad_x in x's layout, from x and from grad_y in a layout of its own."""
     image, vector, pixel, mask = locate(CHANNELS // VECTOR, PIXELS, ITEMS, CHANNELS_LAST)
     start = image * (CHANNELS * PIXELS)
     GROUP_VECTORS: tl.constexpr = GROUP_CHANNELS // VECTOR
-    x_lanes = load_neighbours(
-        x_ptr + start, vector, pixel, mask, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
+    bias_lanes = load_bias(
+        bias_ptr, vector, mask, HAS_BIAS, HALO, GROUP_VECTORS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST
     )
+    x_lanes = load_biased(
+        x_ptr + start, bias_lanes, vector, pixel, mask, RELU, HAS_BIAS, HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS,
+        VECTOR, CHANNELS_LAST,
+    )  # fmt: skip
     grad_lanes = load_neighbours(
         grad_ptr + start, vector, pixel, mask, GRAD_HALO, GROUP_VECTORS, PIXELS, CHANNELS, ITEMS, VECTOR,
         GRAD_CHANNELS_LAST,
     )  # fmt: skip
-    grad_x_lanes = normalise_lanes_backward(grad_lanes, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+    lanes = normalise_lanes_backward(grad_lanes, x_lanes, GRAD_HALO, HALO, VECTOR, SIZE, ALPHA, BETA, K)
+    grad_x_lanes = ()
+    for lane in tl.static_range(VECTOR):
+        value = lanes[lane]
+        if RELU:
+            value = tl.where(x_lanes[HALO * VECTOR + lane] <= 0.0, 0.0, value)
+        grad_x_lanes += (value,)
     store_lanes(grad_x_ptr + start, grad_x_lanes, vector, pixel, mask, PIXELS, CHANNELS, ITEMS, VECTOR, CHANNELS_LAST)
 
 
@@ -158,94 +177,97 @@ def halo(reach: int, vector: int) -> int:
     return -(-reach // vector)
 
 
+def _launch(
+    kernel: str, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, relu: bool
+) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of a kernel, its launch options, and the constants that both kernels have in common."""
+    batch, channels, height, width = x.shape
+    vector = launch_settings.vector_width(channels // groups, x.element_size())
+    constants = {
+        "SIZE": size, "ALPHA": alpha, "BETA": beta, "K": k, "PIXELS": height * width, "CHANNELS": channels,
+        "GROUP_CHANNELS": channels // groups, "VECTOR": vector,
+        "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None, "RELU": relu,
+    }  # fmt: skip
+    launch = tuned.launch_of(kernel, x)
+    return (batch * launch.programs(channels // vector * height * width),), launch.options | constants
+
+
 @operator("fastalex::lrn_forward")
-def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+def _forward(
+    x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int, relu: bool
+) -> Tensor:
     arguments.check_image(x)
-    x = dense(x)
+    x, bias = dense(x), bias if bias is None else bias.contiguous()
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    batch, channels, height, width = x.shape
-    vector = launch_settings.vector_width(channels // groups, x.element_size())
+    grid, constants = _launch("lrn_fwd_kernel", x, bias, size, alpha, beta, k, groups, relu)
     with launch_settings.on_device_of(x):
-        lrn_fwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
-            x,
-            y,
-            SIZE=size,
-            ALPHA=alpha,
-            BETA=beta,
-            K=k,
-            PIXELS=height * width,
-            CHANNELS=channels,
-            GROUP_CHANNELS=channels // groups,
-            ITEMS=launch_settings.ITEMS,
-            VECTOR=vector,
-            HALO=halo(size // 2, vector),
-            CHANNELS_LAST=is_channels_last(x),
-            **launch_settings.OPTIONS,
-        )
+        lrn_fwd_kernel[grid](
+            x, x if bias is None else bias, y, HALO=halo(size // 2, constants["VECTOR"]), **constants
+        )  # fmt: skip
     return y
 
 
 @_forward.register_fake
-def _(x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
+def _(x, bias, size, alpha, beta, k, groups, relu):
     return empty_as(x)
 
 
 @operator("fastalex::lrn_backward")
-def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-    x, grad = dense(x), dense(grad)
+def _backward(
+    grad: Tensor, x: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
+    relu: bool, needs_bias: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of x and of the bias; the latter is empty if it is not needed."""
+    x, grad, bias = dense(x), dense(grad), bias if bias is None else bias.contiguous()
     grad_x = empty_as(x)
     if x.numel() == 0:
-        return grad_x
-    batch, channels, height, width = x.shape
-    vector = launch_settings.vector_width(channels // groups, x.element_size())
+        return grad_x, bias_gradient(grad_x, bias, needs_bias)
+    grid, constants = _launch("lrn_bwd_kernel", x, bias, size, alpha, beta, k, groups, relu)
+    vector = constants["VECTOR"]
     with launch_settings.on_device_of(x):
-        lrn_bwd_kernel[(batch * launch_settings.programs(channels // vector * height * width),)](
-            grad,
-            x,
-            grad_x,
-            SIZE=size,
-            ALPHA=alpha,
-            BETA=beta,
-            K=k,
-            PIXELS=height * width,
-            CHANNELS=channels,
-            GROUP_CHANNELS=channels // groups,
-            ITEMS=launch_settings.ITEMS,
-            VECTOR=vector,
-            HALO=halo(size - 1, vector),
-            GRAD_HALO=halo(size // 2, vector),
-            CHANNELS_LAST=is_channels_last(x),
-            GRAD_CHANNELS_LAST=is_channels_last(grad),
-            **launch_settings.OPTIONS,
-        )
-    return grad_x
+        lrn_bwd_kernel[grid](
+            grad, x, x if bias is None else bias, grad_x, HALO=halo(size - 1, vector),
+            GRAD_HALO=halo(size // 2, vector), GRAD_CHANNELS_LAST=is_channels_last(grad), **constants,
+        )  # fmt: skip
+    return grad_x, bias_gradient(grad_x, bias, needs_bias)
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float, groups: int) -> Tensor:
-    return empty_as(x)
+def _(grad, x, bias, size, alpha, beta, k, groups, relu, needs_bias):
+    dtype = x.dtype if bias is None else bias.dtype
+    return empty_as(x), torch.empty(x.shape[1] if needs_bias else 0, dtype=dtype, device=x.device)
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """Saves x."""
+    """Saves the raw x, and the bias."""
 
     @staticmethod
-    def forward(ctx, x, *options):
-        ctx.save_for_backward(x)
+    def forward(ctx, x, bias, *options):
+        ctx.save_for_backward(x, bias)
         ctx.options = options
-        return _forward(x, *options)
+        return _forward(x, bias, *options)
 
     @staticmethod
     @no_double_backward("local_response_norm")
     def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return _backward(grad, x, *ctx.options), *([None] * len(ctx.options))
+        x, bias = ctx.saved_tensors
+        needs_bias = bias is not None and ctx.needs_input_grad[1]
+        grad_x, grad_bias = _backward(grad, x, bias, *ctx.options, needs_bias)
+        return grad_x, grad_bias if needs_bias else None, *([None] * len(ctx.options))
 
 
 def local_response_norm(
-    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, groups: int = 1
+    x: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    groups: int = 1,
+    bias: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """`torch.nn.functional.local_response_norm`, with its arguments and defaults, which are not those of AlexNet.
 
@@ -268,9 +290,11 @@ def local_response_norm(
         beta: above 0.
         k: above 0.
         groups: number of groups of C / groups channels that are normalised separately.
+        bias: C values, added to x first; any floating dtype, rounded to that of the computation.
+        relu: whether a ReLU comes before the normalisation, and after the bias.
 
     Returns:
-        A tensor of x's shape, dtype and memory format. Backward saves only `x`.
+        A tensor of x's shape, dtype and memory format. Backward saves only `x` and the bias.
 
     Raises:
         TypeError, ValueError: an argument is not as described; raised before any computation.
@@ -282,12 +306,15 @@ def local_response_norm(
         if x.dim() < 3:
             raise ValueError(f"x must have at least 3 dimensions (N x C x ...), got shape {tuple(x.shape)}")
         maps = x.flatten(2).unsqueeze(3)
-        return local_response_norm(maps, size, alpha, beta, k, groups=groups).reshape(x.shape)
+        return local_response_norm(maps, size, alpha, beta, k, groups=groups, bias=bias, relu=relu).reshape(x.shape)
     arguments.check_normalisation(size, alpha, beta, k)
     arguments.check_groups(x.shape[1], groups)
+    if bias is not None:
+        arguments.check_vector("bias", bias, x.shape[1], x, "one per channel of x")
+    arguments.check_bool("relu", relu)
     size, alpha = arguments.clamp_window(x.shape[1] // groups, size, alpha, 1)
     chosen = dispatch.implementation_for(x)
     if chosen == "triton" and size <= arguments.MAX_UNROLLED_WINDOW:
-        return _LocalResponseNorm.apply(x, size, float(alpha), float(beta), float(k), groups)
+        return _LocalResponseNorm.apply(x, bias, size, float(alpha), float(beta), float(k), groups, relu)
     plain = reference if chosen == "reference" else native
-    return plain.local_response_norm(x, size, alpha, beta, k, groups=groups)
+    return plain.local_response_norm(x, size, alpha, beta, k, groups=groups, bias=bias, relu=relu)

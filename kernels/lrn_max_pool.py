@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
-from kernels.channel_sum import channel_sum
+from kernels.channel_sum import bias_gradient
 from kernels.dispatch import tl, triton
 from kernels.lrn import halo, local_response_norm, normalise_lanes, normalise_lanes_backward
 from kernels.max_pool import block_count, block_gradient, block_length, max_pool2d
@@ -232,16 +232,16 @@ def _constants(
     x: Tensor, pooled: Tensor, bias: Tensor | None, size: int, alpha: float, beta: float, k: float, groups: int,
     kernel_size: int, stride: int, relu: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The constants and launch options that both kernels have in common. `pooled` has the result's shape."""
+    """The constants that both kernels have in common. `pooled` has the result's shape."""
     channels, height, width = x.shape[1:]
     vector = launch_settings.vector_width(channels // groups, x.element_size())
     if not is_channels_last(x):
         vector = min(vector, _MAX_NCHW_VECTOR)
-    return launch_settings.OPTIONS | {
+    return {
         "SIZE": size, "ALPHA": alpha, "BETA": beta, "K": k, "KERNEL": kernel_size, "STRIDE": stride,
         "HEIGHT": height, "WIDTH": width, "OUT_HEIGHT": pooled.shape[2], "OUT_WIDTH": pooled.shape[3],
-        "CHANNELS": channels, "GROUP_CHANNELS": channels // groups, "ITEMS": launch_settings.ITEMS,
-        "VECTOR": vector, "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None,
+        "CHANNELS": channels, "GROUP_CHANNELS": channels // groups, "VECTOR": vector,
+        "CHANNELS_LAST": is_channels_last(x), "HAS_BIAS": bias is not None,
         "RELU_BEFORE": relu == "before",
     }  # fmt: skip
 
@@ -261,10 +261,11 @@ def _forward(
     constants = _constants(x, y, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
     rows = min(_ROWS, out_height) if kernel_size > stride else 1
     items = channels // constants["VECTOR"] * triton.cdiv(out_height, rows) * out_width
+    launch = tuned.launch_of("lrn_pool_fwd_kernel", x)
     with launch_settings.on_device_of(x):
-        lrn_pool_fwd_kernel[(batch * launch_settings.programs(items),)](
+        lrn_pool_fwd_kernel[(batch * launch.programs(items),)](
             x, x if bias is None else bias, y, argmax, HALO=halo(size // 2, constants["VECTOR"]), ROWS=rows,
-            RELU_AFTER=relu == "after", WRITE_ARGMAX=needs_argmax, **constants,
+            RELU_AFTER=relu == "after", WRITE_ARGMAX=needs_argmax, **constants, **launch.options,
         )  # fmt: skip
     return y, argmax
 
@@ -283,34 +284,25 @@ def _backward(
     x, grad, bias = dense(x), dense(grad), bias if bias is None else bias.contiguous()
     grad_x = empty_as(x)
     if x.numel() == 0:
-        return grad_x, _bias_gradient(grad_x, bias, needs_bias)
+        return grad_x, bias_gradient(grad_x, bias, needs_bias)
     batch, channels, height, width = x.shape
     constants = _constants(x, argmax, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
     vector, block = constants["VECTOR"], block_length(stride, _MAX_BLOCK)
     items = channels // vector * block_count(height, block) * block_count(width, block)
+    launch = tuned.launch_of("lrn_pool_bwd_kernel", x)
     with launch_settings.on_device_of(x):
-        lrn_pool_bwd_kernel[(batch * launch_settings.programs(items),)](
+        lrn_pool_bwd_kernel[(batch * launch.programs(items),)](
             grad, argmax, x, x if bias is None else bias, grad_x, HALO=halo(size - 1, vector),
             GRAD_HALO=halo(size // 2, vector), BLOCK=block, UNROLL=kernel_size <= _MAX_WINDOWS * stride,
-            GRAD_CHANNELS_LAST=is_channels_last(grad), **constants,
+            GRAD_CHANNELS_LAST=is_channels_last(grad), **constants, **launch.options,
         )  # fmt: skip
-    return grad_x, _bias_gradient(grad_x, bias, needs_bias)
+    return grad_x, bias_gradient(grad_x, bias, needs_bias)
 
 
 @_backward.register_fake
 def _(grad, argmax, x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu, needs_bias):
     dtype = x.dtype if bias is None else bias.dtype
     return empty_as(x), torch.empty(x.shape[1] if needs_bias else 0, dtype=dtype, device=x.device)
-
-
-def _bias_gradient(grad_x: Tensor, bias: Tensor | None, needed: bool) -> Tensor:
-    if bias is None or not needed:
-        return torch.empty(0, dtype=grad_x.dtype if bias is None else bias.dtype, device=grad_x.device)
-    if is_channels_last(grad_x) and grad_x.numel():
-        return channel_sum(grad_x, bias.dtype)
-    # PyTorch, too, sums in a fixed order.
-    accumulator = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-    return grad_x.sum((0, 2, 3), dtype=accumulator).to(bias.dtype)
 
 
 class _LrnMaxPool(torch.autograd.Function):

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
 from kernels.dispatch import tl, triton
 from kernels.memory_format import dense, empty_as, is_channels_last
@@ -224,8 +224,9 @@ def _forward(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: 
         return y, argmax
     channels_last = is_channels_last(x)
     vector = _vector(channels, x.element_size(), channels_last)
+    launch = tuned.launch_of("max_pool_fwd_kernel", x)
     with launch_settings.on_device_of(x):
-        max_pool_fwd_kernel[(batch * launch_settings.programs(channels // vector * out_height * out_width),)](
+        max_pool_fwd_kernel[(batch * launch.programs(channels // vector * out_height * out_width),)](
             x,
             y,
             argmax,
@@ -237,11 +238,10 @@ def _forward(x: Tensor, kernel_size: int, stride: int, padding: int, ceil_mode: 
             OUT_HEIGHT=out_height,
             OUT_WIDTH=out_width,
             CHANNELS=channels,
-            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
             CHANNELS_LAST=channels_last,
             UNROLL=kernel_size <= _MAX_UNROLLED,
-            **launch_settings.OPTIONS,
+            **launch.options,
         )
     return y, argmax
 
@@ -266,8 +266,9 @@ def _backward(
     vector = _vector(channels, grad.element_size(), channels_last)
     block = block_length(stride)
     blocks = block_count(height, block, padding) * block_count(width, block, padding)
+    launch = tuned.launch_of("max_pool_bwd_kernel", grad_x)
     with launch_settings.on_device_of(grad):
-        max_pool_bwd_kernel[(batch * launch_settings.programs(channels // vector * blocks),)](
+        max_pool_bwd_kernel[(batch * launch.programs(channels // vector * blocks),)](
             grad,
             argmax,
             grad_x,
@@ -279,13 +280,12 @@ def _backward(
             OUT_HEIGHT=out_height,
             OUT_WIDTH=out_width,
             CHANNELS=channels,
-            ITEMS=launch_settings.ITEMS,
             VECTOR=vector,
             BLOCK=block,
             CHANNELS_LAST=channels_last,
             GRAD_CHANNELS_LAST=is_channels_last(grad),
             UNROLL=kernel_size <= _MAX_UNROLLED,
-            **launch_settings.OPTIONS,
+            **launch.options,
         )
     return grad_x
 

@@ -28,8 +28,26 @@ def _window_sums(x: Tensor, dim: int, size: int) -> Tensor:
     return functools.reduce(torch.add, windows)
 
 
-def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
-    values = _upcast(x)
+def _biased(x: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """x + bias and its ReLU, upcast."""
+    y = _upcast(x)
+    if bias is not None:
+        y = y + bias.to(y.dtype).view(-1, 1, 1)
+    return y.relu() if relu else y
+
+
+def local_response_norm(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    groups: int,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    values = _biased(x, bias, relu)
     grouped = values.unflatten(1, (groups, -1))
     squares = F.pad(grouped * grouped, (0, 0, 0, 0, size // 2, (size - 1) // 2))
     sums = _window_sums(squares, 2, size).flatten(1, 2)
@@ -69,16 +87,19 @@ def lrn_max_pool2d(
     bias: Tensor | None,
     relu: str | None,
 ) -> Tensor:
-    y = _upcast(x)
-    if bias is not None:
-        y = y + bias.to(y.dtype).view(-1, 1, 1)
-    if relu == "before":
-        y = y.relu()
+    y = _biased(x, bias, relu == "before")
     y = local_response_norm(y, size, alpha, beta, k, groups=groups)
     y = max_pool2d(y, (kernel_size,) * 2, (stride,) * 2, (0, 0), (1, 1), ceil_mode=False)
     if relu == "after":
         y = y.relu()
     return _like(x, y)
+
+
+def same_map_norm_max_pool2d(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, *, kernel_size: int, stride: int
+) -> Tensor:
+    y = same_map_norm(_upcast(x), size, alpha, beta, k)
+    return _like(x, max_pool2d(y, (kernel_size,) * 2, (stride,) * 2, (0, 0), (1, 1), ceil_mode=False))
 
 
 def conv2d_relu(

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import arguments, dispatch, launch_settings, native, reference
+from kernels import arguments, dispatch, launch_settings, native, reference, tuned
 from kernels.autograd import no_double_backward, operator
 from kernels.dispatch import tl, triton
 from kernels.lrn import inverse, inverse_power
@@ -185,8 +185,8 @@ def same_map_bwd_kernel(
 _MAX_ROWS, _MAX_SUMS = 32, 64
 
 
-def _options(x: Tensor, size: int) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid, constants and options of a launch over all maps of x."""
+def _options(kernel: str, x: Tensor, size: int) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid, constants and options of a kernel's launch over all maps of x."""
     batch, channels, height, width = x.shape
     # In NCHW, neighbouring items are neighbouring pixels and windows begin at any of them, so loads cannot be wider.
     vector = launch_settings.vector_width(channels, x.element_size()) if is_channels_last(x) else 1
@@ -199,12 +199,11 @@ def _options(x: Tensor, size: int) -> tuple[tuple[int], dict[str, Any]]:
         "CHANNELS": channels,
         "STRIPS": strips,
         "ROWS": triton.cdiv(height, strips),
-        "ITEMS": launch_settings.ITEMS,
         "VECTOR": vector,
         "CHANNELS_LAST": is_channels_last(x),
-        **launch_settings.OPTIONS,
     }
-    return (batch * launch_settings.programs(channels // vector * strips * width),), constants
+    launch = tuned.launch_of(kernel, x)
+    return (batch * launch.programs(channels // vector * strips * width),), launch.options | constants
 
 
 @operator("fastalex::same_map_forward")
@@ -214,7 +213,7 @@ def _forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tenso
     y = empty_as(x)
     if x.numel() == 0:
         return y
-    grid, options = _options(x, size)
+    grid, options = _options("same_map_fwd_kernel", x, size)
     with launch_settings.on_device_of(x):
         same_map_fwd_kernel[grid](x, y, ALPHA=alpha, BETA=beta, K=k, **options)
     return y
@@ -234,11 +233,12 @@ def _backward(grad: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: 
     # The range of fp16 is too small for products of gradients and responses. Rounding to bf16 costs less precision than
     # rounding the result does.
     spread = empty_as(x, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype)
-    grid, options = _options(x, size)
-    options |= {"ALPHA": alpha, "BETA": beta, "K": k, "GRAD_CHANNELS_LAST": is_channels_last(grad)}
+    numbers = {"ALPHA": alpha, "BETA": beta, "K": k, "GRAD_CHANNELS_LAST": is_channels_last(grad)}
     with launch_settings.on_device_of(x):
-        same_map_spread_kernel[grid](grad, x, spread, **options)
-        same_map_bwd_kernel[grid](grad, spread, x, grad_x, **options)
+        grid, options = _options("same_map_spread_kernel", x, size)
+        same_map_spread_kernel[grid](grad, x, spread, **options, **numbers)
+        grid, options = _options("same_map_bwd_kernel", x, size)
+        same_map_bwd_kernel[grid](grad, spread, x, grad_x, **options, **numbers)
     return grad_x
 
 

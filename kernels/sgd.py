@@ -299,9 +299,10 @@ def sgd_update_(
         momentum=momentum,
         copies=copies,
     )
-    # PyTorch's fused update, which the native implementation uses in eager mode, does not increment version counters.
+    # PyTorch's fused update and native.c, which the native implementation uses in eager mode, do not increment version
+    # counters.
     if update is native.sgd_update_ and not torch.compiler.is_compiling():
-        increment_version([*weights, *velocities])
+        increment_version([*weights, *velocities, *(copy for copy in copies or () if copy is not None)])
 
 
 def _check(weights, gradients, velocities, learning_rates, weight_decays, momentum, copies) -> None:

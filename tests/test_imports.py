@@ -37,7 +37,7 @@ OPTION = re.compile(r"(?<!torchrun )--[a-z]")  # torchrun's own options may be n
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
-MOST_MODULES = {"kernels": 20, "bench": 21, "fastalex": 23}  # one file per operator, benchmark, command
+MOST_MODULES = {"kernels": 21, "bench": 21, "fastalex": 23}  # one file per operator, benchmark, command
 MOST_MODULES_ELSEWHERE = 14
 
 # --- reading the source -----------------------------------------------------------------------------------------------

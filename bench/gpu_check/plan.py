@@ -85,7 +85,10 @@ def plan(only: Sequence[str] = PARTS, output: Path | None = None) -> list[Job]:
 def _tests() -> list[Job]:
     """Tests in several processes, by subject: a time limit or a broken GPU context ends one of them only."""
     groups = {
-        "normalisation and pooling": (62, ("lrn", "same_map_norm", "max_pool", "lrn_max_pool")),
+        "normalisation and pooling": (
+            62,
+            ("lrn", "same_map_norm", "max_pool", "lrn_max_pool", "same_map_norm_max_pool"),
+        ),
         "convolution": (55, ("conv_relu", "conv_gemm", "channel_sum")),
         "dropout, loss, update": (38, ("dropout", "philox", "cross_entropy", "sgd")),
     }

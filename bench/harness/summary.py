@@ -13,6 +13,7 @@ NAMES = {
     "same_map_norm": "same-map norm",
     "max_pool2d": "max-pool",
     "lrn_max_pool2d": "LRN and max-pool",
+    "same_map_norm_max_pool2d": "same-map norm and max-pool",
     "conv2d_relu": "convolution, bias, ReLU",
     "bias_relu_dropout": "bias, ReLU, dropout",
     "cross_entropy": "cross-entropy",

@@ -53,6 +53,7 @@ def operator_calls() -> Iterator[Call]:
         "same_map_norm": (lambda x: kernels.same_map_norm(x, 5, 1e-3, 0.75, 1.0), (x,)),
         "max_pool2d": (lambda x: kernels.max_pool2d(x, 3, 2), (x,)),
         "lrn_max_pool2d": (lambda x, b: kernels.lrn_max_pool2d(x, bias=b, relu="after"), (x, bias)),
+        "same_map_norm_max_pool2d": (kernels.same_map_norm_max_pool2d, (x,)),
         "conv2d_relu": (lambda x, w, b: kernels.conv2d_relu(x, w, b, padding=1), (x, weight, bias)),
         "dropout": (lambda x: kernels.dropout(x, seed=seed, first_row=first_row), (features,)),
         "bias_relu_dropout": (

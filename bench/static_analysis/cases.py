@@ -89,14 +89,17 @@ def blocks(
             yield case("lrn_max_pool source", kernels.lrn_max_pool2d, groups=2, bias=bias, relu="after")
             yield case("lrn_max_pool paper", kernels.lrn_max_pool2d, bias=bias, relu="before")
         else:
+            # As in the 2012 source, where both normalisations follow each other.
+            yield case("bias_relu_lrn", kernels.local_response_norm, size=5, k=2.0, groups=2, bias=bias, relu=True)
             yield case("same_map_norm", kernels.same_map_norm)
+            yield case("same_map_norm_max_pool", kernels.same_map_norm_max_pool2d)
             yield case(f"lrn_max_pool {layer}", kernels.lrn_max_pool2d, groups=2, bias=bias, relu="before")
 
 
 def convolution(name: str, dtype: torch.dtype) -> Case:
     """A convolution with the settings of GPUs without a table."""
     channels, side, filters, kernel, stride, padding, groups = CONVOLUTIONS[name]
-    # As in training: the first layer's input needs no gradient, and lrn_max_pool2d adds bias and ReLU itself.
+    # As in training: the first layer's input needs no gradient, and normalisation adds bias and ReLU itself.
     relu = name not in ("conv1", "conv2")
     x = _channels_last((BATCH, channels, side, side), dtype).requires_grad_(name != "conv1")
     weight = _channels_last((filters, channels // groups, kernel, kernel), dtype).requires_grad_()

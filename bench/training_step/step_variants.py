@@ -44,7 +44,10 @@ class Variant:
         ours: our implementation, otherwise plain PyTorch.
         compile: mode of torch.compile, or None.
         graphs: whether our step runs from CUDA graphs.
+        overlap_update: whether our fully connected weights are updated during the backward pass.
         keeps_memory: whether the CPU allocator keeps the memory that our step frees.
+        banded: whether the plain network's local response normalisation is a product with a banded matrix.
+        training: whether to train; otherwise one evaluation of the batch is timed as a step.
     """
 
     name: str
@@ -53,7 +56,10 @@ class Variant:
     channels_last: bool = True
     compile: Literal["default", "max-autotune"] | None = None
     graphs: bool = False
+    overlap_update: bool = False
     keeps_memory: bool = True
+    banded: bool = False
+    training: bool = True
 
 
 def variants() -> list[Variant]:
@@ -65,6 +71,7 @@ def variants() -> list[Variant]:
             Variant("compile bf16", "bf16", compile="default"),
             Variant("eager bf16", "bf16"),
             Variant("eager fp32", "fp32", channels_last=False),
+            Variant("ours bf16, update overlapped", "bf16", ours=True, graphs=True, overlap_update=True),
             Variant("ours bf16, no graphs", "bf16", ours=True),
             Variant("ours tf32", "tf32", ours=True, graphs=True),
             Variant("ours fp32", "fp32", ours=True, graphs=True),
@@ -76,9 +83,16 @@ def variants() -> list[Variant]:
         Variant("eager fp32", "fp32"),
         Variant("compile fp32", "fp32", compile="default"),
         Variant("compile max-autotune fp32", "fp32", compile="max-autotune"),
+        Variant("compile banded fp32", "fp32", compile="default", banded=True),
         Variant("ours bf16", "bf16", ours=True),
         Variant("eager bf16", "bf16"),
+        Variant("eager banded bf16", "bf16", banded=True),
         Variant("compile bf16", "bf16", compile="default"),
+        Variant("compile banded bf16", "bf16", compile="default", banded=True),
+        Variant("compile max-autotune banded bf16", "bf16", compile="max-autotune", banded=True),
+        Variant("ours fp32, evaluation", "fp32", ours=True, training=False),
+        Variant("ours bf16, evaluation", "bf16", ours=True, training=False),
+        Variant("eager banded bf16, evaluation", "bf16", banded=True, training=False),
     ]
 
 
@@ -108,10 +122,16 @@ class Step:
         stage = self.engine.stage
         self.optimizer: Any = KrizhevskySGD(stage, build_recipe("krizhevsky"), stage.compute_copies())
         self.notes: list[str] = []
-        self.step = build_step(self.engine, self.optimizer, graphs=self.variant.graphs, say=self.notes.append)
+        self.step = build_step(
+            self.engine,
+            self.optimizer,
+            graphs=self.variant.graphs,
+            overlap_update=self.variant.overlap_update,
+            say=self.notes.append,
+        )
 
     def _build_plain(self) -> None:
-        network = PlainNetwork(self.architecture)
+        network = PlainNetwork(self.architecture, banded=self.variant.banded)
         network.load_state_dict(self.weights)
         network.to(DEVICE, memory_format=torch.channels_last if self.variant.channels_last else torch.contiguous_format)
         self.network = network
@@ -125,14 +145,25 @@ class Step:
         self.optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, fused=True)
 
     def __call__(self) -> None:
-        """Run one step: forward, loss, backward, update; gradients are dropped."""
+        """Run one step: forward, loss, backward, update; gradients are dropped. Or evaluate the batch."""
         self.number += 1
+        if not self.variant.training:
+            self._evaluate()
+            return
         if self.variant.ours:
             self.step(self.images, self.labels, self.number)
         else:
             self._plain_loss(self.forward, self.images, self.labels).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def _evaluate(self) -> Tensor:
+        """The logits of the batch."""
+        if self.variant.ours:
+            return self.engine.stage.eval()(self.images)
+        with torch.autocast(DEVICE, torch.bfloat16) if self.variant.precision == "bf16" else nullcontext():
+            return self.network.eval()(self.images)
 
     def _plain_loss(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
         half = self.variant.precision == "bf16"

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
-import json
 import multiprocessing
 import os
 import time
@@ -34,6 +32,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels import conv_gemm, conv_relu, launch_settings
 from kernels.launch_settings import Direction, Entry, Problem, Settings
+from tuning.tables import write_table
 
 # Rows, columns and terms per step of a tile (block_m, block_n, block_k).
 _TILES = (
@@ -380,21 +379,3 @@ def _compile(direction: Direction, problem: Problem, settings: Settings) -> None
     # Compilation errors show up again in the measurement.
     with contextlib.suppress(Exception):
         run(direction, operands(direction, problem), problem, settings)
-
-
-def write_table(path: Path, gpu: str, entries: launch_settings.Table) -> None:
-    """Write the table of a GPU."""
-    table = {
-        "device": gpu,
-        "versions": harness.package_versions(),
-        "commit": harness.commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "entries": [launch_settings.table_entry(*key, entry) for key, entry in entries.items()],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(table, indent=1) + "\n")
-    unfinished.replace(path)
-    # The old table may be cached.
-    launch_settings.load_table.cache_clear()
-    launch_settings.choose.cache_clear()

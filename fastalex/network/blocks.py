@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -217,8 +217,8 @@ torch.fx.wrap("use_copy")  # one node in a graph: torch.fx cannot trace autograd
 class Convolution(WeightedBlock):
     """A conv layer with the steps that follow it: N x C x H x W to N x K x OH x OW, channels_last in memory.
 
-    Uses the fused operators of :mod:`kernels` where the steps match: convolution + ReLU, and
-    bias + ReLU + LRN + pooling in the orders of the 2012 networks.
+    Uses the fused operators of :mod:`kernels` where the steps match: convolution + ReLU, bias + ReLU + LRN + pooling
+    in the orders of the 2012 networks, and normalisation within a map + pooling.
     """
 
     spec: ConvBlock
@@ -248,12 +248,23 @@ class Convolution(WeightedBlock):
                 pool, x
             ):
                 x = _norm_and_pool(self._convolve(x, weight, None), norm, pool, bias, "before")
+            case (Activation(), LocalResponseNorm(size, alpha, beta, k, towers), *rest) if relu and _runs_on_gpu(x):
+                x = self._convolve(x, weight, None)
+                x = kernels.local_response_norm(x, size, alpha, beta, k, groups=towers, bias=bias, relu=True)
             case (Activation(), *rest) if relu:
                 x = self._convolve(x, weight, bias, relu=True)
             case (*rest,):
                 x = self._convolve(x, weight, bias)
-        for step in rest:
-            x = self._apply_step(step, x)
+        while rest:
+            match rest:
+                case (SameMapNorm(size, alpha, beta, k), MaxPool(kernel_size, stride), *rest) if _windows_end_at_edge(
+                    x.shape[2:], kernel_size, stride
+                ):
+                    x = kernels.same_map_norm_max_pool2d(
+                        x, size, alpha, beta, k, kernel_size=kernel_size, stride=stride
+                    )
+                case (step, *rest):
+                    x = self._apply_step(step, x)
         return x
 
     def make_steps(self) -> dict[str, nn.Module]:
@@ -265,14 +276,12 @@ class Convolution(WeightedBlock):
         return convolve(self.spec, x, weight, bias, self.gradient_sink, relu=relu)
 
     def _windows_fit(self, pool: MaxPool, x: Tensor) -> bool:
-        """Whether the last pooling window ends at the edge of the convolution's output, as the fused operator needs."""
+        """:func:`_windows_end_at_edge` of the convolution's output, for its input ``x``."""
         spec = self.spec
         top, bottom, left, right = four_sided(spec.padding)
-        for size, padding in ((x.shape[2], top + bottom), (x.shape[3], left + right)):
-            output_size = (size + padding - spec.kernel_size) // spec.stride + 1
-            if (output_size - pool.kernel_size) % pool.stride:
-                return False
-        return True
+        sides = ((x.shape[2], top + bottom), (x.shape[3], left + right))
+        output = [(size + padding - spec.kernel_size) // spec.stride + 1 for size, padding in sides]
+        return _windows_end_at_edge(output, pool.kernel_size, pool.stride)
 
     def _apply_step(self, step: Step, x: Tensor) -> Tensor:
         match step:
@@ -360,6 +369,19 @@ def _number_in(name: str) -> int:
 
 def _activate(x: Tensor, architecture: Architecture) -> Tensor:
     return F.relu(x) if architecture.activation == "relu" else torch.tanh(x)
+
+
+def _runs_on_gpu(x: Tensor) -> bool:
+    """Whether the operators run as on a GPU. There, the kernels of LRN apply bias and ReLU, and the ReLU's mask.
+
+    On a CPU, the convolution does so while its results are in the caches.
+    """
+    return kernels.dispatch.implementation_for(x) == "triton"
+
+
+def _windows_end_at_edge(sides: Sequence[int], kernel_size: int, stride: int) -> bool:
+    """Whether the last pooling window ends at the edge of a map, as the fused operators need."""
+    return all(side >= kernel_size and (side - kernel_size) % stride == 0 for side in sides)
 
 
 def _norm_and_pool(x: Tensor, norm: LocalResponseNorm, pool: MaxPool, bias: Tensor, relu: str) -> Tensor:

@@ -7,6 +7,7 @@ if its weight gradient is computed within each backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class LinearGradientSink:
         self._inputs: list[Tensor] = []
         self._output_gradients: list[Tensor] = []
         self._buffer: Tensor | None = None
+        self._on_complete: tuple[int, Callable[[], object]] | None = None
 
     @property
     def has_deferred(self) -> bool:
@@ -50,10 +52,24 @@ class LinearGradientSink:
         """
         self._inputs.append(inputs)
         self._output_gradients.append(output_gradients)
+        if self._on_complete is not None and len(self._inputs) == self._on_complete[0]:
+            self._on_complete[1]()
         if len(self._inputs) != self.micro_batches:
             return None
         inputs, output_gradients = self._take_rows()
         return output_gradients.t() @ inputs
+
+    def when_complete(self, micro_batches: int, call: Callable[[], object] | None) -> None:
+        """Call a function within backward passes as soon as the rows of so many micro-batches are stored.
+
+        The layer has then used its weight for the last time in the step. None calls nothing any more.
+        """
+        self._on_complete = None if call is None else (micro_batches, call)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of the stored rows until ``stream`` has done what it has been given by then."""
+        for rows in (*self._inputs, *self._output_gradients):
+            rows.record_stream(stream)
 
     def begin_step(self) -> None:
         """Start a step. Drops the rows of an unfinished one."""

@@ -8,6 +8,9 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from fastalex.network.architecture import Precision
+from kernels import dispatch
+from kernels.native import c_functions
+from kernels.native.processor import multiplies_bf16
 
 COMPUTE_DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -40,19 +43,28 @@ def check_precision(precision: Precision, devices: Sequence[torch.device]) -> No
 
 def slow_precision(precision: Precision, device: torch.device) -> str | None:
     """One-line warning that this precision is slow on this device, or None."""
-    if precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+    if precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:
         return "bf16 is slow on this CPU, which has no bf16 instructions: PyTorch emulates them; fp32 is faster"
     return None
 
 
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX-512 BF16, AMX or Arm); True if unknown."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = set(file.read().split())
-    except OSError:
-        return True
-    return bool(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
+def default_precision(devices: Sequence[torch.device]) -> Precision:
+    """The precision of training if none is given: bf16 where all devices are CPUs that are faster in it, else fp32.
+
+    They are if the processor multiplies bf16 and the operators' C code computes the rest.
+    """
+    if all(device.type == "cpu" for device in devices) and multiplies_bf16():
+        sample = torch.empty(0, dtype=torch.bfloat16)
+        if dispatch.implementation_for(sample) == "native" and c_functions.supports(sample):
+            return "bf16"
+    return "fp32"
+
+
+def describe_precision(precision: Precision, device: torch.device) -> str:
+    """The precision, and why it is fast on this device if that is a CPU."""
+    if precision == "bf16" and device.type == "cpu" and multiplies_bf16():
+        return "bf16, which this processor multiplies (master weights in fp32)"
+    return precision
 
 
 def configure_libraries(precision: Precision) -> None:

@@ -56,8 +56,8 @@ class PlanOptions:
     balance counted arithmetic."""
     schedule: Annotated[ScheduleName | None, optional("{1f1b,eager-1f1b,gpipe}")] = None
     """Pipeline schedule. Default: eager-1f1b."""
-    precision: Precision = "fp32"
-    """What the network computes in. tf32 needs a GPU."""
+    precision: Annotated[Precision | None, optional("{fp32,tf32,bf16}")] = None
+    """fp32, tf32 or bf16. Default: bf16 on CPUs that multiply it, else fp32."""
     images: int = PAPER_IMAGES
     """Training images, as many as in ILSVRC-2012 by default."""
     epochs: int = build_recipe("krizhevsky").epochs

@@ -178,16 +178,21 @@ class ParallelOptions:
     """Restart all workers from the last checkpoint after a worker has failed, at most N times (with torchrun, use its
     own option)."""
     precision: Annotated[Precision | None, optional("{fp32,tf32,bf16}")] = None
-    """fp32 (default), tf32 (TF32 products on a GPU), or bf16 (bf16 computation with fp32 weights)."""
+    """fp32, tf32 (TF32 products on a GPU), or bf16 (bf16 computation with fp32 weights). Default: bf16 on CPUs that
+    multiply it, else fp32."""
     cuda_graphs: Annotated[bool | None, optional("")] = None
     """Run training steps from CUDA graphs. Default: if one GPU holds the whole network. Experimental for pipeline
     stages; not available for replicas."""
+    overlap_update: Annotated[bool | None, optional("")] = None
+    """Update the fully connected weights while the convolutions' backward pass runs. Needs one GPU that holds the whole
+    network. Experimental: it has never run on a GPU. Default: off."""
     on_non_finite: Annotated[NonFinitePolicy | None, optional("{stop,skip}")] = None
     """If the loss or a gradient is not finite: stop the run (default), or skip the update and count it."""
 
     def of_steps(self) -> dict[str, Any]:
         """The given options that are fields of a run's configuration."""
-        return _given({"cuda_graphs": self.cuda_graphs, "on_non_finite": self.on_non_finite})
+        names = ("cuda_graphs", "overlap_update", "on_non_finite")
+        return _given({name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)

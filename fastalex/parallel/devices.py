@@ -6,6 +6,7 @@ import torch
 
 from fastalex.errors import ConfigurationError
 from kernels.dispatch import check_choice
+from kernels.native.processor import filters_bf16
 
 Devices = tuple[torch.device, ...]
 """The devices of one machine, one per worker."""
@@ -55,6 +56,7 @@ def check_devices(devices: Devices) -> Devices:
                 raise ConfigurationError(f"device {device.index} does not exist: {there}; choose another one, or cpu")
     try:
         check_choice(devices[0])
+        filters_bf16()  # refuses a wrong setting
     except (ValueError, RuntimeError) as error:
         raise ConfigurationError(str(error)) from None
     return devices

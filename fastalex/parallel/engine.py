@@ -142,6 +142,11 @@ class WholeNetwork(Engine):
         self._first_row = replica.index * batch_size if replica else 0
         self._replicated = replica.wrap(self.stage) if replica else None
 
+    @property
+    def is_replicated(self) -> bool:
+        """Whether this is one of several replicas."""
+        return self._replicated is not None
+
     def train_step(self, images: Tensor | None, labels: Tensor | None, seed: int | Tensor) -> Tensor | None:
         """See :meth:`Engine.train_step`."""
         assert images is not None
@@ -179,7 +184,7 @@ class WholeNetwork(Engine):
 
     def capture_obstacle(self, requested: bool | None) -> str | None:
         """See :meth:`Engine.capture_obstacle`."""
-        return common_capture_obstacle(self.device, requested, replicated=self._replicated is not None)
+        return common_capture_obstacle(self.device, requested, replicated=self.is_replicated)
 
 
 def sum_counts(counts: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from fastalex.cli import check_positive
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file
 from fastalex.network.architecture import Architecture
-from fastalex.network.precision import Precision
+from fastalex.network.precision import Precision, default_precision
 from fastalex.network.variation import build_architecture
 from fastalex.options.plan import PlanOptions
 from fastalex.options.training import NetworkOptions
@@ -78,7 +78,7 @@ def resolve(options: PlanOptions) -> TrainingPlan:
         _parallel_plan(options, architecture, devices),
         memory,
         options.batch_size,
-        options.precision,
+        options.precision or default_precision(devices),
         options.images,
         options.epochs,
         options.measure,

@@ -71,6 +71,8 @@ class KrizhevskySGD(Optimizer):
         decays = [group["weight_decay"] for group in groups]
         self._decays = torch.tensor(decays, dtype=torch.float64, device=device)
         self._is_weight = torch.tensor([group["name"].endswith(".weight") for group in groups], device=device)
+        # Kept, because a CUDA graph can read such a tensor but not copy it from the host.
+        self._selections: dict[tuple[int, ...], Tensor] = {}
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int, divisions: int = 0) -> None:
@@ -115,22 +117,35 @@ class KrizhevskySGD(Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, enabled: Tensor | None = None
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        enabled: Tensor | None = None,
+        only: Sequence[nn.Parameter] | None = None,
     ) -> None:
         """Update every parameter that has a gradient.
 
         Args:
+            only: of these parameters; None for all.
             enabled: tensor of one element on the parameters' device. 0 skips the update: weights and velocities stay as
                 they are. 1 or None applies it. Read on the device, without synchronisation.
         """
         if closure is not None:
             raise ValueError("KrizhevskySGD takes no closure; compute the gradients first, then call step()")
         rates, decays, is_weight, parameters = self.rates, self._decays, self._is_weight, self._parameters
-        chosen = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
+        wanted = None if only is None else {id(parameter) for parameter in only}
+        chosen = tuple(
+            index
+            for index, parameter in enumerate(parameters)
+            if parameter.grad is not None and (wanted is None or id(parameter) in wanted)
+        )
         if not chosen:
             return
         if len(chosen) < len(parameters):
-            rates, decays, is_weight = rates[chosen], decays[chosen], is_weight[chosen]
+            if chosen not in self._selections:
+                self._selections[chosen] = torch.tensor(chosen, device=rates.device)
+            selection = self._selections[chosen]
+            rates, decays, is_weight = rates[selection], decays[selection], is_weight[selection]
             parameters = [parameters[index] for index in chosen]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.recipe.lars is not None:

@@ -144,7 +144,8 @@ def plan(job: Job, classes: int, batch_size: int) -> Step:
         result,
         "--force",
     )
-    words += ("--draw", result.with_suffix(".svg"), "--precision", job.settings.precision or "fp32")
+    words += ("--draw", result.with_suffix(".svg"))
+    words += ("--precision", job.settings.precision) if job.settings.precision else ()
     command = _words("fastalex.plan", words, _network(job), _devices(job))
     return Step("the network over the devices; its speed", command, result)
 

@@ -47,6 +47,7 @@ class RunConfig:
         edits: changes of the recipe by hand, or made when the run was resumed; ``recipe`` includes them.
         on_non_finite: ``stop`` if a loss is not finite, or ``skip`` the update.
         cuda_graphs: whether steps run from CUDA graphs; None leaves the choice to the engine.
+        overlap_update: whether a second stream updates fully connected weights during the backward pass.
         save_every: steps between checkpoints within an epoch; None saves by the clock. Every epoch ends with one, too.
         keep: number of checkpoints to keep.
     """
@@ -68,6 +69,7 @@ class RunConfig:
     edits: tuple[Edit, ...] = ()
     on_non_finite: NonFinitePolicy = "stop"
     cuda_graphs: bool | None = None
+    overlap_update: bool = False
     save_every: int | None = None
     keep: int = 1
 

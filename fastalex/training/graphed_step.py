@@ -32,8 +32,10 @@ class _GraphedStepBase(TrainingStep):
         on_non_finite: NonFinitePolicy = "stop",
         agree: Callable[[Tensor], object] | None = None,
         say: Callable[[str], None] = print,
+        *,
+        overlap_update: bool = False,
     ) -> None:
-        super().__init__(engine, optimizer, on_non_finite, agree)
+        super().__init__(engine, optimizer, on_non_finite, agree, overlap_update=overlap_update)
         self.say = say
         self.capture_failed = False
         self._calls = 0
@@ -161,15 +163,17 @@ def build_step(
     on_non_finite: NonFinitePolicy = "stop",
     agree: Callable[[Tensor], object] | None = None,
     graphs: bool | None = None,
+    overlap_update: bool = False,
     say: Callable[[str], None] = print,
 ) -> TrainingStep:
     """The step for an engine, from CUDA graphs if the engine can be captured.
 
     Args:
         graphs: whether to use CUDA graphs; None lets the engine decide.
+        overlap_update: as for :class:`~fastalex.training.step.TrainingStep`.
         say: prints one line if the capture fails.
     """
     if engine.capture_obstacle(graphs) is not None:
-        return TrainingStep(engine, optimizer, on_non_finite, agree)
+        return TrainingStep(engine, optimizer, on_non_finite, agree, overlap_update=overlap_update)
     kind = GraphedPasses if engine.captures_passes else GraphedStep
-    return kind(engine, optimizer, on_non_finite, agree, say)
+    return kind(engine, optimizer, on_non_finite, agree, say, overlap_update=overlap_update)

@@ -22,6 +22,7 @@ from fastalex.console import console, duration
 from fastalex.datasets import AnyDataset
 from fastalex.metrics import Metrics, chance
 from fastalex.network.architecture import block_shapes
+from fastalex.network.precision import describe_precision
 from fastalex.network.weights import load_first_layer
 from fastalex.optional_packages import is_installed, missing
 from fastalex.options.training import resume_command
@@ -101,7 +102,7 @@ class Reporter(SilentReporter):
             + recipe.lr_summary(architecture.block_names[-1]),
             **({"edits": ", ".join(last_of_each(config.edits))} if config.edits else {}),
             "devices": describe_plan(config.parallel, recipe.batch_size),
-            "precision": config.precision,
+            "precision": describe_precision(config.precision, config.parallel.devices[0]),
             "run folder": str(config.folder),
         }
         if state.step:

@@ -26,7 +26,7 @@ from fastalex.datasets import (
 from fastalex.errors import ConfigurationError
 from fastalex.files import RUNS, check_place, default_folder, new_folder, owned
 from fastalex.network.architecture import Architecture
-from fastalex.network.precision import check_precision
+from fastalex.network.precision import check_precision, default_precision
 from fastalex.network.variation import build_architecture, narrow_init_warning
 from fastalex.network.weights import NetworkSpec, load_spec
 from fastalex.options.training import NetworkOptions, ParallelOptions, TrainOptions
@@ -136,7 +136,7 @@ def new_run(options: TrainOptions, devices: Devices | None = None) -> RunConfig:
         network=network,
         recipe=recipe,
         parallel=plan,
-        precision=options.parallel.precision or "fp32",
+        precision=options.parallel.precision or default_precision(plan.devices),
         seed=seed,
         output=str(options.output or default_folder(f"{dataset.name}-{options.network.arch}")),
         measure_split=_measures_split(options.parallel, plan),

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,7 +84,7 @@ def train(world: World, config: RunConfig, *, is_brief: bool = False) -> None:
         if config.measure_split:
             config = with_measured_split(world, config, model)
         # Build, then run.
-        with closing(Trainer(world, config, model, checkpoint, is_brief=is_brief)) as trainer:
+        with contextlib.closing(Trainer(world, config, model, checkpoint, is_brief=is_brief)) as trainer:
             trainer.run()
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_ERRORS:
@@ -222,6 +221,7 @@ class Trainer:
             on_non_finite=config.on_non_finite,
             agree=world.minimum,
             graphs=config.cuda_graphs,
+            overlap_update=config.overlap_update,
             say=self.reporter.note if world.is_first else self._note_of_this_worker,
         )
         self.counters = Counters(

@@ -35,14 +35,15 @@ _NORM = [_LONG, _FLOAT, _FLOAT, _FLOAT]
 _MAPS = [_LONG] * 5
 TASK = ctypes.CFUNCTYPE(None, _LONG)
 _ARGUMENTS = {
-    "norm_over_channels": [_POINTER] * 3 + [_LONG] * 3 + _NORM + [_INT],
-    "norm_over_map": [_POINTER] * 3 + [_LONG] * 4 + _NORM + [_INT],
-    "lrn_pool_forward": [_POINTER] * 4 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
-    "lrn_pool_backward": [_POINTER] * 6 + _MAPS + _NORM + [_LONG, _LONG, _INT, _INT],
+    "norm_over_channels": [_POINTER] * 3 + [_LONG] * 3 + _NORM + [_INT] * 2,
+    "norm_over_map": [_POINTER] * 3 + [_LONG] * 4 + _NORM + [_INT] * 2,
+    "lrn_pool_forward": [_POINTER] * 4 + _MAPS + _NORM + [_LONG, _LONG] + [_INT] * 3,
+    "lrn_pool_backward": [_POINTER] * 6 + _MAPS + _NORM + [_LONG, _LONG] + [_INT] * 3,
     "lrn_pool_bias_parts": [_LONG, _LONG],
+    "sgd_update": [_POINTER] * 4 + [_LONG] + [_FLOAT] * 3 + [_INT] * 2,
     "run_in_threads": [TASK, _LONG, _INT],
-    "maps_to_tiles": [_POINTER] * 5 + [_LONG] * 13 + [_INT],
-    "tiles_to_maps": [_POINTER] * 4 + [_LONG] * 2 + [_INT] + [_LONG] * 11 + [_INT],
+    "maps_to_tiles": [_POINTER] * 5 + [_LONG] * 16 + [_INT] * 2,
+    "tiles_to_maps": [_POINTER] * 4 + [_LONG] * 2 + [_INT] + [_LONG] * 14 + [_INT] * 2,
 }
 
 

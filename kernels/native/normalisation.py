@@ -2,10 +2,10 @@
 
     y = x * scale^-beta        scale = k + alpha / n * (sum of x^2 over a window of n elements)
 
-Windows run over channels (`local_response_norm`) or over each map (`same_map_norm`). fp32 is computed by `native.c`.
-The implementation in PyTorch, for other dtypes and for machines without a compiler, works on chunks that stay in the
-caches. It copies the squares into rows with margins, where a window sum is a few additions of one flat array to shifted
-views of itself.
+Windows run over channels (`local_response_norm`) or over each map (`same_map_norm`). `native.c` computes fp32 and bf16,
+the latter with fp32 arithmetic. The implementation in PyTorch, for other dtypes and for machines without a compiler,
+works on chunks that stay in the caches. It copies the squares into rows with margins, where a window sum is a few
+additions of one flat array to shifted views of itself.
 """
 
 from __future__ import annotations
@@ -252,9 +252,23 @@ class _WindowNorm(torch.autograd.Function):
         return _backward(grad, x, *ctx.options), None, None, None, None, None, None
 
 
-def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, *, groups: int) -> Tensor:
+def local_response_norm(
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    *,
+    groups: int,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """As :func:`kernels.local_response_norm`, without the checks."""
-    return _WindowNorm.apply(x, "channels", size, alpha, beta, k, groups)
+    wide = x
+    if bias is not None:
+        wide = x.to(compute_dtype(x))
+        wide = wide + bias.to(wide.dtype).view(-1, 1, 1)
+    return _WindowNorm.apply(wide.relu() if relu else wide, "channels", size, alpha, beta, k, groups).to(x.dtype)
 
 
 def same_map_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Max pooling on a CPU, alone and fused with bias, ReLU and local response normalisation.
 
-Max pooling alone is PyTorch's operator. The fused operator is computed by `native.c` in fp32 and channels_last; in all
-other cases by PyTorch, a few images at a time, so that the normalised maps stay in the caches.
+Max pooling alone is PyTorch's operator. The fused operator is computed by `native.c` in fp32 and bf16 in channels_last;
+in all other cases by PyTorch, a few images at a time, so that the normalised maps stay in the caches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kernels.autograd import no_double_backward, operator
 from kernels.memory_format import dense_as, empty_as, is_channels_last
 from kernels.native import c_functions
 from kernels.native.buffers import compute_dtype
-from kernels.native.normalisation import normalise, normalise_backward
+from kernels.native.normalisation import normalise, normalise_backward, same_map_norm
 
 
 def max_pool2d(
@@ -61,8 +61,8 @@ class _WindowIndices:
 
 
 def _runs_in_c(x: Tensor, bias: Tensor | None, indices: _WindowIndices) -> bool:
-    supported = is_channels_last(x) and (bias is None or bias.dtype == x.dtype) and indices.dtype == torch.uint8
-    return supported and x.numel() > 0 and c_functions.supports(x)
+    fits = is_channels_last(x) and x.numel() > 0 and indices.dtype == torch.uint8
+    return fits and (bias is None or bias.dtype in (x.dtype, torch.float32)) and c_functions.supports(x)
 
 
 def _chunk_buffer(x: Tensor) -> Tensor:
@@ -228,3 +228,10 @@ def lrn_max_pool2d(
 ) -> Tensor:
     """As :func:`kernels.lrn_max_pool2d`, without the checks."""
     return _LrnMaxPool.apply(x, bias, size, alpha, beta, k, groups, kernel_size, stride, relu)
+
+
+def same_map_norm_max_pool2d(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, *, kernel_size: int, stride: int
+) -> Tensor:
+    """As :func:`kernels.same_map_norm_max_pool2d`, without the checks."""
+    return F.max_pool2d(same_map_norm(x, size, alpha, beta, k), kernel_size, stride)

@@ -1,4 +1,5 @@
-"""The SGD update on a CPU, by PyTorch's fused update: each value passes through memory once."""
+"""The SGD update on a CPU, by PyTorch's fused update or, with bf16 copies, `native.c`: each value passes through memory
+once."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.memory_format import is_dense
+from kernels.native import c_functions
 from kernels.native.buffers import ELEMENTS_PER_THREAD
 
 
@@ -69,6 +71,11 @@ def _update(
     momentum: float,
 ) -> None:
     """Update flat tensors. `copy` receives the new weights."""
+    dtypes = torch.float32, torch.bfloat16
+    in_c = copy is not None and rate != 0 and c_functions.supports(weight) and weight.dtype == torch.float32
+    if copy is not None and in_c and gradient.dtype in dtypes:
+        c_functions.sgd_update(weight, gradient, velocity, copy, rate, decay, momentum)
+        return
     # With a copy, weights are updated in chunks, which are still in the cache when they are copied.
     chunk = max(weight.numel(), 1) if copy is None else ELEMENTS_PER_THREAD // 2 * torch.get_num_threads()
     for start in range(0, weight.numel(), chunk):

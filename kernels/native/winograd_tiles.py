@@ -16,35 +16,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.native import build, c_functions
+from kernels.native.buffers import compute_dtype
 from kernels.native.c_functions import Result
 from kernels.native.winograd_transforms import MAX_TILE, transform, transform_matrices
 
-# Tiles per chunk of images, as a multiple of the number of terms or filters, whichever is smaller. A chunk's tiles
-# should stay in the caches from step to step, but each chunk reads all transformed weights, which then are about as
-# large.
+# Tiles per chunk of images, as a multiple of the number of terms or filters, whichever is smaller, and twice as many in
+# bf16. A chunk's tiles should stay in the caches from step to step, but each chunk reads all transformed weights, which
+# then are about as large.
 TILES_PER_CHANNEL = 1.5
 # Up to this number of transformed weights, each thread processes images of its own and reads all weights. With more
 # weights, all threads work on the same images, and split the weights in products.
 MAX_WEIGHTS_PER_THREAD = 2**20
 
 
-def tile_grid(size: int, out: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+# Largest tiles whose products are in bf16, by the side of the filters. Their rounding errors grow with the number of
+# points: F(5, 3) would have twice the error of F(4, 3).
+MAX_BF16_TILES = {3: 6, 5: 8}
+
+
+def tile_grid(
+    size: int, out: tuple[int, int], dtype: torch.dtype, pitch: tuple[int, int] | None = None
+) -> tuple[int, int, tuple[int, int]]:
     """Choose m, the side of a tile's results, to need the fewest multiplications.
 
     Args:
         size: side of the filters, in cells.
         out: height and width of the results.
+        dtype: of the products.
+        pitch: distance of the results of two images in a mosaic; None for no mosaics.
 
     Returns:
-        m, and the tiles per column and per row of a map.
+        m, the images per side of a mosaic, and the tiles per column and per row of a mosaic.
     """
-    best, fewest = 0, 0
+    best, fewest = (0, 1, (0, 0)), 0.0
     # A loop, because torch.compile cannot trace min() with a key for sizes that vary.
-    for m in range(size - 1, MAX_TILE - size + 2):
-        products = (m + size - 1) ** 2 * -(-out[0] // m) * -(-out[1] // m)
-        if best == 0 or products < fewest:
-            best, fewest = m, products
-    return best, (-(-out[0] // best), -(-out[1] // best))
+    largest = MAX_BF16_TILES.get(size, MAX_TILE) if dtype == torch.bfloat16 else MAX_TILE
+    for m in range(size - 1, largest - size + 2):
+        for side in (1, 2) if pitch is not None else (1,):
+            last = (0, 0) if pitch is None else ((side - 1) * pitch[0], (side - 1) * pitch[1])
+            grid = -(-(last[0] + out[0]) // m), -(-(last[1] + out[1]) // m)
+            products = (m + size - 1) ** 2 * grid[0] * grid[1] / side**2
+            if best[0] == 0 or products < fewest:
+                best, fewest = (m, side, grid), products
+    return best
 
 
 class Tiling:
@@ -56,7 +70,11 @@ class Tiling:
         terms: channels of a cell, of one group.
         out: height and width of the results.
         m, n: sides of a tile's results and inputs, in cells.
-        grid: tiles per column and per row of a map.
+        compute_dtype: of transforms and of sums over chunks; transformed tiles and weights have x's dtype.
+        side: images per side of a mosaic, 1 or 2. Images in a mosaic share tiles and the padding between them: at 13 x
+            13 pixels and m = 4, four images need 49 tiles instead of 64.
+        pitch: distance of two images in a mosaic, below and beside each other.
+        grid: tiles per column and per row of a mosaic.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
@@ -70,9 +88,20 @@ class Tiling:
             (self.top + height + bottom - self.kernel) // stride + 1,
             (self.left + width + right - self.kernel) // stride + 1,
         )
-        self.m, self.grid = tile_grid(self.size, self.out)
+        # The padding between two images must hold that of either one.
+        self.pitch = (
+            max(height + max(self.top, bottom), self.out[0]),
+            max(width + max(self.left, right), self.out[1]),
+        )
+        mosaics = stride == 1 and c_functions.supports(x) and x.dtype == torch.bfloat16
+        self.m, self.side, self.grid = tile_grid(self.size, self.out, x.dtype, self.pitch if mosaics else None)
         self.n = self.m + self.size - 1
-        self.matrices = transform_matrices(self.m, self.size, x.dtype)
+        self.compute_dtype = compute_dtype(x)
+        self.matrices = transform_matrices(self.m, self.size, self.compute_dtype)
+
+    def tiles(self, images: int) -> int:
+        """The number of tiles of some images."""
+        return -(-images // self.side**2) * self.grid[0] * self.grid[1]
 
     @property
     def threads_split_images(self) -> bool:
@@ -89,17 +118,19 @@ class Tiling:
     def transform_weights(self, weight: Tensor) -> Tensor:
         """G w G^T: (n^2 groups) x terms x filters."""
         wide = self.size * self.stride
-        cells = F.pad(weight, (0, wide - self.kernel) * 2).view(
+        cells = F.pad(weight.to(self.compute_dtype), (0, wide - self.kernel) * 2).view(
             self.groups, self.filters, self.depth, self.size, self.stride, self.size, self.stride
         )
         cells = cells.permute(3, 5, 0, 4, 6, 2, 1).contiguous()
         length = cells.numel() // self.size**2
-        half, out = weight.new_empty(self.n * self.size * length), weight.new_empty(self.n**2 * length)
-        return transform(self.matrices.weights, cells, half, out).view(-1, self.terms, self.filters)
+        half, out = cells.new_empty(self.n * self.size * length), cells.new_empty(self.n**2 * length)
+        transformed = transform(self.matrices.weights, cells, half, out).view(-1, self.terms, self.filters)
+        return transformed.to(weight.dtype)
 
     def zero_gradient(self, weight: Tensor) -> Tensor:
-        """Zeros of the shape of :meth:`transform_weights`."""
-        return weight.new_zeros(self.n**2 * self.groups, self.terms, self.filters)
+        """Zeros of the shape of :meth:`transform_weights`, in :attr:`compute_dtype`."""
+        shape = self.n**2 * self.groups, self.terms, self.filters
+        return weight.new_zeros(shape, dtype=self.compute_dtype)
 
     def weight_gradient(self, transformed: Tensor) -> Tensor:
         """The weight's gradient from the transformed weights': the adjoint of :meth:`transform_weights`."""
@@ -125,10 +156,11 @@ class ChunkSteps(Tiling, abc.ABC):
 
     def __init__(self, x: Tensor, weight: Tensor, stride: int, sides: Sequence[int], groups: int) -> None:
         super().__init__(x, weight, stride, sides, groups)
-        tiles = TILES_PER_CHANNEL * min(self.terms, self.filters)
+        tiles = TILES_PER_CHANNEL * min(self.terms, self.filters) * self.compute_dtype.itemsize // x.element_size()
         least = 1 if self.threads_split_images else torch.get_num_threads()
-        self.images = max(1, min(len(x), max(least, round(tiles / math.prod(self.grid)))))
-        self.buffer_length = self.n**2 * self.images * math.prod(self.grid) * groups * max(self.terms, self.filters)
+        mosaics = max(least, round(tiles / math.prod(self.grid)))
+        self.images = max(1, min(len(x), mosaics * self.side**2))
+        self.buffer_length = self.n**2 * self.tiles(self.images) * groups * max(self.terms, self.filters)
         self._inputs, self._results = (x.new_empty(self.buffer_length) for _ in range(2))
 
     def multiply(self, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -140,6 +172,13 @@ class ChunkSteps(Tiling, abc.ABC):
         """The gradient of the transformed inputs, from that of the transformed results."""
         out = self._inputs[: gradient.shape[0] * gradient.shape[1] * self.terms]
         return torch.bmm(gradient, weights.transpose(1, 2), out=out.view(*gradient.shape[:2], self.terms))
+
+    def add_weight_gradient(self, total: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of the transformed weights to `total`, from transformed inputs and results' gradient."""
+        if total.dtype == inputs.dtype:
+            total.baddbmm_(inputs.transpose(1, 2), gradient)
+        else:
+            total += torch.bmm(inputs.transpose(1, 2), gradient)
 
     @abc.abstractmethod
     def transform_inputs(self, x: Tensor) -> Tensor:
@@ -166,7 +205,7 @@ class _StepsInC(ChunkSteps):
     """Maps are transformed by native.c, which reads and writes each of them once."""
 
     def transform_inputs(self, x: Tensor) -> Tensor:
-        values = self._inputs[: self.n**2 * len(x) * math.prod(self.grid) * self.groups * self.terms]
+        values = self._inputs[: self.n**2 * self.tiles(len(x)) * self.groups * self.terms]
         c_functions.maps_to_tiles(x, None, values, None, self.matrices.inputs, self._c_grid(x, inputs=True))
         return values.view(self.n**2 * self.groups, -1, self.terms)
 
@@ -175,8 +214,9 @@ class _StepsInC(ChunkSteps):
         c_functions.tiles_to_maps(transformed, bias, y, self.matrices.results, grid, relu=relu)
 
     def transform_gradient(self, gradient: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        values = self._results[: self.n**2 * len(gradient) * math.prod(self.grid) * self.groups * self.filters]
-        sums = gradient.new_empty(len(gradient), self.groups * self.filters)
+        values = self._results[: self.n**2 * self.tiles(len(gradient)) * self.groups * self.filters]
+        mosaics = self.tiles(len(gradient)) // math.prod(self.grid)
+        sums = gradient.new_empty(mosaics, self.groups * self.filters, dtype=self.compute_dtype)
         matrix = self.matrices.results.t().contiguous()
         c_functions.maps_to_tiles(gradient, y, values, sums, matrix, self._c_grid(gradient, inputs=False))
         return values.view(self.n**2 * self.groups, -1, self.filters), sums.sum(0)
@@ -189,7 +229,11 @@ class _StepsInC(ChunkSteps):
         """The `grid` argument for maps of inputs or of results; see :func:`c_functions.maps_to_tiles`."""
         images, height, width, channels = maps.shape
         stride, top, left = (self.stride, self.top, self.left) if inputs else (1, 0, 0)
-        return images, height, width, channels // self.groups, self.groups, stride, top, left, self.m, *self.grid
+        mosaic = self.side, *self.pitch
+        return (
+            *(images, height, width, channels // self.groups, self.groups, stride, top, left, self.m),
+            *(*self.grid, *mosaic),
+        )
 
 
 class _StepsInTorch(ChunkSteps):

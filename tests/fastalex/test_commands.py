@@ -238,14 +238,15 @@ def test_options_that_do_not_fit(tmp_path, prepared, arguments, expected):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("variable", "chosen", "expected"),
     [
-        ("fastest", "FASTALEX_KERNELS must be one of triton, native, reference, got 'fastest'"),
-        ("triton", "the Triton kernels were chosen, but do not run on cpu"),
+        ("FASTALEX_KERNELS", "fastest", "FASTALEX_KERNELS must be one of triton, native, reference, got 'fastest'"),
+        ("FASTALEX_KERNELS", "triton", "the Triton kernels were chosen, but do not run on cpu"),
+        ("FASTALEX_BF16_CONV", "exact", "FASTALEX_BF16_CONV must be one of minimal, direct, got 'exact'"),
     ],
 )
-def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, chosen, expected):
-    monkeypatch.setenv("FASTALEX_KERNELS", chosen)
+def test_kernels_that_do_not_run_are_refused(tmp_path, monkeypatch, variable, chosen, expected):
+    monkeypatch.setenv(variable, chosen)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     code, _, err = command(tmp_path, "fastalex.train", "synthetic", "--devices", "cpu,cpu")
     assert expected in line_of(code, err)
@@ -259,8 +260,8 @@ def test_help_names_every_option_in_groups(tmp_path):
         "--batch-size --lr --momentum --wd --weight-decay --scale-lr --warmup-epochs --lars --crops-shared-by --seed "
         "--set --init-from --bottleneck --init --order --random-crops --resized-crops "
         "--flip --color-noise --fraction --devices --stages "
-        "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --on-non-finite "
-        "--on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
+        "--replicas --split --micro-batches --schedule --precision --max-restarts --cuda-graphs --overlap-update "
+        "--on-non-finite --on-bad-sample --hardware-decoder-load --resume --output --save-every --keep"
     )
     assert set(options.split()) - set(re.split(r"[\s,]+", out)) == set()
     for group in ("The network, and its variations:", "The training recipe, and", "Devices, and", "Reading images:"):

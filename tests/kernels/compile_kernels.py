@@ -61,10 +61,11 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
     yield from _other_arguments(dtype)
 
 
-# Windows and strides far from AlexNet's: loops that are not unrolled, and blocks of one pixel. The fused block takes
-# windows up to 4 x 4 and 7 channels, and leaves larger ones to the other operators.
+# Windows and strides far from AlexNet's: loops that are not unrolled, and blocks of one pixel. The fused operators take
+# windows up to 4 x 4 and 7 channels or pixels, and leave larger ones to the other operators.
 WINDOWS = ((5, 1), (5, 2), (8, 2), (16, 1), (17, 2), (32, 1), (32, 2), (32, 40), (3, 40))
 FUSED_WINDOWS = ((1, 1, 5), (4, 1, 5), (4, 2, 7), (3, 40, 5))
+FUSED_MAP_WINDOWS = ((1, 1, 5), (4, 1, 7), (4, 3, 7), (1, 3, 5))
 
 
 def _unusual_windows(dtype: torch.dtype) -> Iterator[Case]:
@@ -76,6 +77,9 @@ def _unusual_windows(dtype: torch.dtype) -> Iterator[Case]:
     for window, stride, size in FUSED_WINDOWS:
         call = partial(kernels.lrn_max_pool2d, x, size, kernel_size=window, stride=stride, **options)
         yield Case(f"window {window}, stride {stride}, {size} channels", (), call)
+    for window, stride, size in FUSED_MAP_WINDOWS:
+        call = partial(kernels.same_map_norm_max_pool2d, x, size, kernel_size=window, stride=stride)
+        yield Case(f"window {window}, stride {stride}, {size} x {size} pixels", (), call)
     # The largest windows of the normalisations, which leave larger ones to PyTorch.
     yield Case("window over 16 channels", (), partial(kernels.local_response_norm, x, 16))
     yield Case("window over 16 x 16 pixels of all channels", (), partial(kernels.same_map_norm, x, 16))
@@ -109,7 +113,7 @@ def _is_left_out(launch: Launch, dtype: torch.dtype, architecture: int) -> bool:
     if _EVERYTHING:
         return False
     if case.startswith("window"):
-        return architecture != 90 or (dtype == torch.float32 and case.endswith("channels"))
+        return architecture != 90 or (dtype == torch.float32 and case.endswith(("channels", "pixels")))
     if case.startswith("lrn_max_pool conv2"):
         return True
     one_of_many = case.endswith("in NCHW") or case in ("lrn_max_pool paper", "update")

@@ -52,6 +52,42 @@ def test_lrn_is_the_definition(implementation, shape, groups, size, constants, d
 
 
 @pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
+@pytest.mark.parametrize("relu", [False, True])
+@examples(6)
+@given(
+    st.tuples(st.integers(1, 2), st.sampled_from([2, 3, 4, 8]), st.integers(1, 4), st.integers(1, 4)),
+    st.sampled_from([1, 2]),
+    st.integers(1, 8) | st.just(17),
+    st.sampled_from([None, "nchw", "sliced"]),
+    dtypes,
+    dtypes,
+    layouts,
+    gradient_layouts,
+    seeds,
+)
+def test_a_bias_and_a_relu_may_come_before(
+    implementation, relu, shape, groups, size, bias, dtype, bias_dtype, layout, gradient_layout, seed
+):
+    batch, channels, height, width = shape
+    channels = 10 if size > 16 else channels  # so that the window is not clamped
+    dtype, bias_dtype = dtype_for(implementation, dtype), dtype_for(implementation, bias_dtype)
+    x = laid_out(random_tensor((batch, channels * groups, height, width), seed, dtype), layout)
+    tensors = [x, laid_out(random_tensor((channels * groups,), seed + 2, bias_dtype), bias)] if bias else [x]
+
+    def operator(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return kernels.local_response_norm(x, size, 0.3, groups=groups, bias=bias, relu=relu)
+
+    check_against_reference(operator, implementation, tensors, gradient_layout, seed)
+
+
+def test_a_bias_reaches_tensors_of_other_dimensions() -> None:
+    x, bias = random_tensor((2, 8, 5), 0), random_tensor((8,), 1)
+    with kernels.using("triton"):
+        y = kernels.local_response_norm(x, 5, bias=bias, relu=True)
+    torch.testing.assert_close(y, F.local_response_norm((x + bias[:, None]).relu(), 5))
+
+
+@pytest.mark.parametrize("implementation", NORM_IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", [15, 16, 17, 24, 10**9])
 def test_windows_may_be_large(implementation: str, size: int) -> None:
     """Up to a size that compiles quickly, Triton's kernels sum the window; from 2 C - 1 on it covers all channels."""
@@ -112,9 +148,10 @@ def test_only_the_input_is_saved(implementation: str) -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_registered_operators_keep_pytorchs_rules(layout: str) -> None:
     x = laid_out(random_tensor((2, 8, 3, 2), 0, torch.float32), layout)
-    options = (5, 0.3, 0.75, 2.0, 2)
-    torch.library.opcheck(torch.ops.fastalex.lrn_forward, (x, *options))
-    torch.library.opcheck(torch.ops.fastalex.lrn_backward, (x, x, *options))
+    for bias in (None, random_tensor((8,), 1, torch.float32)):
+        options = (bias, 5, 0.3, 0.75, 2.0, 2, bias is not None)
+        torch.library.opcheck(torch.ops.fastalex.lrn_forward, (x, *options))
+        torch.library.opcheck(torch.ops.fastalex.lrn_backward, (x, x, *options, bias is not None))
     native = ("channels", 5, 0.3, 0.75, 2.0, 2)
     torch.library.opcheck(torch.ops.fastalex.native_norm_forward, (x, *native))
     torch.library.opcheck(torch.ops.fastalex.native_norm_backward, (x, x, *native))
@@ -171,3 +208,15 @@ def test_an_image_too_large_for_32_bits_is_refused_before_it_is_copied(function)
 def test_bad_groups_are_named(groups: int, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         kernels.local_response_norm(torch.ones(1, 4, 2, 2), 5, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bias": torch.ones(3)}, ValueError, r"bias must have 4 values \(one per channel of x\), got 3"),
+        ({"relu": "before"}, TypeError, "relu must be True or False, got str: 'before'"),
+    ],
+)
+def test_a_bad_bias_or_relu_is_named(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kernels.local_response_norm(torch.ones(1, 4, 2, 2), 5, **options)

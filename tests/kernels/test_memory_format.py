@@ -73,7 +73,7 @@ def test_a_part_of_channels_last_gives_channels_last(implementation: str, name: 
 def test_fake_operators_predict_the_format_of_a_parts_result(cut: str) -> None:
     x = laid_out(random_tensor((2, 16, 7, 7), 0, torch.float32), "channels_last")[CUTS[cut]]
     for operator, options in (
-        (torch.ops.fastalex.lrn_forward, (5, 0.3, 0.75, 2.0, 2)),
+        (torch.ops.fastalex.lrn_forward, (None, 5, 0.3, 0.75, 2.0, 2, False)),
         (torch.ops.fastalex.max_pool_forward, (3, 2, 1, True)),
         (torch.ops.fastalex.native_norm_forward, ("map", 5, 0.3, 0.75, 2.0, 1)),
     ):

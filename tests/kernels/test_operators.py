@@ -30,6 +30,7 @@ MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "same_map_norm": lambda x: kernels.same_map_norm(x, 3, alpha=0.3),
     "max_pool2d": lambda x: kernels.max_pool2d(x, 3, 2),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, alpha=0.3, groups=2, relu="before"),
+    "same_map_norm_max_pool2d": lambda x: kernels.same_map_norm_max_pool2d(x, 3, alpha=0.3),
 }
 ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: kernels.dropout(x, seed=1),
@@ -172,6 +173,7 @@ def test_help_says_so(name: str) -> None:
 LARGE = MAPS | {
     "max_pool2d": lambda x: kernels.max_pool2d(x, 3, stride=1),
     "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, groups=2, stride=1, relu="before"),
+    "same_map_norm_max_pool2d": lambda x: kernels.same_map_norm_max_pool2d(x, 3, stride=1),
 }
 # Height and width of an image and of its result.
 PLANES = {name: ((5, 5) if "pool" in name else (3, 3), (3, 3)) for name in LARGE}

@@ -34,7 +34,7 @@ def test_compiles_into_one_graph(implementation: str) -> None:
         y = kernels.conv2d_relu(x * 2, weight, bias, 1, (0, 2, 1, 1), groups=2)
         y = kernels.lrn_max_pool2d(y, bias=bias, relu="after", groups=2)
         y = kernels.same_map_norm(kernels.local_response_norm(y, 5, groups=2), 3)
-        maps = kernels.max_pool2d(y, 2, 1)
+        maps = kernels.max_pool2d(y, 2, 1) + kernels.same_map_norm_max_pool2d(y, 3, kernel_size=2, stride=1)
         y = kernels.bias_relu_dropout(maps.flatten(1), features_bias, 0.3, seed=seed)
         logits = kernels.dropout(y, seed=seed, first_row=2) + 1
         loss, counts = kernels.cross_entropy(logits, labels, scale=0.25)
@@ -91,6 +91,10 @@ VARIED: dict[str, tuple[Callable[..., Tensor], list[tuple[Tensor, float]]]] = {
     "max_pool2d": (lambda x, number: kernels.max_pool2d(x, 3, 2), [(_maps(2, 4, 5, 5), 0.0), (_maps(3, 4, 3, 7), 0.0)]),
     "lrn_max_pool2d": (
         lambda x, number: kernels.lrn_max_pool2d(x, 5, number, bias=x[0, :, 0, 0], relu="before"),
+        [(_maps(2, 4, 5, 5), 0.3), (_maps(3, 4, 3, 7), 0.2)],
+    ),
+    "same_map_norm_max_pool2d": (
+        lambda x, number: kernels.same_map_norm_max_pool2d(x, 3, number),
         [(_maps(2, 4, 5, 5), 0.3), (_maps(3, 4, 3, 7), 0.2)],
     ),
     "dropout": (lambda x, number: kernels.dropout(x, number, seed=1), [(_rows(2, 8), 0.5), (_rows(3, 12), 0.3)]),
@@ -160,7 +164,7 @@ def test_all_operators_export_with_a_batch_left_open(implementation: str) -> Non
             y = kernels.conv2d_relu(x, weight, bias, 1, 1)
             y = kernels.lrn_max_pool2d(y, bias=bias, relu="before")
             y = kernels.same_map_norm(kernels.local_response_norm(y, 5), 3)
-            y = kernels.max_pool2d(y, 2, 1).flatten(1)
+            y = (kernels.max_pool2d(y, 2, 1) + kernels.same_map_norm_max_pool2d(y, kernel_size=2, stride=1)).flatten(1)
             y = kernels.dropout(kernels.bias_relu_dropout(y, y.new_ones(y.shape[1]), seed=1), seed=2)
             return kernels.cross_entropy(y, torch.zeros(y.shape[0], dtype=torch.int64, device=y.device), scale=0.5)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import kernels
 from fastalex import AlexNet
 from fastalex.network.architecture import LinearBlock
 from fastalex.network.blocks import Linear
@@ -73,7 +74,10 @@ def test_dropout_of_2012_scales_in_evaluation_and_inverted_dropout_does_not():
             torch.testing.assert_close(model.activations(x, ["fc8"])["fc8"], model(x), rtol=1e-4, atol=1e-6)
 
 
-def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
+# Minimal filtering rounds more (tests/kernels/native/test_winograd.py), which moves maxima of pooling windows.
+@pytest.mark.parametrize(("convolutions", "least"), [("direct", 0.98), ("minimal", 0.9)])
+def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights(convolutions, least, monkeypatch):
+    monkeypatch.setenv("FASTALEX_BF16_CONV", convolutions)
     model = AlexNet("krizhevsky", 4, seed=0, width=0.125)
     randomise(model)
     x = images(4)
@@ -86,7 +90,7 @@ def test_bf16_computes_on_copies_and_gives_gradients_to_fp32_weights():
     for (name, _), a, b in zip(model.named_parameters(), exact, rounded, strict=True):
         assert b.dtype == torch.float32
         cosine = F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
-        assert cosine > 0.98, name
+        assert cosine > least, name
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
@@ -102,6 +106,41 @@ def test_a_block_with_two_poolings_names_both():
         images(1), ["conv1.pool", "conv1.pool2", "conv1"]
     )
     assert [tensor.shape[-1] for tensor in found.values()] == [27, 13, 13]
+
+
+@pytest.mark.parametrize(("side", "times"), [(7, 1), (8, 0)])
+def test_normalisation_within_a_map_and_pooling_are_fused_where_windows_end_at_the_edge(side, times, monkeypatch):
+    block = AlexNet("krizhevsky", 4, seed=0, width=0.125).conv2
+    calls, fused = [], kernels.same_map_norm_max_pool2d
+    monkeypatch.setattr(
+        kernels, "same_map_norm_max_pool2d", lambda *args, **options: calls.append(fused(*args, **options)) or calls[-1]
+    )
+    x = torch.randn(2, 12, side, side, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = block(x)
+        assert len(calls) == times
+        torch.testing.assert_close(y, block(x, watch=lambda name, value: None))
+    assert len(calls) == times
+
+
+@pytest.mark.parametrize(("name", "block"), [("krizhevsky", "conv2"), ("paper", "conv2"), ("caffe", "conv1")])
+def test_blocks_fused_as_on_a_gpu_compute_what_their_steps_do(name, block):
+    """With maps whose last pooling window hangs over, so that normalisation and pooling stay separate."""
+    found = []
+    for implementation in ("triton", "reference"):
+        module = AlexNet(name, 4, seed=0, width=0.125).get_submodule(block)
+        side = {"conv1": 39, "conv2": 6}[block]  # becomes 8 and 6 pixels
+        x = torch.randn(
+            1, module.weight.shape[1] * module.spec.groups, side, side, generator=torch.Generator().manual_seed(0)
+        )
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        with kernels.using(implementation), torch.no_grad():
+            module.bias.normal_(generator=torch.Generator().manual_seed(1))
+        with kernels.using(implementation):
+            y = module(x) if implementation == "triton" else module(x, watch=lambda name, value: None)
+            y.square().sum().backward()
+        found.append((y.detach(), x.grad, module.weight.grad, module.bias.grad))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_may_follow_a_layer_without_activation():

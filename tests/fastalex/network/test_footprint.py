@@ -81,4 +81,4 @@ def test_a_batch_of_128_fits_into_3_gigabytes_here(implementation):
     layers = layer_costs(build_architecture("krizhevsky"), "fp32", implementation)
     fixed = 3 * 4 * sum(layer.parameters for layer in layers)
     activations = 128 * sum(layer.kept_bytes for layer in layers)
-    assert fixed + activations == pytest.approx({"triton": 1.20, "native": 1.37}[implementation] * 2**30, rel=0.02)
+    assert fixed + activations == pytest.approx({"triton": 1.23, "native": 1.37}[implementation] * 2**30, rel=0.02)

@@ -3,9 +3,16 @@
 import pytest
 import torch
 
+import kernels
 from fastalex.errors import ConfigurationError
 from fastalex.network import precision
-from fastalex.network.precision import check_precision, configure_libraries, slow_precision
+from fastalex.network.precision import (
+    check_precision,
+    configure_libraries,
+    default_precision,
+    describe_precision,
+    slow_precision,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -31,12 +38,42 @@ def test_old_gpus_have_fp32_only(name, monkeypatch):
 
 
 def test_emulated_bf16_is_slow(monkeypatch):
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
     assert "bf16 is slow on this CPU" in (slow_precision("bf16", CPU) or "")
     assert slow_precision("fp32", CPU) is None
     assert slow_precision("bf16", GPU) is None
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
-    assert slow_precision("bf16", CPU) is None
+    for multiplies in (True, None):  # None: unknown
+        monkeypatch.setattr(precision, "multiplies_bf16", lambda multiplies=multiplies: multiplies)
+        assert slow_precision("bf16", CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("multiplies", "in_c", "implementation", "devices", "wanted"),
+    [
+        (True, True, "native", [CPU], "bf16"),
+        (True, True, "native", [CPU, CPU], "bf16"),
+        (True, True, "native", [GPU], "fp32"),
+        (True, True, "native", [CPU, GPU], "fp32"),
+        (True, True, "reference", [CPU], "fp32"),
+        (True, False, "native", [CPU], "fp32"),
+        (False, True, "native", [CPU], "fp32"),
+        (None, True, "native", [CPU], "fp32"),
+    ],
+)
+def test_bf16_is_the_default_where_it_is_fast(multiplies, in_c, implementation, devices, wanted, monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(precision.c_functions, "supports", lambda x: in_c and x.dtype == torch.bfloat16)
+    with kernels.using(implementation):
+        assert default_precision(devices) == wanted
+
+
+def test_a_cpus_bf16_is_explained(monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
+    assert describe_precision("bf16", CPU) == "bf16, which this processor multiplies (master weights in fp32)"
+    assert describe_precision("bf16", GPU) == "bf16"
+    assert describe_precision("fp32", CPU) == "fp32"
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
+    assert describe_precision("bf16", CPU) == "bf16"
 
 
 def test_the_libraries_follow_the_precision():

@@ -112,7 +112,8 @@ def test_the_speed_is_measured_with_the_real_step(capsys, monkeypatch, tmp_path)
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     network = NetworkOptions(width=1 / 16, lrn=False)
     drawing = tmp_path / "network.svg"
-    report(HERE, resolve(PlanOptions(network, devices="cpu", batch_size=4, measure=True, draw=drawing)))
+    options = PlanOptions(network, devices="cpu", batch_size=4, precision="fp32", measure=True, draw=drawing)
+    report(HERE, resolve(options))
     out = capsys.readouterr().out
     assert out.endswith(f"written: {drawing}\n")
     assert "a training step of 4 images, measured" in drawing.read_text()

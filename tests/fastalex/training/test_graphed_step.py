@@ -31,7 +31,7 @@ class _Engine(SimpleNamespace):
     [(False, True, GraphedStep), (True, True, GraphedPasses), (False, False, TrainingStep), (True, None, TrainingStep)],
 )
 def test_the_engine_says_how_its_steps_are_captured(without_cuda, captures_passes, graphs, expected):
-    without_cuda.setattr(TrainingStep, "__init__", lambda step, engine, *_: setattr(step, "engine", engine))
+    without_cuda.setattr(TrainingStep, "__init__", lambda step, engine, *_, **__: setattr(step, "engine", engine))
     engine = _Engine(captures_passes=captures_passes, device=torch.device("cuda"))
     assert type(build_step(engine, None, graphs=graphs)) is expected  # type: ignore[arg-type]
 
