@@ -36,3 +36,10 @@ def test_the_jobs_options_are_those_of_train(script):
     known = [name for item in _parser(TrainOptions).get_args_including_children() for name in flags(item.arg)]
     assert given
     assert set(given) <= set(known)
+
+
+def test_the_workflow_makes_targets_that_there_are():
+    made = re.findall(r"run: make (\S+)$", (ROOT / ".github" / "workflows" / "tests.yml").read_text(), re.MULTILINE)
+    assert {"lint", "test", "docs"} <= set(made)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(made) <= set(targets)
