@@ -284,10 +284,14 @@ def _deferred_gradient(operands: tuple, step: _StepTransforms | None, sink: Grad
     return step.finish_backward(sink)
 
 
-@torch.compiler.assume_constant_result  # a tracer cannot look at the processor and the compiled library
 def _filters_bf16() -> bool:
     """Whether the processor gains, and native.c is there: PyTorch would transform in bf16."""
     return build.library() is not None and processor.filters_bf16()
+
+
+# A tracer cannot look at the processor and the compiled library. This is torch.compiler.assume_constant_result, which
+# would import the compiler, for seconds.
+_filters_bf16._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_faster(x: Tensor, weight: Tensor, stride: int, sides: Sequence[int]) -> bool:
