@@ -8,6 +8,7 @@ import importlib
 import io
 import re
 import runpy
+import signal
 import sys
 from typing import Any
 
@@ -49,6 +50,8 @@ source <(fastalex completion bash) lets the tab key complete (also: zsh, fish)""
 def main() -> None:
     """Run the command that is named first, or say what there is."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in _COMMANDS and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # fastalex | head ends without a traceback
     if name in ("-h", "--help", "--help-all", "help"):
         print(_SUMMARY)
     elif name in ("-V", "--version", "version"):
