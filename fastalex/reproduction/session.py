@@ -33,6 +33,10 @@ RECORD = "reproduction.json"
 """In the folder of a reproduction: what it was made from, so that others do not mix with it."""
 
 
+_STOPPED = {code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)}
+"""Exit codes of a step that a signal has ended, or that has heeded one."""
+
+
 def reproduce(job: Job) -> None:
     """Do what is missing, and write tables, figures and the page.
 
@@ -133,7 +137,7 @@ def _run(step: Step, number: int, count: int) -> None:
     )
     with _forwarding(process) as received:
         code = process.wait()
-    if received or code in (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if received or code in _STOPPED:
         number = received[0] if received else abs(code) % 128
         raise Interrupted("stopped; the same command goes on from here", number)
     if code == 0 and step.is_done:

@@ -42,8 +42,9 @@ def finished(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """A working directory with a finished run over two workers in it, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
     code, out, err = command(
-        folder, "fastalex.train", class_folders, *SMALL, "--devices", "cpu,cpu", "--epochs", "2", "--output", "run"
-    )
+        folder, "fastalex.train", class_folders, *SMALL, "--precision", "fp32", "--devices", "cpu,cpu", "--epochs", "2",
+        "--output", "run",
+    )  # fmt: skip
     assert code == 0, err
     return folder, out
 

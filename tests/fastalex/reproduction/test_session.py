@@ -150,7 +150,8 @@ def test_other_options_and_other_folders_are_refused(finished, animals, tmp_path
         ("raise SystemExit(2)", ConfigurationError, "a failed, for the reason above; mend it, and give the same"),
         ("raise SystemExit(1)", WorkerError, "a failed, for the reason above; mend it, and give the same command"),
         ("", WorkerError, "a ended without its result .*x; run it alone to see why"),
-        ("import os; os.kill(os.getpid(), 2)", Interrupted, "stopped; the same command goes on from here"),
+        ("import os; os.kill(os.getpid(), 15)", Interrupted, "stopped; the same command goes on from here"),
+        ("raise SystemExit(130)", Interrupted, "stopped; the same command goes on from here"),
     ],
 )
 def test_a_step_that_fails_is_named(tmp_path, monkeypatch, script, error, message):

@@ -103,7 +103,7 @@ def test_an_epoch_that_only_validates_has_no_loss(reporter):
 
 
 def test_long_epochs_print_a_line_now_and_then(reporter, monkeypatch):
-    clock = iter([0.0, 61.0, 61.0, 90.0, 121.5, 121.5])
+    clock = iter([0.0, 0.0, 61.0, 61.0, 90.0, 121.5, 121.5])
     monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
     reporter.start(TrainingState())
     before = len(lines(reporter))
