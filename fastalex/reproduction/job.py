@@ -106,9 +106,9 @@ class Job:
     @property
     def sources(self) -> list[Source]:
         """The data sets that the targets need, each once."""
-        needed = [self.first] if "table1" in self.targets else []
-        if set(self.targets) - {"table1"}:
-            needed.append(self.main)
+        needed = [self.main] if set(self.targets) - {"table1"} else []
+        if "table1" in self.targets:
+            needed.append(self.first)
         if self.pretraining and {"table2", "claims"} & set(self.targets):
             needed.append(self.pretraining)
         seen: dict[str, Source] = {}

@@ -1,5 +1,6 @@
 """Which data set stands for which of the paper's."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,12 @@ def test_a_part_or_a_stand_in_is_not_imagenet(few):
     assert not source.is_real
     assert source.name == "standin"
     assert source.description.endswith("; not ILSVRC-2012")
+
+
+def test_each_data_set_is_named_once(job):
+    """As what stands for the later of the two, which most of the page is about."""
+    assert [source.place for source in job.sources] == ["ILSVRC-2012"]
+    assert [source.place for source in replace(job, targets=("table1",)).sources] == ["ILSVRC-2010"]
 
 
 @pytest.mark.parametrize(

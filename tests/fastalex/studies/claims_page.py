@@ -26,9 +26,9 @@ def claims_table() -> str:
     for study in STUDIES.values():
         here = "[below](#measured)" if study.name in measured else "-"
         rows.append((study.claim, f"`study {study.name}`", _published_differences(study), here))
+    reproduced = {finding["claim"] for finding in _findings()}
     for claim in OTHER_CLAIMS:
-        is_baseline = any(command.startswith("baseline") for command in claim.commands)
-        has_record = is_baseline and any(_records("baseline.json"))
+        has_record = claim.claim in reproduced
         commands = ", then ".join(f"`{command}`" for command in claim.commands)
         rows.append((claim.claim, commands, _published_errors(claim), "[below](#measured)" if has_record else "-"))
     return _markdown(rows)
@@ -39,18 +39,53 @@ def studies_table() -> str:
     rows = [("study", "variant", "top-1 error %", "top-5 error %", "difference", "published")]
     records = {find_study(record["settings"]["study"]).name: record for record in _records("study-*.json")}
     for study in STUDIES.values():
+        if study.measure == "epochs":
+            continue
         for index, row in enumerate(records.get(study.name, {"rows": []})["rows"]):
             (variant,) = (v for v in study.variants if row["variant"] in (v.name, v.formerly))
             difference, published = "base", "base"
             if index:
                 difference = " / ".join(_difference(row[f"{kind}_difference"]) for kind in ("top1", "top5"))
                 published = str(variant.published or "none")
-            errors = [f"{row[name]['mean']:.1f} ± {row[name]['spread']:.1f}" for name in ("top1_error", "top5_error")]
+            errors = [_figure(row[name]) for name in ("top1_error", "top5_error")]
             name = variant.name
             if failed := failures(row, records[study.name]["settings"]["data"]):
                 name += f" ({failed})"
             rows.append((f"`{study.name}`", name, *errors, difference, published))
     return _markdown(rows)
+
+
+def activation_table() -> str:
+    """The recorded epochs of figure 1's study."""
+    rows = [("variant", "epochs to 25 % training error", "top-1 error at the end, %")]
+    for record in _records("study-activation.json"):
+        for row in record["rows"]:
+            reached = row["epochs_to_goal"]
+            epochs = "not reached" if reached is None else _figure(reached, digits=0)
+            rows.append((row["variant"], "diverged" if row["diverged"] else epochs, _figure(row["top1_error"])))
+    return _markdown(rows)
+
+
+def others_table() -> str:
+    """The claims that are no studies, from the record of a reproduction."""
+    rows = [("claim", "compared", "published", "measured")]
+    others = {claim.claim for claim in OTHER_CLAIMS}
+    for found in _findings():
+        if found["claim"] in others:
+            rows.append((found["claim"], found["variant"], found["published"], found["measured"]))
+    return _markdown(rows)
+
+
+def _findings() -> list[dict[str, Any]]:
+    return [found for record in _records("reproduction.json") for found in record["rows"]]
+
+
+def _figure(figure: dict[str, Any] | None, digits: int = 1) -> str:
+    """Mean and spread; a single run has no spread."""
+    if figure is None:
+        return "-"
+    spread = "" if figure["spread"] is None else f" ± {figure['spread']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{spread}"
 
 
 def failures(row: dict[str, Any], data: dict[str, Any]) -> str:
@@ -97,7 +132,14 @@ def _over_seeds(errors: list[float]) -> str:
     return f"{statistics.fmean(errors):.1f} ± {statistics.stdev(errors):.1f} ({len(errors)} seeds)"
 
 
-TABLES = {"claims": claims_table, "studies": studies_table, "sizes": sizes_table, "baseline": baseline_table}
+TABLES = {
+    "claims": claims_table,
+    "studies": studies_table,
+    "activation": activation_table,
+    "others": others_table,
+    "sizes": sizes_table,
+    "baseline": baseline_table,
+}
 
 
 def with_tables(page: str) -> str:
