@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -138,6 +139,11 @@ def _prepared(options: FeaturesOptions, network: TrainedNetwork) -> _Images:
     ):
         if value != default:
             raise ConfigurationError(f"{name} is for files; the images of {options.data} are prepared, leave it out")
+    if not os.path.lexists(options.data) and str(options.data) != "synthetic":
+        raise ConfigurationError(
+            f"no such file or folder: {options.data}; name a folder of images, a list of images (.txt), or a prepared "
+            "data set"
+        )
     check_dali(options.data)
     (network,) = with_training_data([network], options.training_data, may_prepare=not is_worker())
     check_mean_images([network], None)

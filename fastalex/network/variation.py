@@ -190,7 +190,10 @@ def _without_norms(block: Block) -> Block:
 
 def _with_init(blocks: tuple[Block, ...], init: InitName, width: float) -> tuple[Block, ...]:
     if any(block.weight_std is None for block in blocks):
-        raise ConfigurationError(f"init={init} needs an architecture that gives standard deviations; this one has none")
+        raise ConfigurationError(
+            f"init={init} needs an architecture that gives standard deviations; this one has none, and its initial "
+            "weights fit any width: leave it out"
+        )
 
     def std(block: Block) -> float:
         assert block.weight_std is not None

@@ -45,4 +45,4 @@ class ReproduceOptions:
     output: Annotated[Path | None, optional("DIR", "-o")] = None
     """Folder of all results. Default: reproduction/DATA."""
     plan_only: bool = False
-    """Print the plan, and do nothing else."""
+    """Measure the speed, print the plan, and stop."""

@@ -63,3 +63,10 @@ def test_a_run_after_its_images_is_named(runs, class_folders, tmp_path):
         message = refused(tmp_path, "fastalex.features", class_folders, run, "fc7", "-o", "new")
         first = f"error: {class_folders} is not a run, but {run} is: name the run first, then the images: "
         assert message == f"{first}{sys.executable} -m fastalex.features {run} {class_folders} fc7 -o new"
+
+
+@pytest.mark.parametrize("name", ["nostim", "nostim.txt"])
+def test_images_that_are_not_there_need_no_classes(runs, tmp_path, name):
+    message = r"no such file or folder: .*nostim.*; name a folder of images, a list of images \(.txt\), or a prepared"
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(FeaturesOptions(runs[0], tmp_path / name, ("conv5",), tmp_path / "out"))
