@@ -4,11 +4,13 @@
 one.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastalex.errors import ConfigurationError
-from fastalex.startup import VERSION  # before all that follows: what fails later is harder to understand
+from fastalex.startup import (  # before all that follows: what fails later is harder to understand
+    VERSION,
+    attributes_on_demand,
+)
 
 if TYPE_CHECKING:
     from fastalex.network.architecture import Architecture
@@ -38,8 +40,4 @@ _MODULES = {
     "load": "fastalex.prediction.trained",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = attributes_on_demand(__name__, _MODULES)

@@ -5,11 +5,14 @@ Ctrl-C ends a command that is still importing, packages that hide ours are named
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 VERSION = "0.2.0"
 """Of fastalex. pyproject.toml reads it here."""
@@ -21,6 +24,22 @@ _is_command = bool(sys.argv) and (sys.argv[0] == "-m" or Path(sys.argv[0]).name 
 _is_worker = "--multiprocessing-fork" in sys.orig_argv
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and (_is_command or _is_worker):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def attributes_on_demand(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a package whose public names are imported when they are first used.
+
+    Args:
+        package: its name.
+        modules: by public name, the module that has it.
+    """
+
+    def find(name: str) -> Any:
+        if name in modules:
+            return getattr(importlib.import_module(modules[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
 def _hidden(package: str) -> str | None:

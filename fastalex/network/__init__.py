@@ -7,8 +7,9 @@ for. ``blocks`` and ``model`` turn an architecture into modules, and ``steps`` h
 ``footprint`` counts parameters, arithmetic and memory. The package knows nothing of recipes, devices or training runs.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastalex.startup import attributes_on_demand
 
 if TYPE_CHECKING:
     from fastalex.network.architecture import Architecture, block_shapes
@@ -42,8 +43,4 @@ _MODULES = {
     "load_model": "fastalex.network.weights",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = attributes_on_demand(__name__, _MODULES)

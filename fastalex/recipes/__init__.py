@@ -4,8 +4,9 @@
 by hand, and ``optimizer`` the 2012 update rule. The package knows nothing of networks, devices or training runs.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastalex.startup import attributes_on_demand
 
 if TYPE_CHECKING:
     from fastalex.recipes.optimizer import KrizhevskySGD
@@ -24,8 +25,4 @@ _MODULES = {
     "Recipe": "fastalex.recipes.schedule",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = attributes_on_demand(__name__, _MODULES)

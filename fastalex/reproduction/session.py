@@ -50,20 +50,20 @@ def reproduce(job: Job) -> None:
     with owned(job.output) if is_begun else new_folder(job.output, OTHER_FOLDER):
         _check_record(job, is_begun)
         targets = Targets(job, recipe_of(steps.network(job, job.main, 0)).recipe.batch_size)
-        todo = targets.steps()
-        for step in todo:
+        planned = targets.steps()
+        for step in planned:
             if not step.is_done:
                 check_possible(step)
         write_atomically(job.output / RECORD, json.dumps(job.identity(), indent=1) + "\n")
         (job.output / "evaluations").mkdir(exist_ok=True)
         if not targets.plan.is_done:
-            _run(targets.plan, 0, len(todo))
-        _print_plan(todo, Estimate(targets.plan.result))
+            _run(targets.plan, 0, len(planned))
+        _print_plan(planned, Estimate(targets.plan.result))
         if job.plan_only:
             return
-        for number, step in enumerate(todo, 1):
+        for number, step in enumerate(planned, 1):
             if not step.is_done:
-                _run(step, number, len(todo))
+                _run(step, number, len(planned))
         written = write_results(targets)
     out = console()
     for path in written:
@@ -97,12 +97,12 @@ def _short(value: object) -> str:
     return "the default" if value is None else str(value)[:12]
 
 
-def _print_plan(todo: list[Step], estimate: Estimate) -> None:
+def _print_plan(planned: list[Step], estimate: Estimate) -> None:
     table = Table(title="plan", title_justify="left")
     table.add_column("step")
     table.add_column("hours:minutes:seconds", justify="right")
     total, finished, is_partial = 0.0, set[str](), False
-    for step in todo:
+    for step in planned:
         if step.is_done:
             table.add_row(step.title, "done")
             continue

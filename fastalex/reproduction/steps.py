@@ -145,6 +145,8 @@ def plan(job: Job, classes: int, batch_size: int) -> Step:
         "--force",
     )
     words += ("--draw", result.with_suffix(".svg"))
+    words += ("--images", job.main.data.count("train"))
+    words += ("--epochs", job.settings.epochs) if job.settings.epochs else ()
     words += ("--precision", job.settings.precision) if job.settings.precision else ()
     command = _words("fastalex.plan", words, _network(job), _devices(job))
     return Step("the network over the devices; its speed", command, result)

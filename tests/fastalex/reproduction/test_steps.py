@@ -36,16 +36,16 @@ OPTIONS = {
 def test_every_command_is_understood(job, animals):
     """Also with pre-training, and with every option given."""
     job = replace(job, pretraining=job.main, settings=replace(job.settings, lr=0.01, precision="fp32"))
-    todo = Targets(job, 8).steps()
-    assert len({str(step.result) for step in todo}) == len(todo)
-    for step in todo:
+    planned = Targets(job, 8).steps()
+    assert len({str(step.result) for step in planned}) == len(planned)
+    for step in planned:
         if step.words[0] in OPTIONS:
             options = tyro.cli(OPTIONS[step.words[0]], args=step.words[1:])
             if isinstance(step, StudyStep):
                 resolve_study(options)  # refuses options that the study sets itself
-    names = [step.words[1] for step in todo if isinstance(step, StudyStep)]
+    names = [step.words[1] for step in planned if isinstance(step, StudyStep)]
     assert sorted(names) == sorted(STUDIES)
-    trained = [tyro.cli(TrainOptions, args=step.words[1:]) for step in todo if isinstance(step, Training)]
+    trained = [tyro.cli(TrainOptions, args=step.words[1:]) for step in planned if isinstance(step, Training)]
     assert [options.training.seed for options in trained] == [0, 1] * 3
     assert [options.network.conv6 for options in trained] == [False, False, True, True, True, True]
     starts = [options.training.init_from for options in trained]
@@ -56,8 +56,8 @@ def test_every_command_is_understood(job, animals):
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_target_alone_has_few_steps(animals, tmp_path, target, monkeypatch):
     monkeypatch.setattr(steps, "FEWEST_IMAGES", 6)
-    todo = Targets(job_on(animals, tmp_path, target), 8).steps()
-    kinds = [step.words[0].removeprefix("fastalex.") for step in todo]
+    planned = Targets(job_on(animals, tmp_path, target), 8).steps()
+    kinds = [step.words[0].removeprefix("fastalex.") for step in planned]
     expected = {
         "table1": ["plan", "train", "evaluate", "evaluate", "baseline", "report"],
         "table2": ["plan", *["train"] * 5, "evaluate", "evaluate", "report"],
