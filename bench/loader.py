@@ -55,11 +55,11 @@ NOISE = Augmentation().color_noise
 
 
 class Reader(NamedTuple):
-    """A reader with one setting, and its endless batches."""
+    """A reader with one setting, and what opens its endless batches."""
 
     name: str
     setting: str
-    batches: Iterator[Any]
+    open: Callable[[], Iterator[Any]]
 
 
 @dataclass
@@ -163,12 +163,16 @@ def cpu_seconds() -> float:
 
 
 def measure(reader: Reader, size: int, seconds: float) -> Row:
-    """Take batches for `seconds`, after a few untimed ones that were prefetched."""
+    """Open a reader and take batches for `seconds`, after a few untimed ones that were prefetched.
+
+    DALI is opened anew every time: where its buffers happen to lie changes its speed by up to a tenth.
+    """
+    batches = reader.open()
     for _ in range(WARM_UP):
-        next(reader.batches)
+        next(batches)
     times, began = [time.perf_counter()], cpu_seconds()
     while times[-1] - times[0] < seconds:
-        next(reader.batches)
+        next(batches)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter())
@@ -203,8 +207,8 @@ def share_of_python(rows: list[Row]) -> None:
             print(f"   {row.reader:20} {row.setting:26} {row.python_percent:9.1f} % in Python and NumPy")
 
 
-def endless(loader: Loader) -> Iterator[Any]:
-    epoch = 0
+def endless(load: Callable[..., Loader], **options: Any) -> Iterator[Any]:
+    loader, epoch = load(**options), 0
     while True:
         yield from loader.epoch(epoch)
         epoch += 1
@@ -222,16 +226,16 @@ def feeds(dataset: Dataset, batch_size: int) -> Iterator[Any]:
 def dali_readers(dataset: Dataset, options: Options) -> Iterator[Reader]:
     load = partial(Loader, dataset, "train", options.batch_size, shuffle=True, augment=Augmentation(), drop_last=True)
     for threads in options.workers:
-        yield Reader("shards, DALI", _count(threads, "thread"), endless(load(threads=threads)))
-        alone = dali_batches(dataset, options.batch_size, threads, CROP, NOISE)
+        yield Reader("shards, DALI", _count(threads, "thread"), partial(endless, load, threads=threads))
+        alone = partial(dali_batches, dataset, options.batch_size, threads, CROP, NOISE)
         yield Reader("shards, DALI alone", _count(threads, "thread"), alone)
     if torch.cuda.is_available():
         for share in (0.0, 0.65, 1.0):
             cores = len(os.sched_getaffinity(0))
-            loader = load(threads=cores, device=0, dtype="float16", hardware_decoder_load=share)
+            on_gpu = partial(load, threads=cores, device=0, dtype="float16", hardware_decoder_load=share)
             setting = f"GPU, {_count(cores, 'thread')}, hardware share {share:g}"
-            yield Reader("shards, DALI", setting, endless(loader))
-    yield Reader("shards, source only", "1 thread", feeds(dataset, options.batch_size))
+            yield Reader("shards, DALI", setting, partial(endless, on_gpu))
+    yield Reader("shards, source only", "1 thread", partial(feeds, dataset, options.batch_size))
 
 
 def torch_readers(dataset: Dataset, originals: Path | None, options: Options) -> Iterator[Reader]:
@@ -247,13 +251,13 @@ def torch_readers(dataset: Dataset, originals: Path | None, options: Options) ->
         images["originals, Pillow"] = TorchImages(dataset, files.__getitem__, pillow_original)
     for name, source in images.items():
         for workers in options.workers:
-            yield Reader(name, _count(workers, "worker"), torch_batches(source, options.batch_size, workers))
+            yield Reader(name, _count(workers, "worker"), partial(torch_batches, source, options.batch_size, workers))
     if importlib.util.find_spec("webdataset") is None:
         print("webdataset is not installed: its rows are skipped")
         return
     prepare = images.get("shards, simplejpeg", images["shards, Pillow"]).prepare
     for workers in options.workers:
-        batches = webdataset_batches(dataset, prepare, options.batch_size, workers)
+        batches = partial(webdataset_batches, dataset, prepare, options.batch_size, workers)
         yield Reader("shards, WebDataset", _count(workers, "worker"), batches)
 
 
@@ -336,9 +340,11 @@ def main(options: Options) -> None:
             dataset = Dataset(folder / f"prepared{options.workers[-1]}")
         else:
             dataset = Dataset(options.data)
-        readers = list(torch_readers(dataset, originals, options))
-        for reader in readers:  # their workers are forked, so they must start before the threads of DALI
-            next(reader.batches)
+        readers = []
+        for reader in torch_readers(dataset, originals, options):
+            batches = reader.open()
+            next(batches)  # its workers are forked, so they must start before the threads of DALI
+            readers.append(reader._replace(open=partial(iter, batches)))
         rows += fastest(readers + list(dali_readers(dataset, options)), options)
         share_of_python(rows)
         path = harness.write_record(
@@ -353,4 +359,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Options, prog="python bench/loader.py"))
+    main(parse(Options))

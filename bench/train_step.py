@@ -384,7 +384,10 @@ def measure_all(
     for batch in batches:
         for name in options.architectures:
             rows += [Row(name, batch, v.name, v.ours, v.precision, skipped=reason) for v in skipped]
-            rows += compare(name, batch, timed, options.seconds, options.ready, console)
+            # Not side by side: their networks would fill the memory.
+            for training in (True, False):
+                if group := [variant for variant in timed if variant.training is training]:
+                    rows += compare(name, batch, group, options.seconds, options.ready, console)
     return rows
 
 

@@ -16,7 +16,15 @@ from xml.sax.saxutils import escape
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
 RESULTS = DOCS.parent / "bench" / "results"
-GPU, CPU = "nvidia-h100-80gb-hbm3", "amd-epyc-2-threads"
+GPU, CPU = "nvidia-h100-80gb-hbm3", "amd-epyc-with-avx-512-bf16-2-threads"
+STEP_CPU = "intel-xeon-processor-with-amx-2-threads"
+CPU_WITHOUT_BF16 = "amd-epyc-2-threads"
+MACHINES = {
+    GPU: "NVIDIA H100",
+    CPU: "two cores of an AMD EPYC",
+    STEP_CPU: "two cores of an Intel Xeon with AMX",
+    CPU_WITHOUT_BF16: "two cores of an AMD EPYC",
+}
 
 # --- what the charts show ---------------------------------------------------------------------------------------------
 
@@ -82,6 +90,8 @@ class Panel:
 
 def read(device: str, name: str) -> dict[str, Any]:
     """A record."""
+    if device == CPU and not (RESULTS / device / f"{name}.json").exists():
+        device = CPU_WITHOUT_BF16  # the convolutions in fp32
     record: dict[str, Any] = json.loads((RESULTS / device / f"{name}.json").read_text())
     return record
 
@@ -127,9 +137,8 @@ def milliseconds(value: float) -> str:
 def title_of(device: str, name: str) -> str:
     """What was measured where: "H100, bf16, batch 128, torch 2.11"."""
     record = read(device, name)
-    machine = {GPU: "NVIDIA H100", CPU: "two cores of an AMD EPYC"}[device]
-    dtype = {GPU: "bf16", CPU: "fp32"}[device]
-    return f"{machine}, {dtype}, torch {re.match(r'[0-9]+[.][0-9]+', record['versions']['torch'])[0]}"
+    dtype = "bf16" if device == GPU else "fp32"
+    return f"{MACHINES[device]}, {dtype}, torch {re.match(r'[0-9]+[.][0-9]+', record['versions']['torch'])[0]}"
 
 
 def speed_panel(device: str) -> Panel:
@@ -188,9 +197,10 @@ STEPS = (
         },
     ),
     (
-        CPU, 64,
+        STEP_CPU, 64,
         {
-            "ours bf16": "fastalex, bf16", "compile bf16": "torch.compile, bf16", "eager bf16": "PyTorch, bf16",
+            "ours bf16": "fastalex, bf16", "compile banded bf16": "torch.compile, bf16, banded LRN",
+            "eager banded bf16": "PyTorch, bf16, banded LRN", "eager bf16": "PyTorch, bf16",
             "ours fp32": "fastalex, fp32", "compile fp32": "torch.compile, fp32", "eager fp32": "PyTorch, fp32",
         },
     ),
@@ -199,15 +209,16 @@ STEPS = (
 
 def loader_panel() -> Panel:
     """Images per second of the loader and of other readers of the same files."""
-    rows = {(row["reader"], row["setting"]): row["images_per_second"] for row in read(CPU, "loader")["rows"]}
+    rows = {(row["reader"], row["setting"]): row["images_per_second"] for row in read(STEP_CPU, "loader")["rows"]}
     names = {
         ("shards, DALI", "2 threads"): "fastalex: DALI, from shards",
+        ("shards, DALI alone", "2 threads"): "DALI alone, from shards",
         ("shards, simplejpeg", "2 workers"): "DataLoader, simplejpeg, from shards",
+        ("shards, WebDataset", "2 workers"): "WebDataset, simplejpeg, from shards",
         ("shards, Pillow", "2 workers"): "DataLoader, Pillow, from shards",
-        ("originals, Pillow", "2 workers"): "DataLoader, Pillow, from originals",
     }
     bars = (Bar(label, rows[key], f"{rows[key]:,.0f} images/s", "fastalex" in label) for key, label in names.items())
-    return Panel("two cores of an AMD EPYC, crops of 224 pixels, with augmentation", tuple(bars))
+    return Panel(f"{MACHINES[STEP_CPU]}, crops of 224 pixels, with augmentation", tuple(bars))
 
 
 def front_panel() -> Panel:

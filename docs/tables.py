@@ -20,6 +20,7 @@ from figures import (
     EAGER,
     GPU,
     RESULTS,
+    STEP_CPU,
     best,
     milliseconds,
     read,
@@ -46,21 +47,31 @@ def operators_table(device: str) -> str:
 
 
 def steps_table(device: str) -> str:
-    """Training steps: every variant that was measured."""
-    rows = [("", "images/s", "ms", "memory, MiB")]
-    for row in read(device, "train_step")["rows"]:
-        if row["ms_p50"] is None:
-            rows.append((row["variant"], f"none: {row['skipped'] or row['wrong']}", "-", "-"))
+    """Training steps: every variant that was measured; times only where there is a single batch size."""
+    measured = [row for row in read(device, "train_step")["rows"] if row["architecture"] == "krizhevsky"]
+    batches = sorted({row["batch"] for row in measured})
+    if len(batches) > 1:
+        columns = [*(f"images/s, batch {batch}" for batch in batches), f"memory at {batches[-1]}, MiB"]
+    else:
+        columns = ["images/s", "ms", "memory, MiB"]
+    rows = [("", *columns)]
+    for variant in dict.fromkeys(row["variant"] for row in measured):
+        of_variant = {row["batch"]: row for row in measured if row["variant"] == variant}
+        missing = [row["skipped"] or row["wrong"] for row in of_variant.values() if row["ms_p50"] is None]
+        if missing:
+            rows.append((variant, f"none: {missing[0]}", *["-"] * (len(columns) - 1)))
             continue
-        speed, memory = f"{row['images_per_second']:,.0f}", f"{row['peak_mib']:,.0f}"
-        rows.append((row["variant"], f"**{speed}**" if row["ours"] else speed, milliseconds(row["ms_p50"]), memory))
+        speeds = [f"{of_variant[batch]['images_per_second']:,.0f}" for batch in batches]
+        cells = [f"**{speed}**" if of_variant[batches[0]]["ours"] else speed for speed in speeds]
+        cells += [milliseconds(of_variant[batches[0]]["ms_p50"])] if len(batches) == 1 else []
+        rows.append((variant, *cells, f"{of_variant[batches[-1]]['peak_mib']:,.0f}"))
     return markdown(rows)
 
 
 def loader_table() -> str:
     """Readers of the same images."""
     rows = [("reader", "threads or workers", "images/s")]
-    for row in read(CPU, "loader")["rows"]:
+    for row in read(STEP_CPU, "loader")["rows"]:
         rows.append((row["reader"], row["setting"], f"{row['images_per_second']:,.0f}"))
     return markdown(rows)
 
@@ -120,7 +131,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "operators-gpu": lambda: operators_table(GPU),
         "operators-cpu": lambda: operators_table(CPU),
         "step-gpu": lambda: steps_table(GPU),
-        "step-cpu": lambda: steps_table(CPU),
+        "step-cpu": lambda: steps_table(STEP_CPU),
+        "step-avx": lambda: steps_table(CPU),
         "loader": loader_table,
         "predictions": predictions_table,
     },

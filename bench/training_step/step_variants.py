@@ -32,7 +32,7 @@ CHECKED_IMAGES = 8
 GRADIENT_TOLERANCES = {"fp32": 1e-2, "tf32": 0.15, "bf16": 0.5}
 # Allowed relative error of the loss, also between a replayed step and a plain one.
 LOSS_TOLERANCES = {"fp32": 1e-3, "tf32": 5e-3, "bf16": 2e-2}
-# Allowed relative difference of two losses with different dropout masks.
+# Allowed relative difference of mean losses with different dropout masks.
 DROPOUT_TOLERANCE = 0.05
 
 
@@ -185,12 +185,13 @@ class Step:
         return self._check_replay() if self.variant.graphs else None
 
     def _check_compiled(self) -> str | None:
+        # The masks differ, and move one loss by up to 6 %.
         with torch.no_grad():
-            wanted = self._plain_loss(self.network, self.images, self.labels).item()
-        loss = self._plain_loss(self.forward, self.images, self.labels)
-        loss.backward()
+            wanted = [self._plain_loss(self.network, self.images, self.labels).item() for _ in range(4)]
+        losses = [self._plain_loss(self.forward, self.images, self.labels) for _ in range(4)]
+        losses[-1].backward()
         self.optimizer.zero_grad()
-        off = abs(loss.item() - wanted) / abs(wanted)
+        off = abs(sum(loss.item() for loss in losses) / sum(wanted) - 1)
         return None if off <= DROPOUT_TOLERANCE else f"the compiled network's loss is off by {off:.1e}"
 
     def _check_replay(self) -> str | None:

@@ -29,8 +29,8 @@ def multiplies_bf16() -> bool | None:
 def filters_bf16() -> bool:
     """Whether convolutions in bf16 use minimal filtering where it is faster.
 
-    They do with AVX-512 BF16, unless there is AMX, whose products are so fast that transforms would take longer; AMX
-    and Arm have not been measured. `FASTALEX_BF16_CONV` decides otherwise: `direct` for sums of exact products by
+    They do with AVX-512 BF16, unless there is AMX, whose products are so fast that transforms take longer. Arm has not
+    been measured. `FASTALEX_BF16_CONV` decides otherwise: `direct` for sums of exact products by
     oneDNN, `minimal` for minimal filtering.
 
     Raises:
