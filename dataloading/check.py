@@ -205,4 +205,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, prog="python -m dataloading.check")
+    run(main, module="dataloading.check")

@@ -19,7 +19,7 @@ from tyro._parsers import ParserSpecification
 
 from dataloading.errors import DatasetError
 from dataloading.help_text import flags, help_text
-from dataloading.process import print_anything
+from dataloading.process import print_anything, stop_printing, usage
 
 T = TypeVar("T")
 
@@ -34,21 +34,22 @@ def optional(metavar: str, *aliases: str) -> Any:
     return tyro.conf.arg(metavar=metavar, aliases=aliases or None, help_behavior_hint="")
 
 
-def parse(command: Callable[..., T], *, prog: str | None = None, common: Collection[str] = ()) -> T:
+def parse(command: Callable[..., T], *, module: str | None = None, common: Collection[str] = ()) -> T:
     """Call a function, or build a dataclass, with arguments from the command line, and return the result.
 
     An invalid command line ends the program with code 2 and a one-line message: the option, the values allowed and the
     value found. ``-h`` and ``--help`` print the help and end the program with code 0.
 
     Args:
-        prog: what the user types before the arguments, for the help.
+        module: that users run, for the help; None for a script.
         common: names of the options that ``--help`` shows; ``--help-all`` shows all. Empty: both show all.
     """
 
     print_anything()
+    prog = usage(module) if module else f"python {sys.argv[0]}"
     _parsed[:] = [command]
     if asked := {"-h", "--help", "--help-all"} & set(sys.argv[1:]):
-        print(help_text(_parser(command), prog or sys.argv[0], () if "--help-all" in asked else common))
+        print(help_text(_parser(command), prog, () if "--help-all" in asked else common), flush=True)
         sys.exit(0)
 
     def report(event: _errors.ParseErrorEvent) -> None:
@@ -63,18 +64,21 @@ def parse(command: Callable[..., T], *, prog: str | None = None, common: Collect
         return tyro.cli(command, prog=prog, config=_CONFIG)
 
 
-def run(command: Callable[..., object], *, prog: str, interrupted: str = "", common: Collection[str] = ()) -> None:
+def run(command: Callable[..., object], *, module: str, interrupted: str = "", common: Collection[str] = ()) -> None:
     """Run a command of this package, and exit with 2 and one line after a `DatasetError`, with 130 after Ctrl-C.
 
     Args:
+        module: as for :func:`parse`.
         interrupted: the line that Ctrl-C prints; none if empty.
         common: as for :func:`parse`.
     """
     try:
-        parse(command, prog=prog, common=common)
+        parse(command, module=module, common=common)
     except DatasetError as error:
         print(f"error: {with_option(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(stop_printing())
     except KeyboardInterrupt:
         if interrupted:
             print(interrupted, file=sys.stderr)

@@ -94,7 +94,7 @@ def _summary(dataset: Dataset) -> str:
 if __name__ == "__main__":
     run(
         main,
-        prog="python -m dataloading.prepare",
+        module="dataloading.prepare",
         common=COMMON,
         interrupted="interrupted; the same command continues from the finished shards",
     )

@@ -4,11 +4,14 @@ import ctypes
 import io
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+SCRIPT = "FASTALEX_SCRIPT"
+"""Environment variable with the path of the script ``fastalex`` where that was called; workers inherit it."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -33,21 +36,40 @@ def print_anything() -> None:
             stream.reconfigure(errors="replace")
 
 
+def stop_printing() -> int:
+    """Print nothing more: whoever read the output, such as head, has seen enough. Returns the exit code for that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
 def install_command(extra: str) -> str:
     """The shell command that installs an extra of fastalex for this Python: what some commands need and others not."""
     return command("pip", "install", f"fastalex[{extra}]")
 
 
 def command(*arguments: object) -> str:
-    """The shell command that runs a module with this Python from the current folder, to show to users.
+    """The shell command that runs a module from the current folder as the user runs this program, to show to users.
 
-    ``command("dataloading.check", "my data")`` is ``.venv/bin/python -m dataloading.check 'my data'`` where `.venv` is
-    in the current folder.
+    ``command("dataloading.check", "my data")`` is ``fastalex check 'my data'`` after another ``fastalex`` command, else
+    ``.venv/bin/python -m dataloading.check 'my data'`` where `.venv` is in the current folder.
     """
-    python = Path(sys.executable or "python3")
+    script, (package, _, name) = os.environ.get(SCRIPT), str(arguments[0]).partition(".")
+    if script and name and package in ("dataloading", "fastalex"):
+        short = Path(script).name
+        found = shutil.which(short)
+        first = short if found and os.path.realpath(found) == os.path.realpath(script) else _from_here(Path(script))
+        return shlex.join(map(str, (first, name, *arguments[1:])))
+    return shlex.join(map(str, (_from_here(Path(sys.executable or "python3")), "-m", *arguments)))
+
+
+def usage(module: str) -> str:
+    """What users type before the arguments of a command: ``python -m fastalex.train`` or ``fastalex train``."""
+    return command(module) if SCRIPT in os.environ else f"python -m {module}"
+
+
+def _from_here(program: Path) -> Path:
+    """The path of a program from the current folder if it is in there."""
     try:
-        if python.is_relative_to(Path.cwd()):
-            python = python.relative_to(Path.cwd())
+        return program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
     except OSError:  # the current folder is gone
-        pass
-    return shlex.join(map(str, (python, "-m", *arguments)))
+        return program

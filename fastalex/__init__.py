@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastalex.network.architecture import Architecture
     from fastalex.network.published import ARCHITECTURES
     from fastalex.network.variation import Variation, build_architecture
+    from fastalex.prediction.preprocessing import UnusableImage
     from fastalex.prediction.trained import AlexNet, load
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "AlexNet",
     "Architecture",
     "ConfigurationError",
+    "UnusableImage",
     "Variation",
     "build_architecture",
     "load",
@@ -35,6 +37,7 @@ _MODULES = {
     "ARCHITECTURES": "fastalex.network.published",
     "AlexNet": "fastalex.prediction.trained",
     "Architecture": "fastalex.network.architecture",
+    "UnusableImage": "fastalex.prediction.preprocessing",
     "Variation": "fastalex.network.variation",
     "build_architecture": "fastalex.network.variation",
     "load": "fastalex.prediction.trained",

@@ -6,12 +6,15 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import re
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
+from dataloading.process import SCRIPT
 from fastalex.startup import VERSION
 
 _COMMANDS = {
@@ -59,6 +62,8 @@ def main() -> None:
     elif name == "completion":
         _print_completion(sys.argv[2:])
     elif name in _COMMANDS:
+        if Path(sys.argv[0]).name == "fastalex":  # and not python -m fastalex
+            os.environ[SCRIPT] = os.path.abspath(sys.argv[0])
         del sys.argv[1]
         runpy.run_module(_COMMANDS[name], run_name="__main__", alter_sys=True)
     else:

@@ -9,7 +9,7 @@ from fastalex.options.baseline import BaselineOptions
 
 def main() -> None:
     """Parse the options and run the baseline."""
-    options = parse(BaselineOptions, prog="python -m fastalex.baseline")
+    options = parse(BaselineOptions, module="fastalex.baseline")
     with cli.slow_imports():
         from fastalex.handcrafted.options import run_baseline
     run_baseline(options)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from dataloading import DatasetError
 from dataloading.command_line import with_option
+from dataloading.process import stop_printing
 from fastalex.errors import ConfigurationError, Interrupted, WorkerError
 from fastalex.startup import is_worker
 
@@ -54,9 +55,8 @@ def main(command: Callable[[], None]) -> NoReturn:
         code = 0
     except (ConfigurationError, DatasetError) as error:
         code = _report(f"error: {with_option(str(error))}", 2, error)
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        code = stop_printing()
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise  # not about a file, so not the user's input

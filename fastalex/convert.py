@@ -9,7 +9,7 @@ from fastalex.options.convert import ConvertOptions
 
 def main() -> None:
     """Parse the options, convert and report."""
-    options = parse(ConvertOptions, prog="python -m fastalex.convert")
+    options = parse(ConvertOptions, module="fastalex.convert")
     with cli.slow_imports():
         from fastalex.interchange.convert_options import convert_and_report
         from fastalex.parallel.torchrun import refuse_launcher

@@ -10,7 +10,7 @@ from fastalex.startup import is_worker
 
 def main() -> None:
     """Parse the options and evaluate: as one of torchrun's workers, in this process, or in new workers."""
-    options = parse(EvaluateOptions, prog="python -m fastalex.evaluate", common=COMMON)
+    options = parse(EvaluateOptions, module="fastalex.evaluate", common=COMMON)
     with cli.slow_imports():
         from fastalex.evaluation.options import evaluate_and_report, resolve, resolve_and_evaluate
         from fastalex.parallel.launch import run_workers

@@ -9,7 +9,7 @@ from fastalex.options.export import ExportOptions
 
 def main() -> None:
     """Parse the options and export."""
-    options = parse(ExportOptions, prog="python -m fastalex.export")
+    options = parse(ExportOptions, module="fastalex.export")
     with cli.slow_imports():
         from fastalex.interchange.export_options import export_and_report, resolve
     export_and_report(resolve(options))

@@ -10,7 +10,7 @@ from fastalex.startup import is_worker
 
 def main() -> None:
     """Parse the options and extract: as one of torchrun's workers, in this process, or in new workers."""
-    options = parse(FeaturesOptions, prog="python -m fastalex.features", common=COMMON)
+    options = parse(FeaturesOptions, module="fastalex.features", common=COMMON)
     with cli.slow_imports():
         from fastalex.evaluation.feature_options import extract_and_report, resolve, resolve_and_extract
         from fastalex.evaluation.features import discard_unfinished

@@ -25,6 +25,7 @@ __all__ = [
     "is_empty",
     "new_folder",
     "owned",
+    "runs_near",
     "sync",
     "sync_descriptor",
     "write_atomically",
@@ -34,6 +35,15 @@ WAIT = "wait for it, or choose another folder"
 
 RUNS = Path("runs")
 """Folder, relative to the working directory, for the results of commands that are given no other one."""
+
+
+def runs_near(path: Path) -> str:
+    """The end of a message about a path that is no run: which runs there are in it, beside it and in ``runs``."""
+    places = (path, path.parent, RUNS)
+    found = dict.fromkeys(config.parent for place in places for config in sorted(place.glob("*/config.json")))
+    found.pop(path, None)
+    names = [str(run) for run in found]
+    return f"; there are the runs {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
 
 
 def owned(folder: Path, *, remedy: str = WAIT, patience: float = 0.0) -> AbstractContextManager[None]:

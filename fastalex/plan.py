@@ -9,7 +9,7 @@ from fastalex.options.plan import COMMON, PlanOptions
 
 def main() -> None:
     """Parse the options and report; several devices get workers only if steps are measured on them."""
-    options = parse(PlanOptions, prog="python -m fastalex.plan", common=COMMON)
+    options = parse(PlanOptions, module="fastalex.plan", common=COMMON)
     with cli.slow_imports():
         import torch
 

@@ -11,7 +11,7 @@ from fastalex.options.predict import PredictOptions
 
 def main() -> None:
     """Parse the options and predict. The exit code is 2 if an image could not be used."""
-    options = parse(PredictOptions, prog="python -m fastalex.predict")
+    options = parse(PredictOptions, module="fastalex.predict")
     with cli.slow_imports():
         from fastalex.prediction.options import predict_and_report
     unusable = predict_and_report(options)

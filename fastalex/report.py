@@ -9,7 +9,7 @@ from fastalex.options.report import ReportOptions
 
 def main() -> None:
     """Parse the options and write the page, in this process."""
-    options = parse(ReportOptions, prog="python -m fastalex.report")
+    options = parse(ReportOptions, module="fastalex.report")
     with cli.slow_imports():
         from fastalex.parallel.launch import run_workers
         from fastalex.parallel.torchrun import refuse_launcher

@@ -9,7 +9,7 @@ from fastalex.options.reproduce import ReproduceOptions
 
 def main() -> None:
     """Parse the options, and do what is missing."""
-    options = parse(ReproduceOptions, prog="python -m fastalex.reproduce")
+    options = parse(ReproduceOptions, module="fastalex.reproduce")
     with cli.slow_imports():
         from fastalex.reproduction.options import resolve
         from fastalex.reproduction.session import reproduce

@@ -9,7 +9,7 @@ from fastalex.options.show import ShowOptions
 
 def main() -> None:
     """Parse the options and draw."""
-    options = parse(ShowOptions, prog="python -m fastalex.show")
+    options = parse(ShowOptions, module="fastalex.show")
     with cli.slow_imports():
         from fastalex.evaluation.show_options import draw_and_report
         from fastalex.parallel.torchrun import refuse_launcher

@@ -9,7 +9,7 @@ from fastalex.options.study import COMMON, StudyOptions
 
 def main() -> None:
     """Parse the options and run the study, which starts its own workers."""
-    options = parse(StudyOptions, prog="python -m fastalex.study", common=COMMON)
+    options = parse(StudyOptions, module="fastalex.study", common=COMMON)
     with cli.slow_imports():
         from fastalex.studies.session import run_study
     run_study(options)

@@ -9,7 +9,7 @@ from fastalex.options.training import COMMON, TrainOptions
 
 def main() -> None:
     """Parse the options and train: as one of torchrun's workers, in this process, or in new workers."""
-    options = parse(TrainOptions, prog="python -m fastalex.train", common=COMMON)
+    options = parse(TrainOptions, module="fastalex.train", common=COMMON)
     with cli.slow_imports():
         from fastalex.training.session import run_training
     run_training(options)

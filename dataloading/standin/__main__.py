@@ -45,4 +45,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main, prog="python -m dataloading.standin", interrupted="interrupted; nothing was written")
+    run(main, module="dataloading.standin", interrupted="interrupted; nothing was written")

@@ -58,6 +58,13 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
             f"{options.run} is not a run, but {options.data} is: name the run first, then the images: "
             f"{command('fastalex.features', options.data, options.run, *options.names)} -o {output}"
         )
+    place = next((name for name in options.names if Path(name).exists()), None)
+    if place and not options.data.exists():
+        activations = (options.data, *(name for name in options.names if name != place))
+        raise ConfigurationError(
+            f"no images at {options.data}, but at {place}: name the images before the activations: "
+            f"{command('fastalex.features', options.run, place, *activations)} -o {output}"
+        )
     network = TrainedNetwork.find(options.run, options.weights)
     plan = inference_plan(devices, machines(), network.spec.build_architecture(), options.batch_size)
     names = tuple(dict.fromkeys(options.names))

@@ -94,7 +94,7 @@ class ImageFiles:
 
     def summary(self) -> str:
         """Place and number, for a report."""
-        return f"{self.place}: {self.count} images"
+        return f"{self.place}: {self.count} {'image' if self.count == 1 else 'images'}"
 
     def loader(self, world: World, network: TrainedNetwork, batch_size: int, crop_size: int) -> _FileLoader:
         """Batches for the first worker; the last one may be smaller.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataloading.process import command
 from fastalex.errors import ConfigurationError
 
 _HEAD = 1024  # bytes that tell what a file is
 _OURS = "fastalex reads only .safetensors files that it wrote itself, such as best.safetensors in a run folder"
-_CONVERT = "if it holds AlexNet's weights, convert it with: python -m fastalex.convert FILE OUT.safetensors"
+_CONVERT = f"if it holds AlexNet's weights, convert it with: {command('fastalex.convert', 'FILE', 'OUT.safetensors')}"
 _CONVERTIBLE = f"fastalex reads only .safetensors files that it wrote itself; {_CONVERT}"
 _UNPACK = "unpack it first"
 

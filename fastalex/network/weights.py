@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dataloading.process import command
 from fastalex.errors import ConfigurationError
-from fastalex.files import sync
+from fastalex.files import runs_near, sync
 from fastalex.json_types import check_json
 from fastalex.network.architecture import Architecture, ConvBlock
 from fastalex.network.foreign_files import what_it_is
@@ -123,7 +124,7 @@ def find_weights(path: Path, which: Literal["best", "last"] = "best") -> Path:
         ConfigurationError: there is no such file or folder, it is not a run folder, or the run has no weights yet.
     """
     if not path.exists():
-        raise ConfigurationError(f"no such run folder or weights file: {path}")
+        raise ConfigurationError(f"no such run folder or weights file: {path}{runs_near(path)}")
     if not path.is_dir():
         return path
     weights = path / f"{which}.safetensors"
@@ -132,7 +133,7 @@ def find_weights(path: Path, which: Literal["best", "last"] = "best") -> Path:
     if not (path / "config.json").is_file():
         if (path / HUB_FILE).is_file():
             return path / HUB_FILE
-        raise ConfigurationError(f"{path} is not a run folder: it has no config.json")
+        raise ConfigurationError(f"{path} is not a run folder: it has no config.json{runs_near(path)}")
     if which == "best" and (path / "last.safetensors").exists():
         reason = "its first epoch is not finished; use its last weights instead"
     else:
@@ -167,7 +168,7 @@ def load_header(path: Path, key: str) -> str:
     if text is None:
         raise ConfigurationError(
             f"{path} was not written by fastalex: its header has no {key!r}; name the weights of a run, or "
-            "convert torchvision's with: python -m fastalex.convert FILE OUT.safetensors"
+            f"convert torchvision's with: {command('fastalex.convert', 'FILE', 'OUT.safetensors')}"
         )
     return text
 

@@ -55,6 +55,16 @@ class Preprocessing:
     exif: bool = False
     background: Color | None = None
 
+    def __repr__(self) -> str:
+        """``Preprocessing(shorter side to 256, centre of 224 x 224, minus the mean image)``."""
+        resized = {"shorter": "shorter side to", "squash": "both sides to", "none": ""}[
+            self.resize or self.record.resize
+        ]
+        steps = [f"{resized} {self.size}"] if resized else []
+        steps += [f"centre of {self.record.crop_size} x {self.record.crop_size}"] if self.crop else []
+        kind = "mean image" if self.record.mean.ndim == 3 else "mean colour"
+        return f"Preprocessing({', '.join([*steps, f'minus the {kind}'])})"
+
     def __call__(self, image: AnyImage) -> Tensor:
         """The centre crop: float32, 3 x C x C.
 

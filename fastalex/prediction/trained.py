@@ -56,6 +56,11 @@ class Prediction:
     indices: tuple[int, ...]
     names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """``Prediction(tench 91.2%, goldfish 3.1%)``."""
+        pairs = zip(self.names, self.probabilities, strict=True)
+        return f"Prediction({', '.join(f'{name} {probability:.1%}' for name, probability in pairs)})"
+
 
 class _UnknownPreprocessing(Preprocessing):
     """Stands in for preprocessing that is unknown: using it raises ConfigurationError.
@@ -173,7 +178,8 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
             ConfigurationError: there is no such network, or its file is damaged.
         """
         place = Path(pretrained_model_name_or_path)
-        if place.exists() or not _HUB_NAME.fullmatch(str(pretrained_model_name_or_path)):
+        is_local = place.exists() or place.parent.is_dir()  # "runs/phtoos": a mistake, not a name on the hub
+        if is_local or not _HUB_NAME.fullmatch(str(pretrained_model_name_or_path)):
             return cls._from_file(find_weights(place))
         return cls._from_file(download(str(pretrained_model_name_or_path), HUB_FILE, options))
 

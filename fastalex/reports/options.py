@@ -81,14 +81,14 @@ def resolve(options: ReportOptions) -> ReportJob:
         raise ConfigurationError(f"--neighbours must be 0 or more, got {options.neighbours}")
     if options.device and "," in options.device:
         raise ConfigurationError(f"--device must be a single device, got {options.device}")
+    folders, data = _runs_and_data(options.paths)
+    networks = [TrainedNetwork.find(folder, options.weights) for folder in folders]
     check_new_file(options.output, (".html", ".htm"), overwrite=options.force, remedy="add --force")
     if options.figure4:
         check_new_file(options.figure4, (".png",), overwrite=options.force, remedy="add --force")
         for suffix in (".svg", ".json"):
             beside = options.figure4.with_suffix(suffix)
             check_new_file(beside, (suffix,), overwrite=options.force, remedy="add --force")
-    folders, data = _runs_and_data(options.paths)
-    networks = [TrainedNetwork.find(folder, options.weights) for folder in folders]
     metrics = [_metrics(folder) for folder in folders]
     _check_same_data(folders, networks)
     check_size(len(networks[0].spec.classes))

@@ -21,7 +21,7 @@ from fastalex.reports.runs import link
 from fastalex.reports.thumbnails import data_uri
 from fastalex.reproduction import claims, figures, tables
 from fastalex.reproduction.job import TARGETS
-from fastalex.reproduction.steps import Step
+from fastalex.reproduction.steps import Step, kernels
 from fastalex.reproduction.targets import Targets
 from fastalex.studies.claims import STUDIES
 
@@ -175,7 +175,7 @@ def _table1(targets: Targets) -> Part:
 def _table2(targets: Targets) -> Part:
     more = [targets.pretrained_evaluation] if targets.pretrained_evaluation else []
     trained = [*targets.networks, *targets.pretrained, *targets.finetuned]
-    return _table(targets, "table2", [*trained, targets.evaluation(10), *more])
+    return _table(targets, "table2", [*trained, targets.evaluation(1), targets.evaluation(10), *more])
 
 
 def _figure1(targets: Targets) -> Part:
@@ -217,7 +217,7 @@ def _figure3(targets: Targets) -> Part:
         f"Kernels of the first convolution of {run.result.name}. Each tower has rows of its own. In the paper, after "
         "training on ImageNet, those of the first tower are largely without colour, and those of the second with it."
     )
-    return Part("figure3", TARGETS["figure3"], [], [(picture, caption)], [run])
+    return Part("figure3", TARGETS["figure3"], [], [(picture, caption)], [run, kernels(targets.job, run)])
 
 
 def _figure4(targets: Targets) -> Part:
@@ -238,7 +238,10 @@ def _claims(targets: Targets) -> Part:
         for before, finding in zip([None, *found], found, strict=False)
     ]
     table = TextTable(claims.explanation(), claims.HEADER, rows, wraps=True)
-    part = Part("claims", TARGETS["claims"], [table], steps=[targets.study(name) for name in STUDIES])
+    measured = [*targets.networks, targets.evaluation(1), targets.evaluation(10)]
+    baselines = [step for group in targets.baselines.values() for step in group]
+    part = Part("claims", TARGETS["claims"], [table])
+    part.steps = [*measured, *baselines, *(targets.study(name) for name in STUDIES)]
     part.record = {"findings": [asdict(finding) for finding in found]}
     if sizes := figures.data_set_size(targets):
         part.record["dataset_size"] = sizes

@@ -114,7 +114,10 @@ def _print_plan(planned: list[Step], estimate: Estimate) -> None:
     table.add_row("together", f"{'over ' if is_partial else ''}{clock(total)}")
     out = console()
     print_whole(out, table)
-    out.print("The time is estimated from the measured speed of the network. Reading images may take longer.")
+    out.print(
+        "Estimated from the measured speed of the network. Every step takes seconds more to start; reading images may "
+        "take longer."
+    )
 
 
 def clock(seconds: float) -> str:

@@ -225,9 +225,7 @@ def report(job: Job, source: Source, runs: list[Training]) -> Drawing:
     words += ("--output", result, "--figure4", figure, "--force")
     also = tuple(figure.with_suffix(suffix) for suffix in (".png", ".svg", ".json"))
     command = _words("fastalex.report", words, _first_device(job))
-    return Drawing(
-        "report of the runs, with figure 4", command, result, sources=tuple(run.weights for run in runs), also=also
-    )
+    return Drawing("report of the runs", command, result, sources=tuple(run.weights for run in runs), also=also)
 
 
 def _training(job: Job, source: Source, kind: str, seed: int, more: tuple[object, ...]) -> Training:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fastalex.datasets import AnyDataset
 from fastalex.errors import ConfigurationError
-from fastalex.files import sync
+from fastalex.files import runs_near, sync
 from fastalex.network.weights import NetworkSpec, load_header, load_tensors, save_tensors
 from fastalex.network.weights_record import Origin, WeightsRecord
 from fastalex.startup import VERSION
@@ -159,7 +159,7 @@ def latest_checkpoint(run: Path) -> Path:
         ConfigurationError: ``run`` is not a run folder or has no checkpoint yet.
     """
     if not (run / "config.json").is_file():
-        raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
+        raise ConfigurationError(f"{run} is not a run folder: it has no config.json{runs_near(run)}")
     found = checkpoints_of(run)
     if not found:
         raise ConfigurationError(f"{run} has no checkpoint yet; resume the run, which then starts from the beginning")

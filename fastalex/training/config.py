@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastalex.errors import ConfigurationError
-from fastalex.files import write_atomically
+from fastalex.files import runs_near, write_atomically
 from fastalex.json_types import check_json
 from fastalex.network.precision import Precision
 from fastalex.network.weights import NetworkSpec
@@ -101,7 +101,7 @@ class RunConfig:
         """
         path = run / "config.json"
         if not path.is_file():
-            raise ConfigurationError(f"{run} is not a run folder: it has no config.json")
+            raise ConfigurationError(f"{run} is not a run folder: it has no config.json{runs_near(run)}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             written = values.pop("sha256", None)  # version 0.1 wrote none

@@ -272,8 +272,9 @@ def draw_curve(run: Path) -> Path:
     lines = read_metrics(run)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, error = figure.subplots(1, 2)
-    for kind, style in (("train", "-"), ("val", "o-")):
+    for kind in ("train", "val"):
         rows = [line for line in lines if line["kind"] == kind]
+        style = "o-" if kind == "val" else ".-" if len(rows) < 30 else "-"  # a line needs more points than one
         steps = [line["step"] for line in rows]
         loss.plot(steps, [line["loss"] for line in rows], style, label=kind, markersize=4)
         error.plot(steps, [line["top1_error"] for line in rows], style, label=f"{kind} top-1", markersize=4)

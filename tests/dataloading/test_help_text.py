@@ -53,14 +53,14 @@ def shown(monkeypatch, capsys, *words: str, width: int = 80) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["letter", *words])
     monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit) as ended:
-        parse(Letter, prog="letter", common=("copies", "style"))
+        parse(Letter, module="letter", common=("copies", "style"))
     assert ended.value.code == 0
     return capsys.readouterr().out.splitlines()
 
 
 def test_all_of_it(monkeypatch, capsys):
     assert shown(monkeypatch, capsys, "somebody", "--help-all") == [
-        "usage: letter NAME --paper {white,blue} [OPTION ...]",
+        "usage: python -m letter NAME --paper {white,blue} [OPTION ...]",
         "",
         "Write a letter to somebody who is far away, in lines that are broken in the",
         "source, but not where they are broken here.",

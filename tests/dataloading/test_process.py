@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloading.process import command, print_anything
+from dataloading.process import SCRIPT, command, print_anything, usage
 
 CHILD = "import os, sys, time; from dataloading.process import die_with_parent; die_with_parent(int(sys.argv[1]))"
 SLEEPING_CHILD = CHILD + "; print(os.getpid(), flush=True); time.sleep(60)"
@@ -77,3 +77,19 @@ def test_a_command_to_copy_runs_this_python_from_the_current_folder(tmp_path, mo
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert command("dataloading.check", "x") == f"{tmp_path}/.venv/bin/python -m dataloading.check x"
+
+
+def test_a_command_to_copy_names_the_script_that_was_called(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "fastalex"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SCRIPT, str(script))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert usage("fastalex.train") == "bin/fastalex train"
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+    assert command("dataloading.check", "my data") == "fastalex check 'my data'"
+    assert command("pip", "install", "x") == f"{sys.executable} -m pip install x"
+    monkeypatch.delenv(SCRIPT)
+    assert usage("fastalex.train") == "python -m fastalex.train"

@@ -1,5 +1,6 @@
 """`fastalex COMMAND` and `python -m fastalex COMMAND`: every command, its help, and what is no command."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -34,6 +35,19 @@ def test_it_says_what_there_is(tmp_path):
     named = [name for line in lines[1:-3] for name in re.split(", *", line[2:].split("  ")[0])]
     assert named == list(_COMMANDS)
     assert command(tmp_path, "fastalex", "--version") == (0, f"fastalex {fastalex.__version__}\n", "")
+
+
+def test_the_script_names_itself_in_help_and_messages(tmp_path):
+    script = Path(sys.executable).with_name("fastalex")
+    for arguments, said in (
+        (("train", "--help"), "usage: fastalex train [DATA] [OPTION ...]"),
+        (("prepare", "--help"), "usage: fastalex prepare SOURCE"),
+        (("predict", tmp_path / "no.pt", "x.jpg"), "convert it with: fastalex convert FILE OUT.safetensors"),
+    ):
+        (tmp_path / "no.pt").write_bytes(b"PK\x03\x04")
+        environment = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"}
+        done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True)
+        assert said in done.stdout + done.stderr
 
 
 HELP = f"""

@@ -65,6 +65,12 @@ def test_a_run_after_its_images_is_named(runs, class_folders, tmp_path):
         assert message == f"{first}{sys.executable} -m fastalex.features {run} {class_folders} fc7 -o new"
 
 
+def test_images_after_an_activation_are_named(runs, class_folders, tmp_path):
+    message = refused(tmp_path, "fastalex.features", runs[0], "fc7", class_folders, "conv5", "-o", "new")
+    first = f"error: no images at fc7, but at {class_folders}: name the images before the activations: "
+    assert message == f"{first}{sys.executable} -m fastalex.features {runs[0]} {class_folders} fc7 conv5 -o new"
+
+
 @pytest.mark.parametrize("name", ["nostim", "nostim.txt"])
 def test_images_that_are_not_there_need_no_classes(runs, tmp_path, name):
     message = r"no such file or folder: .*nostim.*; name a folder of images, a list of images \(.txt\), or a prepared"

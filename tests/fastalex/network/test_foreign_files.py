@@ -30,11 +30,11 @@ def write_tar(path: Path) -> None:
         (lambda path: path.write_bytes(POINTER), "is a Git LFS pointer, not the file itself: fetch .* git lfs pull"),
         (
             lambda path: torch.save({"a": torch.zeros(3)}, path),
-            r"is a PyTorch file \(.pth, .pt\) or another zip archive: .*: python -m fastalex.convert FILE OUT.safe",
+            r"is a PyTorch file \(.pth, .pt\) or another zip archive: .*: .*python3? -m fastalex.convert FILE OUT.safe",
         ),
         (
             lambda path: torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False),
-            "is a PyTorch file or another pickle: fastalex reads only .safetensors .*: python -m fastalex.convert FILE",
+            "is a PyTorch file or another pickle: fastalex reads only .safetensors .*python3? -m fastalex.convert FILE",
         ),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a pickle: fastalex reads only .safetensors"),
         (lambda path: path.write_bytes(PAGE), "is a web page, not the file itself: the download failed"),
@@ -58,7 +58,9 @@ def test_what_a_foreign_file_is_and_what_to_do(tmp_path, write, message):
 @pytest.mark.parametrize(("name", "kind"), [("a.onnx", "an ONNX file"), ("a.caffemodel", "Caffe's weights")])
 def test_files_that_can_be_converted_are_known_by_their_suffix(tmp_path, name, kind):
     (tmp_path / name).write_bytes(b"\x0a\x07AlexNet\x12\x00")
-    with pytest.raises(ConfigurationError, match=rf"{name} is {kind}: .*, convert it with: python -m fastalex.convert"):
+    with pytest.raises(
+        ConfigurationError, match=rf"{name} is {kind}: .*, convert it with: .*python3? -m fastalex.convert"
+    ):
         load_model(tmp_path / name)
     (tmp_path / name).write_bytes(gzip.compress(b"weights"))
     with pytest.raises(ConfigurationError, match=rf"{name} is compressed by gzip: unpack it first"):

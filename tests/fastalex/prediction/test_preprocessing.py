@@ -2,6 +2,7 @@
 
 import io
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,16 @@ def test_an_image_that_has_its_size_goes_through_unchanged(tmp_path):
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels):
         assert torch.equal(preprocess(image), crop)
         assert preprocess(image).dtype == torch.float32
+
+
+def test_it_says_what_it_does():
+    said = "Preprocessing(shorter side to 20, centre of 16 x 16, minus the mean colour)"
+    assert repr(small()) == said
+    assert (
+        repr(replace(small(), resize="squash", crop=False)) == "Preprocessing(both sides to 16, minus the mean colour)"
+    )
+    exact = replace(small(mean=np.zeros((20, 20, 3), np.float32)), resize="none")
+    assert repr(exact) == "Preprocessing(centre of 16 x 16, minus the mean image)"
 
 
 def test_other_images_are_resized_as_a_preparation_does(tmp_path):

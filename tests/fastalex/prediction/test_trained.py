@@ -128,7 +128,7 @@ def test_hooks_see_the_activations_of_a_photograph(runs, stored):
     assert found.probabilities == pytest.approx(expected.probabilities, rel=1e-4)
 
 
-def test_what_cannot_be_loaded(tmp_path):
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "other").mkdir()
     for source, message in (
@@ -139,6 +139,12 @@ def test_what_cannot_be_loaded(tmp_path):
     ):
         with pytest.raises(ConfigurationError, match=message):
             load(source)
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    (tmp_path / "runs" / "photos" / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("runs/phtoos", "runs"):  # not a name on the hub
+        with pytest.raises(ConfigurationError, match=r"; there are the runs runs/photos$"):
+            load(wrong)
     with pytest.raises(ConfigurationError, match="no such file or folder: nobody/nothing; and the hub did not give"):
         AlexNet.from_pretrained("nobody/nothing", local_files_only=True)
 
