@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from dataloading.command_line import parse_color
+from dataloading.process import command
 from fastalex.cli import check_positive
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
@@ -98,7 +99,7 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         first = f", got {paths[0]}" if paths else ""
         raise ConfigurationError(
             f"the first path must be a run folder or a .safetensors file{first}; to use a network from elsewhere, "
-            "convert it with fastalex.convert"
+            f"convert it with: {command('fastalex.convert', 'FILE', 'OUT.safetensors')}"
         )
     if count == len(paths):
         raise ConfigurationError("name at least one image, or a folder of images, after the weights")

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dataloading.process import command
 from dataloading.sources.names import classes_in_words
 from fastalex.errors import ConfigurationError
 from fastalex.network import model as plain
@@ -197,7 +198,8 @@ class AlexNet(plain.AlexNet, ModelHubMixin):
         if self._spec is None or self.record is None:
             raise ConfigurationError(
                 "only a network that was loaded with its preprocessing can be saved: its file has to say what the "
-                "classes are and how images are prepared; load it from a run, or convert it with fastalex.convert"
+                "classes are and how images are prepared; load it from a run, or make a file with: "
+                f"{command('fastalex.convert', 'FILE', 'OUT.safetensors')}"
             )
         weights = dict(self.named_parameters())
         save_weights(save_directory / HUB_FILE, weights, self._spec, self.record, overwrite=True)
