@@ -31,7 +31,8 @@ class ProgressBar:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "ProgressBar":
-        console = Console(file=sys.stderr, markup=False, emoji=False)  # names may hold [brackets]
+        # Names may hold [brackets]. FORCE_COLOR, which notebooks set, would draw the bar into files.
+        console = Console(file=sys.stderr, markup=False, emoji=False, force_terminal=sys.stderr.isatty())
         if self.shown and console.is_terminal:
             columns = (
                 TextColumn("{task.description}", markup=False),

@@ -18,11 +18,12 @@ project = "fastalex"
 author = "the fastalex authors"
 html_title = "fastalex"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "notebooks"]
+nb_execution_mode = "off"  # the notebook keeps its outputs: docs/notebook.py
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_static_path = ["_static"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,9 +17,9 @@ def console() -> Console:
     """The console of every command: it prints text as it is, in lines that are never broken.
 
     Without soft wrapping rich breaks lines at 80 columns in a file; with markup and emoji codes it would remove
-    ``[brackets]`` and ``:words:`` from paths.
+    ``[brackets]`` and ``:words:`` from paths. FORCE_COLOR, which notebooks set, would draw progress bars into files.
     """
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_terminal=sys.stdout.isatty())
 
 
 @contextmanager

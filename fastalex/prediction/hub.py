@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from fastalex.network.weights_record import WeightsRecord
 from fastalex.optional_packages import require
 
 try:
-    from huggingface_hub import ModelHubMixin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in notebooks without ipywidgets, of progress bars that nobody asked for
+        from huggingface_hub import ModelHubMixin
 except ImportError:
 
     class ModelHubMixin:  # type: ignore[no-redef]
