@@ -47,7 +47,7 @@ class Timed:
     ours: bool
     provider: str
     ms: float
-    round_ms: list[float] | None
+    round_ms: list[float]  # empty without rounds
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def summarise(name: str, output: Path, quick: bool, since: float) -> list[dict[s
             ours = provider.startswith("ours")
         else:
             continue
-        groups.setdefault(what, []).append(Timed(ours, provider, row["ms_p50"], row.get("round_ms")))
+        groups.setdefault(what, []).append(Timed(ours, provider, row["ms_p50"], row.get("round_ms", [])))
     return [compare(name, what, timed) for what, timed in groups.items()]
 
 

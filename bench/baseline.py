@@ -39,8 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [Path(folder) / features for features in ("sift", "hog")]
         for run in runs:
-            command = [sys.executable, "-m", "fastalex.baseline", *options, "--features", run.name, "--output", run]
-            subprocess.run(command, check=True)
+            command = [sys.executable, "-m", "fastalex.baseline", *options, "--features", run.name]
+            subprocess.run([*command, "--output", run], check=True)
         record(runs, arguments.output)
 
 

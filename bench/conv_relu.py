@@ -99,7 +99,9 @@ def tuned_problems(
         weight = torch.empty((filters, channels // groups, kernel, kernel), dtype=dtype, device="meta")
         problem = launch_settings.problem_of(x, weight, stride, padding, groups)
         found += [("forward", dataclasses.replace(problem, epilogue=epilogue)) for epilogue in (False, True)]
-        found += [("weight_gradient", problem)] + ([] if name == "conv1" else [("data_gradient", problem)])
+        found.append(("weight_gradient", problem))
+        if name != "conv1":
+            found.append(("data_gradient", problem))
     return found
 
 

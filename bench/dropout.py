@@ -18,7 +18,8 @@ SEED, FIRST_ROW = torch.tensor(1, device=DEVICE), torch.tensor(0, device=DEVICE)
 
 
 def definition(x: Tensor) -> Tensor:
-    return x * keep_mask(SEED, FIRST_ROW, *x.shape, 0.5) * 2
+    rows, features = x.shape
+    return x * keep_mask(SEED, FIRST_ROW, rows, features, 0.5) * 2
 
 
 def fused_definition(x: Tensor, bias: Tensor) -> Tensor:

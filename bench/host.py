@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,18 @@ def measure(call: Call, seconds: float) -> list[dict[str, Any]]:
     """One row for each way of a call."""
     called = ways.count_calls(call.work)
 
-    def repeat(_: None) -> None:
+    def repeat(_prepared: None) -> None:
         for _ in range(call.repetitions):
             call.work()
 
-    contenders = {way: Contender(lambda way=way: ways.take(way), repeat) for way in ways.WAYS}
+    contenders = {way: Contender(partial(ways.take, way), repeat) for way in ways.WAYS}
     take_turns(list(contenders.values()), seconds, HostClock(time.process_time))
     rows = []
     for way, contender in contenders.items():
         if contender.failure is not None:
             raise contender.failure
         unit = 1e3 / call.repetitions  # milliseconds of all repetitions to microseconds of one
-        row = {"op": call.op, "provider": way, "direction": call.direction, "shape": list(call.shape)}
+        row: dict[str, Any] = {"op": call.op, "provider": way, "direction": call.direction, "shape": list(call.shape)}
         row |= {"operators_called": called}
         row |= {name: round(ms * unit, 2) for name, ms in zip(_PERCENTILES, contender.percentiles(), strict=True)}
         row["round_us"] = [round(ms * unit, 2) for ms in contender.round_ms]

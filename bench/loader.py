@@ -51,7 +51,7 @@ from dataloading.preparation.images import resize_shorter_side
 
 CROP = 224
 WARM_UP = 5  # batches
-NOISE = Augmentation().color_noise
+NOISE = Augmentation().color_noise_at(0)
 
 
 class Reader(NamedTuple):

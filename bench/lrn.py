@@ -19,6 +19,7 @@ def one_formula(x: Tensor) -> Tensor:
     squares = F.pad(x * x, (0, 0, 0, 0, 2, 2))
     channels = x.shape[1]
     scale = 2.0 + 1e-4 / 5 * sum(squares[:, shift : shift + channels] for shift in range(5))
+    assert isinstance(scale, Tensor)
     root = scale.rsqrt()
     return x * (root * root.sqrt())
 
@@ -34,6 +35,7 @@ def one_formula_map(x: Tensor) -> Tensor:
     rows = sum(squares[:, :, shift : shift + height] for shift in range(5))
     assert isinstance(rows, Tensor)
     scale = 1 + 1e-3 / 25 * sum(rows[..., shift : shift + width] for shift in range(5))
+    assert isinstance(scale, Tensor)
     root = scale.rsqrt()
     return x * (root * root.sqrt())
 

@@ -7,6 +7,7 @@ the same and can be checked; when the learning rate changes, the 2012 rule diffe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from harness import CUDA, DEVICE, Benchmark, InPlace, run_script
@@ -25,6 +26,7 @@ DECAYS = [0.0005, 0.0] * (len(SHAPES) // 2)
 NUMBERS = {"learning_rates": RATES, "weight_decays": DECAYS}
 STEPS = 3
 Numbers = Mapping[str, list[float] | Tensor]
+Make = Callable[[list[Tensor], list[Tensor]], Callable[[], None]]  # from weights and gradients to an update
 
 
 def tensors(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -72,7 +74,7 @@ def ours(weights: list[Tensor], gradients: list[Tensor], copies: bool) -> Callab
     return update(kernels.sgd_update_, weights, gradients, copies, numbers)
 
 
-def providers() -> dict[str, Callable[[list[Tensor], list[Tensor]], Callable[[], None]]]:
+def providers() -> dict[str, Make]:
     return {
         "ours": lambda w, g: ours(w, g, False),
         "ours, with bf16 copies": lambda w, g: ours(w, g, True),
@@ -84,7 +86,7 @@ def providers() -> dict[str, Callable[[list[Tensor], list[Tensor]], Callable[[],
     }
 
 
-def find_error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]]) -> str | None:
+def find_error(make: Make) -> str | None:
     """What is wrong with the weights after a few updates of small tensors, or None."""
     shapes = [(13, 7), (5,)] * (len(SHAPES) // 2)
     weights, gradients = tensors(0, shapes), tensors(1, shapes)
@@ -98,6 +100,11 @@ def find_error(make: Callable[[list[Tensor], list[Tensor]], Callable[[], None]])
     return None if off < 1e-5 else f"weights are off by {off:.1e}"
 
 
+def make_on_copies(make: Make, weights: list[Tensor], gradients: list[Tensor]) -> Callable[[], None]:
+    """An update of copies of these weights."""
+    return make([weight.clone() for weight in weights], gradients)
+
+
 def main() -> None:
     bench = Benchmark("sgd", "The update of AlexNet's 61 million parameters", sized=False)
     shapes = [(shape[0] // 8, *shape[1:]) for shape in SHAPES] if bench.quick and not CUDA else SHAPES
@@ -108,9 +115,9 @@ def main() -> None:
         # Reads weight, gradient and velocity; writes weight and velocity, and a copy in half precision.
         bytes_moved = count * (5 * 4 + (2 if "copies" in name else 0))
         work[name] = InPlace(
-            lambda make=make: make([weight.clone() for weight in given], gradients),
+            partial(make_on_copies, make, given, gradients),
             bytes_moved,
-            lambda make=make: find_error(make),
+            partial(find_error, make),
         )
     bench.run_in_place("sgd_update_", (count,), torch.float32, work)
     bench.finish()

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fault_injection.processes import Process
 
 _POLL_SECONDS = 0.0002
+
+Kind = Literal["time", "change", "step"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ class Moment:
         delay: seconds after that.
     """
 
-    kind: Literal["time", "change", "step"]
+    kind: Kind
     count: int
     delay: float
 
     @classmethod
     def draw(cls, draw: random.Random, pace: Pace) -> Moment:
         """A random moment: half of them while files appear and vanish, a third between steps, the rest at any time."""
-        kind = draw.choices(("time", "change", "step"), (20, 50, 30 if pace.steps else 0))[0]
+        kind = draw.choices(KINDS, (20, 50, 30 if pace.steps else 0))[0]
         if kind == "time":
             return cls("time", 0, draw.uniform(0, pace.seconds))
         delay = draw.choice((0.0, draw.uniform(0, 0.002), draw.uniform(0, 0.02)))

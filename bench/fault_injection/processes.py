@@ -63,7 +63,8 @@ class Process:
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, log: Path, *, forked: bool = True) -> None:
-        self.log, self._code = log, None
+        self.log = log
+        self._code: int | None = None
         self._new: subprocess.Popen[bytes] | None = None
         self.seconds_to_end = SECONDS_TO_END if forked else 2 * SECONDS_TO_END
         self.started = time.monotonic()

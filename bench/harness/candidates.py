@@ -109,13 +109,17 @@ def candidates_in_place(what: str, providers: Mapping[str, InPlace], say: Say) -
     for candidate in found:
         provider = providers[candidate.name]
         say(f"  {what} {candidate.name}")
-        _attempt(candidate, lambda c=candidate, p=provider: setattr(c, "error", p.check()))
+        _attempt(candidate, partial(_check, candidate, provider))
         say(f": wrong, {candidate.error}\n" if candidate.error else ": right\n")
     torch._dynamo.reset()  # code compiled for the shapes of the check would be compiled again for any shape
     for candidate in found:
         if candidate.error is None:
             _attempt(candidate, partial(_make, candidate, providers[candidate.name]))
     return found
+
+
+def _check(candidate: Candidate, provider: InPlace) -> None:
+    candidate.error = provider.check()
 
 
 def _make(candidate: Candidate, provider: InPlace) -> None:

@@ -29,7 +29,8 @@ def draw_times(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> bool:
         return False
     # Panels may lack a direction; each direction has the same colour in all of them.
     all_directions = [list(dict.fromkeys(row["direction"] for row in shown)) for shown in panels.values()]
-    colours = {direction: f"C{index}" for index, direction in enumerate(max(all_directions, key=len))}
+    most = max(all_directions, key=len)
+    colours = {direction: f"C{index}" for index, direction in enumerate(most)}
     figure, axes = plt.subplots(len(panels), 1, figsize=(9, 0.6 + 2.6 * len(panels)), squeeze=False)
     for axis, (name, shown) in zip(axes[:, 0], panels.items(), strict=True):
         _draw_panel(axis, name, shown, colours)

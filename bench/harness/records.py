@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def write_record(
     output: Path = RESULTS,
     *,
     device: str | None = None,
-    versions: dict[str, str | None] | None = None,
+    versions: Mapping[str, str | None] | None = None,
 ) -> Path:
     """Write `<output>/<device>/<name>.json` and return its path.
 
@@ -40,7 +40,7 @@ def write_record(
     device = device or device_name()
     record = {
         "device": device,
-        "versions": package_versions() | (versions or {}),
+        "versions": {**package_versions(), **(versions or {})},
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings,

@@ -81,5 +81,6 @@ def add_speeds(rows: Sequence[dict[str, Any]]) -> None:
         base = min(timed, key=lambda row: row["ms_p50"], default=None)
         for row in rows:
             row[kind] = base["provider"] if base else None
-            known = base is not None and row["ms_p50"] is not None
-            row[f"speed_to_{kind}"] = round(median_ratio(base["round_ms"], row["round_ms"]), 4) if known else None
+            row[f"speed_to_{kind}"] = None
+            if base and row["ms_p50"] is not None:
+                row[f"speed_to_{kind}"] = round(median_ratio(base["round_ms"], row["round_ms"]), 4)

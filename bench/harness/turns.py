@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from harness.device import CUDA
@@ -47,6 +48,10 @@ class Contender:
         deciles = statistics.quantiles(self.round_ms, n=10, method="inclusive")
         return [deciles[1], deciles[4], deciles[7]]
 
+    def repeat_untimed(self) -> None:
+        """Prepare and do the work once."""
+        self.work(self.prepare())
+
     def take_turn(self, clock: Clock, seconds: float) -> None:
         """Repeat the work until the time is up, at least once.
 
@@ -71,14 +76,14 @@ def take_turns(contenders: Sequence[Contender], seconds: float, clock: Clock | N
     """
     chosen = clock or (DeviceClock() if CUDA else HostClock())
     for contender in contenders:
-        _attempt(contender, lambda contender=contender: contender.work(contender.prepare()))
+        _attempt(contender, contender.repeat_untimed)
     begin, number = time.perf_counter(), 0
     while number < FEWEST_ROUNDS or (
         number < MOST_ROUNDS and time.perf_counter() - begin < seconds * sum(c.share for c in contenders)
     ):
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             if contender.failure is None:
-                _attempt(contender, lambda c=contender: c.take_turn(chosen, seconds / MOST_ROUNDS))
+                _attempt(contender, partial(contender.take_turn, chosen, seconds / MOST_ROUNDS))
         number += 1
 
 

@@ -25,7 +25,11 @@ WAYS: dict[str, Callable[..., Any]] = {DIRECT: _directly, CUSTOM: _through_custo
 
 def take(way: str) -> None:
     """Let every operator go this way from now on."""
-    Operator.__call__ = WAYS[way]
+    _call_by(WAYS[way])
+
+
+def _call_by(way: Callable[..., Any]) -> None:
+    Operator.__call__ = way  # type: ignore[method-assign]  # mypy allows no method to be replaced
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def count_calls(work: Callable[[], Any]) -> int:
         calls += 1
         return _directly(operator, *args)
 
-    Operator.__call__ = counting
+    _call_by(counting)
     try:
         work()
     finally:

@@ -197,7 +197,7 @@ class Recorder:
                 self._finish = self._mark()
             finish_gradients(stage)
 
-        Stage.finish_gradients = finish  # type: ignore[method-assign]
+        Stage.finish_gradients = finish  # type: ignore[assignment]  # mypy allows no method to be replaced
         try:
             yield
         finally:

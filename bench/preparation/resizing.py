@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ def compare(repetitions: int) -> Iterator[Comparison]:
         Image.fromarray(synthetic_photograph(0, width, height)).save(file := io.BytesIO(), "JPEG", quality=92)
         data = file.getvalue()
         image = decode(data)
-        ways = {
+        ways: dict[str, tuple[Callable[[], object], ...]] = {
             "resize": (partial(resize_shorter_side, image, OPTIONS.size, square=True), partial(_by_box, image)),
             "prepare": (partial(prepare_image, data, OPTIONS), partial(_prepared_by_box, data)),
         }
@@ -61,7 +60,7 @@ def _prepared_by_box(data: bytes) -> tuple[bytes, NDArray[np.uint8]]:
     return file.getvalue(), np.asarray(image)
 
 
-def _milliseconds(work: Callable[[], Any]) -> float:
+def _milliseconds(work: Callable[[], object]) -> float:
     """Processor time of this thread: other processes disturb it less than the time on the clock."""
     began = time.thread_time()
     work()

@@ -31,20 +31,26 @@ def dali_batches(dataset: Dataset, batch_size: int, threads: int, crop: int, noi
     mean = np.ascontiguousarray(dataset.mean_image[border : border + crop, border : border + crop])
     axes = dataset.color_vectors * dataset.color_deviations * noise  # columns are the axes, as long as their noise
 
-    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=PREFETCH)
+    @pipeline_def(batch_size=batch_size, num_threads=threads, prefetch_queue_depth=PREFETCH)
     def graph() -> Any:
-        encoded, _ = fn.readers.webdataset(
+        encoded, _ = fn.readers.webdataset(  # type: ignore[misc]  # DALI's stub does not count the outputs
             paths=shard_paths(dataset), ext=["jpg", "cls"], random_shuffle=True, initial_fill=SHUFFLED, name="reader"
         )
-        place = {"crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
         images = fn.decoders.image_crop(
-            encoded, crop=(crop, crop), **place, output_type=types.DALIImageType.RGB, adjust_orientation=False
+            encoded,
+            crop=(crop, crop),
+            crop_pos_x=fn.random.uniform(range=(0, 1)),
+            crop_pos_y=fn.random.uniform(range=(0, 1)),
+            output_type=types.DALIImageType.RGB,
+            adjust_orientation=False,
         )
         images = fn.flip(images, horizontal=fn.random.coin_flip()) - types.Constant(mean, device="cpu")
         draws = fn.random.normal(shape=(3,))
         shift = fn.stack(*(fn.reductions.sum(draws * types.Constant(row.astype(np.float32))) for row in axes))
         divisor = types.Constant(np.full(3, 1 + noise, np.float32), device="cpu")
-        return fn.crop_mirror_normalize(images, mean=-shift, std=divisor, dtype=types.FLOAT, output_layout="HWC")
+        return fn.crop_mirror_normalize(
+            images, mean=-shift, std=divisor, dtype=types.DALIDataType.FLOAT, output_layout="HWC"
+        )
 
     pipeline = graph()
     pipeline.build()

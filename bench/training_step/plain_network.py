@@ -32,6 +32,8 @@ class PlainNetwork(nn.Module):
             a CPU than `F.local_response_norm`.
     """
 
+    std: Tensor
+
     def __init__(self, architecture: Architecture, banded: bool = False) -> None:
         super().__init__()
         self.architecture = architecture

@@ -133,7 +133,8 @@ class Step:
     def _build_plain(self) -> None:
         network = PlainNetwork(self.architecture, banded=self.variant.banded)
         network.load_state_dict(self.weights)
-        network.to(DEVICE, memory_format=torch.channels_last if self.variant.channels_last else torch.contiguous_format)
+        layout = torch.channels_last if self.variant.channels_last else torch.contiguous_format
+        network.to(DEVICE, memory_format=layout)  # type: ignore[call-overload]  # torch's overloads lack memory_format
         self.network = network
         self.forward: Any = network
         if self.variant.compile is not None:

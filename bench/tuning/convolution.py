@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,9 @@ def definition(direction: Direction, operands: Sequence[Tensor], problem: Proble
     wide = [tensor.double() for tensor in operands]
     top, bottom, left, right = problem.padding
 
-    def convolve(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, weight, *bias, stride=problem.stride, groups=problem.groups)
+        return F.conv2d(x, weight, bias, stride=problem.stride, groups=problem.groups)
 
     if direction == "forward":
         z = convolve(*wide)
@@ -197,7 +198,7 @@ def timings(
         elif not torch.equal(found, again):
             refused[settings] = "is not deterministic"
         else:
-            times[settings] = time(lambda settings=settings: run(direction, given, problem, settings), settings)
+            times[settings] = time(partial(run, direction, given, problem, settings), settings)
     return dict(sorted(times.items(), key=lambda item: item[1]))
 
 

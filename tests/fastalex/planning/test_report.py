@@ -32,7 +32,9 @@ def test_the_tables_fit_80_columns(devices, capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
     # No cell is broken into two lines.
     assert sum(line.startswith(("│ conv", "│ fc")) for line in lines) == 8
-    assert sum(line.startswith(("│ NVIDIA", "│ AMD", "│ Intel", "│ Xeon")) for line in lines) == len(known_speeds("krizhevsky"))
+    assert sum(line.startswith(("│ NVIDIA", "│ AMD", "│ Intel", "│ Xeon")) for line in lines) == len(
+        known_speeds("krizhevsky")
+    )
     assert not any(line.startswith("│" + 20 * " ") for line in lines)
     # No two columns have the same name.
     headers = [re.split(r"\s*┃\s*", line)[1:-1] for line in lines if line.startswith("┃")]
