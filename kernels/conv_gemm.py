@@ -100,7 +100,8 @@ def space_to_depth_kernel(
     image = (program // (BLOCKS * OUT_HEIGHT * STRIDE)).to(tl.int64)
     # Load them from x; the padding is zero.
     h = row - TOP
-    inside = in_range(h, HEIGHT) & (element >= LEFT * CHANNELS) & (element < (LEFT + WIDTH) * CHANNELS)
+    end = tl.where(in_range(h, HEIGHT), (LEFT + WIDTH) * CHANNELS, 0)  # a row above or below x has no elements
+    inside = (element >= LEFT * CHANNELS) & (element < end)
     x_row = x_ptr + image * (HEIGHT * WIDTH * CHANNELS) + h * (WIDTH * CHANNELS)
     values = tl.load(x_row + (element - LEFT * CHANNELS), mask=inside, other=0.0)
     # Where they belong within a square of STRIDE x STRIDE pixels.

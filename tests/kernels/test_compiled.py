@@ -191,6 +191,8 @@ def test_tensors_are_loaded_and_stored_16_bytes_at_a_time(records: list[dict]) -
 def test_hopper_code_is_no_worse_than_recorded(output: list[dict]) -> None:
     rows = [item["row"] for item in output if "row" in item]
     record, versions = json.loads(RECORD.read_text()), next(item["versions"] for item in output if "versions" in item)
+    if versions["triton"].split(".")[:2] not in (["3", "6"], ["3", "7"]):  # what a GPU build of torch 2.11 to 2.13 has
+        pytest.skip(f"the record is of Triton {record['versions']['triton']}; {versions['triton']} makes other code")
     problems = list(Budget.of(record, versions).problems(rows))
     assert not problems, "\n" + "\n".join(problems)
 
