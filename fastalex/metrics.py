@@ -6,6 +6,7 @@ Counts are one float64 vector (sum of losses, top-1 errors, top-5 errors, images
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +17,21 @@ _TOP = 5
 def chance(classes: int, top: int = 1) -> float:
     """The error rate in percent of guessing ``top`` of ``classes`` classes: 100 (1 - top / classes)."""
     return 100 * max(0.0, 1 - top / classes)
+
+
+def learning_margin(classes: int, images: int) -> float:
+    """By how many points a top-1 error must be below chance for a run to have learned something.
+
+    2 points, or three standard errors of guessing if that is more: 3 * 100 * sqrt(p (1 - p) / n), with p = 1 / classes
+    and n validation images. Guessing passes for learning once in 700 runs.
+    """
+    p = 1 / classes
+    return max(2.0, 300 * math.sqrt(p * (1 - p) / images))
+
+
+def did_not_learn(top1_error: float, classes: int, images: int) -> bool:
+    """Whether an error (percent, on that many validation images) is not clearly below the error of guessing."""
+    return top1_error > chance(classes) - learning_margin(classes, images)
 
 
 def has_top5(classes: int) -> bool:

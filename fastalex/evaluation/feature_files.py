@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from fastalex.options.choices import FeatureFormat
 
 VARIABLE = "activations"
 """Name of the array in ``.h5`` and ``.mat`` files."""
+
+FILES = "files"
+"""Name beside it of the list of the rows' image files: text in ``.h5``, a cell array in ``.mat`` files."""
 
 _OVERHEAD = 2**16  # bytes, ample, of an .h5 or .mat file beside its array
 
@@ -48,8 +52,11 @@ def check_format(format: FeatureFormat, dtype: str, largest: int) -> None:
         )
 
 
-def convert(path: Path, format: FeatureFormat) -> None:
+def convert(path: Path, format: FeatureFormat, files: Sequence[str]) -> None:
     """Replace a ``.npy`` file with one of another format, on disk before this returns.
+
+    Args:
+        files: the image file of each row, which the other formats hold beside the array.
 
     Raises:
         OSError: it cannot be written.
@@ -57,12 +64,15 @@ def convert(path: Path, format: FeatureFormat) -> None:
     if format == "npy":
         return
     array, target = np.load(path, mmap_mode="r"), path.with_name(f"{path.name.removesuffix('.npy')}.{format}")
-    if shutil.disk_usage(path.parent).free < array.nbytes + _OVERHEAD:  # on a full disk, HDF5 ends the process
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in files]  # names of files may be no text
+    size = array.nbytes + _OVERHEAD + 8 * sum(map(len, names))
+    if shutil.disk_usage(path.parent).free < size:  # on a full disk, HDF5 ends the process
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
     if format == "h5":
         with require("h5py", "hdf5").File(target, "w") as file:
             file.create_dataset(VARIABLE, data=array)
+            file.create_dataset(FILES, data=names)
     else:
-        require("scipy.io", "hdf5").savemat(target, {VARIABLE: array})
+        require("scipy.io", "hdf5").savemat(target, {VARIABLE: array, FILES: np.array(names, dtype=object)[:, None]})
     sync(target)
     path.unlink()

@@ -182,7 +182,7 @@ class _ActivationWriter:
     def __init__(self, extraction: Extraction, folder: Path) -> None:
         self.names, self.dtype = set(extraction.names), np.dtype(extraction.dtype)
         self.folder, self.format = folder, extraction.format
-        self.images, self.first_row = extraction.images.count, 0
+        self.source, self.images, self.first_row = extraction.images, extraction.images.count, 0
         self.micro_batches: dict[str, list[Tensor]] = {}
         self.files: dict[str, np.memmap[Any, Any]] = {}
 
@@ -204,9 +204,13 @@ class _ActivationWriter:
 
     def finish(self) -> None:
         """Write buffered pages to disk, and convert the files to the format that was asked for."""
+        names: list[str] = []
+        if self.format != "npy":
+            header, *rows = self.source.rows()
+            names = [str(row[header.index("file")]) for row in rows]
         for name, file in self.files.items():
             file.flush()
-            convert(self.folder / f"{name}.npy", self.format)
+            convert(self.folder / f"{name}.npy", self.format, names)
 
 
 def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -29,6 +29,7 @@ from fastalex.evaluation.trained_network import (
     TrainedNetwork,
     UnknownMeanImage,
     check_split,
+    default_split,
     inference_plan,
     with_mean,
     with_training_data,
@@ -94,7 +95,9 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     networks = with_mean(networks, options.mean)
     networks = with_training_data(networks, options.training_data, may_prepare=not is_worker())
     dataset = _open_dataset(data, networks)
-    check_split(dataset, options.split)
+    # Training data without a validation set would give a training error to who asked for neither.
+    split = options.split or (default_split(dataset) if data else "val")
+    check_split(dataset, split)
     if options.fit_coefficients:
         check_split(dataset, options.fit_coefficients)
     _check_classes(networks[0], dataset)
@@ -105,7 +108,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
         networks,
         plans,
         str(dataset.root),
-        options.split,
+        split,
         options.crops,
         coefficients,
         options.fit_coefficients,

@@ -11,6 +11,7 @@ _HEAD = 1024  # bytes that tell what a file is
 _OURS = "fastalex reads only .safetensors files that it wrote itself, such as best.safetensors in a run folder"
 _CONVERT = f"if it holds AlexNet's weights, convert it with: {command('fastalex.convert', 'FILE', 'OUT.safetensors')}"
 _CONVERTIBLE = f"fastalex reads only .safetensors files that it wrote itself; {_CONVERT}"
+_WEIGHTS_FIRST = "a run folder or a .safetensors file of weights comes first, then the images"
 _UNPACK = "unpack it first"
 
 # The first bytes of a file, what it then is, and what to do.
@@ -24,6 +25,9 @@ _NOT_THE_FILE = (
 _FORMATS = (
     (b"PK\x03\x04", "a PyTorch file (.pth, .pt) or another zip archive", _CONVERTIBLE),
     (b"\x80\x02", "a PyTorch file or another pickle", _CONVERTIBLE),
+    (b"\xff\xd8\xff", "a JPEG image", _WEIGHTS_FIRST),
+    (b"\x89PNG", "a PNG image", _WEIGHTS_FIRST),
+    (b"GIF8", "a GIF image", _WEIGHTS_FIRST),
     (b"\x80\x03", "a pickle", _OURS),
     (b"\x80\x04", "a pickle", _OURS),
     (b"\x80\x05", "a pickle", _OURS),

@@ -150,6 +150,7 @@ class AlexNet(nn.Module):
         if unknown:
             near = difflib.get_close_matches(unknown[0], found, 3)
             hint = f"did you mean {' or '.join(near)}? Choose" if near else "choose"
+            hint = "separate names by spaces; choose" if "," in unknown[0] else hint
             raise ConfigurationError(f"no activation named {', '.join(unknown)}; {hint} from {', '.join(found)}")
         return {name: found[name] for name in wanted}
 

@@ -37,8 +37,8 @@ class EvaluateOptions:
     a prepared data set or class folders. Default: the training data of the first run."""
     crops: Literal[1, 10] = 1
     """1: the centre crop. 10: four corners and the centre, each also mirrored; softmax outputs are averaged."""
-    split: str = "val"
-    """Split of the data set: val, test or train."""
+    split: Annotated[str | None, optional("SPLIT")] = None
+    """Split of the data set: val, test or train. Default: val, or the only split of DATA with images."""
     weights: Literal["best", "last"] = "best"
     """Which weights of a run to use."""
     coefficients: Annotated[tuple[float, ...], optional("C [C ...]")] = ()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataloading.command_line import parse_color
 from dataloading.process import command
+from dataloading.sources.folder_listing import has_image_suffix
 from fastalex.cli import check_positive
 from fastalex.console import console
 from fastalex.errors import ConfigurationError
@@ -97,6 +98,8 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     count = next((number for number, path in enumerate(paths) if not _names_weights(path)), len(paths))
     if count == 0:
         first = f", got {paths[0]}" if paths else ""
+        if paths and (has_image_suffix(paths[0].name) or any(map(_names_weights, paths))):
+            raise ConfigurationError(f"name the run folder or the .safetensors file first, then the images{first}")
         raise ConfigurationError(
             f"the first path must be a run folder or a .safetensors file{first}; to use a network from elsewhere, "
             f"convert it with: {command('fastalex.convert', 'FILE', 'OUT.safetensors')}"

@@ -29,6 +29,7 @@ from fastalex.network import model as plain
 from fastalex.network.architecture import Architecture
 from fastalex.network.weights import HUB_FILE, NetworkSpec, find_weights, load_parameters, load_spec
 from fastalex.network.weights_record import Origin, WeightsRecord, load_record, save_weights
+from fastalex.parallel.devices import check_devices
 from fastalex.prediction.hub import ModelHubMixin, card, download
 from fastalex.prediction.preprocessing import AnyImage, Preprocessing
 from fastalex.training.validation import mean_of_views
@@ -58,7 +59,7 @@ class Prediction:
     names: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """``Prediction(tench 91.2%, goldfish 3.1%)``."""
+        """The classes with their probabilities in percent."""
         pairs = zip(self.names, self.probabilities, strict=True)
         return f"Prediction({', '.join(f'{name} {probability:.1%}' for name, probability in pairs)})"
 
@@ -220,9 +221,15 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         device: where it computes.
 
     Raises:
-        ConfigurationError: there is no such network, or its file is damaged.
+        ConfigurationError: there is no such network or device, or the file is damaged.
     """
-    return AlexNet.from_pretrained(source).to(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(f"device must be cpu or cuda, or a GPU such as cuda:0, got {device!r}") from None
+    if place.type == "cuda":
+        check_devices((torch.device("cuda", place.index or 0),))
+    return AlexNet.from_pretrained(source).to(place)
 
 
 def best(log_probabilities: Tensor, classes: Sequence[str], top: int, words: Sequence[str] = ()) -> list[Prediction]:

@@ -2,13 +2,12 @@
 
 The spread is the sample standard deviation over seeds. A difference is marked as uncertain if it is not larger than
 the spread of the variant and of the base: it may be chance. A run whose error is not clearly below that of guessing
-did not learn (:func:`learning_margin`), and says nothing about the claim.
+did not learn (:func:`fastalex.metrics.learning_margin`), and says nothing about the claim.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from rich.table import Table
 from fastalex.console import duration
 from fastalex.datasets import open_prepared
 from fastalex.files import write_atomically
-from fastalex.metrics import chance, has_top5
+from fastalex.metrics import chance, did_not_learn, has_top5, learning_margin
 from fastalex.network.architecture import block_shapes
 from fastalex.studies.claims import TRAINING_ERROR_GOAL, PublishedDifference, Study, Variant
 from fastalex.studies.runs import RunResult, StudyRun, has_diverged, is_finished, read_result
@@ -118,21 +117,6 @@ class Row:
         """Epochs to the training error goal; None unless all seeds reached it."""
         reached = [result.epochs_to_goal for result in self.results if result.epochs_to_goal is not None]
         return Figure.of(reached) if reached and len(reached) == len(self.results) and not self.diverged else None
-
-
-def learning_margin(classes: int, images: int) -> float:
-    """By how many points a top-1 error must be below chance for a run to have learned something.
-
-    2 points, or three standard errors of guessing if that is more: 3 * 100 * sqrt(p (1 - p) / n), with p = 1 / classes
-    and n validation images. Guessing passes for learning once in 700 runs.
-    """
-    p = 1 / classes
-    return max(2.0, 300 * math.sqrt(p * (1 - p) / images))
-
-
-def did_not_learn(top1_error: float, classes: int, images: int) -> bool:
-    """Whether an error (percent, on that many validation images) is not clearly below the error of guessing."""
-    return top1_error > chance(classes) - learning_margin(classes, images)
 
 
 def learned_text(failed: int, runs: int) -> str:

@@ -20,7 +20,7 @@ from rich.text import Text
 from dataloading.process import command
 from fastalex.console import console, duration
 from fastalex.datasets import AnyDataset
-from fastalex.metrics import Metrics, chance
+from fastalex.metrics import Metrics, chance, did_not_learn
 from fastalex.network.architecture import block_shapes
 from fastalex.network.precision import describe_precision
 from fastalex.network.weights import load_first_layer
@@ -207,7 +207,13 @@ class Reporter(SilentReporter):
         self._print_rows(rows)
         if not self.is_brief:
             images = self.dataset.count("val")
-            self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images")
+            if did_not_learn(best, len(self.dataset.classes), images):
+                self._print(
+                    "note: no error is clearly below that of guessing; if more epochs do not help, try another "
+                    "learning rate, or at a small width scaled initial weights"
+                )
+            better = f"; the best epoch, which evaluate uses, has {best:.2f} %" if best < errors[-1] else ""
+            self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images{better}")
         if has_matplotlib:
             self._attempt("the curve", lambda: draw_curve(run))
         self._attempt("the picture of the kernels", lambda: _draw_kernels(run / "last.safetensors", picture))

@@ -17,6 +17,7 @@ def test_what_is_refused(runs, prepared, tmp_path):
     for names, options, message in (
         (("conv9",), {}, "no activation named conv9; .* conv1.conv, conv1.pool"),
         ((), {}, "name at least one activation"),
+        (("conv2,fc7",), {}, "no activation named conv2,fc7; separate names by spaces; choose from conv1.conv"),
         (("fc7",), {"split": "test"}, "no images in split 'test'"),
         (("fc7",), {"batch_size": 0}, "--batch-size .* 0"),
         (("fc7",), {"run": tmp_path / "nothing"}, "no such run folder"),

@@ -114,11 +114,15 @@ def test_hdf5_and_matlab_files_hold_the_same(run, stimuli, tmp_path):
         assert {path.suffix for path in (tmp_path / kind).iterdir()} == {f".{kind}", ".csv", ".json"}
     about = json.loads((tmp_path / "h5" / "features.json").read_text())
     assert about["activations"] == {name: f"{name}.h5" for name in NAMES}
+    files = [row["file"] for row in csv.DictReader((tmp_path / "npy" / "samples.csv").open())]
     for name in NAMES:
         expected = np.load(tmp_path / "npy" / f"{name}.npy")
         with h5py.File(tmp_path / "h5" / f"{name}.h5") as file:
             assert np.array_equal(file["activations"][:], expected)
-        assert np.array_equal(loadmat(tmp_path / "mat" / f"{name}.mat")["activations"], expected)
+            assert file["files"].asstr()[:].tolist() == files
+        matlab = loadmat(tmp_path / "mat" / f"{name}.mat")
+        assert np.array_equal(matlab["activations"], expected)
+        assert [cell.item() for cell in matlab["files"][:, 0]] == files
 
 
 @pytest.mark.parametrize("kind", ["h5", "mat"])

@@ -90,6 +90,13 @@ def reported(capsys, *paths: Path, **options: object) -> tuple[dict[str, str], E
     return {name.strip(): text.strip() for name, _, text in (line.partition("  ") for line in lines)}, result
 
 
+def test_the_only_split_with_images_needs_no_name(runs, class_folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows, result = reported(capsys, runs[0], class_folders / "val")
+    assert "train: 7 images" in rows["data"]
+    assert result.metrics.images == 7
+
+
 def test_an_ensemble_prints_what_it_is_made_of(runs, prepared, tmp_path, capsys):
     cycled = save_run(tmp_path / "run", prepared, seed=1, classes=("green", "red", "blue"))
     table = tmp_path / "classes.csv"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from fastalex.errors import ConfigurationError
@@ -39,6 +40,11 @@ def write_tar(path: Path) -> None:
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a pickle: fastalex reads only .safetensors"),
         (lambda path: path.write_bytes(PAGE), "is a web page, not the file itself: the download failed"),
         (lambda path: path.write_bytes(gzip.compress(b"weights")), "is compressed by gzip: unpack it first"),
+        (
+            lambda path: Image.new("RGB", (9, 9)).save(path, "JPEG"),
+            "is a JPEG image: a run folder or a .safetensors file of weights comes first, then the images",
+        ),
+        (lambda path: Image.new("RGB", (9, 9)).save(path, "PNG"), "is a PNG image: a run folder or"),
         (write_tar, "is a tar archive: unpack it first"),
         (lambda path: np.save(path.open("wb"), np.zeros(3)), "is a NumPy array"),
         (lambda path: path.write_text('{"architecture": "krizhevsky"}'), "is a text file"),

@@ -146,7 +146,9 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
     stranger = save_run(tmp_path / "stranger", prepared, with_record=True, classes=("a", "b", "c"))
     for paths, options, message in (
         ((), {}, r"the first path must be a run folder or a .safetensors file; to use"),
-        ((image, runs[0]), {}, "the first path must be a run folder or a .safetensors file, got .*0.jpg; to use"),
+        ((tmp_path / "a.pth", image), {}, "the first path must be a run folder .*, got .*a.pth; to use"),
+        ((image, runs[0]), {}, "name the run folder or the .safetensors file first, then the images, got .*0.jpg$"),
+        ((stored, runs[0]), {}, "name the run folder or the .safetensors file first, then the images, got .*"),
         ((runs[0],), {}, "name at least one image, or a folder of images, after the weights"),
         ((runs[0], tmp_path / "no.jpg"), {}, "no such image or folder: .*no.jpg"),
         ((runs[0], tmp_path / "none"), {}, "none has no images; name a folder of images"),

@@ -145,6 +145,12 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     for wrong in ("runs/phtoos", "runs"):  # not a name on the hub
         with pytest.raises(ConfigurationError, match=r"; there are the runs runs/photos$"):
             load(wrong)
+    for device, message in (
+        ("gpu", "must be cpu or cuda, .*, got 'gpu'"),
+        ("cuda:99", "device 99 does not exist"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            load("nowhere", device=device)
     with pytest.raises(ConfigurationError, match="no such file or folder: nobody/nothing; and the hub did not give"):
         AlexNet.from_pretrained("nobody/nothing", local_files_only=True)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fastalex.handcrafted.options import METHODS
+from fastalex.metrics import did_not_learn
 from fastalex.studies.claims import OTHER_CLAIMS, PUBLISHED_ERRORS, STUDIES, OtherClaim, Study, Variant, find_study
-from fastalex.studies.comparison import did_not_learn, learned_text
+from fastalex.studies.comparison import learned_text
 
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "bench" / "results"

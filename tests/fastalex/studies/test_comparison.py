@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Picture
 from rich.console import Console
 
+from fastalex.metrics import did_not_learn, learning_margin
 from fastalex.studies.claims import Variant, find_study
 from fastalex.studies.comparison import (
     Difference,
@@ -17,10 +18,8 @@ from fastalex.studies.comparison import (
     _row_record,
     compare,
     comparison_table,
-    did_not_learn,
     epoch_ratio,
     fastest_variants,
-    learning_margin,
     remarks,
     uncertain_differences,
 )

@@ -158,6 +158,12 @@ def test_on_a_terminal_the_bar_moves_and_then_makes_room(reporter):
     assert text.endswith("\x1b[1A\x1b[2K")  # the bar's line is erased
 
 
+END = (
+    "trained and evaluated: top-1 error 30.00 % on 7 validation images; "
+    "the best epoch, which evaluate uses, has 20.00 %"
+)
+
+
 def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
     reporter.start(TrainingState())
     with reporter.epoch(TrainingState()):
@@ -166,7 +172,7 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
     before = len(lines(reporter))
     reporter.end(state, [10**9, 2 * 10**9])
     run, text = config.output, lines(reporter)[before:]
-    assert [" ".join(line.split()) for line in text[:-4]] == [
+    assert [" ".join(line.split()) for line in text[:-5]] == [
         "top-1 error last 30.00 %, best 20.00 % (epoch 1), chance 66.67 %",
         "time 2:05 of training, 0:00 of it since resuming, 64 images/s, waiting for data 20.0 %",
         "peak memory 1.00 GB, 2.00 GB by worker",
@@ -176,10 +182,15 @@ def test_the_end_says_what_came_out_and_what_comes_next(reporter, config):
         "skipped 1 steps with a non-finite loss or gradient",
         "damaged images 1 of train: replaced by others of their class",
     ]
-    assert text[-4].endswith(f" -m fastalex.evaluate {run}")
-    assert text[-3].endswith(f" -m fastalex.predict {run} IMAGES")
-    assert text[-2].endswith(f" -m fastalex.train --resume {run} --epochs 7")
-    assert text[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+    assert text[-5].endswith(f" -m fastalex.evaluate {run}")
+    assert text[-4].endswith(f" -m fastalex.predict {run} IMAGES")
+    assert text[-3].endswith(f" -m fastalex.train --resume {run} --epochs 7")
+    # 20 % of 7 images are not clearly less than the 67 % of guessing.
+    assert text[-2].startswith("note: no error is clearly below that of guessing; ")
+    assert text[-1] == END
+    reporter.end(replace(state, errors=[0.0, 0.0]), [10**9])
+    assert not any(line.startswith("note: ") for line in lines(reporter)[before + len(text) :])
+    assert lines(reporter)[-1] == "trained and evaluated: top-1 error 0.00 % on 7 validation images"
 
 
 def test_the_time_of_training_stands_beside_the_time_that_passed(reporter, monkeypatch):
@@ -209,7 +220,7 @@ def end(reporter: Reporter) -> None:
 def test_a_curve_that_cannot_be_drawn_costs_a_line_after_the_results(reporter, config, capsys):
     (Path(config.output) / "curve.png").mkdir()
     end(reporter)
-    assert lines(reporter)[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+    assert lines(reporter)[-1] == END
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the curve is left out from here on: ")
     assert line.endswith("; the run goes on")
@@ -226,7 +237,7 @@ def test_the_kernels_are_drawn_as_they_were_saved(reporter, config):
 def test_kernels_that_cannot_be_drawn_cost_a_line(reporter, config, capsys):
     (config.folder / "conv1.png").mkdir()
     end(reporter)
-    assert lines(reporter)[-1] == "trained and evaluated: top-1 error 30.00 % on 7 validation images"
+    assert lines(reporter)[-1] == END
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the picture of the kernels is left out from here on: ")
     assert (config.folder / "curve.png").is_file()
