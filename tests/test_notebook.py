@@ -44,6 +44,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         "".join(output.text for output in cell.outputs if output.get("name") == "stdout") for cell in code[1:]
     )
     assert "trained and evaluated: top-1 error" in train
+    assert "\x1b" not in train  # although Jupyter sets FORCE_COLOR
     assert len(predict.splitlines()) == 3
     assert "fc7:" in activations
     assert re.fullmatch(r"divided by 1\.68 to [\d.]+\n", effect)
