@@ -104,7 +104,7 @@ def test_a_command_runs_as_it_does_alone(tmp_path):
     assert alone[0] == 0
     code, _, err = command(tmp_path, "fastalex", "plan", "--device", "cpu", "--arch", "papr")
     assert (code, err.count("\n")) == (2, 1)
-    small = ["--arch", "four-layer", "-b", "64", "--fraction", "0.1", "--epochs", "1", "--devices", "cpu,cpu"]
+    small = ["--width", "0.0625", "-b", "16", "--fraction", "0.05", "--epochs", "1", "--devices", "cpu,cpu"]
     code, out, err = command(tmp_path, "fastalex", "train", *small, "--output", "run")
     assert code == 0, err
     assert "trained and evaluated" in out

@@ -2,19 +2,21 @@
 
 Draws two data sets of 20 and 24 classes, prepares them, starts ``fastalex.reproduce all`` at a sixteenth of the width,
 kills it in the middle, continues it, and checks the results: every file is there, no process is left, the tables'
-errors are those counted from predictions here, and nothing is said to be ImageNet. It takes minutes, so it is not part
-of the test suite.
+errors are those counted from predictions here, all links lead to files, and nothing is said to be ImageNet. Started
+once more, it repeats nothing. It takes minutes, so it is not part of the test suite.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 from fastalex.network.weights_record import load_record
 from fastalex.studies.claims import STUDIES
@@ -49,12 +51,38 @@ def reproduce(folder: Path) -> None:
     kill_in_the_middle(folder, "fastalex.reproduce", *words)
     run(folder, "fastalex.reproduce", *words)
     check(folder)
+    check_links(folder / "out" / "index.html")
+    made = times_of_files(folder / "out" / "runs")
+    again = run(folder, "fastalex.reproduce", *words)
+    assert "---" not in again, "finished steps were repeated"
+    assert times_of_files(folder / "out" / "runs") == made
     print(f"everything is there: {folder / 'out' / 'index.html'}")
 
 
-def run(folder: Path, *words: object) -> None:
-    """Run a command, which must succeed."""
-    subprocess.run([sys.executable, "-m", *map(str, words)], cwd=folder, env=environment(), check=True)
+def run(folder: Path, *words: object) -> str:
+    """Run a command, which must succeed, and return its output."""
+    command, lines = [sys.executable, "-m", *map(str, words)], []
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    assert process.returncode == 0, f"{' '.join(command)} ended with code {process.returncode}"
+    return "".join(lines)
+
+
+def times_of_files(folder: Path) -> dict[Path, int]:
+    """When each file below a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def check_links(page: Path) -> None:
+    """Check that a page names only files that exist, and holds its pictures itself."""
+    found = re.findall(r"""(?:href|src)=["']([^"']*)["']""", page.read_text())
+    links = [unquote(link) for link in found if not link.startswith(("data:", "#"))]
+    assert {"table2.json", "figure2.svg", "figure3.svg", "figure4.json", "report.html"} <= {*links}, links
+    missing = [link for link in links if not (page.parent / link).is_file()]
+    assert not missing, f"dead links: {', '.join(missing)}"
 
 
 def kill_in_the_middle(folder: Path, *words: str) -> None:
