@@ -1,4 +1,4 @@
-"""``python -m fastalex.features RUN DATA ACTIVATION ... -o DIR``: save a network's activations as NumPy files."""
+"""``python -m fastalex.features RUN DATA ACTIVATION ... -o DIR``: save a network's activations as arrays."""
 
 from __future__ import annotations
 
