@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from dataloading.loading.dali_check import check_dali
+from dataloading.process import command
 from fastalex.cli import check_positive
 from fastalex.console import console, print_rows, print_whole
 from fastalex.datasets import AnyDataset, open_data, open_prepared
@@ -189,10 +190,25 @@ def _check_files(options: EvaluateOptions) -> None:
             raise ConfigurationError(f"{option} and {other} both name {path}; name two files")
 
 
+def check_order(module: str, paths: Sequence[Path]) -> None:
+    """Check that runs come before data.
+
+    Raises:
+        ConfigurationError: the first path is a folder and no run, but another one is; with the command in order.
+    """
+    runs = [path for path in paths if (path / "config.json").is_file() or path.suffix == ".safetensors"]
+    if runs and paths[0].is_dir() and paths[0] not in runs:
+        ordered = [*runs, *(path for path in paths if path not in runs)]
+        raise ConfigurationError(
+            f"{paths[0]} is not a run, but {runs[0]} is: name runs first, then the data: {command(module, *ordered)}"
+        )
+
+
 def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
     """Split the paths into runs and data: the last of several paths is the data unless it is a run."""
     if not paths:
         raise ConfigurationError("name at least one run folder or weights file")
+    check_order("fastalex.evaluate", paths)
     *runs, last = paths
     is_file_of_weights = last.is_file() and last.suffix.lower() not in _ARCHIVES
     if not runs or (last / "config.json").is_file() or last.suffix == ".safetensors" or is_file_of_weights:

@@ -16,7 +16,7 @@ from fastalex.datasets import open_prepared
 from fastalex.errors import ConfigurationError
 from fastalex.evaluation.confusion import check_size
 from fastalex.evaluation.ensemble import Evaluation
-from fastalex.evaluation.options import EvaluateOptions
+from fastalex.evaluation.options import EvaluateOptions, check_order
 from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage
 from fastalex.files import check_new_file, write_atomically
@@ -156,6 +156,7 @@ def _runs_and_data(paths: Sequence[Path]) -> tuple[list[Path], Path | None]:
     """
     if not paths:
         raise ConfigurationError("name at least one run folder")
+    check_order("fastalex.report", paths)
     *runs, last = paths
     data = last if runs and not (last / "config.json").is_file() and last.suffix != ".safetensors" else None
     folders = list(runs if data is not None else paths)

@@ -32,7 +32,8 @@ def test_what_is_refused(runs, prepared, tmp_path):
     for paths, options, message in (
         ((), {}, "name at least one run"),
         ((tmp_path / "nothing",), {}, "no such run folder or weights file"),
-        ((prepared, one), {}, "is not a run folder"),
+        ((prepared, one), {}, f"{prepared} is not a run, but {one} is: name runs first, .* {one} {prepared}$"),
+        ((prepared, two, one), {}, f"name runs first, then the data: .* -m fastalex.evaluate {two} {one} {prepared}$"),
         ((one, tmp_path / "nothing"), {}, "no such folder"),
         ((started,), {}, "has no best.safetensors yet: it has not saved a checkpoint"),
         ((tmp_path / "file.txt",), {}, "file.txt is empty: copy or download the file again"),

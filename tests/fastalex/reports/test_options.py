@@ -82,6 +82,7 @@ def test_runs_that_lack_something_are_named(run, tmp_path):
     (run / "last.safetensors").unlink()
     assert "it has not saved a checkpoint" in message(run)
     assert "is not a run folder: it has no config.json" in message(tmp_path)
+    assert message(tmp_path, run).endswith(f" -m fastalex.report {run} {tmp_path}")
 
 
 def test_runs_of_other_classes_or_data_are_refused(run, odd_runs, prepared, class_folders, tmp_path):
