@@ -48,7 +48,7 @@ def install_command(extra: str) -> str:
 
 
 def command(*arguments: object) -> str:
-    """The shell command that runs a module from the current folder as the user runs this program, to show to users.
+    """The shell command that runs a module, in the form in which the user has called this program, to show to users.
 
     ``command("dataloading.check", "my data")`` is ``fastalex check 'my data'`` after another ``fastalex`` command, else
     ``.venv/bin/python -m dataloading.check 'my data'`` where `.venv` is in the current folder.

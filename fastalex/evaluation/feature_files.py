@@ -19,7 +19,7 @@ VARIABLE = "activations"
 """Name of the array in ``.h5`` and ``.mat`` files."""
 
 FILES = "files"
-"""Name beside it of the list of the rows' image files: text in ``.h5``, a cell array in ``.mat`` files."""
+"""Name of the list beside it, the image file of each row: text in ``.h5``, a cell array in ``.mat`` files."""
 
 _OVERHEAD = 2**16  # bytes, ample, of an .h5 or .mat file beside its array
 

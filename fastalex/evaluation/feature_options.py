@@ -30,6 +30,7 @@ from fastalex.evaluation.trained_network import (
 )
 from fastalex.files import check_new_folder, is_empty
 from fastalex.network.precision import check_precision
+from fastalex.network.weights import names_weights
 from fastalex.options.features import FeaturesOptions
 from fastalex.parallel.devices import Devices, default_device, parse_devices
 from fastalex.parallel.torchrun import is_worker, machines
@@ -53,7 +54,7 @@ def resolve(options: FeaturesOptions, devices: Devices | None = None) -> Extract
     check_new_folder(output, "choose another --output")
     devices = devices or parse_devices(options.devices or default_device())
     check_precision(options.precision, devices)
-    if _is_run(options.data) and not _is_run(options.run):
+    if names_weights(options.data) and not names_weights(options.run):
         raise ConfigurationError(
             f"{options.run} is not a run, but {options.data} is: name the run first, then the images: "
             f"{command('fastalex.features', options.data, options.run, *options.names)} -o {output}"
@@ -94,10 +95,6 @@ class _Images(NamedTuple):
 
     network: TrainedNetwork
     source: PreparedImages | ImageFiles
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.json").is_file() or path.suffix == ".safetensors"
 
 
 def _are_files(data: Path) -> bool:

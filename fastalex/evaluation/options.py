@@ -38,6 +38,7 @@ from fastalex.evaluation.trained_network import (
 from fastalex.files import check_new_file
 from fastalex.metrics import Metrics, chance, has_top5
 from fastalex.network.precision import check_precision
+from fastalex.network.weights import names_weights
 from fastalex.optional_packages import require
 from fastalex.options.evaluate import EvaluateOptions
 from fastalex.parallel.devices import Devices, default_device, parse_devices
@@ -96,7 +97,7 @@ def resolve(options: EvaluateOptions, devices: Devices | None = None) -> Evaluat
     networks = with_mean(networks, options.mean)
     networks = with_training_data(networks, options.training_data, may_prepare=not is_worker())
     dataset = _open_dataset(data, networks)
-    # Training data without a validation set would give a training error to who asked for neither.
+    # Without DATA the default stays val: the only split of training data would give a training error.
     split = options.split or (default_split(dataset) if data else "val")
     check_split(dataset, split)
     if options.fit_coefficients:
@@ -196,7 +197,7 @@ def check_order(module: str, paths: Sequence[Path]) -> None:
     Raises:
         ConfigurationError: the first path is a folder and no run, but another one is; with the command in order.
     """
-    runs = [path for path in paths if (path / "config.json").is_file() or path.suffix == ".safetensors"]
+    runs = [path for path in paths if names_weights(path)]
     if runs and paths[0].is_dir() and paths[0] not in runs:
         ordered = [*runs, *(path for path in paths if path not in runs)]
         raise ConfigurationError(
@@ -211,7 +212,7 @@ def _runs_and_data(paths: Sequence[Path]) -> tuple[Sequence[Path], Path | None]:
     check_order("fastalex.evaluate", paths)
     *runs, last = paths
     is_file_of_weights = last.is_file() and last.suffix.lower() not in _ARCHIVES
-    if not runs or (last / "config.json").is_file() or last.suffix == ".safetensors" or is_file_of_weights:
+    if not runs or names_weights(last) or is_file_of_weights:
         return paths, None
     return runs, last
 

@@ -141,6 +141,11 @@ def find_weights(path: Path, which: Literal["best", "last"] = "best") -> Path:
     raise ConfigurationError(f"{path} has no {weights.name} yet: {reason}")
 
 
+def names_weights(path: Path) -> bool:
+    """Whether a path on a command line names a network and not data: a run, a folder as on the hub, or a file."""
+    return path.suffix == ".safetensors" or any((path / name).is_file() for name in ("config.json", HUB_FILE))
+
+
 def load_spec(path: Path) -> NetworkSpec:
     """The network that the weights in a file belong to.
 

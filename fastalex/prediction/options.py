@@ -19,7 +19,7 @@ from fastalex.console import console
 from fastalex.errors import ConfigurationError
 from fastalex.files import check_new_file, write_atomically
 from fastalex.network.means import read_mean
-from fastalex.network.weights import HUB_FILE, find_weights
+from fastalex.network.weights import find_weights, names_weights
 from fastalex.network.weights_record import WeightsRecord
 from fastalex.optional_packages import require
 from fastalex.options.predict import PredictOptions
@@ -95,10 +95,12 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         ConfigurationError: there are no weights, or no images.
     """
-    count = next((number for number, path in enumerate(paths) if not _names_weights(path)), len(paths))
+    count = next((number for number, path in enumerate(paths) if not names_weights(path)), len(paths))
     if count == 0:
         first = f", got {paths[0]}" if paths else ""
-        if paths and (has_image_suffix(paths[0].name) or any(map(_names_weights, paths))):
+        if paths and not paths[0].exists():
+            find_weights(paths[0])  # raises, and names the runs that there are
+        if paths and (has_image_suffix(paths[0].name) or any(map(names_weights, paths))):
             raise ConfigurationError(f"name the run folder or the .safetensors file first, then the images{first}")
         raise ConfigurationError(
             f"the first path must be a run folder or a .safetensors file{first}; to use a network from elsewhere, "
@@ -107,12 +109,6 @@ def _weights_and_images(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     if count == len(paths):
         raise ConfigurationError("name at least one image, or a folder of images, after the weights")
     return [find_weights(path) for path in paths[:count]], list(paths[count:])
-
-
-def _names_weights(path: Path) -> bool:
-    if path.is_dir():
-        return any((path / name).is_file() for name in ("config.json", HUB_FILE))
-    return path.suffix == ".safetensors"
 
 
 def _check_classes(models: Sequence[AlexNet], weights: Sequence[Path]) -> None:

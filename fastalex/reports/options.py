@@ -20,6 +20,7 @@ from fastalex.evaluation.options import EvaluateOptions, check_order
 from fastalex.evaluation.options import resolve as resolve_evaluation
 from fastalex.evaluation.trained_network import TrainedNetwork, UnknownMeanImage
 from fastalex.files import check_new_file, write_atomically
+from fastalex.network.weights import names_weights
 from fastalex.optional_packages import require
 from fastalex.options.report import ReportOptions
 from fastalex.parallel.world import World
@@ -158,7 +159,7 @@ def _runs_and_data(paths: Sequence[Path]) -> tuple[list[Path], Path | None]:
         raise ConfigurationError("name at least one run folder")
     check_order("fastalex.report", paths)
     *runs, last = paths
-    data = last if runs and not (last / "config.json").is_file() and last.suffix != ".safetensors" else None
+    data = last if runs and not names_weights(last) else None
     folders = list(runs if data is not None else paths)
     for folder in folders:
         if folder.is_file():

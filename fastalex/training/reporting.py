@@ -210,7 +210,7 @@ class Reporter(SilentReporter):
             if did_not_learn(best, len(self.dataset.classes), images):
                 self._print(
                     "note: no error is clearly below that of guessing; if more epochs do not help, try another "
-                    "learning rate, or at a small width scaled initial weights"
+                    "learning rate, or scaled initial weights if the network is narrow"
                 )
             better = f"; the best epoch, which evaluate uses, has {best:.2f} %" if best < errors[-1] else ""
             self._print(f"trained and evaluated: top-1 error {errors[-1]:.2f} % on {images} validation images{better}")

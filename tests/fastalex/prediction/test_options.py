@@ -142,11 +142,13 @@ def test_what_is_refused(runs, prepared, stored, tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     (tmp_path / "there.csv").touch()
     old = save_run(tmp_path / "old", prepared)
-    image = stored / "0.jpg"
+    image, other = stored / "0.jpg", tmp_path / "a.pth"
+    other.touch()
     stranger = save_run(tmp_path / "stranger", prepared, with_record=True, classes=("a", "b", "c"))
     for paths, options, message in (
         ((), {}, r"the first path must be a run folder or a .safetensors file; to use"),
-        ((tmp_path / "a.pth", image), {}, "the first path must be a run folder .*, got .*a.pth; to use"),
+        ((other, image), {}, "the first path must be a run folder .*, got .*a.pth; to use"),
+        ((tmp_path / "typo", image), {}, "no such run folder or weights file: .*typo"),
         ((image, runs[0]), {}, "name the run folder or the .safetensors file first, then the images, got .*0.jpg$"),
         ((stored, runs[0]), {}, "name the run folder or the .safetensors file first, then the images, got .*"),
         ((runs[0],), {}, "name at least one image, or a folder of images, after the weights"),
