@@ -64,7 +64,7 @@ def command(*arguments: object) -> str:
 
 def usage(module: str) -> str:
     """What users type before the arguments of a command: ``python -m fastalex.train`` or ``fastalex train``."""
-    return command(module) if SCRIPT in os.environ else f"python -m {module}"
+    return command(module) if os.environ.get(SCRIPT) else f"python -m {module}"
 
 
 def _from_here(program: Path) -> Path:

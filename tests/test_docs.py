@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
 
+from dataloading.process import SCRIPT
 from docs import figures, installed, sketches, tables
 from fastalex import __main__
 from fastalex.network.variation import Variation
@@ -123,6 +124,7 @@ _cli = tyro.cli
 def test_commands_parse(name, monkeypatch, capsys):
     """By the parsers of the commands themselves; nothing is run."""
     monkeypatch.setattr(tyro, "cli", parse_only)
+    monkeypatch.setenv(SCRIPT, "")  # what main() sets does not outlive this test
     wrong = []
     for words in command_lines(ROOT / name):
         monkeypatch.setattr(sys, "argv", words)
